@@ -1,0 +1,99 @@
+"""One criterion under each method's name: it adds up the method's loss terms and logs them.
+
+Normalisation. The loss of an update is sum_terms weight * (total / count), where total and count run over all
+micro-batches and processes of the update: exactly the loss of their concatenation. fairseq divides the summed
+gradients by the summed `sample_size`, so each micro-batch returns
+
+    loss        = sum_terms weight * total * (micro-batches of the update / count of the update)
+    sample_size = 1
+
+Its loss is then near the mean loss of one micro-batch, whatever the batch size, the number of GPUs and the update
+frequency, so fp16 gradients stay where fairseq's default loss scale expects them.
+"""
+
+import torch
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.distributed import utils as distributed_utils
+from fairseq.logging import metrics
+
+from amos_fairseq.flops import peak_flops
+from amos_fairseq.methods import METHODS
+from amos_fairseq.methods.base import PretrainingBatch
+from amos_fairseq.objectives import COUNTED
+
+DIGITS = 5
+
+
+class PretrainingCriterion(FairseqCriterion):
+    method_name: str
+
+    def __init__(self, task):
+        super().__init__(task)
+        if task.method_name != self.method_name:
+            raise SystemExit(
+                f"amos_fairseq: error: criterion {self.method_name} and task {task.method_name} are two methods: "
+                "use one name for task, arch and criterion"
+            )
+
+    def forward(self, model, sample, reduce=True):
+        batch = PretrainingBatch(**sample["net_input"])
+        method = model.method
+        output = model(**sample["net_input"])
+        terms = method.losses(output, batch)
+        with torch.no_grad():
+            statistics = method.statistics(output, batch)
+
+        if model.training:
+            scales = self.task.term_scales
+        else:
+            scales = {over: 1 / max(1, sample["counts"][over]) for over in COUNTED}
+        loss = sum(term.weight * term.total * scales[term.over] for term in terms.values())
+
+        logs = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
+        for name, term in terms.items():
+            logs[f"term {name} total"] = term.total.detach()
+            logs[f"term {name} count"] = term.count
+            logs[f"term {name} weighted"] = term.weight * term.total.detach()
+        for name, mean in statistics.items():
+            logs[f"mean {name} total"] = mean.total
+            logs[f"mean {name} count"] = mean.count
+        if model.training:
+            flops_per_device = method.training_flops(batch) / distributed_utils.get_data_parallel_world_size()
+            logs["tflop"] = flops_per_device / 1e12
+            logs["peak_seconds"] = flops_per_device / peak_flops(batch.original_tokens.device)
+        return loss, 1, logs
+
+    @staticmethod
+    def reduce_metrics(logging_outputs) -> None:
+        """Log each term's and statistic's mean over all that was counted, and their weighted sum as `loss`."""
+        sums = {}
+        for logs in logging_outputs:
+            for key, value in logs.items():
+                sums[key] = sums.get(key, 0) + float(value)
+        loss = 0.0
+        for key, count in sums.items():
+            if not key.endswith(" count"):
+                continue
+            kind, name, _ = key.split()
+            if kind == "term":
+                loss += sums[f"term {name} weighted"] / max(1.0, count)
+            if count:
+                metrics.log_scalar(name, sums[f"{kind} {name} total"] / count, count, round=DIGITS)
+        metrics.log_scalar("loss", loss, sums["nsentences"], priority=0, round=DIGITS)
+        if "tflop" in sums:
+            # Rates: model FLOPs, and the seconds that they would take at the device's peak, per second of wall time.
+            metrics.log_speed("tflops", sums["tflop"], priority=91, round=DIGITS)
+            metrics.log_speed("mfu", sums["peak_seconds"], priority=92, round=DIGITS)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+def _register(name: str) -> None:
+    criterion = type(f"{METHODS[name].__name__}Criterion", (PretrainingCriterion,), {"method_name": name})
+    register_criterion(name)(criterion)
+
+
+for _name in METHODS:
+    _register(_name)

@@ -1,0 +1,164 @@
+"""Masking: which positions of a block are selected for prediction, and what stands there instead."""
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset, data_utils
+
+
+@dataclass(frozen=True)
+class MaskingOptions:
+    """`mask_prob` of the maskable positions are selected; of these, shares become `<mask>`, stay, or turn random."""
+
+    mask_prob: float = 0.15
+    mask_token_prob: float = 1.0
+    keep_prob: float = 0.0
+    random_prob: float = 0.0
+    mask_special_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_prob < 1:
+            raise ValueError(f"mask_prob must lie between 0 and 1, got {self.mask_prob}: 0.15 is usual")
+        shares = (self.mask_token_prob, self.keep_prob, self.random_prob)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(
+                f"mask_token_prob, keep_prob and random_prob must be shares that add up to 1, got {shares}: "
+                "for example 1 0 0, or 0.8 0.1 0.1 as in BERT"
+            )
+
+
+class MaskedBlock(NamedTuple):
+    original_tokens: np.ndarray  # (T,)
+    masked_tokens: np.ndarray  # (T,)
+    masked_positions: np.ndarray  # (T,) bool
+
+
+def mask_block(
+    original_tokens: np.ndarray,
+    options: MaskingOptions,
+    generator: np.random.Generator,
+    mask_token: int,
+    special_tokens: Sequence[int],
+    regular_tokens: np.ndarray,
+) -> MaskedBlock:
+    """Select round(mask_prob * maskable) positions without replacement and put something else there.
+
+    `special_tokens` are never selected unless `mask_special_tokens`; random tokens come from `regular_tokens`.
+    """
+    maskable = np.arange(len(original_tokens))
+    if not options.mask_special_tokens:
+        maskable = maskable[~np.isin(original_tokens, special_tokens)]
+    selected = generator.choice(maskable, size=round(options.mask_prob * len(maskable)), replace=False)
+    masked_positions = np.zeros(len(original_tokens), dtype=bool)
+    masked_positions[selected] = True
+
+    fate = generator.random(len(selected))
+    turns_mask = fate < options.mask_token_prob
+    turns_random = fate >= 1 - options.random_prob
+    masked_tokens = original_tokens.copy()
+    masked_tokens[selected[turns_mask]] = mask_token
+    masked_tokens[selected[turns_random]] = generator.choice(regular_tokens, size=turns_random.sum())
+    return MaskedBlock(original_tokens, masked_tokens, masked_positions)
+
+
+class MaskedBlockDataset(FairseqDataset):
+    """Blocks of a prepared corpus with masks drawn anew in every epoch, a function of (seed, epoch, index).
+
+    `blocks[index]` is the token tensor of one block. Masking happens when an item is read, so a resumed run sees what
+    an uninterrupted one sees; the loader's workers must be started anew for an epoch (see `reuse_dataloader` of the
+    task), or they keep the epoch that they were started with.
+    """
+
+    def __init__(self, blocks, sizes: np.ndarray, dictionary, options: MaskingOptions, seed: int):
+        super().__init__()
+        self.blocks = blocks
+        self._sizes = np.asarray(sizes)
+        self.options = options
+        self.seed = seed
+        self.epoch = 1
+        self.padding = dictionary.pad()
+        self.mask_token = dictionary.index("<mask>")
+        self.special_tokens = special_tokens(dictionary)
+        excluded = set(excluded_tokens(dictionary))
+        self.regular_tokens = np.array([token for token in range(len(dictionary)) if token not in excluded])
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Dict[str, Any]:
+        generator = np.random.default_rng([self.seed, self.epoch, index])
+        tokens = self.blocks[index].numpy()
+        block = mask_block(
+            tokens, self.options, generator, self.mask_token, self.special_tokens, self.regular_tokens
+        )
+        return {"id": int(index), "block": block}
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def collater(self, samples: List[Dict[str, Any]]) -> Dict[str, Any]:
+        """Right-pad to the longest block, rounded up to a multiple of 8.
+
+        Counts and flat indices of the selected positions are made here, where they cost no wait for the device.
+        """
+        if not samples:
+            return {}
+        blocks = [sample["block"] for sample in samples]
+        lengths = [len(block.original_tokens) for block in blocks]
+        length = -(-max(lengths) // 8) * 8
+
+        def stack(arrays, fill) -> torch.Tensor:
+            stacked = np.full((len(arrays), length), fill, dtype=np.asarray(arrays[0]).dtype)
+            for row, array in zip(stacked, arrays):
+                row[: len(array)] = array
+            return torch.from_numpy(stacked)
+
+        masked_positions = stack([block.masked_positions for block in blocks], False)
+        padding_mask = stack([np.zeros(n, dtype=bool) for n in lengths], True)
+        num_masked = [int(block.masked_positions.sum()) for block in blocks]
+        return {
+            "net_input": {
+                "original_tokens": stack([block.original_tokens for block in blocks], self.padding).long(),
+                "masked_tokens": stack([block.masked_tokens for block in blocks], self.padding).long(),
+                "masked_positions": masked_positions,
+                "masked_index": masked_positions.flatten().nonzero().squeeze(-1),
+                "num_masked": num_masked,
+                "sample_ids": [sample["id"] for sample in samples],
+                "padding_mask": padding_mask if min(lengths) < length else None,
+            },
+            "counts": {"selected": sum(num_masked), "valid": sum(lengths), "sequences": len(samples)},
+            "nsentences": len(samples),
+            "ntokens": sum(lengths),
+        }
+
+    def num_tokens(self, index: int) -> int:
+        return int(self._sizes[index])
+
+    def size(self, index: int) -> int:
+        return int(self._sizes[index])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self._sizes
+
+    def ordered_indices(self) -> np.ndarray:
+        """A random order: blocks are of one length but for the last."""
+        return np.random.permutation(len(self))
+
+    @property
+    def supports_prefetch(self) -> bool:
+        return False
+
+
+def special_tokens(dictionary) -> List[int]:
+    """Ids that are never selected: `<s> <pad> </s> <unk>` are structure or nothing to predict, and `<mask>`."""
+    return [*range(dictionary.nspecial), dictionary.index("<mask>")]
+
+
+def excluded_tokens(dictionary) -> List[int]:
+    """Ids that are never drawn: the special tokens, and the fillers that round the vocabulary up."""
+    fillers = [token for token, symbol in enumerate(dictionary.symbols) if symbol.startswith("madeupword")]
+    return special_tokens(dictionary) + fillers

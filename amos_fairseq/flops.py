@@ -1,0 +1,52 @@
+"""Model FLOPs of a training step, counted as matrix products: what MFU is measured against.
+
+A product of (n, k) with (k, m) is 2 n k m; the backward pass is twice the forward; table lookups, normalisation,
+softmax and sampling are not counted. Attention is counted in full (it is not causal).
+"""
+
+import functools
+import time
+
+import torch
+
+from amos_fairseq.modules.encoder import EncoderConfig
+
+BACKWARD_AND_FORWARD = 3
+
+
+def encoder_flops(config: EncoderConfig, tokens: int, length: int, layers: int) -> int:
+    """Forward FLOPs of `layers` layers over `tokens` positions in sequences of `length`, and of the projection."""
+    attention = 8 * config.dim**2 + 4 * length * config.dim
+    feed_forward = 4 * config.dim * config.ffn_dim
+    projection = 2 * config.embedding_width * config.dim if config.embedding_width != config.dim else 0
+    return tokens * (layers * (attention + feed_forward) + projection)
+
+
+def mlm_head_flops(dim: int, table_rows: int, table_width: int, positions: int) -> int:
+    """Forward FLOPs of the MLM head's dense layer and its product with the token table over `positions`."""
+    return positions * 2 * (dim * table_width + table_width * table_rows)
+
+
+# Dense bf16 peak of one device, FLOP/s, by a part of its name.
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "A10G": 70e12, "L40S": 362e12, "V100": 125e12}
+
+
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s that MFU is a share of: the vendor's bf16 peak of a known GPU, elsewhere what a large product reaches."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part, peak in PEAK_FLOPS.items():
+            if part in name:
+                return peak
+    return _measured_flops(device)
+
+
+@functools.lru_cache(maxsize=None)
+def _measured_flops(device: torch.device, size: int = 1024, trials: int = 3) -> float:
+    matrix = torch.ones(size, size, device=device)
+    seconds = []
+    for _ in range(trials):
+        start = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # reading a value waits for the device
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

@@ -1,0 +1,23 @@
+"""The methods by registered name: the same stages (generate, sample, corrupt, encode, heads), combined differently.
+
+| name          | generator                                 | sample             | gradient through it | objectives  |
+|---------------|-------------------------------------------|--------------------|---------------------|-------------|
+| `amos_rtd`    | one tower, MLM head at several depths     | their mixture      | reversed, into the  | mlm_d, rtd  |
+|               |                                           |                    | mixture weights     |             |
+| `electra_rtd` | one, narrow or shallow                    | categorical        | none                | mlm, rtd    |
+| `bert_mlm`    | none                                      | none               | none                | mlm         |
+"""
+
+from typing import Dict, Type
+
+from amos_fairseq.methods.amos import Amos
+from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingMethod
+from amos_fairseq.methods.electra import Electra
+from amos_fairseq.methods.mlm import MaskedLM
+
+METHODS: Dict[str, Type[PretrainingMethod]] = {"amos_rtd": Amos, "electra_rtd": Electra, "bert_mlm": MaskedLM}
+
+
+def size_options(name: str, size: str) -> dict:
+    """The options that architecture `<name>_<size>` sets."""
+    return {**ENCODER_SIZES[size], **METHODS[name].sizes[size]}

@@ -1,0 +1,263 @@
+"""AMOS: an adversarial mixture of training-signal generators (Meng et al., ICLR 2022, arXiv:2204.03243).
+
+    masked -> generators of several depths in one tower -> mixture -> Gumbel sample -> corrupt -> encoder -> RTD head
+    loss = sum_d mlm_d + rtd_weight * rtd  (Eq. 4); the reversed gradient of rtd trains the mixture weights
+"""
+
+import ast
+from dataclasses import dataclass
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amos_fairseq.corruption import Corruption, corrupt
+from amos_fairseq.methods.base import (
+    DetectionConfig,
+    PretrainingBatch,
+    PretrainingMethod,
+    Vocabulary,
+    accuracy,
+    detection_auc,
+    detection_statistics,
+    option,
+)
+from amos_fairseq.modules.encoder import Encoder
+from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
+from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
+from amos_fairseq.ops import full_precision, gradient_reversal, straight_through_gumbel_softmax
+
+MIXTURES = ("learned", "random_layer", "layer_switch", "uniform")
+
+
+@dataclass
+class AmosConfig(DetectionConfig):
+    """The generators and their mixture. Defaults are the paper's, the other values its ablations."""
+
+    generator_depths: List[int] = option([4, 6, 8], "layers of the generator that carry the MLM head (Sec. 3.3)")
+    generator_layers: int = option(0, "layers of the generator; 0: up to the deepest of generator-depths")
+    gumbel_temperature: float = option(0.3, "tau of the Gumbel-Softmax gradient (App. B)")
+    mixture: str = option(
+        "learned", "learned | random_layer | layer_switch | uniform | fixed:[w,..], one w per depth (Table 2)"
+    )
+    adversarial_mlm_scale: float = option(
+        0.0, "share of the reversed gradient that also reaches the MLM embeddings; the paper tried 0.1 (Table 2)"
+    )
+    join_blocks: bool = option(False, "let gradient pass between the tower's blocks, i.e. no stop-gradient (Table 2)")
+    separate_generators: bool = option(False, "one generator per depth instead of one tower (Table 2)")
+
+    def __post_init__(self):
+        depths = self.generator_depths
+        if not depths or min(depths) < 1:
+            raise ValueError(f"generator_depths {depths} must be layer numbers from 1: for example 4,6,8")
+        if self.generator_layers and max(depths) > self.generator_layers:
+            raise ValueError(
+                f"generator_depths {depths} go deeper than generator_layers {self.generator_layers}: "
+                f"lower the depths, or set generator_layers to {max(depths)} or 0"
+            )
+        if self.generator_layers > max(depths):
+            raise ValueError(
+                f"generator_layers {self.generator_layers} exceed the deepest of generator_depths {depths}, so the top "
+                f"would never be trained: set generator_layers to {max(depths)} or 0"
+            )
+        if not self.separate_generators and sorted(set(depths)) != list(depths):
+            raise ValueError(
+                f"generator_depths {depths} must increase within one tower: sort them, or use separate_generators"
+            )
+        if self.gumbel_temperature <= 0:
+            raise ValueError(f"gumbel_temperature must be positive, got {self.gumbel_temperature}")
+        if self.adversarial_mlm_scale and self.mixture != "learned":
+            raise ValueError(
+                f"adversarial_mlm_scale {self.adversarial_mlm_scale} needs mixture learned, got {self.mixture!r}"
+            )
+        self.fixed_mixture()
+
+    def fixed_mixture(self) -> Optional[List[float]]:
+        """The weights of `fixed:[..]`, normalised; None for the named mixtures."""
+        if self.mixture in MIXTURES:
+            return None
+        expected = f"{', '.join(MIXTURES)} or fixed:[w,..] with {len(self.generator_depths)} weights that are not negative"
+        try:
+            kind, weights = self.mixture.split(":", 1)
+            weights = [float(weight) for weight in ast.literal_eval(weights)]
+            if kind != "fixed" or len(weights) != len(self.generator_depths) or min(weights) < 0 or not sum(weights):
+                raise ValueError
+        except (ValueError, TypeError, SyntaxError):
+            raise ValueError(f"unknown mixture {self.mixture!r}: choose {expected}") from None
+        return [weight / sum(weights) for weight in weights]
+
+    def depth_names(self) -> List[str]:
+        """One name per generator, its depth; equal depths are told apart by a letter (4a, 4b, 4c)."""
+        depths = self.generator_depths
+        return [
+            f"{depth}{chr(ord('a') + depths[:i].count(depth))}" if depths.count(depth) > 1 else str(depth)
+            for i, depth in enumerate(depths)
+        ]
+
+
+class AmosOutput(NamedTuple):
+    """G generator depths."""
+
+    mlm_logits: Tuple[Tensor, ...]  # G of (M, V), one generator per depth
+    mlm_targets: Tensor  # (M,) original tokens at the selected positions
+    mixture_weights: Tensor  # (M, G) gamma of Eq. 3
+    likeliest_tokens: Tensor  # (M,) argmax of the mixture
+    sampled_tokens: Tensor  # (M,) drawn from the mixture
+    corruption: Corruption
+    rtd_logits: Tensor  # (B, T) positive = original (Eq. 1)
+
+
+class Amos(PretrainingMethod):
+    """One generator tower whose MLM head is read at several depths; an encoder with an RTD head; one token table."""
+
+    config_class = AmosConfig
+    sizes = {
+        "tiny": dict(generator_depths=[1, 2, 3]),
+        "small": dict(generator_depths=[4, 6, 8]),
+        "base": dict(generator_depths=[4, 6, 8]),  # Sec. 4
+        "large": dict(generator_depths=[4, 6, 8]),  # the released code's, of no published run
+    }
+
+    def __init__(self, config: AmosConfig, vocabulary: Vocabulary, **schedule):
+        super().__init__(config, vocabulary, **schedule)
+        dim, table = config.encoder_embed_dim, self.encoder.token_embeddings
+        towers = config.generator_depths if config.separate_generators else config.generator_depths[-1:]
+        # No dropout in the generator, trained or sampled from (Sec. 4).
+        no_dropout = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+        self.generators = nn.ModuleList(
+            Encoder(config.encoder_config(vocabulary, layers=layers, **no_dropout), table) for layers in towers
+        )
+        self.mlm_head = MaskedLMHead(dim, table)
+        self.rtd_head = DetectionHead(dim, config.rtd_head_hidden_layer)
+        if config.mixture == "layer_switch" and self.total_updates < 1:
+            raise ValueError("mixture layer_switch divides the run in equal parts: give its length with --max-update")
+        # v of Eq. 3. A single generator needs no mixture.
+        self.mixture_head = None
+        if config.mixture == "learned" and len(config.generator_depths) > 1:
+            self.mixture_head = nn.Linear(dim, 1, bias=False)
+            nn.init.normal_(self.mixture_head.weight, std=0.02)
+
+    def forward(self, batch: PretrainingBatch) -> AmosOutput:
+        hidden = self.generate(batch)
+        projected = self.mlm_head.project(hidden)  # h, (G, M, E)
+        mlm_logits = tuple(self.mlm_head.logits(h) for h in projected)
+        mixture_weights = self.mix(hidden, batch)
+        mixed = self.mixed_embedding(mixture_weights, projected)
+        sampled_tokens, likeliest_tokens, soft_sample = self.sample(mixed, batch)
+        corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
+        rtd_logits = self.detect(corruption, mixed, soft_sample, batch)
+        mlm_targets = batch.at_masked(batch.original_tokens)
+        return AmosOutput(
+            mlm_logits, mlm_targets, mixture_weights, likeliest_tokens, sampled_tokens, corruption, rtd_logits
+        )
+
+    def generate(self, batch: PretrainingBatch) -> Tensor:
+        """f, (G, M, C): hidden states at the selected positions by depth, before the MLM projection.
+
+        The tower is cut below each head: block d learns from its own head only (Sec. 3.3).
+        """
+        if self.config.separate_generators:
+            states = [generator(batch.masked_tokens, batch.padding_mask) for generator in self.generators]
+            return torch.stack([batch.at_masked(state) for state in states])
+        (tower,) = self.generators
+        state = tower.embed(tower.token_embeddings(batch.masked_tokens), batch.padding_mask)
+        bias = tower.attention_bias(batch.padding_mask, batch.masked_tokens.size(1))
+        states = []
+        start = 0
+        for depth in self.config.generator_depths:
+            if states and not self.config.join_blocks:
+                state = state.detach()
+            state = tower.run_layers(state, bias, start, depth)
+            states.append(batch.at_masked(state))
+            start = depth
+        return torch.stack(states)
+
+    def mix(self, hidden: Tensor, batch: PretrainingBatch) -> Tensor:
+        """gamma, (M, G) in fp32: softmax over depths of v . f_d  (Eq. 3), or an ablation's fixed or random weights."""
+        depths, masked, _ = hidden.shape
+        if self.mixture_head is not None:
+            scores = F.linear(full_precision(hidden), full_precision(self.mixture_head.weight)).squeeze(-1)
+            return scores.T.softmax(dim=-1)
+        fixed = self.config.fixed_mixture()
+        if fixed is not None:
+            return hidden.new_tensor(fixed, dtype=torch.float32).expand(masked, depths)
+        if self.config.mixture == "random_layer":  # one depth per selected position
+            drawn = self.sampling_noise(batch, depths, stream=1).argmax(dim=-1)
+            return F.one_hot(drawn, depths).float()
+        if self.config.mixture == "layer_switch":  # shallow to deep in equal parts of the run (Sec. 5.1)
+            part = min(depths - 1, depths * self.num_updates // max(1, self.total_updates))
+            return F.one_hot(torch.full((masked,), part, device=hidden.device), depths).float()
+        return hidden.new_full((masked, depths), 1 / depths, dtype=torch.float32)
+
+    def mixed_embedding(self, mixture_weights: Tensor, projected: Tensor) -> Tensor:
+        """hbar, (M, G), (G, M, E) -> (M, E) in fp32: sum_d gamma_d h_d  (Eq. 3).
+
+        The gradient reaches gamma, but not h: of h's gradient `adversarial_mlm_scale` is let through. Mixing h is
+        mixing logits, as the weights add up to 1, so no (M, V, G) tensor exists.
+        """
+        scale = self.config.adversarial_mlm_scale
+        held = projected.detach() if scale == 0 else scale * projected + (1 - scale) * projected.detach()
+        held = full_precision(held)
+        return torch.einsum("mg,gme->me", mixture_weights.to(held.dtype), held)
+
+    @torch.no_grad()
+    def sample(self, mixed: Tensor, batch: PretrainingBatch) -> Tuple[Tensor, Tensor, Tensor]:
+        """(M, E) -> drawn ids (M,), likeliest ids (M,), and the soft sample (M, V): softmax((logits + noise) / tau)."""
+        logits = full_precision(self.mlm_head.logits(mixed.to(self.mlm_head.bias.dtype)))
+        logits.index_fill_(-1, self.excluded_tokens, float("-inf"))
+        perturbed = logits + self.sampling_noise(batch, logits.size(-1))
+        soft_sample = (perturbed / self.config.gumbel_temperature).softmax(dim=-1)
+        return perturbed.argmax(dim=-1), logits.argmax(dim=-1), soft_sample
+
+    def detect(
+        self, corruption: Corruption, mixed: Tensor, soft_sample: Tensor, batch: PretrainingBatch
+    ) -> Tensor:
+        """(B, T) logits of the encoder on the corrupted sequence.
+
+        Its input is the drawn tokens' embeddings; their gradient also reaches the mixture, reversed, as if the draw
+        had been soft (Sec. 3.3). The reversal's scale is 1, for the loss already carries `rtd_weight`.
+        """
+        table = self.encoder.token_embeddings
+        embeddings = table(corruption.corrupted_tokens)
+        if mixed.requires_grad:
+            embeddings = straight_through_gumbel_softmax(
+                embeddings,
+                gradient_reversal(mixed),
+                soft_sample,
+                table.weight,
+                batch.masked_index,
+                self.config.gumbel_temperature,
+            )
+        hidden = self.encoder.embed(embeddings, batch.padding_mask)
+        bias = self.encoder.attention_bias(batch.padding_mask, embeddings.size(1))
+        return self.rtd_head(self.encoder.run_layers(hidden, bias))
+
+    def losses(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
+        terms = {
+            f"mlm_{depth}": mlm_loss(logits, output.mlm_targets)
+            for depth, logits in zip(self.config.depth_names(), output.mlm_logits)
+        }
+        replaced = output.corruption.replaced_positions
+        terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, self.config.rtd_weight)
+        return terms
+
+    def statistics(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
+        statistics = {
+            "generator_accuracy": accuracy(output.likeliest_tokens, output.mlm_targets),
+            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
+        }
+        masked = output.mlm_targets.numel()
+        totals = output.mixture_weights.sum(dim=0)
+        for depth, logits, total in zip(self.config.depth_names(), output.mlm_logits, totals):
+            statistics[f"mlm_accuracy_{depth}"] = accuracy(logits.argmax(dim=-1), output.mlm_targets)
+            statistics[f"mixture_weight_{depth}"] = Mean(total, masked)
+        detection = (output.rtd_logits, output.corruption, batch.valid_positions)
+        statistics.update(detection_statistics(*detection))
+        if not self.training:
+            statistics["rtd_auc"] = detection_auc(*detection)
+        return statistics
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        networks = sum(self.network_flops(network, tokens, length) for network in (*self.generators, self.encoder))
+        return networks + len(self.config.generator_depths) * self.head_flops(self.mlm_head, masked)

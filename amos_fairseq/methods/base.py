@@ -1,0 +1,209 @@
+"""What all methods share: options, sizes, the batch that flows in, and the stages that more than one method uses.
+
+Shapes: B batch, T time, C channels, E width of the token table, M selected positions of the batch, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+from typing import Dict, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from amos_fairseq.corruption import Corruption, gumbel_noise
+from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.objectives import LossTerm, Mean
+from amos_fairseq.random import mixed_seed
+
+# The encoder of each size; a method adds its generator's values in its `sizes`.
+ENCODER_SIZES = {
+    "tiny": dict(encoder_layers=4, encoder_embed_dim=128, encoder_ffn_embed_dim=512, encoder_attention_heads=4),
+    "small": dict(
+        encoder_layers=12,
+        encoder_embed_dim=256,
+        encoder_ffn_embed_dim=1024,
+        encoder_attention_heads=4,
+        token_embed_dim=128,
+    ),
+    "base": dict(encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072, encoder_attention_heads=12),
+    "large": dict(encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16),
+}
+
+
+def option(default, help: str):
+    """A config field; the help text becomes the command line's. Lists are copied for each instance."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+# fairseq reads these annotations: typing's List and Optional, never `list[int]` or `int | None`.
+@dataclass
+class PretrainingConfig:
+    """The encoder, which is what pre-training keeps. Names are those of fairseq's own models where it has them."""
+
+    encoder_layers: int = option(12, "layers of the encoder")
+    encoder_embed_dim: int = option(768, "width of the encoder")
+    encoder_ffn_embed_dim: int = option(3072, "width of the encoder's feed-forward layers")
+    encoder_attention_heads: int = option(12, "attention heads of the encoder")
+    token_embed_dim: int = option(0, "width of the shared token table, projected to each network's width; 0: encoder's")
+    max_positions: int = option(512, "longest sequence that the learned positions cover")
+    dropout: float = option(0.1, "dropout after embeddings, attention and feed-forward layers of the encoder")
+    attention_dropout: float = option(0.1, "dropout on the encoder's attention probabilities")
+    activation_dropout: float = option(0.0, "dropout after the encoder's GELU")
+    rel_pos_buckets: int = option(32, "buckets of the T5 relative position bias; 0: no relative bias")
+    rel_pos_max_distance: int = option(128, "distance from which all pairs share the last bucket")
+    rel_pos_bucketing: str = option("t5", "t5, or released for that of Microsoft's AMOS and COCO-LM checkpoints")
+
+    def encoder_config(self, vocabulary: "Vocabulary", **changes) -> EncoderConfig:
+        """The encoder's shape; `changes` make a generator's shape of it."""
+        values = dict(
+            vocab_size=vocabulary.size,
+            padding_idx=vocabulary.padding,
+            layers=self.encoder_layers,
+            dim=self.encoder_embed_dim,
+            heads=self.encoder_attention_heads,
+            ffn_dim=self.encoder_ffn_embed_dim,
+            embedding_dim=self.token_embed_dim or self.encoder_embed_dim,
+            max_positions=self.max_positions,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            activation_dropout=self.activation_dropout,
+            rel_pos_buckets=self.rel_pos_buckets,
+            rel_pos_max_distance=self.rel_pos_max_distance,
+            rel_pos_bucketing=self.rel_pos_bucketing,
+        )
+        return EncoderConfig(**{**values, **changes})
+
+
+@dataclass
+class DetectionConfig(PretrainingConfig):
+    """Options of the methods whose encoder detects replaced tokens."""
+
+    rtd_weight: float = option(50.0, "weight of replaced token detection in the loss")
+    rtd_head_hidden_layer: bool = option(False, "detect with dense + GELU + linear (ELECTRA) instead of one linear layer")
+
+
+class Vocabulary(NamedTuple):
+    """What the networks need to know of a dictionary."""
+
+    size: int
+    padding: int
+    excluded: List[int]  # ids that are never drawn: specials, `<mask>`, padding, fillers
+
+
+class PretrainingBatch(NamedTuple):
+    """One batch. `masked_index` and `num_masked` say what `masked_positions` says without asking the device."""
+
+    original_tokens: Tensor  # (B, T)
+    masked_tokens: Tensor  # (B, T) with `<mask>`, kept or random tokens at the selected positions
+    masked_positions: Tensor  # (B, T) bool, the selected positions
+    masked_index: Tensor  # (M,) their flat indices, row-major
+    num_masked: List[int]  # B counts that sum to M
+    sample_ids: List[int]  # B ids, the key of each sequence's sampling noise
+    padding_mask: Optional[Tensor] = None  # (B, T) bool, True = padding; None: no padding at all
+
+    @property
+    def valid_positions(self) -> Tensor:
+        """(B, T) bool, the positions that detection losses are taken over."""
+        if self.padding_mask is None:
+            return torch.ones_like(self.masked_positions)
+        return ~self.padding_mask
+
+    def at_masked(self, x: Tensor) -> Tensor:
+        """(B, T, ...) -> (M, ...): the rows at the selected positions."""
+        return x.flatten(0, 1)[self.masked_index]
+
+
+class PretrainingMethod(nn.Module):
+    """A method: `forward` makes its output, `losses` and `statistics` read it.
+
+    `encoder` is what fine-tuning and export keep. `noise_seed` keys the sampling noise; `total_updates` is the length
+    of the run, for schedules that depend on it.
+    """
+
+    config_class = PretrainingConfig
+    masking = (1.0, 0.0, 0.0)  # default shares of <mask>, kept and random tokens at the selected positions
+    sizes: Dict[str, dict] = {size: {} for size in ENCODER_SIZES}  # what each size sets beside the encoder's shape
+
+    def __init__(
+        self, config: PretrainingConfig, vocabulary: Vocabulary, noise_seed: int = 1, total_updates: int = 0
+    ):
+        super().__init__()
+        self.config = config
+        self.noise_seed = noise_seed
+        self.total_updates = total_updates
+        self.num_updates = 0
+        self.encoder = Encoder(config.encoder_config(vocabulary))
+        self.register_buffer("excluded_tokens", torch.tensor(vocabulary.excluded, dtype=torch.long), persistent=False)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Called by fairseq before every update."""
+        self.num_updates = num_updates
+
+    def forward(self, batch: PretrainingBatch):
+        raise NotImplementedError
+
+    def losses(self, output, batch: PretrainingBatch) -> Dict[str, LossTerm]:
+        """The terms whose weighted means add up to the loss."""
+        raise NotImplementedError
+
+    def statistics(self, output, batch: PretrainingBatch) -> Dict[str, Mean]:
+        """What is logged beside the losses, without gradient."""
+        raise NotImplementedError
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        """Matrix-product FLOPs of one forward pass over `tokens` positions, `masked` of them selected."""
+        raise NotImplementedError
+
+    def training_flops(self, batch: PretrainingBatch) -> int:
+        """Model FLOPs of one training step on `batch`, padding included."""
+        tokens, length = batch.original_tokens.numel(), batch.original_tokens.size(1)
+        return BACKWARD_AND_FORWARD * self.forward_flops(tokens, length, sum(batch.num_masked))
+
+    def sampling_noise(self, batch: PretrainingBatch, width: int, stream: int = 0) -> Tensor:
+        """Gumbel noise (M, width) keyed by (seed, update, sample id, stream), validation being update 0 at any time.
+
+        The same sequence gets the same noise whichever process or micro-batch it falls into, and after a resume.
+        """
+        update = self.num_updates if self.training else 0
+        seeds = [mixed_seed(self.noise_seed, update, sample_id, stream) for sample_id in batch.sample_ids]
+        return gumbel_noise(width, seeds, batch.num_masked, batch.masked_index.device)
+
+    def network_flops(self, network: Encoder, tokens: int, length: int) -> int:
+        return encoder_flops(network.config, tokens, length, len(network.layers))
+
+    def head_flops(self, head, masked: int) -> int:
+        rows, width = head.token_embeddings.weight.shape
+        return mlm_head_flops(head.dense.in_features, rows, width, masked)
+
+
+def accuracy(predictions: Tensor, targets: Tensor) -> Mean:
+    """Share of equal elements."""
+    return Mean((predictions == targets).sum(), targets.numel())
+
+
+def detection_statistics(rtd_logits: Tensor, corruption: Corruption, valid_positions: Tensor) -> Dict[str, Mean]:
+    """Share of positions replaced, and detection accuracy on original and on replaced positions (threshold 1/2)."""
+    replaced = corruption.replaced_positions
+    original = valid_positions & ~replaced
+    called_original = rtd_logits > 0
+    return {
+        "replaced_share": Mean(replaced.sum(), valid_positions.sum()),
+        "rtd_accuracy_original": Mean((called_original & original).sum(), original.sum()),
+        "rtd_accuracy_replaced": Mean((~called_original & replaced).sum(), replaced.sum()),
+    }
+
+
+def detection_auc(rtd_logits: Tensor, corruption: Corruption, valid_positions: Tensor) -> Mean:
+    """Area under the ROC curve: the share of (original, replaced) pairs of the batch that the logits rank rightly.
+
+    `count` is the number of pairs, so that batches are weighed by what they say. Ties count half.
+    """
+    replaced = corruption.replaced_positions[valid_positions]
+    logits = rtd_logits[valid_positions].double()
+    values, inverse = logits.unique(return_inverse=True)
+    originals = torch.zeros_like(values).index_add_(0, inverse, (~replaced).double())
+    replacements = torch.zeros_like(values).index_add_(0, inverse, replaced.double())
+    replacements_below = replacements.cumsum(0) - replacements / 2
+    return Mean((originals * replacements_below).sum(), originals.sum() * replacements.sum())

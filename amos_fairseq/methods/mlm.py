@@ -1,0 +1,42 @@
+"""BERT's masked language modelling (Devlin et al., 2019), the baseline without a generator.
+
+    masked -> encoder -> MLM head
+    loss = mlm
+"""
+
+from typing import Dict, NamedTuple
+
+from torch import Tensor
+
+from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, PretrainingMethod, Vocabulary, accuracy
+from amos_fairseq.modules.heads import MaskedLMHead
+from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
+
+
+class MaskedLMOutput(NamedTuple):
+    mlm_logits: Tensor  # (M, V) at the selected positions
+    mlm_targets: Tensor  # (M,) original tokens there
+
+
+class MaskedLM(PretrainingMethod):
+    """One encoder with an MLM head on the tied table."""
+
+    config_class = PretrainingConfig
+    masking = (0.8, 0.1, 0.1)
+
+    def __init__(self, config: PretrainingConfig, vocabulary: Vocabulary, **schedule):
+        super().__init__(config, vocabulary, **schedule)
+        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings)
+
+    def forward(self, batch: PretrainingBatch) -> MaskedLMOutput:
+        hidden = self.encoder(batch.masked_tokens, batch.padding_mask)
+        return MaskedLMOutput(self.mlm_head(batch.at_masked(hidden)), batch.at_masked(batch.original_tokens))
+
+    def losses(self, output: MaskedLMOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
+        return {"mlm": mlm_loss(output.mlm_logits, output.mlm_targets)}
+
+    def statistics(self, output: MaskedLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
+        return {"mlm_accuracy": accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets)}
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        return self.network_flops(self.encoder, tokens, length) + self.head_flops(self.mlm_head, masked)

@@ -1,0 +1,66 @@
+"""Each method as a fairseq model, and each of its sizes as an architecture `<name>_<size>`."""
+
+from dataclasses import dataclass, fields
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from omegaconf import OmegaConf
+
+from amos_fairseq.methods import METHODS, size_options
+from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingBatch
+
+
+class PretrainingModel(BaseFairseqModel):
+    """`method` holds the networks; its `encoder` is what is kept after pre-training."""
+
+    method_name: str
+
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        if cls.method_name != task.method_name:
+            raise ValueError(
+                f"arch {cls.method_name} and task {task.method_name} are two methods: use one name for task, arch "
+                "and criterion"
+            )
+        if task.cfg.tokens_per_sample > cfg.max_positions:
+            raise ValueError(
+                f"tokens_per_sample {task.cfg.tokens_per_sample} exceeds max_positions {cfg.max_positions}: "
+                "raise --max-positions, or shorten the blocks"
+            )
+        method = METHODS[cls.method_name]
+        options = OmegaConf.to_container(cfg, resolve=True)
+        config = method.config_class(**{field.name: options[field.name] for field in fields(method.config_class)})
+        return cls(method(config, task.vocabulary, noise_seed=task.cfg.seed, total_updates=task.cfg.max_update))
+
+    def forward(self, **net_input):
+        return self.method(PretrainingBatch(**net_input))
+
+    def max_positions(self):
+        return self.method.config.max_positions
+
+
+def _register(name: str) -> None:
+    method = METHODS[name]
+    config = dataclass(type(f"{method.__name__}ModelConfig", (method.config_class, FairseqDataclass), {}))
+    model = type(f"{method.__name__}Model", (PretrainingModel,), {"method_name": name})
+    register_model(name, dataclass=config)(model)
+    for size in ENCODER_SIZES:
+        register_model_architecture(name, f"{name}_{size}")(_preset(size_options(name, size)))
+
+
+def _preset(options: dict):
+    """An architecture: options that were not given get the size's values."""
+
+    def fill_in(args) -> None:
+        for key, value in options.items():
+            setattr(args, key, getattr(args, key, value))
+
+    return fill_in
+
+
+for _name in METHODS:
+    _register(_name)

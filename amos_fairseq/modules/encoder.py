@@ -1,0 +1,159 @@
+"""The text encoder that every method trains: post-LN BERT with an optional relative position bias."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amos_fairseq.modules.attention import SelfAttention
+from amos_fairseq.modules.embeddings import InputEmbeddings
+from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
+from amos_fairseq.modules.relative_position import BUCKETINGS, RelativePositionBias
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    vocab_size: int
+    padding_idx: int
+    layers: int
+    dim: int
+    heads: int
+    ffn_dim: int
+    embedding_dim: int = 0  # width of the token table; 0: dim; else factorised, with a projection to dim
+    max_positions: int = 512
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    rel_pos_buckets: int = 32  # 0: no relative position bias
+    rel_pos_max_distance: int = 128
+    rel_pos_bucketing: str = "t5"  # t5 | released
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "layers", "dim", "heads", "ffn_dim", "max_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")
+        if not 0 <= self.padding_idx < self.vocab_size:
+            raise ValueError(f"padding_idx {self.padding_idx} is no row of a vocabulary of {self.vocab_size}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not divisible by heads {self.heads}: change one of them")
+        if self.embedding_dim < 0:
+            raise ValueError(f"embedding_dim is {self.embedding_dim}: it must be positive, or 0 for dim")
+        if self.rel_pos_bucketing not in BUCKETINGS:
+            raise ValueError(f"rel_pos_bucketing {self.rel_pos_bucketing!r} is none of {', '.join(BUCKETINGS)}")
+        if self.rel_pos_buckets and (self.rel_pos_buckets < 4 or self.rel_pos_buckets % 2):
+            raise ValueError(f"rel_pos_buckets {self.rel_pos_buckets} must be even and at least 4, or 0 for none")
+        if self.rel_pos_buckets and self.rel_pos_max_distance <= self.rel_pos_buckets // 2:
+            raise ValueError(
+                f"rel_pos_max_distance {self.rel_pos_max_distance} must exceed half of rel_pos_buckets "
+                f"{self.rel_pos_buckets}: raise it or use fewer buckets"
+            )
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the token table, with `embedding_dim=0` resolved."""
+        return self.embedding_dim or self.dim
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """What a Linear with this weight returns: autocast's type where it is on ("meta" has none), else its own."""
+    kind = weight.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
+
+
+class EncoderLayer(nn.Module):
+    """x = LN(x + drop(attention(x)));  x = LN(x + drop(fc2(drop(gelu(fc1(x))))))"""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.self_attn = SelfAttention(config.dim, config.heads, config.attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.fc1 = nn.Linear(config.dim, config.ffn_dim)
+        self.fc2 = nn.Linear(config.ffn_dim, config.dim)
+        self.final_layer_norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(self, hidden: Tensor, attention_bias: Tensor | None = None) -> Tensor:
+        attended = self.self_attn(hidden, attention_bias)
+        hidden = self.self_attn_layer_norm(hidden + self.dropout(attended))
+        transformed = self.fc2(self.activation_dropout(F.gelu(self.fc1(hidden))))
+        return self.final_layer_norm(hidden + self.dropout(transformed))
+
+
+class Encoder(nn.Module):
+    """Post-LN BERT encoder; `forward` is `embed`, `attention_bias` and `run_layers`, which methods also call apart.
+
+    `token_embeddings`: a table to share (it keeps its values); without it the encoder makes its own.
+    """
+
+    def __init__(self, config: EncoderConfig, token_embeddings: nn.Embedding | None = None):
+        super().__init__()
+        self.config = config
+        width = config.embedding_width
+        if token_embeddings is None:
+            token_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.padding_idx)
+            initialize(token_embeddings)
+        if token_embeddings.weight.shape != (config.vocab_size, width):
+            raise ValueError(
+                f"shared token table is {tuple(token_embeddings.weight.shape)}, this encoder needs "
+                f"({config.vocab_size}, {width}): set embedding_dim and vocab_size alike"
+            )
+        self.embeddings = InputEmbeddings(config.max_positions, width, config.dim, config.dropout)
+        self.relative_position_bias = None
+        if config.rel_pos_buckets:
+            self.relative_position_bias = RelativePositionBias(
+                config.rel_pos_buckets,
+                config.heads,
+                config.rel_pos_max_distance,
+                config.max_positions,
+                config.rel_pos_bucketing,
+            )
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.apply(initialize)
+        self.token_embeddings = token_embeddings  # after `apply`: a shared table is not drawn again
+
+    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """tokens: (B, T)   padding_mask: (B, T) bool   ->   last hidden state (B, T, C)
+
+        Without any padding pass None: the bias is then one (H, T, T) block for the whole batch.
+        """
+        hidden = self.embed(self.token_embeddings(tokens), padding_mask)
+        return self.run_layers(hidden, self.attention_bias(padding_mask, tokens.size(1)))
+
+    def embed(self, token_embeddings: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """The first layer's input (B, T, C) from rows of the token table (B, T, E)."""
+        return self.embeddings(token_embeddings, padding_mask)
+
+    def attention_bias(
+        self, padding_mask: Tensor | None, length: int, dtype: torch.dtype | None = None
+    ) -> Tensor | None:
+        """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T); None if there is neither.
+
+        `dtype` must be that of the queries; by default autocast's where it is on, else the parameters'.
+        """
+        weight = self.token_embeddings.weight
+        dtype = dtype or _compute_dtype(weight)
+        bias = None
+        if self.relative_position_bias is not None:
+            bias = self.relative_position_bias(length).to(dtype)
+        if padding_mask is None:
+            return bias
+        if bias is None:
+            bias = torch.zeros(1, 1, length, length, dtype=dtype, device=weight.device)
+        # A row of nothing but padding may see all of itself: a softmax over no key at all is NaN.
+        hidden_keys = padding_mask & ~padding_mask.all(dim=1, keepdim=True)
+        return bias.masked_fill(hidden_keys[:, None, None, :], float("-inf"))
+
+    def run_layers(
+        self, hidden: Tensor, attention_bias: Tensor | None, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """Layers start..stop-1 (all by default) on hidden (B, T, C)."""
+        for layer in list(self.layers)[start:stop]:
+            hidden = layer(hidden, attention_bias)
+        return hidden

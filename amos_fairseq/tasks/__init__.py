@@ -1,0 +1,11 @@
+"""fairseq imports this package for `--user-dir amos_fairseq`, and `models`, but not `criterions`: so it is imported here.
+
+The repairs of fairseq are in place before anything is registered.
+"""
+
+from amos_fairseq import fairseq_repairs
+
+fairseq_repairs.install()
+
+from amos_fairseq import criterions  # noqa: E402, F401
+from amos_fairseq.tasks import pretraining  # noqa: E402, F401

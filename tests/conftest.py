@@ -1,0 +1,69 @@
+"""Batches of random tokens for the core's tests: no corpus, no fairseq."""
+
+import pytest
+import torch
+
+from amos_fairseq.methods import METHODS
+from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
+
+VOCABULARY = Vocabulary(size=40, padding=1, excluded=[0, 1, 2, 3, 38, 39])
+MASK = 39
+SMALL = dict(
+    encoder_layers=2,
+    encoder_embed_dim=16,
+    encoder_ffn_embed_dim=24,
+    encoder_attention_heads=2,
+    rel_pos_buckets=8,
+    rel_pos_max_distance=16,
+    max_positions=32,
+)
+GENERATOR = {"amos_rtd": dict(generator_depths=[1, 2, 4]), "electra_rtd": dict(generator_embed_dim=8), "bert_mlm": {}}
+
+
+def make_batch(lengths=(12, 9, 12), num_masked=3, seed=0, first_id=0) -> PretrainingBatch:
+    """Right-padded rows of random tokens between <s> and </s>, `num_masked` positions of each selected."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, width = len(lengths), max(lengths)
+    original = torch.full((rows, width), VOCABULARY.padding)
+    positions = torch.zeros(rows, width, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        original[row, :length] = torch.randint(4, 38, (length,), generator=generator)
+        original[row, 0], original[row, length - 1] = 0, 2
+        positions[row, 1 + torch.randperm(length - 2, generator=generator)[:num_masked]] = True
+    padding_mask = original == VOCABULARY.padding
+    return PretrainingBatch(
+        original_tokens=original,
+        masked_tokens=original.masked_fill(positions, MASK),
+        masked_positions=positions,
+        masked_index=positions.flatten().nonzero().squeeze(-1),
+        num_masked=[num_masked] * rows,
+        sample_ids=list(range(first_id, first_id + rows)),
+        padding_mask=padding_mask if padding_mask.any() else None,
+    )
+
+
+def make_method(name, *, seed=0, dropout=0.0, dtype=torch.float32, total_updates=90, gain=1.0, **options):
+    """A method of 2 encoder layers, without dropout unless asked for; `gain` multiplies its initial matrices."""
+    torch.manual_seed(seed)
+    method = METHODS[name]
+    options = {**SMALL, **GENERATOR[name], "dropout": dropout, "attention_dropout": dropout, **options}
+    built = method(method.config_class(**options), VOCABULARY, noise_seed=7, total_updates=total_updates).to(dtype)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.mul_(gain if parameter.dim() > 1 else 1.0)
+    return built
+
+
+@pytest.fixture
+def batch():
+    return make_batch()
+
+
+@pytest.fixture(name="make_batch")
+def _make_batch():
+    return make_batch
+
+
+@pytest.fixture(name="make_method")
+def _make_method():
+    return make_method
