@@ -5,7 +5,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset, data_utils
+from fairseq.data import FairseqDataset
 
 
 @dataclass(frozen=True)

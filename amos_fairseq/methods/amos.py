@@ -77,7 +77,7 @@ class AmosConfig(DetectionConfig):
         """The weights of `fixed:[..]`, normalised; None for the named mixtures."""
         if self.mixture in MIXTURES:
             return None
-        expected = f"{', '.join(MIXTURES)} or fixed:[w,..] with {len(self.generator_depths)} weights that are not negative"
+        expected = f"{', '.join(MIXTURES)} or fixed:[w,..] with {len(self.generator_depths)} weights of 0 or more"
         try:
             kind, weights = self.mixture.split(":", 1)
             weights = [float(weight) for weight in ast.literal_eval(weights)]

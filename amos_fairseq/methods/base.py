@@ -81,7 +81,7 @@ class DetectionConfig(PretrainingConfig):
     """Options of the methods whose encoder detects replaced tokens."""
 
     rtd_weight: float = option(50.0, "weight of replaced token detection in the loss")
-    rtd_head_hidden_layer: bool = option(False, "detect with dense + GELU + linear (ELECTRA) instead of one linear layer")
+    rtd_head_hidden_layer: bool = option(False, "detect with dense + GELU + linear (ELECTRA), not one linear layer")
 
 
 class Vocabulary(NamedTuple):

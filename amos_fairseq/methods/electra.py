@@ -34,7 +34,7 @@ class ElectraConfig(DetectionConfig):
 
     generator_layers: int = option(0, "layers of the generator; 0: as many as the encoder")
     generator_embed_dim: int = option(256, "width of the generator; 0: the encoder's")
-    generator_dropout: float = option(0.0, "dropout of the generator; above 0 a second, dropout-free pass is sampled from")
+    generator_dropout: float = option(0.0, "dropout of the generator; above 0 a second pass without it is sampled from")
 
 
 class ElectraOutput(NamedTuple):

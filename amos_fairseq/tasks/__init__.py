@@ -1,4 +1,4 @@
-"""fairseq imports this package for `--user-dir amos_fairseq`, and `models`, but not `criterions`: so it is imported here.
+"""Of a `--user-dir`, fairseq imports `tasks` and `models`, but not `criterions`: so they are imported here.
 
 The repairs of fairseq are in place before anything is registered.
 """

@@ -2,16 +2,16 @@
 
 import os
 from dataclasses import dataclass, make_dataclass
+
 import torch
-from fairseq import utils
 from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
+from amos_fairseq.data.manifest import load_manifest_for
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens
-from amos_fairseq.data.preparation import load_manifest_for
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary, option
 from amos_fairseq.objectives import COUNTED
@@ -43,13 +43,10 @@ class PretrainingTask(FairseqTask):
         self.masking = MaskingOptions(
             cfg.mask_prob, cfg.mask_token_prob, cfg.keep_prob, cfg.random_prob, cfg.mask_special_tokens
         )
-        paths = utils.split_paths(cfg.data)
-        self.manifest, self.shards = load_manifest_for(paths[0])
-        if len(paths) > 1:
-            self.shards = paths
+        self.manifest, self.shards = load_manifest_for(cfg.data)
         if self.manifest.tokens_per_sample > cfg.tokens_per_sample:
             raise ValueError(
-                f"{paths[0]} holds blocks of {self.manifest.tokens_per_sample} tokens, more than tokens_per_sample "
+                f"{cfg.data} holds blocks of {self.manifest.tokens_per_sample} tokens, more than tokens_per_sample "
                 f"{cfg.tokens_per_sample}: raise --tokens-per-sample, or prepare the corpus with shorter blocks"
             )
         self.dictionary = Dictionary.load(os.path.join(self.shards[0], "dict.txt"))
@@ -118,8 +115,9 @@ def _register(name: str) -> None:
         (share, float, option(default, f"share of the selected positions that {fate}"))
         for share, fate, default in zip(shares, words, METHODS[name].masking)
     ]
-    config = make_dataclass(f"{METHODS[name].__name__}TaskConfig", fields, bases=(PretrainingTaskConfig,))
-    task = type(f"{METHODS[name].__name__}Task", (PretrainingTask,), {"method_name": name})
+    config = make_dataclass(f"{METHODS[name].__name__}PretrainingTaskConfig", fields, bases=(PretrainingTaskConfig,))
+    # fairseq wants class names, too, to be unique among all tasks
+    task = type(f"{METHODS[name].__name__}PretrainingTask", (PretrainingTask,), {"method_name": name})
     register_task(name, dataclass=config)(task)
 
 

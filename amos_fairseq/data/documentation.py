@@ -1,0 +1,116 @@
+"""The default corpus: English documentation inside the Python packages that an installation brings anyway."""
+
+import ast
+import importlib.util
+import inspect
+import os
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+PACKAGES = ("torch", "numpy", "fairseq", "hydra", "omegaconf", "sympy", "networkx", "scipy", "sklearn", "torchaudio")
+EXCLUDED_FOLDERS = {"tests", "test", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_vendor"}
+LARGEST_SOURCE = 2_000_000  # larger ones are generated
+FEWEST_WORDS, LEAST_LETTERS = 5, 0.75
+PARAGRAPH = re.compile(r"\n\s*\n")
+
+
+def write_documentation(out: str, megabytes: float = 12, progress: bool = False) -> int:
+    """Write up to `megabytes` of documentation to `out`, one document per Python module; returns the bytes written.
+
+    A document's paragraphs are lines, a blank line ends it. The same installation gives the same file.
+    """
+    limit = int(megabytes * 1e6)
+    if limit < 1:
+        raise ValueError(f"--megabytes {megabytes} is too small")
+    partial = f"{out}.partial"
+    try:
+        with open(partial, "wb") as stream, tqdm(
+            total=limit, unit="B", unit_scale=True, desc="collect", disable=None if progress else True
+        ) as bar:
+            for document in _documents():
+                data = f"{document}\n\n".encode()
+                if stream.tell() + len(data) > limit:
+                    break
+                stream.write(data)
+                bar.update(len(data))
+            size = stream.tell()
+        os.replace(partial, out)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+    return size
+
+
+def _documents() -> Iterator[str]:
+    """Documents of all modules in a fixed order, each paragraph only where it comes first."""
+    seen = set()
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        try:
+            for paragraphs in pool.map(module_paragraphs, source_files(), chunksize=16):
+                new = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen]
+                seen.update(new)
+                if new:
+                    yield "\n".join(new)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def source_files() -> list[str]:
+    """Python sources of the standard library, then of each package that is installed."""
+    roots = [sysconfig.get_paths()["stdlib"]]
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None:
+            roots.extend(spec.submodule_search_locations or [])
+    return [str(path) for root in roots for path in _sources_below(Path(root))]
+
+
+def _sources_below(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in EXCLUDED_FOLDERS)
+        for name in sorted(files):
+            path = Path(folder, name)
+            if name.endswith(".py") and path.stat().st_size <= LARGEST_SOURCE:
+                yield path
+
+
+def module_paragraphs(path: str) -> list[str]:
+    """Paragraphs of prose in a module's docstrings and other texts of several lines, each as one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of invalid escapes in other people's code
+            tree = ast.parse(Path(path).read_bytes())
+    except (SyntaxError, ValueError):
+        return []
+    return [paragraph for text in texts_of(tree) for paragraph in prose_paragraphs(text)]
+
+
+def texts_of(tree: ast.AST) -> Iterable[str]:
+    """Strings that stand alone or have several lines (some packages keep documentation in calls and tables)."""
+    texts = []
+    for node in ast.walk(tree):
+        alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        constant = node.value if alone else node
+        if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
+            if alone or constant.value.count("\n") > 1:
+                texts.append((constant.lineno, constant.col_offset, constant.value))
+    return [text for _, _, text in sorted(set(texts))]
+
+
+def prose_paragraphs(text: str) -> Iterator[str]:
+    """Paragraphs of a docstring that read as sentences; sessions, tables, rulers and code are dropped."""
+    for block in PARAGRAPH.split(inspect.cleandoc(text)):
+        lines = [line.strip() for line in block.split("\n")]
+        if any(line.startswith((">>>", "... ", "In [", "$ ")) for line in lines):
+            continue
+        paragraph = " ".join(line for line in lines if any(map(str.isalnum, line)))
+        paragraph = " ".join(paragraph.split())
+        letters = sum(character.isalpha() or character == " " for character in paragraph)
+        if len(paragraph.split()) >= FEWEST_WORDS and letters >= LEAST_LETTERS * len(paragraph):
+            yield paragraph.encode(errors="replace").decode()

@@ -1,0 +1,146 @@
+"""The vocabulary: training SentencePiece, and how its pieces become the symbols of fairseq's dictionary."""
+
+import hashlib
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Optional
+
+import numpy as np
+import sentencepiece
+
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four symbols, in its order
+MASK = "<mask>"  # the training task appends it: always the last symbol
+BOS, PAD, EOS, UNK = range(4)
+PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
+MODEL_NAME, DICTIONARY_NAME = "sentencepiece.model", "dict.txt"
+# SentencePiece skips lines of more than 4192 bytes: cut longer ones, between words where there are any.
+SENTENCE = re.compile(r"\S[^\n]{0,998}(?=\s|$)|\S{1,1000}")
+
+
+class Vocabulary(NamedTuple):
+    """A SentencePiece model and its view from fairseq.
+
+    symbols: the dictionary after the four specials and without `<mask>`
+    symbol_of_piece: (pieces,) dictionary index of each piece; special names a text can spell are unknown
+    dictionary: dict.txt as an earlier preparation wrote it, if the vocabulary comes from one
+    """
+
+    model: bytes
+    symbols: list[str]
+    symbol_of_piece: np.ndarray
+    dictionary: Optional[bytes]
+
+    @property
+    def size(self) -> int:
+        """Number of symbols, `<mask>` included."""
+        return len(SPECIALS) + len(self.symbols) + 1
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.model).hexdigest()
+
+
+def load_vocabulary(model: bytes, name: str, dictionary: Optional[bytes] = None) -> Vocabulary:
+    """The vocabulary of a SentencePiece model of any layout; `name` is how messages call it."""
+    processor = load_processor(model, name)
+    symbols = []
+    symbol_of_piece = np.full(len(processor), UNK, dtype=np.int64)
+    for index in range(len(processor)):
+        piece = processor.id_to_piece(index)
+        if processor.is_unknown(index) or processor.is_control(index) or piece in (*SPECIALS, MASK):
+            continue
+        if "\n" in piece or "\r" in piece:
+            raise ValueError(f"{name}: piece {index} holds a line break, which fairseq's dict.txt cannot")
+        symbol_of_piece[index] = len(SPECIALS) + len(symbols)
+        symbols.append(piece)
+    if not symbols:
+        raise ValueError(f"{name} is not a SentencePiece model with pieces of text")
+    fillers = -(len(SPECIALS) + len(symbols) + 1) % PADDING_FACTOR
+    symbols.extend(f"madeupword{number:04d}" for number in range(fillers))
+    return Vocabulary(model, symbols, symbol_of_piece, dictionary)
+
+
+def load_processor(model: bytes, name: str = "model") -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        raise ValueError(f"{name} is not a SentencePiece model") from None
+
+
+def read_vocabulary(path: str) -> Vocabulary:
+    """The vocabulary of a SentencePiece .model file or of an earlier preparation's folder."""
+    dictionary = None
+    if os.path.isdir(path):
+        folder, path = path, os.path.join(path, MODEL_NAME)
+        if not os.path.exists(path):
+            raise ValueError(f"{folder} holds no {MODEL_NAME}: name a .model file or an earlier prepare's folder")
+        if os.path.exists(os.path.join(folder, DICTIONARY_NAME)):
+            with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
+                dictionary = stream.read()
+    if not os.path.exists(path):
+        raise ValueError(f"{path} does not exist")
+    with open(path, "rb") as stream:
+        vocabulary = load_vocabulary(stream.read(), path, dictionary)
+    if dictionary is not None:
+        lines = dictionary.decode(errors="replace").split("\n")
+        if [line.rsplit(" ", 1)[0] for line in lines if line] != vocabulary.symbols:
+            raise ValueError(f"{folder}: {DICTIONARY_NAME} and {MODEL_NAME} do not belong together")
+    return vocabulary
+
+
+def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> Vocabulary:
+    """Byte-pair encoding of `vocab_size` symbols in all, specials and `<mask>` included."""
+    if vocab_size <= len(SPECIALS) + 1:
+        raise ValueError(f"a vocabulary of {vocab_size} is too small: {len(SPECIALS) + 1} symbols are special")
+    sentences = split_sentences(texts)
+    first = next(sentences, None)
+    if first is None:
+        raise ValueError("the corpus holds no document")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=itertools.chain([first], sentences),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            normalization_rule_name="nmt_nfkc_cf" if uncased else "nmt_nfkc",
+            bos_id=BOS,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNK,
+            bos_piece=SPECIALS[BOS],
+            pad_piece=SPECIALS[PAD],
+            eos_piece=SPECIALS[EOS],
+            unk_piece=SPECIALS[UNK],
+            control_symbols=[MASK],  # control symbols are never the encoding of a text
+            character_coverage=0.9999,  # the default, 0.9995, leaves three times as many unknown tokens in English text
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(_explain(str(error), vocab_size)) from None
+    return load_vocabulary(model.getvalue(), "the trained vocabulary")
+
+
+def _explain(error: str, vocab_size: int) -> str:
+    """SentencePiece's error about the size, as what to do; any other error as it is."""
+    if most := re.search(r"size too high.*<= (\d+)", error):
+        return f"the corpus is too small for a vocabulary of {vocab_size}: use --vocab-size {most[1]} or less"
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
+        return f"a vocabulary of {vocab_size} is too small for the corpus: use --vocab-size {least[1]} or more"
+    return f"SentencePiece: {error}"
+
+
+def split_sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines of at most 1000 characters, blank ones left out."""
+    for text in texts:
+        for line in text.split("\n"):
+            yield from SENTENCE.findall(line)
+
+
+def format_dictionary(vocabulary: Vocabulary, counts: np.ndarray) -> bytes:
+    """dict.txt of the vocabulary; counts: (size,) how often the corpus holds each symbol."""
+    lines = (f"{symbol} {count}\n" for symbol, count in zip(vocabulary.symbols, counts[len(SPECIALS) :].tolist()))
+    return "".join(lines).encode()

@@ -1,0 +1,413 @@
+"""Preparation: what is in the blocks, the shards and the manifest; which inputs are refused, and how."""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from fairseq.data import Dictionary
+from fairseq.data.data_utils import load_indexed_dataset
+
+from amos_fairseq.cli import prepare as command
+from amos_fairseq.data import corpus, encoding, packing, preparation
+from amos_fairseq.data.manifest import load_manifest_for, read_manifest
+from amos_fairseq.data.packing import BlockPacker
+from amos_fairseq.data.preparation import prepare
+from amos_fairseq.data.vocabulary import BOS, EOS, UNK
+
+SPECIAL_TEXT = "<s> <pad> </s> <unk> <mask> x<mask>y madeupword0000"
+
+
+def make_documents(count=60, seed=0):
+    generator = random.Random(seed)
+    words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(2, 7))) for _ in range(150)]
+    sentences = (" ".join(generator.choices(words, k=generator.randint(3, 60))) for _ in range(count))
+    return [f"Number {index}: {sentence} </end>." for index, sentence in enumerate(sentences)]
+
+
+DOCUMENTS = [*make_documents(), SPECIAL_TEXT]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("\n\n".join(document.replace(": ", ":\n") for document in DOCUMENTS) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def prepared(text, tmp_path_factory):
+    """A preparation whose vocabulary the other tests reuse."""
+    out = str(tmp_path_factory.mktemp("prepared") / "data")
+    prepare([text], out, vocab_size=320, tokens_per_sample=32, shards=3, valid_fraction=0.1, workers=1)
+    return out
+
+
+def load_blocks(out, split="train"):
+    folders = load_manifest_for(out)[1] if split == "train" else [os.path.join(out, "data0")]
+    dictionary = Dictionary.load(os.path.join(out, "dict.txt"))
+    shards = [load_indexed_dataset(os.path.join(folder, split), dictionary) for folder in folders]
+    blocks = [[shard[i].tolist() for i in range(len(shard))] for shard in shards]
+    return [blocks[i % len(blocks)][i // len(blocks)] for i in range(sum(map(len, blocks)))]
+
+
+def decode(out, ids):
+    """Text of dictionary ids, as fairseq's sentencepiece encoder does it."""
+    dictionary = Dictionary.load(os.path.join(out, "dict.txt"))
+    return "".join(dictionary[i] for i in ids).replace("\u2581", " ").strip()
+
+
+def decoded_documents(out, split="train"):
+    content = [i for block in load_blocks(out, split) for i in (*block[1:-1], -1)]
+    # An end of block (-1) is no separator; a </s> before it may be left out, so compare the text without separators.
+    return " ".join(decode(out, [i for i in content if i not in (-1, EOS)]).split())
+
+
+def tree_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_decoded_blocks_are_the_documents(prepared):
+    valid = [document for index, document in enumerate(DOCUMENTS) if corpus.is_selected(index, 0.1)]
+    train = [document for index, document in enumerate(DOCUMENTS) if not corpus.is_selected(index, 0.1)]
+    assert decoded_documents(prepared) == " ".join(train)
+    assert decoded_documents(prepared, "valid") == " ".join(valid)
+
+
+def test_blocks_are_full_and_delimited(prepared):
+    blocks = load_blocks(prepared)
+    assert {len(block) for block in blocks[:-1]} == {32} and 3 <= len(blocks[-1]) <= 32
+    assert all(block[0] == BOS and block[-1] == EOS and BOS not in block[1:] for block in blocks)
+    assert all(block[1] != EOS for block in blocks)
+
+
+def test_shards_are_equal_and_the_manifest_counts_them(prepared):
+    manifest = read_manifest(prepared)
+    blocks = [shard.blocks for shard in manifest.splits["train"].shards]
+    assert max(blocks) - min(blocks) <= 1 and sum(blocks) == manifest.splits["train"].blocks > 30
+    assert manifest.splits["train"].documents + manifest.splits["valid"].documents == len(DOCUMENTS)
+    characters = sum(split.characters for split in manifest.splits.values())
+    assert characters == sum(map(len, DOCUMENTS))
+    assert manifest.splits["train"].tokens == sum(map(len, load_blocks(prepared)))
+    assert set(manifest.dropped.values()) == set(manifest.repaired.values()) == {0}
+
+
+def test_manifest_hashes_are_true_and_files_are_uint16(prepared):
+    files = {}
+    manifest = read_manifest(prepared)
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            files.update(shard.files)
+            assert next(iter(shard.files.values()))["bytes"] == 2 * shard.tokens
+    assert len(files) == 8
+    for name, recorded in files.items():
+        data = Path(prepared, name).read_bytes()
+        assert recorded == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    dictionary = Path(prepared, "data2/dict.txt").read_bytes()
+    assert hashlib.sha256(dictionary).hexdigest() == manifest.dictionary_sha256
+
+
+def test_dictionary_plus_mask_has_the_vocabulary_size_and_true_counts(prepared):
+    dictionary = Dictionary.load(os.path.join(prepared, "dict.txt"))
+    assert len(dictionary) == 319 and dictionary.add_symbol("<mask>") == 319
+    assert read_manifest(prepared).vocabulary_size == 320
+    ids = np.array([i for split in ("train", "valid") for block in load_blocks(prepared, split) for i in block])
+    assert np.bincount(ids, minlength=319)[4:].tolist() == dictionary.count[4:319]
+
+
+def test_text_never_becomes_a_special_symbol(prepared, tmp_path):
+    (tmp_path / "a.txt").write_text(f"{SPECIAL_TEXT}\n\n{SPECIAL_TEXT}")
+    prepare([str(tmp_path / "a.txt")], str(tmp_path / "out"), vocabulary=prepared, workers=1)
+    (block,) = load_blocks(tmp_path / "out")
+    assert set(block[1:-1]) & {0, 1, 2, 3, 319} == set()
+    assert decode(tmp_path / "out", block[1:-1]) == SPECIAL_TEXT
+
+
+def test_special_names_among_a_models_pieces_are_unknown_and_fillers_round_up(tmp_path):
+    model = io.BytesIO()  # fairseq's symbols are user-defined pieces here, so this model does produce them from text
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(DOCUMENTS), model_writer=model, vocab_size=100, user_defined_symbols=["<mask>", "<pad>"],
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "own.model").write_bytes(model.getvalue())
+    (tmp_path / "a.txt").write_text("ab <mask> <pad> <s>\n\nab <mask>")
+    out = str(tmp_path / "out")
+    manifest = prepare([str(tmp_path / "a.txt")], out, vocabulary=str(tmp_path / "own.model"), workers=1)
+    dictionary = Dictionary.load(os.path.join(out, "dict.txt"))
+    assert manifest.vocabulary_size == len(dictionary) + 1 == 104  # 95 pieces, 5 specials
+    assert dictionary.symbols[-4:] == [f"madeupword000{i}" for i in range(4)]
+    (block,) = load_blocks(out)
+    assert block.count(UNK) == 1 and not set(block) & {1, 103}
+
+
+def test_a_vocabulary_folder_with_another_dictionary_is_refused(text, prepared, tmp_path):
+    (tmp_path / "sentencepiece.model").write_bytes(Path(prepared, "sentencepiece.model").read_bytes())
+    (tmp_path / "dict.txt").write_text("a 1\n")
+    with pytest.raises(ValueError, match=f"^{tmp_path}: dict.txt and sentencepiece.model do not belong together$"):
+        prepare([text], str(tmp_path / "out"), vocabulary=str(tmp_path))
+
+
+def test_output_does_not_depend_on_workers_or_chunks(text, prepared, tmp_path, monkeypatch):
+    options = dict(vocab_size=320, tokens_per_sample=32, shards=3, valid_fraction=0.1)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 700)
+    prepare([text], str(tmp_path / "one"), workers=1, **options)
+    prepare([text], str(tmp_path / "two"), workers=2, **options)
+    assert tree_of(tmp_path / "one") == tree_of(tmp_path / "two") == tree_of(prepared)
+
+
+def test_uncased_folds_case(text, tmp_path):
+    prepare([text], str(tmp_path / "out"), vocab_size=300, uncased=True, tokens_per_sample=64, workers=1)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.vocabulary_size == 304  # the next multiple of 8
+    assert "number 1:" in decoded_documents(tmp_path / "out")
+
+
+def test_documents_whole_splits_only_long_documents(prepared, text, tmp_path):
+    out = str(tmp_path / "out")
+    prepare([text], out, vocabulary=prepared, tokens_per_sample=64, documents_whole=True, workers=1)
+    processor = sentencepiece.SentencePieceProcessor(model_file=os.path.join(out, "sentencepiece.model"))
+    contents = [block[1:-1] for block in load_blocks(out)]
+    parts = [bytes(str(part), "ascii") for content in contents for part in split_at(content, EOS)]
+    documents = [[i if i < 4 else i - 1 for i in processor.encode(document)] for document in DOCUMENTS[1:]]
+    short = [document for document in documents if len(document) <= 62]
+    assert 10 < len(short) < len(documents)
+    assert all(bytes(str(document), "ascii") in parts for document in short)
+
+
+def split_at(ids, separator):
+    parts = [[]]
+    for i in ids:
+        parts.append([]) if i == separator else parts[-1].append(i)
+    return parts
+
+
+def pack(documents, tokens_per_sample, whole):
+    blocks = []
+    packer = BlockPacker(tokens_per_sample, whole, lambda block: blocks.append(block.tolist()))
+    for document in documents:
+        for number, part in enumerate(document):
+            packer.add(np.array(part), starts_document=number == 0)
+    packer.finish()
+    return blocks
+
+
+def test_packer_on_literal_documents():
+    documents = [[[10, 11]], [[20], [21, 22]], [[30] * 4, [31] * 6], [[40]]]
+    assert pack(documents, 8, whole=False) == [
+        [0, 10, 11, 2, 20, 21, 22, 2],
+        [0, 30, 30, 30, 30, 31, 31, 2],
+        [0, 31, 31, 31, 31, 2, 40, 2],
+    ]
+    assert pack(documents, 7, whole=True) == [
+        [0, 10, 11, 2],
+        [0, 20, 21, 22, 2],
+        [0, 30, 30, 30, 30, 31, 2],
+        [0, 31, 31, 31, 31, 31, 2],
+        [0, 40, 2],
+    ]
+
+
+def test_hostile_text_is_counted_exactly(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 4096)
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbffirst abc\r\nmore\r\n\r\nsecond" + b" abc" * 50 + b"\xff\xfe\0\r\n")
+    (folder / "b.txt").write_bytes(b"")
+    (folder / "c.txt").write_bytes(b"\n" * 20_000)
+    (folder / "d.txt").write_bytes(b"long line " * 3000 + b"\n\n\xe2\x80\x8b\n\nlast")  # \u200b: no token
+    out = str(tmp_path / "out")
+    manifest = prepare([str(folder)], out, vocabulary=prepared, valid_fraction=0.5, workers=1)
+    assert manifest.dropped == {"empty_files": 2, "empty_documents": 1}
+    expected = {"invalid_utf8_bytes": 2, "nul_characters": 1, "byte_order_marks": 1, "long_lines_split": 1}
+    assert manifest.repaired == expected
+    assert (manifest.splits["train"].documents, manifest.splits["valid"].documents) == (2, 2)
+    assert decoded_documents(out, "valid").startswith("first abc more long line long line")
+    assert decoded_documents(out, "valid").count("long line") == 3000
+
+
+def test_every_line_can_be_a_document(prepared, tmp_path):
+    (tmp_path / "a.txt").write_text("one ab\n\ntwo ab\r\nthree ab")
+    out = str(tmp_path / "out")
+    manifest = prepare([str(tmp_path / "a.txt")], out, vocabulary=prepared, documents="line", workers=1)
+    assert manifest.splits["train"].documents == 2 and manifest.splits["valid"].documents == 1
+    assert len(split_at(load_blocks(out)[0][1:-1], EOS)) == 2
+
+
+def run_command(*arguments, **options):
+    line = [sys.executable, "-m", "amos_fairseq.cli.main", "prepare", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(line, capture_output=True, env=environment, timeout=60, **options)
+
+
+def test_standard_input_gives_the_blocks_of_the_file(text, prepared, tmp_path):
+    out = tmp_path / "out"
+    options = ["--vocabulary", prepared, "--tokens-per-sample", 32, "--shards", 3, "--valid-fraction", 0.1]
+    result = run_command("-", "--out", out, *options, "--workers", 1, input=Path(text).read_bytes())
+    assert result.returncode == 0, result.stderr
+    ours, theirs = tree_of(out), tree_of(prepared)
+    assert json.loads(ours.pop("manifest.json"))["inputs"][0]["name"] == "-"
+    theirs.pop("manifest.json")
+    assert ours == theirs
+    lines = result.stdout.decode().splitlines()
+    assert f"data: {out}" in lines and f"{out}/data0:{out}/data1:{out}/data2" in lines[-1]
+    assert not any("\t" in line for line in lines)
+
+
+def test_the_command_reports_a_mistake_in_one_line(tmp_path):
+    result = run_command(tmp_path / "no.txt", "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert result.stderr.decode() == f"amos-fairseq prepare: error: {tmp_path}/no.txt does not exist\n"
+
+
+def test_the_same_preparation_is_not_repeated_and_another_is_refused(text, prepared, monkeypatch):
+    options = dict(vocab_size=320, tokens_per_sample=32, valid_fraction=0.1)
+    before = tree_of(prepared)
+    monkeypatch.setattr(preparation, "_write", lambda *arguments: pytest.fail("worked again"))
+    assert prepare([text], prepared, shards=3, workers=2, **options) == read_manifest(prepared)
+    with pytest.raises(ValueError) as error:
+        prepare([text], prepared, shards=2, **options)
+    remedy = "choose another --out or add --overwrite"
+    assert str(error.value) == f"{prepared} was prepared from other inputs or options: {remedy}"
+    assert tree_of(prepared) == before and not os.path.exists(f"{prepared}.partial")
+
+
+def test_overwrite_replaces_a_preparation_and_nothing_else(text, prepared, tmp_path):
+    out = tmp_path / "out"
+    for shards in (2, 1):
+        manifest = prepare([text], str(out), vocabulary=prepared, shards=shards, overwrite=True, workers=1)
+    assert sorted(os.listdir(out)) == ["data0", "dict.txt", "manifest.json", "sentencepiece.model"]
+    assert read_manifest(out) == manifest
+    (out / "checkpoint.pt").write_text("")
+    with pytest.raises(ValueError, match="holds other files"):
+        prepare([text], str(out), vocabulary=prepared, overwrite=True, workers=1)
+
+
+BAD = {
+    "missing": ({}, b"", "{text}.no does not exist"),
+    "empty": ({}, b"\n \n", "the corpus holds no document"),
+    "one": ({}, b"abc " * 9, "the corpus holds one document, and validation needs one more: try --documents line"),
+    "binary": (
+        {},
+        bytes(range(256)) * 8,
+        "{text} is not UTF-8 text (50% of its first 2048 bytes are NUL or invalid): decompress or convert it first",
+    ),
+    "no vocabulary": ({"vocabulary": "{text}.model"}, None, "{text}.model does not exist"),
+    "not a model": ({"vocabulary": "{text}"}, None, "{text} is not a SentencePiece model"),
+    "no size": ({"vocab_size": 5}, None, "a vocabulary of 5 is too small: 5 symbols are special"),
+    "empty model": ({"vocabulary": "/dev/null"}, None, "/dev/null is not a SentencePiece model with pieces of text"),
+    "tiny blocks": ({"tokens_per_sample": 7}, None, "--tokens-per-sample 7 is too small: use 8 or more"),
+    "valid": ({"valid_fraction": 1.0}, None, "--valid-fraction 1.0 is not between 0 and 1"),
+    "shards": ({"shards": 999}, None, "999 shards are more than the 10 blocks: lower --shards"),
+    "colon": ({"out": "a:b"}, None, "a:b: fairseq splits data paths at ':', choose another --out"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line_and_leaves_nothing(case, prepared, tmp_path):
+    options, data, message = BAD[case]
+    path = tmp_path / "text.txt"
+    path.write_bytes("\n\n".join(DOCUMENTS).encode() if data is None else data)
+    name = f"{path}.no" if case == "missing" else str(path)
+    options = {key: value.format(text=path) if isinstance(value, str) else value for key, value in options.items()}
+    if case in ("one", "shards"):
+        options["vocabulary"] = prepared
+    with pytest.raises(ValueError) as error:
+        prepare([name], **{"out": str(tmp_path / "out"), "workers": 1, "vocab_size": None, **options})
+    assert str(error.value) == message.format(text=path)
+    assert os.listdir(tmp_path) == ["text.txt"]
+
+
+@pytest.mark.parametrize("asked, bound", [(9, "more"), (9000, "less")])
+def test_a_vocabulary_size_that_cannot_be_names_the_nearest_that_can(asked, bound, text, tmp_path):
+    out = str(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"vocabulary of {asked}.*: use --vocab-size [0-9]+ or {bound}$") as error:
+        prepare([text], out, vocab_size=asked, workers=1)
+    assert os.listdir(tmp_path) == []
+    nearest = int(str(error.value).split()[-3])
+    assert prepare([text], out, vocab_size=nearest, workers=1).vocabulary_size - nearest in range(8)
+    with pytest.raises(ValueError, match="--vocab-size"):
+        beyond = nearest - 1 if bound == "more" else nearest + 1
+        prepare([text], str(tmp_path / "beyond"), vocab_size=beyond, workers=1)
+
+
+def test_an_interrupt_leaves_nothing(text, prepared, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation, "format_dictionary", interrupt)
+    monkeypatch.setattr(packing.BlockPacker, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([text], str(tmp_path / "out"), vocabulary=prepared, workers=2)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_run_left_is_cleared(text, prepared, tmp_path):
+    (tmp_path / "out.partial" / "data0").mkdir(parents=True)
+    (tmp_path / "out.partial" / "stream0").write_text("x")
+    prepare([text], str(tmp_path / "out"), vocabulary=prepared, workers=1)
+    assert os.listdir(tmp_path) == ["out"] and "stream0" not in os.listdir(tmp_path / "out")
+
+
+def test_a_manifest_is_found_from_the_folder_and_from_its_shards(prepared):
+    shards = [os.path.join(prepared, f"data{i}") for i in range(3)]
+    assert load_manifest_for(prepared) == (read_manifest(prepared), shards)
+    assert load_manifest_for(shards[1])[1] == [shards[1]]
+    assert load_manifest_for(":".join(shards[:2]))[1] == shards[:2]
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("manifest.json", None, "{out} holds no manifest.json, nor does its parent: run amos-fairseq prepare"),
+        ("manifest.json", b"{", "{out}/manifest.json is damaged: run amos-fairseq prepare again"),
+        ("data1/dict.txt", b"a 1\n", "{out}/data1/dict.txt: the dictionary does not match the data, run {again}"),
+        ("data1/train.bin", None, "{out}/data1/train.bin does not exist: run amos-fairseq prepare again"),
+        ("data0/valid.bin", b"x", "{out}/data0/valid.bin has 1 bytes, not {size}: run amos-fairseq prepare again"),
+        ("data0/train.idx", "flip", "{out}/data0/train.idx differs from what was written: run {again}"),
+    ],
+)
+def test_damaged_data_is_refused_in_one_line(text, prepared, tmp_path, name, change, message):
+    out = tmp_path / "out"
+    for path, data in tree_of(prepared).items():
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(data)
+    old = (out / name).read_bytes()
+    (out / name).unlink()
+    if change is not None:
+        (out / name).write_bytes(old[:-1] + bytes([old[-1] ^ 1]) if change == "flip" else change)
+    with pytest.raises(ValueError) as error:
+        load_manifest_for(str(out))
+    assert str(error.value) == message.format(out=out, size=len(old), again="amos-fairseq prepare again")
+
+
+def test_a_long_line_is_read_in_bounded_memory(prepared, tmp_path):
+    path = tmp_path / "long.txt"
+    with open(path, "wb") as stream:
+        for _ in range(40):
+            stream.write(b"abcd efgh " * 50_000)  # one line of 20 MB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    vocabulary = preparation.read_vocabulary(prepared)
+    chunks = corpus.read_chunks(str(path))
+    tokens = 0
+    for _, encoded in encoding.encode_chunks(chunks, vocabulary, "blank-line", workers=1):
+        tokens += len(encoded.token_ids)
+    assert tokens > 2_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+
+
+def test_the_command_offers_every_option():
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    arguments = vars(parser.parse_args(["a", "--out", "b"]))
+    fields = {field: arguments.pop(field) for field in preparation.Options.__dataclass_fields__}
+    assert preparation.Options(**fields) == preparation.Options()
+    assert set(arguments) == {"inputs", "out", "overwrite", "workers"}
