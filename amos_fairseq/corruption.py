@@ -54,12 +54,46 @@ def sample_tokens(
     logits: (M, V)   noise: (M, V) Gumbel(0, 1), drawn from torch's default generator when absent
     excluded_tokens: ids that are never drawn (specials, `<mask>`, padding, the vocabulary's fillers)
     """
+    return _perturbed(logits, noise, excluded_tokens).argmax(dim=-1)
+
+
+def check_negatives(num_negatives: int, vocabulary_size: int, num_excluded: int) -> None:
+    """Raise ValueError unless there are as many tokens that are neither excluded nor the original, and at least one."""
+    others = vocabulary_size - 1 - num_excluded
+    if not 1 <= num_negatives <= others:
+        raise ValueError(f"num_negatives is {num_negatives}, but the vocabulary allows 1 to {others}: change it")
+
+
+def sample_candidates(
+    logits: Tensor,
+    original_tokens: Tensor,
+    num_negatives: int,
+    noise: Optional[Tensor] = None,
+    excluded_tokens: Optional[Tensor] = None,
+) -> Tensor:
+    """The original among K others, (M, 1 + K): column 0 the original, column k the k-th draw  (TEAMS, Sec. 3.2).
+
+    The K = `num_negatives` others are distinct draws from softmax(logits) without replacement, by Gumbel top-k, without
+    gradient. Neither the original nor `excluded_tokens` are among them. Raises ValueError if there are fewer others.
+
+    logits: (M, V)   original_tokens: (M,)   noise: (M, V) Gumbel(0, 1), drawn from torch's default generator when
+    absent; zeros of any shape that broadcasts give the K likeliest tokens
+    """
+    check_negatives(num_negatives, logits.size(-1), 0 if excluded_tokens is None else excluded_tokens.numel())
+    perturbed = _perturbed(logits, noise, excluded_tokens)
+    perturbed.scatter_(-1, original_tokens.unsqueeze(-1), float("-inf"))
+    negatives = perturbed.topk(num_negatives, dim=-1).indices
+    return torch.cat([original_tokens.unsqueeze(-1), negatives], dim=-1)
+
+
+def _perturbed(logits: Tensor, noise: Optional[Tensor], excluded_tokens: Optional[Tensor]) -> Tensor:
+    """logits + noise, a tensor of its own; -inf at the excluded tokens."""
     if noise is None:
         noise = _gumbel(torch.empty(logits.shape, device=logits.device).exponential_())
     perturbed = full_precision(logits.detach()) + noise
     if excluded_tokens is not None:
         perturbed.index_fill_(-1, excluded_tokens, float("-inf"))
-    return perturbed.argmax(dim=-1)
+    return perturbed
 
 
 def _gumbel(exponential: Tensor) -> Tensor:

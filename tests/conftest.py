@@ -1,7 +1,11 @@
 """Batches of random tokens for the core's tests: no corpus, no fairseq."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
@@ -17,7 +21,15 @@ SMALL = dict(
     rel_pos_max_distance=16,
     max_positions=32,
 )
-GENERATOR = {"amos_rtd": dict(generator_depths=[1, 2, 4]), "electra_rtd": dict(generator_embed_dim=8), "bert_mlm": {}}
+GENERATOR = {
+    "amos_rtd": dict(generator_depths=[1, 2, 4]),
+    "coco_lm": dict(generator_layers=1, generator_dropout=0.0),
+    "teams_mws": dict(generator_layers=2),
+    "peer_tqr": dict(generator_layers=2),
+    "script_selfcritic": {},
+    "electra_rtd": dict(generator_embed_dim=8),
+    "bert_mlm": {},
+}
 
 
 def make_batch(lengths=(12, 9, 12), num_masked=3, seed=0, first_id=0) -> PretrainingBatch:
@@ -31,6 +43,10 @@ def make_batch(lengths=(12, 9, 12), num_masked=3, seed=0, first_id=0) -> Pretrai
         original[row, 0], original[row, length - 1] = 0, 2
         positions[row, 1 + torch.randperm(length - 2, generator=generator)[:num_masked]] = True
     padding_mask = original == VOCABULARY.padding
+    cropped = torch.full((rows, width - 1), VOCABULARY.padding)
+    for row, length in enumerate(lengths):
+        cropped[row, : length - 1] = torch.cat([original[row, :1], original[row, 2:length]])
+    cropped_padding_mask = cropped == VOCABULARY.padding
     return PretrainingBatch(
         original_tokens=original,
         masked_tokens=original.masked_fill(positions, MASK),
@@ -39,6 +55,8 @@ def make_batch(lengths=(12, 9, 12), num_masked=3, seed=0, first_id=0) -> Pretrai
         num_masked=[num_masked] * rows,
         sample_ids=list(range(first_id, first_id + rows)),
         padding_mask=padding_mask if padding_mask.any() else None,
+        cropped_tokens=cropped,
+        cropped_padding_mask=cropped_padding_mask if cropped_padding_mask.any() else None,
     )
 
 
@@ -67,3 +85,28 @@ def _make_batch():
 @pytest.fixture(name="make_method")
 def _make_method():
     return make_method
+
+
+class Allocations(TorchDispatchMode):
+    """What operations allocate, backward passes included: element counts, and the most bytes alive at a time."""
+
+    def __enter__(self):
+        self.elements, self.peak_bytes, self._living = set(), 0, {}
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.elements.add(tensor.numel())
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self._living:
+                    self._living[storage.data_ptr()] = storage.nbytes()
+                    weakref.finalize(storage, self._living.pop, storage.data_ptr(), None)
+        self.peak_bytes = max(self.peak_bytes, sum(self._living.values()))
+        return result
+
+
+@pytest.fixture
+def allocations():
+    return Allocations()

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from amos_fairseq.corruption import corrupt, gumbel_noise, sample_tokens
+from amos_fairseq.corruption import corrupt, gumbel_noise, sample_candidates, sample_tokens
 
 ORIGINAL = torch.tensor([[5, 6, 7, 8], [9, 5, 6, 7]])
 MASKED = torch.tensor([[False, True, True, False], [False, False, False, True]])
@@ -89,3 +89,67 @@ def test_noise_leaves_the_default_generator_alone():
     torch.manual_seed(0)
     gumbel_noise(10, seeds=[1], counts=[4])
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_candidates_are_the_original_first_and_distinct_others():
+    torch.manual_seed(0)
+    original, excluded = torch.randint(3, 12, (2000,)), torch.tensor([0, 2])
+    logits = 3 * torch.randn(2000, 12)
+    logits[:, 2] += 50.0
+    candidates = sample_candidates(logits.half(), original, 5, excluded_tokens=excluded)
+    assert candidates.shape == (2000, 6) and torch.equal(candidates[:, 0], original)
+    assert (candidates.sort(dim=-1).values.diff(dim=-1) > 0).all()
+    assert not torch.isin(candidates[:, 1:], excluded).any()
+
+
+@pytest.mark.parametrize("excluded, expected", [(None, [1, 2, 3, 4]), ([3], [1, 2, 4])])
+def test_as_many_candidates_as_the_vocabulary_allows_are_all_others(excluded, expected):
+    excluded = None if excluded is None else torch.tensor(excluded)
+    candidates = sample_candidates(torch.randn(7, 5), torch.zeros(7, dtype=torch.long), len(expected), None, excluded)
+    assert candidates[:, 1:].sort(dim=-1).values.tolist() == [expected] * 7
+
+
+def without_replacement(probabilities, draws):
+    """{(a, b, ..): probability} of ordered draws: p_a, p_a p_b / (1 - p_a), .."""
+    exact = {(): 1.0}
+    for _ in range(draws):
+        exact = {
+            (*drawn, token): chance * p / (1 - sum(probabilities[t] for t in drawn))
+            for drawn, chance in exact.items()
+            for token, p in probabilities.items()
+            if token not in drawn
+        }
+    return exact
+
+
+@pytest.mark.parametrize("draws, bound", [(1, 16.27), (2, 31.26), (3, 49.73)])  # 99.9 % at 3, 11 and 23 degrees
+def test_candidates_have_the_probabilities_of_draws_without_replacement(draws, bound):
+    logits, rows = torch.tensor([2.0, 1.0, 0.5, -0.5, 3.0]), 100_000
+    others = {token: math.exp(logits[token]) for token in (0, 1, 2, 3)}  # 4 is the original
+    exact = without_replacement({token: p / sum(others.values()) for token, p in others.items()}, draws)
+    noise = gumbel_noise(5, seeds=[11], counts=[rows])
+    drawn = sample_candidates(logits.expand(rows, 5), torch.full((rows,), 4), draws, noise)[:, 1:]
+    kinds, found = drawn.unique(dim=0, return_counts=True)
+    counts = dict(zip(map(tuple, kinds.tolist()), found.tolist()))
+    assert counts.keys() == exact.keys()
+    assert sum((counts[kind] - rows * p) ** 2 / (rows * p) for kind, p in exact.items()) < bound
+
+
+def test_without_noise_the_candidates_are_the_likeliest():
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0, 5.0]])
+    zero = torch.zeros(())
+    assert sample_candidates(logits, torch.tensor([3]), 3, zero, torch.tensor([4])).tolist() == [[3, 1, 2, 0]]
+
+
+def test_candidates_carry_no_gradient_and_no_position_is_no_candidate():
+    logits = torch.randn(2, 6, requires_grad=True)
+    before = logits.detach().clone()
+    assert not sample_candidates(logits, torch.tensor([1, 2]), 2).requires_grad
+    assert torch.equal(logits, before)
+    assert sample_candidates(torch.empty(0, 6), torch.empty(0, dtype=torch.long), 2).shape == (0, 3)
+
+
+@pytest.mark.parametrize("negatives", [0, 3])
+def test_more_candidates_than_the_vocabulary_allows_are_refused_with_both_numbers(negatives):
+    with pytest.raises(ValueError, match=f"num_negatives is {negatives}, but the vocabulary allows 1 to 2"):
+        sample_candidates(torch.zeros(1, 5), torch.tensor([4]), negatives, excluded_tokens=torch.tensor([0, 1]))

@@ -22,6 +22,13 @@ from amos_fairseq.methods.base import PretrainingBatch
 from amos_fairseq.objectives import COUNTED
 
 DIGITS = 5
+HIDDEN = "_weighted "  # fairseq prints no metric whose name starts with an underscore
+
+
+def weighted_sum(meters) -> float:
+    """The loss of all that the meters have seen: a mean of batches' losses would differ where batches are ragged."""
+    terms = [meter.avg for name, meter in meters.items() if name.startswith(HIDDEN) and meter.count]
+    return round(sum(terms), DIGITS)
 
 
 class PretrainingCriterion(FairseqCriterion):
@@ -65,21 +72,19 @@ class PretrainingCriterion(FairseqCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
-        """Log each term's and statistic's mean over all that was counted, and their weighted sum as `loss`."""
+        """Log each term's and statistic's mean over all that was counted, and the terms' weighted sum as `loss`."""
         sums = {}
         for logs in logging_outputs:
             for key, value in logs.items():
                 sums[key] = sums.get(key, 0) + float(value)
-        loss = 0.0
         for key, count in sums.items():
-            if not key.endswith(" count"):
+            if not key.endswith(" count") or not count:
                 continue
             kind, name, _ = key.split()
+            metrics.log_scalar(name, sums[f"{kind} {name} total"] / count, count, round=DIGITS)
             if kind == "term":
-                loss += sums[f"term {name} weighted"] / max(1.0, count)
-            if count:
-                metrics.log_scalar(name, sums[f"{kind} {name} total"] / count, count, round=DIGITS)
-        metrics.log_scalar("loss", loss, sums["nsentences"], priority=0, round=DIGITS)
+                metrics.log_scalar(f"{HIDDEN}{name}", sums[f"term {name} weighted"] / count, count)
+        metrics.log_derived("loss", weighted_sum, priority=0)
         if "tflop" in sums:
             # Rates: model FLOPs, and the seconds that they would take at the device's peak, per second of wall time.
             metrics.log_speed("tflops", sums["tflop"], priority=91, round=DIGITS)

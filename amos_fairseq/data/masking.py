@@ -1,11 +1,13 @@
 """Masking: which positions of a block are selected for prediction, and what stands there instead."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset
+
+from amos_fairseq.data.cropping import CroppingOptions, crop_block
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,24 @@ class MaskedBlockDataset(FairseqDataset):
     """Blocks of a prepared corpus with masks drawn anew in every epoch, a function of (seed, epoch, index).
 
     `blocks[index]` is the token tensor of one block. Masking happens when an item is read, so a resumed run sees what
-    an uninterrupted one sees; the loader's workers must be started anew for an epoch (see `reuse_dataloader` of the
-    task), or they keep the epoch that they were started with.
+    an uninterrupted one sees; the loader's workers must be started anew for an epoch (see the task), or they keep
+    the epoch that they were started with. With `cropping`, batches hold a cropped view as well.
     """
 
-    def __init__(self, blocks, sizes: np.ndarray, dictionary, options: MaskingOptions, seed: int):
+    def __init__(
+        self,
+        blocks,
+        sizes: np.ndarray,
+        dictionary,
+        options: MaskingOptions,
+        seed: int,
+        cropping: Optional[CroppingOptions] = None,
+    ):
         super().__init__()
         self.blocks = blocks
         self._sizes = np.asarray(sizes)
         self.options = options
+        self.cropping = cropping
         self.seed = seed
         self.epoch = 1
         self.padding = dictionary.pad()
@@ -94,13 +105,16 @@ class MaskedBlockDataset(FairseqDataset):
         block = mask_block(
             tokens, self.options, generator, self.mask_token, self.special_tokens, self.regular_tokens
         )
-        return {"id": int(index), "block": block}
+        item = {"id": int(index), "block": block}
+        if self.cropping is not None:
+            item["cropped_tokens"] = crop_block(tokens, self.cropping, self.seed, self.epoch, index)
+        return item
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def collater(self, samples: List[Dict[str, Any]]) -> Dict[str, Any]:
-        """Right-pad to the longest block, rounded up to a multiple of 8.
+        """Stack blocks as (B, T).
 
         Counts and flat indices of the selected positions are made here, where they cost no wait for the device.
         """
@@ -108,27 +122,23 @@ class MaskedBlockDataset(FairseqDataset):
             return {}
         blocks = [sample["block"] for sample in samples]
         lengths = [len(block.original_tokens) for block in blocks]
-        length = -(-max(lengths) // 8) * 8
-
-        def stack(arrays, fill) -> torch.Tensor:
-            stacked = np.full((len(arrays), length), fill, dtype=np.asarray(arrays[0]).dtype)
-            for row, array in zip(stacked, arrays):
-                row[: len(array)] = array
-            return torch.from_numpy(stacked)
-
         masked_positions = stack([block.masked_positions for block in blocks], False)
-        padding_mask = stack([np.zeros(n, dtype=bool) for n in lengths], True)
         num_masked = [int(block.masked_positions.sum()) for block in blocks]
+        net_input = {
+            "original_tokens": stack([block.original_tokens for block in blocks], self.padding).long(),
+            "masked_tokens": stack([block.masked_tokens for block in blocks], self.padding).long(),
+            "masked_positions": masked_positions,
+            "masked_index": masked_positions.flatten().nonzero().squeeze(-1),
+            "num_masked": num_masked,
+            "sample_ids": [sample["id"] for sample in samples],
+            "padding_mask": padding_mask(lengths),
+        }
+        if self.cropping is not None:
+            crops = [sample["cropped_tokens"] for sample in samples]
+            net_input["cropped_tokens"] = stack(crops, self.padding).long()
+            net_input["cropped_padding_mask"] = padding_mask([len(crop) for crop in crops])
         return {
-            "net_input": {
-                "original_tokens": stack([block.original_tokens for block in blocks], self.padding).long(),
-                "masked_tokens": stack([block.masked_tokens for block in blocks], self.padding).long(),
-                "masked_positions": masked_positions,
-                "masked_index": masked_positions.flatten().nonzero().squeeze(-1),
-                "num_masked": num_masked,
-                "sample_ids": [sample["id"] for sample in samples],
-                "padding_mask": padding_mask if min(lengths) < length else None,
-            },
+            "net_input": net_input,
             "counts": {"selected": sum(num_masked), "valid": sum(lengths), "sequences": len(samples)},
             "nsentences": len(samples),
             "ntokens": sum(lengths),
@@ -151,6 +161,21 @@ class MaskedBlockDataset(FairseqDataset):
     @property
     def supports_prefetch(self) -> bool:
         return False
+
+
+def stack(rows: Sequence[np.ndarray], fill) -> torch.Tensor:
+    """(B, T) from rows of T or fewer: right-padded with `fill` to the longest, rounded up to a multiple of 8."""
+    length = -(-max(map(len, rows)) // 8) * 8
+    stacked = np.full((len(rows), length), fill, dtype=rows[0].dtype)
+    for padded, row in zip(stacked, rows):
+        padded[: len(row)] = row
+    return torch.from_numpy(stacked)
+
+
+def padding_mask(lengths: Sequence[int]) -> Optional[torch.Tensor]:
+    """(B, T) bool, True at what `stack` adds to rows of these lengths; None if that is nothing."""
+    mask = stack([np.zeros(length, dtype=bool) for length in lengths], True)
+    return mask if mask.any() else None
 
 
 def special_tokens(dictionary) -> List[int]:

@@ -1,21 +1,39 @@
 """The methods by registered name: the same stages (generate, sample, corrupt, encode, heads), combined differently.
 
-| name          | generator                                 | sample             | gradient through it | objectives  |
-|---------------|-------------------------------------------|--------------------|---------------------|-------------|
-| `amos_rtd`    | one tower, MLM head at several depths     | their mixture      | reversed, into the  | mlm_d, rtd  |
-|               |                                           |                    | mixture weights     |             |
-| `electra_rtd` | one, narrow or shallow                    | categorical        | none                | mlm, rtd    |
-| `bert_mlm`    | none                                      | none               | none                | mlm         |
+| name                | generator                             | sample             | gradient through it | objectives  |
+|---------------------|---------------------------------------|--------------------|---------------------|-------------|
+| `amos_rtd`          | one tower, MLM head at several depths | their mixture      | reversed, into the  | mlm_d, rtd  |
+|                     |                                       |                    | mixture weights     |             |
+| `coco_lm`           | one, shallow                          | categorical        | none                | mlm, rtd,   |
+|                     |                                       |                    |                     | clm, scl    |
+| `teams_mws`         | half as deep, on the encoder's bottom | categorical, and K | none                | mlm, rtd,   |
+|                     | layers                                | candidates         |                     | mws         |
+| `peer_tqr`          | as `teams_mws`                        | categorical        | none                | mlm, tqr    |
+| `script_selfcritic` | the encoder itself                    | categorical        | none                | mlm, critic |
+| `electra_rtd`       | one, narrow or shallow                | categorical        | none                | mlm, rtd    |
+| `bert_mlm`          | none                                  | none               | none                | mlm         |
 """
 
 from typing import Dict, Type
 
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingMethod
+from amos_fairseq.methods.coco_lm import CocoLM
 from amos_fairseq.methods.electra import Electra
 from amos_fairseq.methods.mlm import MaskedLM
+from amos_fairseq.methods.peer import Peer
+from amos_fairseq.methods.script import Script
+from amos_fairseq.methods.teams import Teams
 
-METHODS: Dict[str, Type[PretrainingMethod]] = {"amos_rtd": Amos, "electra_rtd": Electra, "bert_mlm": MaskedLM}
+METHODS: Dict[str, Type[PretrainingMethod]] = {
+    "amos_rtd": Amos,
+    "coco_lm": CocoLM,
+    "teams_mws": Teams,
+    "peer_tqr": Peer,
+    "script_selfcritic": Script,
+    "electra_rtd": Electra,
+    "bert_mlm": MaskedLM,
+}
 
 
 def size_options(name: str, size: str) -> dict:

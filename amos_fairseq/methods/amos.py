@@ -113,7 +113,7 @@ class Amos(PretrainingMethod):
 
     config_class = AmosConfig
     sizes = {
-        "tiny": dict(generator_depths=[1, 2, 3]),
+        "tiny": dict(generator_depths=[1, 2]),
         "small": dict(generator_depths=[4, 6, 8]),
         "base": dict(generator_depths=[4, 6, 8]),  # Sec. 4
         "large": dict(generator_depths=[4, 6, 8]),  # the released code's, of no published run

@@ -4,20 +4,21 @@ Shapes: B batch, T time, C channels, E width of the token table, M selected posi
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from amos_fairseq.corruption import Corruption, gumbel_noise
+from amos_fairseq.corruption import Corruption, gumbel_noise, sample_tokens
 from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean
 from amos_fairseq.random import mixed_seed
 
 # The encoder of each size; a method adds its generator's values in its `sizes`.
 ENCODER_SIZES = {
-    "tiny": dict(encoder_layers=4, encoder_embed_dim=128, encoder_ffn_embed_dim=512, encoder_attention_heads=4),
+    "tiny": dict(encoder_layers=2, encoder_embed_dim=128, encoder_ffn_embed_dim=512, encoder_attention_heads=4),
     "small": dict(
         encoder_layers=12,
         encoder_embed_dim=256,
@@ -28,6 +29,9 @@ ENCODER_SIZES = {
     "base": dict(encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072, encoder_attention_heads=12),
     "large": dict(encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16),
 }
+
+TIED_SHARES = {"none": 0.0, "half": 0.5, "all": 1.0}  # of a generator's layers, from the bottom
+HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 
 
 def option(default, help: str):
@@ -54,6 +58,9 @@ class PretrainingConfig:
     rel_pos_buckets: int = option(32, "buckets of the T5 relative position bias; 0: no relative bias")
     rel_pos_max_distance: int = option(128, "distance from which all pairs share the last bucket")
     rel_pos_bucketing: str = option("t5", "t5, or released for that of Microsoft's AMOS and COCO-LM checkpoints")
+    init_checkpoint: str = option(
+        "", "checkpoint of an earlier run, of any method, to start from: its encoder and, where it fits, its generator"
+    )
 
     def encoder_config(self, vocabulary: "Vocabulary", **changes) -> EncoderConfig:
         """The encoder's shape; `changes` make a generator's shape of it."""
@@ -84,6 +91,41 @@ class DetectionConfig(PretrainingConfig):
     rtd_head_hidden_layer: bool = option(False, "detect with dense + GELU + linear (ELECTRA), not one linear layer")
 
 
+@dataclass
+class GeneratorConfig(DetectionConfig):
+    """One generator: narrow and of full depth (ELECTRA), or shallow and of full width (COCO-LM, Sec. 3.3)."""
+
+    generator_layers: int = option(0, "layers of the generator; 0: as many as the encoder")
+    generator_embed_dim: int = option(256, "width of the generator; 0: the encoder's")
+    generator_dropout: float = option(0.0, "dropout of the generator; above 0 a second pass without it is sampled from")
+
+
+@dataclass
+class SharedGeneratorConfig(PretrainingConfig):
+    """A generator as wide as the encoder, on the encoder's embedding network and bottom layers (TEAMS, Sec. 3.2)."""
+
+    generator_layers: int = option(0, "layers of the generator, which is as wide as the encoder; 0: half the encoder's")
+    tied_layers: str = option("half", "bottom layers of the generator that are the encoder's, too: none | half | all")
+
+    def __post_init__(self):
+        if self.generator_layers < 0:
+            raise ValueError(f"generator_layers is {self.generator_layers}: it must be positive, or 0 for half")
+        if self.tied_layers not in TIED_SHARES:
+            raise ValueError(f"unknown tied_layers {self.tied_layers!r}: choose {', '.join(TIED_SHARES)}")
+        if self.tied_depth() > self.encoder_layers:
+            raise ValueError(
+                f"generator_layers {self.generator_layers} with tied_layers {self.tied_layers} are {self.tied_depth()} "
+                f"layers to tie, more than encoder_layers {self.encoder_layers}: lower generator_layers or tie fewer"
+            )
+
+    def generator_depth(self) -> int:
+        return self.generator_layers or max(1, self.encoder_layers // 2)
+
+    def tied_depth(self) -> int:
+        """How many layers generator and encoder share."""
+        return int(TIED_SHARES[self.tied_layers] * self.generator_depth())
+
+
 class Vocabulary(NamedTuple):
     """What the networks need to know of a dictionary."""
 
@@ -102,6 +144,9 @@ class PretrainingBatch(NamedTuple):
     num_masked: List[int]  # B counts that sum to M
     sample_ids: List[int]  # B ids, the key of each sequence's sampling noise
     padding_mask: Optional[Tensor] = None  # (B, T) bool, True = padding; None: no padding at all
+    cropped_tokens: Optional[Tensor] = None  # (B, T') part of each original, of methods with a `cropping` share
+    cropped_padding_mask: Optional[Tensor] = None  # (B, T') as `padding_mask`
+    stand_in: bool = False  # repeated by a process whose data have run out: nothing in it counts
 
     @property
     def valid_positions(self) -> Tensor:
@@ -124,6 +169,8 @@ class PretrainingMethod(nn.Module):
 
     config_class = PretrainingConfig
     masking = (1.0, 0.0, 0.0)  # default shares of <mask>, kept and random tokens at the selected positions
+    cropping: Optional[float] = None  # default share of a sequence that its cropped view keeps; None: no such view
+    batchwise_terms: Tuple[str, ...] = ()  # loss terms that depend on which sequences share a micro-batch
     sizes: Dict[str, dict] = {size: {} for size in ENCODER_SIZES}  # what each size sets beside the encoder's shape
 
     def __init__(
@@ -140,6 +187,9 @@ class PretrainingMethod(nn.Module):
     def set_num_updates(self, num_updates: int) -> None:
         """Called by fairseq before every update."""
         self.num_updates = num_updates
+
+    def check_batch_size(self, sequences: int) -> None:
+        """Refuse, with a ValueError, a run whose largest batches hold too few sequences per process."""
 
     def forward(self, batch: PretrainingBatch):
         raise NotImplementedError
@@ -176,6 +226,76 @@ class PretrainingMethod(nn.Module):
     def head_flops(self, head, masked: int) -> int:
         rows, width = head.token_embeddings.weight.shape
         return mlm_head_flops(head.dense.in_features, rows, width, masked)
+
+
+class GeneratorMethod(PretrainingMethod):
+    """A method with one generator that has an MLM head, and whose draws pass no gradient."""
+
+    config_class = GeneratorConfig
+
+    def add_generator(self, vocabulary: Vocabulary, token_embeddings: nn.Embedding, dropout: float) -> None:
+        """Make `generator` and `mlm_head` on a token table."""
+        config = self.config
+        dim = config.generator_embed_dim or config.encoder_embed_dim
+        generator_config = config.encoder_config(
+            vocabulary,
+            layers=config.generator_layers or config.encoder_layers,
+            dim=dim,
+            heads=max(1, dim // HEAD_WIDTH) if config.generator_embed_dim else config.encoder_attention_heads,
+            ffn_dim=4 * dim if config.generator_embed_dim else config.encoder_ffn_embed_dim,
+            dropout=dropout,
+            attention_dropout=dropout,
+            activation_dropout=0.0,
+        )
+        self.generator = Encoder(generator_config, token_embeddings)
+        self.mlm_head = MaskedLMHead(dim, token_embeddings)
+
+    def generate(self, batch: PretrainingBatch) -> Tensor:
+        """(M, V) logits of the generator at the selected positions."""
+        hidden = self.generator(batch.masked_tokens, batch.padding_mask)
+        return self.mlm_head(batch.at_masked(hidden))
+
+    @property
+    def samples_in_second_pass(self) -> bool:
+        """Whether the logits of training, having dropout, are not those to draw from."""
+        return self.training and self.generator.config.dropout > 0
+
+    @torch.no_grad()
+    def sample(self, mlm_logits: Tensor, batch: PretrainingBatch) -> Tensor:
+        """(M,) draws from the generator without its dropout."""
+        if self.samples_in_second_pass:
+            self.generator.eval()
+            mlm_logits = self.generate(batch)
+            self.generator.train()
+        return sample_tokens(mlm_logits, self.sampling_noise(batch, mlm_logits.size(-1)), self.excluded_tokens)
+
+    def generator_flops(self, tokens: int, length: int, masked: int) -> int:
+        """Of one forward pass of the generator and its head."""
+        return self.network_flops(self.generator, tokens, length) + self.head_flops(self.mlm_head, masked)
+
+
+class SharedGeneratorMethod(GeneratorMethod):
+    """A method whose generator and encoder share the embedding network and bottom layers (TEAMS, PEER).
+
+    What is shared runs twice and gets both gradients. Dropout acts in the encoder's pass only, for the generator's
+    logits of training are also those to draw from.
+    """
+
+    config_class = SharedGeneratorConfig
+
+    def __init__(self, config: SharedGeneratorConfig, vocabulary: Vocabulary, **schedule):
+        super().__init__(config, vocabulary, **schedule)
+        no_dropout = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+        generator_config = config.encoder_config(vocabulary, layers=config.generator_depth(), **no_dropout)
+        self.generator = Encoder(generator_config, self.encoder.token_embeddings)
+        self.generator.share_bottom(self.encoder, config.tied_depth())
+        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings)
+
+    def generate(self, batch: PretrainingBatch) -> Tensor:
+        self.generator.eval()  # the layers shared with the encoder have its dropout
+        mlm_logits = super().generate(batch)
+        self.generator.train(self.training)
+        return mlm_logits
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Mean:

@@ -10,6 +10,7 @@ from amos_fairseq.modules.attention import SelfAttention
 from amos_fairseq.modules.embeddings import InputEmbeddings
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
 from amos_fairseq.modules.relative_position import BUCKETINGS, RelativePositionBias
+from amos_fairseq.ops.precision import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,6 @@ class EncoderConfig:
     def embedding_width(self) -> int:
         """Width of the token table, with `embedding_dim=0` resolved."""
         return self.embedding_dim or self.dim
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """What a Linear with this weight returns: autocast's type where it is on ("meta" has none), else its own."""
-    kind = weight.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return weight.dtype
 
 
 class EncoderLayer(nn.Module):
@@ -118,6 +111,25 @@ class Encoder(nn.Module):
         self.apply(initialize)
         self.token_embeddings = token_embeddings  # after `apply`: a shared table is not drawn again
 
+    def share_bottom(self, other: "Encoder", layers: int) -> "Encoder":
+        """Take `other`'s embedding network (tokens, positions, LayerNorm, projection) and its first `layers` layers.
+
+        The modules are one: `parameters()` counts them once, and both networks' gradients and `other`'s dropout act in
+        them. The relative position bias stays each network's own, for it also serves the layers above (TEAMS, whose
+        sharing this is, has absolute positions only). Returns itself.
+        """
+        for name in ("vocab_size", "dim", "embedding_width", "heads", "ffn_dim", "max_positions"):
+            own, others = getattr(self.config, name), getattr(other.config, name)
+            if own != others:
+                raise ValueError(f"{name} is {own} here and {others} in the network to share with: set them alike")
+        if layers > min(len(self.layers), len(other.layers)):
+            raise ValueError(f"cannot share {layers} layers of networks of {len(self.layers)} and {len(other.layers)}")
+        self.token_embeddings = other.token_embeddings
+        self.embeddings = other.embeddings
+        for index in range(layers):
+            self.layers[index] = other.layers[index]
+        return self
+
     def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """tokens: (B, T)   padding_mask: (B, T) bool   ->   last hidden state (B, T, C)
 
@@ -138,7 +150,7 @@ class Encoder(nn.Module):
         `dtype` must be that of the queries; by default autocast's where it is on, else the parameters'.
         """
         weight = self.token_embeddings.weight
-        dtype = dtype or _compute_dtype(weight)
+        dtype = dtype or compute_dtype(weight)
         bias = None
         if self.relative_position_bias is not None:
             bias = self.relative_position_bias(length).to(dtype)

@@ -7,21 +7,31 @@ from torch.nn import functional as F
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
 
 
-class MaskedLMHead(nn.Module):
-    """Dense + GELU + LayerNorm to the width of the token table, whose rows (tied) and a bias give the logits."""
+class ProjectionHead(nn.Module):
+    """Dense + GELU + LayerNorm."""
 
-    def __init__(self, dim: int, token_embeddings: nn.Embedding):
+    def __init__(self, dim: int, width: int):
         super().__init__()
-        vocab_size, width = token_embeddings.weight.shape
         self.dense = nn.Linear(dim, width)
         self.layer_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.apply(initialize)
-        self.token_embeddings = token_embeddings  # after `apply`: a shared table is not drawn again
 
     def project(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., E)"""
         return self.layer_norm(F.gelu(self.dense(hidden)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.project(hidden)
+
+
+class MaskedLMHead(ProjectionHead):
+    """A projection to the width of the token table, whose rows (tied) and a bias give the logits."""
+
+    def __init__(self, dim: int, token_embeddings: nn.Embedding):
+        vocab_size, width = token_embeddings.weight.shape
+        super().__init__(dim, width)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.token_embeddings = token_embeddings
 
     def logits(self, projected: Tensor) -> Tensor:
         """(..., E) -> (..., V)"""
@@ -29,6 +39,25 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.logits(self.project(hidden))
+
+
+class CorrectionHead(nn.Module):
+    """The token table's rows (tied) and a bias on the hidden state itself, which is more stable (COCO-LM, App. D).
+
+    A factorised table, narrower than the hidden state, needs a linear map to its width.
+    """
+
+    def __init__(self, dim: int, token_embeddings: nn.Embedding):
+        super().__init__()
+        vocab_size, width = token_embeddings.weight.shape
+        self.narrow = nn.Linear(dim, width, bias=False) if width != dim else nn.Identity()
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.apply(initialize)
+        self.token_embeddings = token_embeddings  # after `apply`: a shared table is not drawn again
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V)"""
+        return F.linear(self.narrow(hidden), self.token_embeddings.weight, self.bias)
 
 
 class DetectionHead(nn.Module):

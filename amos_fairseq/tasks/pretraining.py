@@ -4,16 +4,19 @@ import os
 from dataclasses import dataclass, make_dataclass
 
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
+from amos_fairseq.data.cropping import CroppingOptions
 from amos_fairseq.data.manifest import load_manifest_for
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary, option
+from amos_fairseq.methods.continuation import EarlierRun, load_generator, start_from
 from amos_fairseq.objectives import COUNTED
 from amos_fairseq.user_errors import told_in_one_line
 
@@ -24,10 +27,10 @@ class PretrainingTaskConfig(FairseqDataclass):
     tokens_per_sample: int = option(512, "longest block of tokens; the corpus is prepared with at most this")
     mask_prob: float = option(0.15, "share of the maskable positions that are selected for prediction")
     mask_special_tokens: bool = option(False, "let <s> and </s> be selected as well (COCO-LM, App.)")
-    # The loader's workers keep the dataset's epoch, hence its masks, unless they are started anew for every epoch.
-    reuse_dataloader: bool = option(False, "keep the loader's workers over epochs; freezes the masks, so leave it off")
     seed: int = II("common.seed")
     max_update: int = II("optimization.max_update")
+    save_dir: str = II("checkpoint.save_dir")
+    restore_file: str = II("checkpoint.restore_file")
 
 
 class PretrainingTask(FairseqTask):
@@ -43,6 +46,8 @@ class PretrainingTask(FairseqTask):
         self.masking = MaskingOptions(
             cfg.mask_prob, cfg.mask_token_prob, cfg.keep_prob, cfg.random_prob, cfg.mask_special_tokens
         )
+        keep_fraction = getattr(cfg, "crop_keep_fraction", None)
+        self.cropping = None if keep_fraction is None else CroppingOptions(keep_fraction)
         self.manifest, self.shards = load_manifest_for(cfg.data)
         if self.manifest.tokens_per_sample > cfg.tokens_per_sample:
             raise ValueError(
@@ -59,7 +64,47 @@ class PretrainingTask(FairseqTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         with told_in_one_line():
-            return super().build_model(cfg, from_checkpoint)
+            model = super().build_model(cfg, from_checkpoint)
+            if not from_checkpoint:
+                self.load_earlier_runs(model.method)
+        self.check_batch_size = model.method.check_batch_size
+        return model
+
+    def load_earlier_runs(self, method) -> None:
+        """What the options take from other runs' checkpoints, unless this run goes on from its own, which holds it."""
+        for option_name, load in (("init_checkpoint", start_from), ("generator_checkpoint", load_generator)):
+            path = getattr(method.config, option_name, "")
+            if path and not self.restores_checkpoint():
+                load(method, self.earlier_run(path, option_name))
+
+    def restores_checkpoint(self) -> bool:
+        """Whether fairseq will restore a checkpoint, sought as in its `checkpoint_utils.load_checkpoint`."""
+        path = self.cfg.restore_file
+        return os.path.isfile(os.path.join(self.cfg.save_dir, path) if path == "checkpoint_last.pt" else path)
+
+    def earlier_run(self, path: str, option_name: str) -> EarlierRun:
+        source = f"{option_name} {path}"
+        if not os.path.isfile(path):
+            raise ValueError(f"{source} is no file")
+        try:
+            checkpoint = checkpoint_utils.load_checkpoint_to_cpu(path)
+            model, task, vocabulary = checkpoint["cfg"]["model"], checkpoint["cfg"]["task"], checkpoint["task_state"]
+        except (RuntimeError, EOFError, LookupError, TypeError) as error:
+            raise ValueError(f"{source} is no checkpoint that training wrote: {error}".splitlines()[0]) from None
+        if task._name not in METHODS:
+            raise ValueError(f"{source} is of a run of {task._name}, none of {', '.join(METHODS)}")
+        own = self.manifest.dictionary_sha256
+        if vocabulary.get("dictionary_sha256", own) != own:
+            raise ValueError(
+                f"{source} was trained with another vocabulary than that of {self.cfg.data}: prepare the data with "
+                "that run's, amos-fairseq prepare --vocabulary"
+            )
+        state = {key.split(".", 1)[1]: tensor for key, tensor in checkpoint["model"].items()}  # of `model.method`
+        return EarlierRun(source, state, model)
+
+    def state_dict(self):
+        """Part of every checkpoint: by it, a later run knows whether the ids mean the same words."""
+        return {**super().state_dict(), "dictionary_sha256": self.manifest.dictionary_sha256}
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """Shard (epoch - 1) modulo their number for training, the first for any other split."""
@@ -67,7 +112,20 @@ class PretrainingTask(FairseqTask):
         blocks = data_utils.load_indexed_dataset(os.path.join(shard, split), self.dictionary)
         if blocks is None:
             raise SystemExit(f"amos_fairseq: error: {shard} holds no split {split!r}: prepare writes train and valid")
-        self.datasets[split] = MaskedBlockDataset(blocks, blocks.sizes, self.dictionary, self.masking, self.cfg.seed)
+        self.datasets[split] = self.masked_blocks(blocks, blocks.sizes)
+
+    def masked_blocks(self, blocks, sizes) -> MaskedBlockDataset:
+        return MaskedBlockDataset(blocks, sizes, self.dictionary, self.masking, self.cfg.seed, self.cropping)
+
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        # fairseq drops a last batch that is no multiple of this, in validation, too
+        kwargs["required_batch_size_multiple"] = 1
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        # Workers keep the epoch, hence the masks, that they were started with: start them anew for every epoch.
+        iterator.reuse_dataloader = False
+        with told_in_one_line():
+            self.check_batch_size(max(map(len, iterator.frozen_batches)))
+        return iterator
 
     def has_sharded_data(self, split):
         return len(self.shards) > 1
@@ -89,6 +147,8 @@ class PretrainingTask(FairseqTask):
         self.term_scales = dict(zip(COUNTED, scales))
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
+        if ignore_grad:
+            sample = {**sample, "net_input": {**sample["net_input"], "stand_in": True}}
         loss, sample_size, logs = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
         )
@@ -115,6 +175,9 @@ def _register(name: str) -> None:
         (share, float, option(default, f"share of the selected positions that {fate}"))
         for share, fate, default in zip(shares, words, METHODS[name].masking)
     ]
+    if METHODS[name].cropping is not None:
+        default, help = METHODS[name].cropping, "share of a sequence that its cropped view keeps"
+        fields.append(("crop_keep_fraction", float, option(default, help)))
     config = make_dataclass(f"{METHODS[name].__name__}PretrainingTaskConfig", fields, bases=(PretrainingTaskConfig,))
     # fairseq wants class names, too, to be unique among all tasks
     task = type(f"{METHODS[name].__name__}PretrainingTask", (PretrainingTask,), {"method_name": name})

@@ -36,7 +36,7 @@ def test_small_sizes_are_near_14_million_parameters(name):
     assert 11 < millions(build(name, "small", 30522).encoder) < 17
 
 
-@pytest.mark.parametrize("name, gigaflops", [("amos_rtd", 518.8), ("bert_mlm", 301.8)])
+@pytest.mark.parametrize("name, gigaflops", [("amos_rtd", 518.8), ("script_selfcritic", 670.8), ("bert_mlm", 301.8)])
 def test_flops_of_a_training_step_are_the_published_formula(name, gigaflops):
     sequences, length = 10, 512  # 76.8 selected positions in each
     flops = BACKWARD_AND_FORWARD * build(name, "base").forward_flops(sequences * length, length, 768)
@@ -53,3 +53,42 @@ def test_every_method_has_every_size(name):
     assert set(METHODS[name].sizes) == set(ENCODER_SIZES)
     for size in ENCODER_SIZES:
         assert build(name, size).encoder.config.layers == size_options(name, size)["encoder_layers"]
+
+
+LAYER = 512 * (24 * 768**2 + 4 * 512 * 768)  # forward, of one layer of base size over 512 tokens
+
+
+def test_peer_base_runs_its_twelve_layers_and_a_generator_of_six():
+    head = 2 * 77 * (768**2 + 768 * 32768)
+    assert build("peer_tqr", "base").forward_flops(512, 512, 77) == 18 * LAYER + head
+
+
+def test_teams_base_costs_a_layer_and_a_selection_head_more_than_peer_base():
+    cost = {name: build(name, "base").forward_flops(512, 512, 77) for name in ("teams_mws", "peer_tqr")}
+    assert cost["teams_mws"] - cost["peer_tqr"] == LAYER + 2 * 77 * (768**2 + 6 * 768)
+
+
+@pytest.mark.parametrize(
+    "options, layers",
+    [
+        (dict(mws_weight=0.0), 18),
+        (dict(task_heads="ffn"), 18),
+        (dict(task_heads="on_top"), 20),
+        (dict(tied_layers="all"), 19),
+    ],
+)
+def test_layers_run_by_ablations_of_teams(options, layers):
+    method = build("teams_mws", "base", **options)
+    selection = 2 * 77 * (768**2 + 6 * 768) if method.mws_head is not None else 0
+    assert method.forward_flops(512, 512, 77) == layers * LAYER + 2 * 77 * (768**2 + 768 * 32768) + selection
+
+
+def test_shared_layers_are_counted_once_among_the_parameters():
+    # Six generator layers of which three are the encoder's; TEAMS has one more for the second branch.
+    layer = 12 * 768**2 + 13 * 768
+    for name, own_layers in (("peer_tqr", 3), ("teams_mws", 4)):
+        method = build(name, "base")
+        heads = [head for head in ("mlm_head", "rtd_head", "mws_head", "tqr_head") if hasattr(method, head)]
+        table = method.encoder.token_embeddings.weight.numel()
+        own = sum(p.numel() for head in heads for p in getattr(method, head).parameters()) - table
+        assert sum(p.numel() for p in method.parameters()) == 12 * layer + own_layers * layer + own + table + 514 * 768

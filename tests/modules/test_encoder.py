@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -103,6 +105,61 @@ def test_shared_table_is_one_parameter_and_keeps_its_values():
 def test_table_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(50, 8\).*\(50, 16\)"):
         Encoder(EncoderConfig(**TINY), nn.Embedding(50, 8))
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_shared_bottom_is_one_set_of_modules(options):
+    upper, lower = tiny(**options), tiny(**options, layers=2)
+    values = [parameter.clone() for parameter in upper.parameters()]
+    assert lower.share_bottom(upper, 1) is lower
+    assert lower.token_embeddings is upper.token_embeddings and lower.embeddings is upper.embeddings
+    assert lower.layers[0] is upper.layers[0] and lower.layers[1] is not upper.layers[1]
+    assert all(torch.equal(parameter, value) for parameter, value in zip(upper.parameters(), values))
+    own = [name for name, _ in nn.ModuleList([upper, lower]).named_parameters() if name.startswith("1.")]
+    assert all(name.startswith(("1.layers.1.", "1.relative_position_bias.")) for name in own)
+    assert len(own) == len(list(upper.layers[0].parameters())) + (upper.relative_position_bias is not None)
+
+
+def test_shared_bottom_gets_the_gradients_of_both_networks():
+    upper, lower = tiny().double(), tiny(layers=2).double()
+    lower.share_bottom(upper, 1)
+    shared = [upper.token_embeddings.weight, *upper.embeddings.parameters(), *upper.layers[0].parameters()]
+    losses = [network(TOKENS).square().mean() for network in (upper, lower)]
+    losses = [loss + network(TOKENS)[..., 0].sum() for loss, network in zip(losses, (upper, lower))]
+    apart = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
+    for together, one, other in zip(torch.autograd.grad(sum(losses), shared), *apart):
+        torch.testing.assert_close(together, one + other)
+        assert one.abs().max() > 0 and other.abs().max() > 0
+
+
+def test_networks_that_share_everything_below_agree_there():
+    upper, lower = tiny(rel_pos_buckets=0), tiny(rel_pos_buckets=0, layers=2)
+    lower.share_bottom(upper, 2)
+    embedded = upper.embed(upper.token_embeddings(TOKENS))
+    assert torch.equal(lower(TOKENS), upper.run_layers(embedded, None, stop=2))
+
+
+def test_sharing_survives_a_copy_and_a_change_of_precision():
+    upper, lower = tiny(), tiny(layers=2)
+    lower.share_bottom(upper, 1)
+    upper, lower = copy.deepcopy(nn.ModuleList([upper, lower])).half()
+    assert lower.layers[0].fc1.weight is upper.layers[0].fc1.weight
+    assert lower.embeddings.positions.weight is upper.embeddings.positions.weight
+
+
+@pytest.mark.parametrize(
+    "options, layers, message",
+    [
+        (dict(), 4, "cannot share 4 layers of networks of 3 and 3"),
+        (dict(layers=1), 2, "cannot share 2 layers of networks of 1 and 3"),
+        (dict(dim=32), 1, "dim is 32 here and 16 in"),
+        (dict(embedding_dim=8), 1, "embedding_width is 8 here and 16 in"),
+        (dict(max_positions=30), 1, "max_positions is 30 here and 24 in"),
+    ],
+)
+def test_a_bottom_that_does_not_fit_is_refused(options, layers, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**options).share_bottom(tiny(), layers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

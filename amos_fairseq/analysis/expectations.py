@@ -1,0 +1,102 @@
+"""What a known setting is expected to measure, beside what a run measured."""
+import json
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from amos_fairseq.analysis import run_log
+from amos_fairseq.analysis.run_log import RunLog
+
+SETTINGS_FILE = "quickstart.json"  # written by `amos-fairseq quickstart` into its output folder
+QUICKSTART = "quickstart"          # its default settings
+TAIL = 0.1                         # share of the training rows, the last ones, that a measured value averages
+
+Range = Tuple[float, float]
+
+# (method, setting) -> quantity -> lowest and highest value expected at the end of the run.
+EXPECTED: Dict[Tuple[str, str], Dict[str, Range]] = {
+    ("amos_rtd", QUICKSTART): {  # PLACEHOLDERS, not measured: to be replaced by the spread of real runs
+        "mlm_1": (4.0, 7.5),
+        "mlm_2": (4.0, 7.5),
+        "replaced_share": (0.08, 0.15),
+        "rtd_accuracy_original": (0.90, 1.00),
+        "rtd_accuracy_replaced": (0.02, 0.60),
+        "mixture_weight_1": (0.10, 0.90),
+        "mixture_weight_2": (0.10, 0.90),
+    },
+}
+
+MEASURES = {  # logged name, or its part before the depth -> words for the table
+    "mlm": "masked LM loss (nats)",
+    "generator_accuracy": "generator accuracy",
+    "rtd": "detection loss (nats)",
+    "critic": "self-critic loss (nats)",
+    "clm": "corrective LM loss (nats)",
+    "mws": "word selection loss (nats)",
+    "tqr": "quality ranking loss (nats)",
+    "scl": "contrastive loss (nats)",
+    "rtd_accuracy_original": "detection accuracy, original",
+    "rtd_accuracy_replaced": "detection accuracy, replaced",
+    "rtd_auc": "detection AUC (validation)",
+    "replaced_share": "share of tokens replaced",
+    "mixture_weight": "mean mixture weight",
+    "wps": "tokens per second",
+}
+
+
+class Comparison(NamedTuple):
+    words: str
+    measured: float
+    expected: Optional[Range]
+
+    @property
+    def mark(self) -> str:
+        if self.expected is None:
+            return ""
+        low, high = self.expected
+        return "ok" if low <= self.measured <= high else "OUTSIDE"
+
+
+def of_run(folder: Path) -> Dict[str, Range]:
+    """The expected ranges if the folder is a quick start with its default settings, else none."""
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        return {}
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    return EXPECTED.get((settings["method"], settings["setting"]), {})
+
+
+def compare(log: RunLog, expected: Dict[str, Range]) -> List[Comparison]:
+    """One row for each measure that the run logged, in the order of MEASURES."""
+    rows = []
+    for measure, words in MEASURES.items():
+        for name in run_log.names(log, measure):
+            depth = run_log.split_depth(name)[1]
+            in_words = words + (f", layer {depth}" if depth else "")
+            rows.append(Comparison(in_words, measure_of(log, name), expected.get(name)))
+    return rows
+
+
+def measure_of(log: RunLog, name: str) -> float:
+    """Mean over the last tenth of the training rows; the last validation for what only validation measures."""
+    _, values = run_log.series(log.train, name)
+    if values:
+        tail = values[-max(1, round(TAIL * len(values))) :]
+        return sum(tail) / len(tail)
+    return run_log.series(log.validation, name)[1][-1]
+
+
+def format_table(log: RunLog, expected: Dict[str, Range]) -> str:
+    """The comparison as aligned text; without the columns of expectations if there are none."""
+    comparisons = compare(log, expected)
+    width = max((len(row.words) for row in comparisons), default=0)
+    lines = [f"{'':<{width}}  {'measured':>9}" + (f"  {'expected':>15}" if expected else "")]
+    for row in comparisons:
+        line = f"{row.words:<{width}}  {number(row.measured):>9}"
+        if row.expected:
+            line += f"  {f'{number(row.expected[0])} - {number(row.expected[1])}':>15}  {row.mark}"
+        lines.append(line)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"

@@ -1,0 +1,101 @@
+"""How likely a model finds a text: SCRIPT's pseudo-log-likelihood in one pass, and the masked one it stands in for."""
+
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.mlm import MaskedLM
+from amos_fairseq.methods.script import Script
+from amos_fairseq.objectives import pseudo_log_likelihood
+from amos_fairseq.ops import full_precision
+
+BATCH_TOKENS = 16384
+
+
+class Score(NamedTuple):
+    pll: float  # pseudo-log-likelihood, natural logarithm
+    tokens: int  # positions that it sums over
+
+
+@torch.no_grad()
+def one_pass_scores(
+    method: Script,
+    sequences: Sequence[Tensor],
+    uncounted_tokens: Sequence[int] = (),
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], object] = lambda sequences: None,
+) -> List[Score]:
+    """SCRIPT's score of each sequence of ids (T,): sum_t log P(original_t), read unmasked  (SCRIPT Eq. 7).
+
+    Sequences of near length share a forward pass over at most `batch_tokens` positions, padding included.
+    `uncounted_tokens` are read, but not summed over. `progress` is told how many sequences each pass has finished.
+    """
+    scores = {}
+    for rows in _batches([len(sequence) for sequence in sequences], batch_tokens):
+        tokens, padding_mask = _pad([sequences[row] for row in rows], method)
+        critic_logits = method.criticize(method.encoder.token_embeddings(tokens), padding_mask)
+        counted = ~torch.isin(tokens, tokens.new_tensor(uncounted_tokens))
+        if padding_mask is not None:
+            counted &= ~padding_mask
+        plls = pseudo_log_likelihood(critic_logits, counted)
+        scores.update(zip(rows, map(Score, plls.tolist(), counted.sum(dim=-1).tolist())))
+        progress(len(rows))
+    return [scores[row] for row in range(len(sequences))]
+
+
+@torch.no_grad()
+def masked_score(
+    method: PretrainingMethod,
+    tokens: Tensor,
+    mask_token: int,
+    uncounted_tokens: Sequence[int] = (),
+    batch_tokens: int = BATCH_TOKENS,
+) -> Score:
+    """The masked pseudo-log-likelihood of one sequence (T,): sum_t log P(token_t | all others), position t masked.
+
+    As many readings as positions (Salazar et al., 2020); for methods that train an MLM head on their encoder.
+    """
+    if not isinstance(method, (MaskedLM, Script)):
+        raise ValueError(f"{type(method).__name__} has no masked language model on its encoder")
+    tokens = tokens.to(method.encoder.token_embeddings.weight.device)
+    positions = (~torch.isin(tokens, tokens.new_tensor(uncounted_tokens))).nonzero().squeeze(-1)
+    pll = 0.0
+    for part in positions.split(max(1, batch_tokens // len(tokens))):
+        rows = torch.arange(len(part), device=part.device)
+        masked_tokens = tokens.repeat(len(part), 1)
+        masked_tokens[rows, part] = mask_token
+        logits = method.mlm_head(method.encoder(masked_tokens)[rows, part])
+        pll += full_precision(logits).log_softmax(dim=-1)[rows, tokens[part]].sum().item()
+    return Score(pll, len(positions))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rho: the correlation of ranks, equal values sharing the mean of theirs."""
+    ranks = []
+    for values in (first, second):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((counts.cumsum() - (counts - 1) / 2)[inverse])
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[List[int]]:
+    """Indices of each batch, longest sequences first: if one pass needs too much memory, it is the first."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        stop = start + max(1, batch_tokens // lengths[order[start]])
+        yield order[start:stop]
+        start = stop
+
+
+def _pad(sequences: Sequence[Tensor], method: PretrainingMethod) -> Tuple[Tensor, Optional[Tensor]]:
+    """The sequences as rows (B, T) on the method's device, and where they are padding, or None."""
+    table = method.encoder.token_embeddings
+    rows = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=table.padding_idx)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    padding_mask = torch.arange(rows.size(1)) >= lengths[:, None]
+    device = table.weight.device
+    return rows.to(device), padding_mask.to(device) if padding_mask.any() else None

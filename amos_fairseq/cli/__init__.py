@@ -1,0 +1,1 @@
+"""The `amos-fairseq` command: one module per sub-command."""

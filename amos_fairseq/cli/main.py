@@ -1,0 +1,85 @@
+"""Entry point of `amos-fairseq <command>`: finds the command's module, runs it, words its errors.
+
+A command is a module of this package with `HELP`, `add_arguments(parser)` and `run(args)`. It is imported only when it
+is asked for, so `amos-fairseq --help` needs neither torch nor fairseq.
+"""
+import argparse
+import importlib
+import logging
+import os
+import sys
+from typing import List, Optional
+
+from amos_fairseq import __version__
+
+COMMANDS = {
+    "quickstart": "corpus, vocabulary, a small model, figures and examples in five minutes on a CPU",
+    "corpus": "collect a small text corpus from this machine",
+    "prepare": "turn text into a vocabulary and binarised training data",
+    "train": "fairseq-train (or fairseq-hydra-train) with this package filled in",
+    "report": "figures and a summary table of a training run",
+    "inspect": "show which tokens were replaced and what the encoder says about them",
+    "score": "pseudo-log-likelihoods of sentences and n-best lists, by a script_selfcritic run",
+    "flops": "what a method costs: FLOPs per token, per sequence and for a whole run",
+}
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for a mistake in the input, 130 when interrupted."""
+    parser = build_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help()
+        return 2
+    chosen = parser.parse_args(arguments)
+    try:
+        return run_command(chosen.command, chosen.arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
+        # fairseq-train's tracebacks stay: an error after hours of training is no mistake in the input.
+        if chosen.command == "train" or os.environ.get("AMOS_FAIRSEQ_TRACEBACK") == "1":
+            raise
+        print(f"amos-fairseq {chosen.command}: error: {describe(error)}", file=sys.stderr)
+        return 2
+
+
+def run_command(command: str, arguments: List[str]) -> int:
+    """Parse a command's arguments and run it."""
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # it recommends a package at import
+    module = importlib.import_module(f"amos_fairseq.cli.{command}")
+    if command == "train":  # fairseq parses these
+        return module.run(arguments) or 0
+    parser = argparse.ArgumentParser(prog=f"amos-fairseq {command}", description=module.HELP)
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(arguments)) or 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="amos-fairseq",
+        usage="amos-fairseq <command> [options]",
+        description="Pre-train text encoders with ELECTRA-style methods on fairseq.",
+        epilog=f"commands:\n{lines}\n\n"
+        "`amos-fairseq <command> --help` lists a command's options.\n"
+        "AMOS_FAIRSEQ_TRACEBACK=1 shows where in the code an error arose.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"amos-fairseq {__version__}")
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def describe(error: Exception) -> str:
+    """The error in one line: `path: reason` for a file, else its message."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""`amos-fairseq quickstart`: from nothing to a small pre-trained model and what it learnt, in one command.
+
+Corpus, vocabulary and binarised data, training, figures, examples: all land in one folder. What is there already is not
+done again, so the same command goes on where an interrupted one stopped.
+"""
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, Iterable, Iterator, List, Optional
+
+from amos_fairseq.analysis import expectations, run_log
+from amos_fairseq.cli import inspect, report
+
+HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
+
+# A model this small learns within minutes from short blocks and short words: near neighbours tell it most.
+UPDATES = 4000  # four minutes on two cores
+BATCH_SIZE = 64
+TOKENS_PER_SAMPLE = 16
+VOCAB_SIZE = 1024
+SMALLEST_CORPUS = 200_000  # bytes; enough words for the vocabulary
+SAVE_INTERVAL = 500
+LOG_INTERVAL = 25
+HELD_OUT_BLOCKS = 3
+POLL_SECONDS = 0.5
+
+CORPUS, DATA, CHECKPOINT = "corpus.txt", "data", "checkpoint_last.pt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--corpus", type=Path, metavar="PATH",
+        help="text file, or folder of .txt files (default: documentation found on this machine)",
+    )
+    parser.add_argument("--method", default="amos_rtd", help="what to train (default: amos_rtd)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where everything goes (default: runs/quickstart-METHOD)"
+    )
+    parser.add_argument("--updates", type=int, default=UPDATES, help=f"length of the training (default: {UPDATES})")
+
+
+def run(args: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # before fairseq's imports do it otherwise
+    from amos_fairseq.analysis.checkpoint import WITHOUT_DETECTION
+
+    start = time.monotonic()
+    settings = check_settings(args)
+    out = args.out or Path("runs") / f"quickstart-{args.method}"
+    with claimed(out, settings) as lock, signals_handled([signal.SIGTERM, signal.SIGHUP], interrupt):
+        try:
+            if is_trained(out, args.updates):
+                print(f"{out} is done already: these are its results. Delete it to start anew.\n")
+            else:
+                prepare_data(args.corpus, out)
+                train(settings, out, lock)
+            report.show(out)
+            if args.method not in WITHOUT_DETECTION:
+                print()
+                inspect.show(out, count=HELD_OUT_BLOCKS)
+        except KeyboardInterrupt:
+            print(f"\nStopped. The same command goes on from what {out} holds.", file=sys.stderr)
+            raise
+    print(f"\n{out}: {time.monotonic() - start:.0f} s, {peak_memory() / 2**30:.1f} GiB of memory at most")
+
+
+def check_settings(args: argparse.Namespace) -> Dict:
+    """What the run is, as it is kept beside it; mistakes are told before any work."""
+    from amos_fairseq.methods import METHODS
+
+    if args.method not in METHODS:
+        raise ValueError(f"unknown --method {args.method}: choose one of {', '.join(METHODS)}")
+    if args.updates < 1:
+        raise ValueError(f"--updates must be at least 1, got {args.updates}")
+    if args.corpus:
+        check_corpus(args.corpus)
+    usual = args.corpus is None and args.updates == UPDATES
+    return {
+        "method": args.method,
+        "corpus": str(args.corpus.resolve()) if args.corpus else "",
+        "updates": args.updates,
+        "setting": expectations.QUICKSTART if usual else "custom",
+    }
+
+
+def check_corpus(path: Path) -> None:
+    from amos_fairseq.data.corpus import list_inputs
+
+    size = sum(os.path.getsize(file) for file in list_inputs([str(path)]))
+    if size < SMALLEST_CORPUS:
+        raise ValueError(f"--corpus {path} has {size:,} bytes, too few to learn from; {SMALLEST_CORPUS:,} is the least")
+
+
+@contextlib.contextmanager
+def claimed(out: Path, settings: Dict) -> Iterator[int]:
+    """Hold the folder for this run: one of the same settings, or a new one. Yields the lock's file descriptor."""
+    path = out / expectations.SETTINGS_FILE
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"--out {out} is in use by something else: choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    with open(path, encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another quick start is at work in {out}") from None
+        kept = json.load(stream)
+        changes = [f"{name} {kept.get(name)}, not {new}" for name, new in settings.items() if kept.get(name) != new]
+        if changes:
+            raise ValueError(f"{out} is a quick start with {'; '.join(changes)}: choose another --out, or delete it")
+        yield stream.fileno()
+
+
+def is_trained(out: Path, updates: int) -> bool:
+    """Whether the last update was validated and fairseq then ended the training by itself."""
+    log = out / run_log.FILE_NAME
+    if not (log.exists() and (out / CHECKPOINT).exists()):
+        return False
+    validation = run_log.read(log).validation
+    return bool(validation) and validation[-1]["num_updates"] >= updates and "done training" in last_lines(log, 20)
+
+
+def prepare_data(corpus: Optional[Path], out: Path) -> None:
+    """Corpus, vocabulary and binarised blocks."""
+    from amos_fairseq.data.documentation import write_documentation
+    from amos_fairseq.data.preparation import prepare
+
+    if corpus is None:
+        corpus = out / CORPUS
+        if not corpus.exists():
+            size = write_documentation(str(corpus), progress=True)
+            print(f"corpus    {corpus}, {size / 1e6:.1f} MB of documentation found on this machine", flush=True)
+    data = out / DATA
+    manifest = prepare(
+        [str(corpus)], str(data), vocab_size=VOCAB_SIZE, tokens_per_sample=TOKENS_PER_SAMPLE, progress=True
+    )
+    sizes = ", ".join(f"{split.tokens:,} tokens to {name}" for name, split in manifest.splits.items())
+    print(f"data      {data}, {manifest.vocabulary_size:,} symbols, {sizes}", flush=True)
+
+
+def train(settings: Dict, out: Path, lock: int) -> None:
+    """fairseq-train in a process of its own, its words in train.log, a progress bar here."""
+    log_path = out / run_log.FILE_NAME
+    threads = str(available_cores())
+    # Threads that wait must not spin: with anything else at work on the machine, a training is six times slower.
+    environment = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": threads, **os.environ}
+    print(f"training  {settings['method']}_tiny on {threads} CPU cores, log in {log_path}", flush=True)
+    with open(log_path, "ab") as log, held_interrupts() as interrupt_point:
+        process = subprocess.Popen(
+            training_command(settings, out), stdout=log, stderr=log, env=environment,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the training
+            pass_fds=[lock],  # the folder stays claimed for as long as it trains
+        )
+        try:
+            follow(process, log_path, settings["updates"], interrupt_point)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode != 0:
+        print(last_lines(log_path, 15), file=sys.stderr)
+        sys.exit(f"amos-fairseq quickstart: error: the training ended with status {process.returncode}; see {log_path}")
+
+
+def training_command(settings: Dict, out: Path) -> List[str]:
+    """The training as a shell would start it."""
+    method, updates = settings["method"], settings["updates"]
+    options = {
+        "task": method,
+        "arch": f"{method}_tiny",
+        "criterion": method,
+        "tokens-per-sample": TOKENS_PER_SAMPLE,
+        "batch-size": BATCH_SIZE,
+        "optimizer": "adam",
+        "adam-betas": "(0.9, 0.98)",
+        "adam-eps": 1e-6,
+        "weight-decay": 0.01,
+        "clip-norm": 2.0,
+        "lr": 1e-3,
+        "dropout": 0.0,
+        "attention-dropout": 0.0,
+        "lr-scheduler": "polynomial_decay",
+        "warmup-updates": max(1, updates // 10),
+        "total-num-update": updates,
+        "max-update": updates,
+        "save-dir": out,
+        "save-interval-updates": SAVE_INTERVAL,
+        "keep-interval-updates": 1,
+        "validate-interval-updates": SAVE_INTERVAL,
+        "log-format": "json",
+        "log-interval": min(LOG_INTERVAL, max(1, updates // 5)),
+        "num-workers": 0,
+        "seed": 1,
+    }
+    pairs = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    data = str((out / DATA).resolve())
+    return [sys.executable, "-m", "amos_fairseq.cli.main", "train", data, *pairs, "--cpu", "--no-epoch-checkpoints"]
+
+
+def follow(process: subprocess.Popen, log_path: Path, updates: int, interrupt_point: Callable[[], None]) -> None:
+    """Show the run's log as a progress bar, or as lines if nobody watches, until its process ends."""
+    from tqdm import tqdm
+
+    watched = sys.stderr.isatty()
+    done = last_update(log_path)
+    with tqdm(total=updates, initial=done, unit=" updates", dynamic_ncols=True, disable=not watched) as bar:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            interrupt_point()
+            rows = run_log.read(log_path).train
+            if not rows or rows[-1]["num_updates"] == done:
+                continue
+            bar.update(rows[-1]["num_updates"] - done)
+            done = int(rows[-1]["num_updates"])
+            terms = {name: value for name, value in rows[-1].items() if run_log.split_depth(name)[0] in ("mlm", "rtd")}
+            losses = "  ".join(f"{name} {value:.2f}" for name, value in terms.items())
+            bar.set_postfix_str(losses)
+            if not watched and done * 10 // updates > (done - LOG_INTERVAL) * 10 // updates:  # a line each tenth
+                print(f"  update {done} of {updates}  {losses}", flush=True)
+
+
+def last_update(log_path: Path) -> int:
+    rows = run_log.read(log_path).train
+    return int(rows[-1]["num_updates"]) if rows else 0
+
+
+def interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def signals_handled(numbers: Iterable[int], handler: Callable) -> Iterator[None]:
+    """Inside, `handler` gets these signals, unless they are ignored as by nohup."""
+    previous = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            if previous[number] is not signal.SIG_IGN:
+                signal.signal(number, handler)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, previous[number])
+
+
+@contextlib.contextmanager
+def held_interrupts() -> Iterator[Callable[[], None]]:
+    """Inside, a request to stop waits for a call of the function that this yields: no process starts unnoticed."""
+    received = []
+
+    def interrupt_point() -> None:
+        if received:
+            raise KeyboardInterrupt
+
+    with signals_handled([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], lambda *_: received.append(True)):
+        yield interrupt_point
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def last_lines(path: Path, count: int) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
+
+
+def peak_memory() -> int:
+    """Bytes of the largest process, this one or a child."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return unit * max(usage.ru_maxrss for usage in usages)

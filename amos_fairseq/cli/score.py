@@ -1,0 +1,112 @@
+"""`amos-fairseq score`: pseudo-log-likelihoods of sentences, one pass each, by a model trained with SCRIPT."""
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Dict, List, NamedTuple
+
+HELP = (
+    "Print the pseudo-log-likelihood of every sentence, or find the best of each n-best list, with a "
+    "script_selfcritic run. Higher is likelier; a longer sentence has more terms."
+)
+
+
+class Hypothesis(NamedTuple):
+    line: int
+    group: str  # of an n-best list; else empty
+    sentence: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints (.pt)")
+    parser.add_argument("file", metavar="FILE", help="sentences, one a line; - for standard input")
+    parser.add_argument("--nbest", action="store_true", help="lines are id<TAB>sentence; mark the best of each id")
+    parser.add_argument("--include-special", action="store_true", help="count <s> and </s> as well")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tab-separated columns")
+    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
+    parser.add_argument("--data", type=Path, help="prepared data; default: RUN/data, else where the run was trained")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.batch_tokens < 1:
+        raise ValueError(f"--batch-tokens must be at least 1, got {args.batch_tokens}")
+    hypotheses = parse(read(args.file), args.nbest, args.file)
+
+    import torch
+    from tqdm import tqdm
+
+    from amos_fairseq.analysis.checkpoint import load_run
+    from amos_fairseq.analysis.scoring import one_pass_scores
+    from amos_fairseq.methods.script import Script
+
+    trained = load_run(args.run, args.data)
+    if not isinstance(trained.method, Script):
+        raise ValueError(f"{args.run} was trained with {trained.task.method_name}: score needs a script_selfcritic run")
+    sequences = trained.encode([hypothesis.sentence for hypothesis in hypotheses])
+    for hypothesis, sequence in zip(hypotheses, sequences):
+        if len(sequence) > trained.task.max_positions():
+            raise ValueError(
+                f"{args.file}, line {hypothesis.line}: {len(sequence)} tokens, but the model reads "
+                f"{trained.task.max_positions()}: split the sentence"
+            )
+    dictionary = trained.task.dictionary
+    uncounted = [] if args.include_special else [dictionary.bos(), dictionary.eos()]
+    method = trained.method.to("cuda" if torch.cuda.is_available() else "cpu")
+    with tqdm(total=len(sequences), unit="sentence", desc="score", disable=None) as bar:
+        scores = one_pass_scores(method, sequences, uncounted, args.batch_tokens, bar.update)
+
+    rows = [
+        {"id": hypothesis.group, "best": False, **score._asdict(), "sentence": hypothesis.sentence}
+        for hypothesis, score in zip(hypotheses, scores)
+    ]
+    if args.nbest:
+        mark_best(rows)
+    print_rows(rows, list(rows[0]) if args.nbest else ["pll", "tokens", "sentence"], args.json)
+
+
+def read(path: str) -> str:
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is no UTF-8") from None
+
+
+def parse(text: str, nbest: bool, path: str) -> List[Hypothesis]:
+    """The lines that are not blank; in n-best lists a sentence may be empty, an id not."""
+    hypotheses = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if not line.strip():
+            continue
+        group, tab, sentence = line.partition("\t") if nbest else ("", "\t", line)
+        if not tab or (nbest and not group):
+            raise ValueError(f"{path}, line {number}: n-best lines are id<TAB>sentence, got {line[:40]!r}")
+        hypotheses.append(Hypothesis(number, group, sentence))
+    if not hypotheses:
+        raise ValueError(f"{path}: there is no sentence to score")
+    return hypotheses
+
+
+def mark_best(rows: List[Dict]) -> None:
+    """The likeliest of the rows with the same id, the first of equals."""
+    best = {}
+    for row in rows:
+        if row["id"] not in best or row["pll"] > best[row["id"]]["pll"]:
+            best[row["id"]] = row
+    for row in best.values():
+        row["best"] = True
+
+
+def print_rows(rows: List[Dict], columns: List[str], as_json: bool) -> None:
+    if not as_json:
+        print("\t".join(columns))
+    for row in rows:
+        row = {column: row[column] for column in columns}
+        print(json.dumps(row, ensure_ascii=False) if as_json else "\t".join(map(cell, row.values())))
+
+
+def cell(value) -> str:
+    if isinstance(value, bool):
+        return "*" if value else ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,297 @@
+"""COCO-LM: correcting and contrasting text sequences (Meng et al., NeurIPS 2021, arXiv:2102.08473).
+
+    masked -> shallow generator -> sample -> corrupt -> encoder -> RTD head, also the CLM head's copy mechanism
+    cropped ------------------------------------------> encoder -> SCL head on <s> of both sequences
+    loss = mlm + rtd_weight * rtd + clm_weight * clm + scl_weight * scl  (Eq. 4); no gradient passes through the sample
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Dict, NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from amos_fairseq.corruption import Corruption, corrupt, sample_tokens
+from amos_fairseq.flops import BACKWARD_AND_FORWARD
+from amos_fairseq.methods.base import (
+    GeneratorConfig,
+    GeneratorMethod,
+    PretrainingBatch,
+    Vocabulary,
+    accuracy,
+    detection_auc,
+    detection_statistics,
+    option,
+)
+from amos_fairseq.modules.heads import CorrectionHead, DetectionHead, ProjectionHead
+from amos_fairseq.objectives import (
+    LossTerm,
+    Mean,
+    clm_loss,
+    corrected_tokens,
+    cosines,
+    mlm_loss,
+    rtd_loss,
+    scl_loss,
+)
+from amos_fairseq.ops import rows_of_others
+
+CLM_ABLATIONS = ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens")
+
+
+@dataclass
+class CocoLMConfig(GeneratorConfig):
+    """The generator and the two tasks of the encoder. Defaults are the paper's, the other values its ablations."""
+
+    generator_layers: int = option(4, "layers of the generator (Sec. 3.3); 0: as many as the encoder")
+    generator_embed_dim: int = option(0, "width of the generator; 0: the encoder's")
+    generator_dropout: float = option(0.1, "dropout of the generator; above 0 a second pass without it is sampled from")
+    generator_checkpoint: str = option(
+        "", "checkpoint of a run whose generator is used and no longer trained (Table 3, converged auxiliary)"
+    )
+    random_replacements: bool = option(False, "draw all words equally often, without a generator (Table 3)")
+    clm_weight: float = option(1.0, "weight of corrective language modelling beside detection; 0: none (Table 3)")
+    clm_without_copy: bool = option(False, "predict the original by the language model alone (Table 3)")
+    clm_without_stop_gradient: bool = option(False, "let the language model's loss train detection, too (Table 3)")
+    clm_all_tokens: bool = option(
+        False, "correct every position; Table 3 has rtd-weight 0, scl-weight 0 and clm-without-stop-gradient with it"
+    )
+    scl_weight: float = option(1.0, "weight of sequence contrastive learning; 0: none (Table 3)")
+    scl_temperature: float = option(1.0, "what cosine similarities are divided by (App. B)")
+    scl_without_head: bool = option(False, "contrast <s> itself (Sec. 3.3), not dense + GELU + LayerNorm of it (code)")
+    scl_gather: bool = option(False, "contrast with the sequences of all GPUs, not of the same GPU only")
+
+    def __post_init__(self):
+        for name in ("rtd_weight", "clm_weight", "scl_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.scl_temperature <= 0:
+            raise ValueError(f"scl_temperature must be positive, got {self.scl_temperature}")
+        if self.generator_checkpoint and self.random_replacements:
+            raise ValueError(
+                f"generator_checkpoint {self.generator_checkpoint!r} is of no use with random_replacements "
+                f"{self.random_replacements}: choose one"
+            )
+        for name in CLM_ABLATIONS:
+            if getattr(self, name) and not self.clm_weight:
+                raise ValueError(f"{name} changes nothing with clm_weight {self.clm_weight}: leave one out")
+        for name in ("clm_without_stop_gradient", "clm_all_tokens"):
+            if getattr(self, name) and self.clm_without_copy:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is about the copy mechanism, which clm_without_copy "
+                    f"{self.clm_without_copy} takes away: leave one out"
+                )
+        for name in ("scl_without_head", "scl_gather"):
+            if getattr(self, name) and not self.scl_weight:
+                raise ValueError(f"{name} changes nothing with scl_weight {self.scl_weight}: leave one out")
+        if not self.rtd_weight and not self.clm_without_stop_gradient:
+            raise ValueError(
+                f"rtd_weight {self.rtd_weight} leaves detection untrained with clm_without_stop_gradient "
+                f"{self.clm_without_stop_gradient}: set one of them"
+            )
+
+
+class SequenceViews(NamedTuple):
+    """One embedding for each sequence of the batch."""
+
+    corrupted_embeddings: Tensor  # (B, C)
+    cropped_embeddings: Tensor  # (B, C)
+
+
+class CocoLMOutput(NamedTuple):
+    mlm_logits: Optional[Tensor]  # (M, V) the generator's; None with random replacements
+    mlm_targets: Tensor  # (M,) original tokens at the selected positions
+    sampled_tokens: Tensor  # (M,)
+    corruption: Corruption
+    rtd_logits: Tensor  # (B, T) positive = original, hence copied (Eq. 2)
+    clm_logits: Optional[Tensor]  # (M, V) the encoder's, (B * T, V) with clm_all_tokens; None without CLM
+    sequence_views: Optional[SequenceViews]  # None without SCL, but for validation
+
+
+class CocoLM(GeneratorMethod):
+    """A shallow generator with an MLM head; an encoder with RTD, CLM and SCL heads; one token table.
+
+    Every loss term but `scl` is the same however processes and micro-batches share the sequences: a sequence's
+    negatives are those of its micro-batch on its process, or with `scl_gather` on all processes, by definition.
+    """
+
+    config_class = CocoLMConfig
+    cropping = 0.9  # Sec. 3.3
+    batchwise_terms = ("scl",)
+    sizes = {
+        "tiny": dict(generator_layers=1),
+        "small": dict(generator_layers=4),
+        "base": dict(generator_layers=4),  # a third: Sec. 3.3
+        "large": dict(generator_layers=6),  # a fourth: Sec. 3.3
+    }
+
+    def __init__(self, config: CocoLMConfig, vocabulary: Vocabulary, **schedule):
+        super().__init__(config, vocabulary, **schedule)
+        dim, table = config.encoder_embed_dim, self.encoder.token_embeddings
+        self.frozen_generator = bool(config.generator_checkpoint)
+        if self.frozen_generator:  # a table of its own, without dropout
+            self.add_generator(vocabulary, copy.deepcopy(table), dropout=0.0)
+            self.generator.requires_grad_(False)
+            self.mlm_head.requires_grad_(False)
+        elif not config.random_replacements:
+            self.add_generator(vocabulary, table, config.generator_dropout)
+        self.rtd_head = DetectionHead(dim, config.rtd_head_hidden_layer)
+        self.clm_head = CorrectionHead(dim, table) if config.clm_weight else None
+        has_scl_head = config.scl_weight and not config.scl_without_head
+        self.scl_head = ProjectionHead(dim, dim) if has_scl_head else nn.Identity()
+
+    def check_batch_size(self, sequences: int) -> None:
+        if sequences < 2 and self.config.scl_weight and not self.config.scl_gather:
+            raise ValueError(
+                f"batches of {sequences} sequence leave scl_weight {self.config.scl_weight} without a negative: raise "
+                "--batch-size or --max-tokens, use --scl-gather on several GPUs, or set --scl-weight 0"
+            )
+
+    def forward(self, batch: PretrainingBatch) -> CocoLMOutput:
+        mlm_logits = self.generate(batch)
+        sampled_tokens = self.sample(mlm_logits, batch)
+        corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
+        hidden = self.encoder(corruption.corrupted_tokens, batch.padding_mask)
+        rtd_logits = self.rtd_head(hidden)
+        clm_logits = self.correct(hidden, batch)
+        sequence_views = self.embed_sequences(hidden, batch)
+        mlm_targets = batch.at_masked(batch.original_tokens)
+        return CocoLMOutput(
+            mlm_logits, mlm_targets, sampled_tokens, corruption, rtd_logits, clm_logits, sequence_views
+        )
+
+    def generate(self, batch: PretrainingBatch) -> Optional[Tensor]:
+        """(M, V) logits of the generator at the selected positions; None if there is no generator."""
+        return None if self.config.random_replacements else super().generate(batch)
+
+    @torch.no_grad()
+    def sample(self, mlm_logits: Optional[Tensor], batch: PretrainingBatch) -> Tensor:
+        """(M,) draws from the generator without its dropout; without generator, of any word."""
+        if mlm_logits is not None:
+            return super().sample(mlm_logits, batch)
+        vocabulary_size = self.encoder.config.vocab_size
+        noise = self.sampling_noise(batch, vocabulary_size)
+        return sample_tokens(noise.new_zeros(vocabulary_size), noise, self.excluded_tokens)
+
+    def correct(self, hidden: Tensor, batch: PretrainingBatch) -> Optional[Tensor]:
+        """(M, V) logits of the encoder's language model at the selected positions, or (B * T, V) at all."""
+        if self.clm_head is None:
+            return None
+        return self.clm_head(self.at_corrected(hidden, batch))
+
+    def at_corrected(self, x: Tensor, batch: PretrainingBatch) -> Tensor:
+        """(B, T, ...) -> (M or B * T, ...): the rows that the language model corrects."""
+        return x.flatten(0, 1) if self.config.clm_all_tokens else batch.at_masked(x)
+
+    def embed_sequences(self, hidden: Tensor, batch: PretrainingBatch) -> Optional[SequenceViews]:
+        """<s> of the corrupted sequences, whose hidden states are given, and of the cropped ones.
+
+        Validation without SCL has both as well: its cosines are what those with SCL compare with (Fig. 7).
+        """
+        if self.training and not self.config.scl_weight:
+            return None
+        cropped_hidden = self.encoder(batch.cropped_tokens, batch.cropped_padding_mask)
+        return SequenceViews(self.scl_head(hidden[:, 0]), self.scl_head(cropped_hidden[:, 0]))
+
+    def losses(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
+        config, terms = self.config, {}
+        replaced = output.corruption.replaced_positions
+        if output.mlm_logits is not None and not self.frozen_generator:
+            terms["mlm"] = mlm_loss(output.mlm_logits, output.mlm_targets)
+        terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, config.rtd_weight)
+        if config.clm_weight:
+            terms["clm"] = self.correction_loss(output, batch)
+        if config.scl_weight:
+            negatives = self.negatives(output.sequence_views, batch)
+            terms["scl"] = scl_loss(*output.sequence_views, config.scl_temperature, config.scl_weight, negatives)
+        return terms
+
+    def correction_loss(self, output: CocoLMOutput, batch: PretrainingBatch) -> LossTerm:
+        config = self.config
+        if config.clm_without_copy:
+            return mlm_loss(output.clm_logits, output.mlm_targets, config.clm_weight)
+        return clm_loss(
+            output.clm_logits,
+            self.at_corrected(output.rtd_logits, batch),
+            self.at_corrected(batch.original_tokens, batch),
+            self.at_corrected(output.corruption.corrupted_tokens, batch),
+            stop_gradient=not config.clm_without_stop_gradient,
+            weight=config.clm_weight,
+            valid_positions=batch.valid_positions.flatten() if config.clm_all_tokens else None,
+        )
+
+    def negatives(self, sequence_views: SequenceViews, batch: PretrainingBatch) -> Optional[Tensor]:
+        """(K, C) views of the other processes' sequences, if training gathers them.
+
+        Validation does not, so that its loss depends on the batch size only, not on the number of processes.
+        """
+        if not self.config.scl_gather or not self.training:
+            return None
+        views = torch.cat(sequence_views)
+        return rows_of_others(views[:0] if batch.stand_in else views)
+
+    def statistics(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
+        """Copying is right where detection is; the language model's accuracy is that of the whole of p_LM (Fig. 8)."""
+        detection = (output.rtd_logits, output.corruption, batch.valid_positions)
+        statistics = {
+            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
+            **detection_statistics(*detection),
+        }
+        if output.mlm_logits is not None:
+            statistics["generator_accuracy"] = accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets)
+        if output.clm_logits is not None:
+            statistics.update(self.correction_statistics(output, batch))
+        if output.sequence_views is not None:
+            statistics.update(cosine_statistics(output.sequence_views))
+        if not self.training:
+            statistics["rtd_auc"] = detection_auc(*detection)
+        return statistics
+
+    def correction_statistics(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
+        """Accuracy of the language model on original and on replaced tokens, of the positions that it corrects."""
+        originals, corrupted, replaced, valid, copy_logits = (
+            self.at_corrected(x, batch)
+            for x in (batch.original_tokens, *output.corruption, batch.valid_positions, output.rtd_logits)
+        )
+        if self.config.clm_without_copy:
+            predicted = output.clm_logits.argmax(dim=-1)
+        else:
+            predicted = corrected_tokens(output.clm_logits, copy_logits, corrupted)
+        return {
+            f"clm_accuracy_{kind}": Mean(((predicted == originals) & where).sum(), where.sum())
+            for kind, where in (("original", valid & ~replaced), ("replaced", valid & replaced))
+        }
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        """What is trained on the corrupted sequences: the rest depends on the batch, see `training_flops`."""
+        flops = self.network_flops(self.encoder, tokens, length)
+        if not self.config.random_replacements and not self.frozen_generator:
+            flops += self.generator_flops(tokens, length, masked)
+        if self.clm_head is not None:
+            corrected = tokens if self.config.clm_all_tokens else masked
+            flops += 2 * corrected * self.encoder.token_embeddings.weight.numel()
+        return flops
+
+    def training_flops(self, batch: PretrainingBatch) -> int:
+        """With the encoder's pass over the cropped sequences, and the generator's pass that is only sampled from."""
+        flops = super().training_flops(batch)
+        if self.config.scl_weight:
+            tokens, length = batch.cropped_tokens.numel(), batch.cropped_tokens.size(1)
+            flops += BACKWARD_AND_FORWARD * self.network_flops(self.encoder, tokens, length)
+        if self.frozen_generator or not self.config.random_replacements and self.samples_in_second_pass:
+            tokens, length = batch.original_tokens.numel(), batch.original_tokens.size(1)
+            flops += self.generator_flops(tokens, length, sum(batch.num_masked))
+        return flops
+
+
+def cosine_statistics(views: SequenceViews) -> Dict[str, Mean]:
+    """Mean cosine of the two views of a sequence, and of views of different sequences of the process (Fig. 7)."""
+    sequences = len(views.corrupted_embeddings)
+    similarities = cosines(*(torch.cat(views),) * 2)
+    positive = similarities.diagonal(sequences).sum()
+    negative = similarities.sum() - similarities.trace() - 2 * positive
+    return {
+        "scl_cosine_positive": Mean(positive, sequences),
+        "scl_cosine_negative": Mean(negative, 2 * sequences * (2 * sequences - 2)),
+    }

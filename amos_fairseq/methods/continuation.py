@@ -1,0 +1,125 @@
+"""Continued pre-training: a run that starts from what an earlier one learned, with the same method or another."""
+
+import logging
+import re
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+GENERATOR = re.compile(r"^(generators\.\d+|generator)\.")  # how the methods call their generators
+MODULES_OF_GENERATOR = ("generators", "generator", "mlm_head")
+UNSEEN_OPTIONS = ("encoder_attention_heads", "rel_pos_max_distance", "rel_pos_bucketing")  # no shape tells them
+
+
+class EarlierRun(NamedTuple):
+    """What a checkpoint holds of the run that wrote it."""
+
+    source: str  # what errors and the log call it
+    state: Mapping[str, Tensor]  # its method's
+    options: Mapping[str, Any] = {}  # its model's; one that is absent is taken to be the same here
+
+
+def start_from(method, run: EarlierRun) -> None:
+    """Give a new `method` what an earlier run, of the same method or another, has learned for it.
+
+    encoder    all of it, token table and relative bias included: it must be the same network
+    generator  with its MLM head, if the run had one of the same shape, and what it shares with the encoder here (the
+               token table, in some methods bottom layers) was shared there, too
+    heads      only if the two methods' parameters are alike throughout: a head is of use on the networks that it was
+               trained on, and one name may stand for heads of two, as `mlm_head` does for BERT's and for ELECTRA's
+
+    What is not taken keeps its start. Logs once which is which. If the encoder is not the same, raises ValueError that
+    names the first difference, and changes nothing. Whether the ids mean the same words is the caller's to know.
+    """
+    wanted, state = method.state_dict(), named_alike(run.state, method.state_dict())
+    encoder, generator = part(state, ["encoder"]), part(state, MODULES_OF_GENERATOR)
+    check_same_options(method.config, run)
+    check_same_shapes(
+        "encoder", part(wanted, ["encoder"]), encoder, run.source, "the encoder's options and the vocabulary"
+    )
+    if fits(method, wanted, state):
+        taken = state
+    elif fits(method, part(wanted, ["encoder", *MODULES_OF_GENERATOR]), {**encoder, **generator}):
+        taken = {**encoder, **generator}
+    else:
+        taken = encoder
+    method.load_state_dict(taken, strict=False)
+    new = [module for module in modules(wanted) if module not in modules(taken)]
+    logger.info("%s: took %s; new: %s", run.source, ", ".join(modules(taken)), ", ".join(new) or "nothing")
+
+
+def load_generator(method, run: EarlierRun) -> None:
+    """Give `method` the generator and MLM head of an earlier run of any method that has one.
+
+    Raises ValueError that names the first difference if it is not the same network.
+    """
+    wanted = method.state_dict()
+    taken = part(named_alike(run.state, wanted), MODULES_OF_GENERATOR)
+    check_same_options(method.config, run)
+    check_same_shapes(
+        "generator", part(wanted, MODULES_OF_GENERATOR), taken, run.source,
+        "generator_layers, generator_embed_dim and the encoder's options",
+    )
+    method.load_state_dict(taken, strict=False)
+    logger.info("%s: took %s", run.source, ", ".join(modules(taken)))
+
+
+def named_alike(state: Mapping[str, Tensor], wanted: Iterable[str]) -> Dict[str, Tensor]:
+    """`state` with its generators called as those of `wanted` are, if there are as many."""
+    there, here = generators(state), generators(wanted)
+    names = dict(zip(there, here)) if len(there) == len(here) else {}
+    return {GENERATOR.sub(lambda match: f"{names.get(match[1], match[1])}.", key): state[key] for key in state}
+
+
+def generators(keys: Iterable[str]) -> List[str]:
+    return list(dict.fromkeys(match[1] for match in map(GENERATOR.match, keys) if match))
+
+
+def modules(keys: Iterable[str]) -> List[str]:
+    return list(dict.fromkeys(key.split(".")[0] for key in keys))
+
+
+def part(state: Mapping[str, Tensor], names: Iterable[str]) -> Dict[str, Tensor]:
+    """What belongs to the modules `names`."""
+    return {key: state[key] for key in state if key.split(".")[0] in names}
+
+
+def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Optional[str]:
+    """The first parameter that is not in both with the same shape, in words; None if there is none."""
+    for key in [*wanted, *found]:
+        here, there = (tuple(state[key].shape) if key in state else "absent" for state in (wanted, found))
+        if here != there:
+            return f"{key} is {there}, not {here}"
+    return None
+
+
+def fits(method, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
+    """Whether `found` is `wanted` with other values, equal wherever they belong to one parameter of `method`."""
+    if first_difference(wanted, found):
+        return False
+    first: Dict[Tensor, str] = {}
+    return all(
+        torch.equal(found[key], found[first.setdefault(parameter, key)])
+        for key, parameter in method.named_parameters(remove_duplicate=False)
+        if key in found
+    )
+
+
+def check_same_shapes(
+    network: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, remedy: str
+) -> None:
+    difference = first_difference(wanted, found)
+    if difference:
+        raise ValueError(
+            f"{source} does not hold the {network} that the options describe: {difference}; set {remedy} as in that run"
+        )
+
+
+def check_same_options(config, run: EarlierRun) -> None:
+    for name in UNSEEN_OPTIONS:
+        here, there = getattr(config, name), run.options.get(name, getattr(config, name))
+        if here != there and (config.rel_pos_buckets or not name.startswith("rel_pos")):
+            raise ValueError(f"{run.source} was trained with {name} {there}, not {here}: set it as in that run")

@@ -1,0 +1,169 @@
+"""PEER: ELECTRA extended by ranking (He et al., Findings of ACL 2023, aclanthology.org/2023.findings-acl.405).
+
+    masked -> generator, its bottom half the encoder's -> sample -> corrupt -> encoder -> score, K - 1 thresholds
+    loss = mlm + tqr_weight * tqr  (Eq. 5); the generator's logits, detached, say how good a replacement is
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Dict, List, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amos_fairseq.corruption import Corruption, corrupt
+from amos_fairseq.methods.base import (
+    PretrainingBatch,
+    SharedGeneratorConfig,
+    SharedGeneratorMethod,
+    Vocabulary,
+    accuracy,
+    detection_auc,
+    detection_statistics,
+    option,
+)
+from amos_fairseq.modules.initialization import initialize
+from amos_fairseq.objectives import LossTerm, Mean, check_partition, level_targets, mlm_loss, quality_levels, tqr_loss
+from amos_fairseq.ops import full_precision
+
+UNIT_GAP = math.log(math.expm1(1.0))  # softplus of it is 1
+
+
+@dataclass
+class PeerConfig(SharedGeneratorConfig):
+    """The quality levels and their weights. Defaults are the paper's."""
+
+    tqr_weight: float = option(50.0, "lambda, weight of token quality ranking in the loss (Sec. 3.2.2)")
+    level_weight: float = option(0.5, "gamma, weight of each level below the highest two within the ranking (Eq. 5)")
+    tqr_partition: List[float] = option(
+        [1.0], "tau, ratios of the original's probability to its replacement's that part K = 2 + their number of levels"
+    )
+    tqr_top: int = option(3, "T, levels are known where the original is among the generator's top T tokens (Table 1)")
+    tqr_buffer: float = option(3.0, "delta, width of the buffers between levels; 0: none (Table 2)")
+    tqr_warmup_updates: int = option(0, "updates that only tell replaced from original; the paper's: 0.8 of an epoch")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("tqr_weight", "level_weight", "tqr_warmup_updates"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_partition(self.tqr_partition, self.tqr_top, self.tqr_buffer)
+
+
+class PeerOutput(NamedTuple):
+    """K quality levels."""
+
+    mlm_logits: Tensor  # (M, V) the generator's
+    mlm_targets: Tensor  # (M,) original tokens at the selected positions
+    sampled_tokens: Tensor  # (M,)
+    corruption: Corruption
+    level_codes: Tensor  # (B, T) see `quality_levels`
+    quality_scores: Tensor  # (B, T) high = original
+    level_thresholds: Tensor  # (K-1,) increasing
+    rtd_logits: Tensor  # (B, T) of the highest level, the original: positive = original
+
+
+class QualityHead(nn.Module):
+    """A score for each position, w . h without bias, and K - 1 ordered thresholds to hold it against  (Eq. 3).
+
+    level_thresholds_{K-1} = b,   level_thresholds_r = level_thresholds_{r+1} - softplus(d_r)
+
+    b = 0 and gaps of 1, the start, are zeros of `top_threshold` and `gap_offsets`: the weight decay of fairseq's Adam,
+    which spares no parameter, then draws the thresholds to their start and not to other gaps.
+    """
+
+    def __init__(self, dim: int, levels: int):
+        super().__init__()
+        self.score = nn.Linear(dim, 1, bias=False)
+        self.top_threshold = nn.Parameter(torch.zeros(1))
+        self.gap_offsets = nn.Parameter(torch.zeros(levels - 2)) if levels > 2 else None
+        self.apply(initialize)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (...)"""
+        return self.score(hidden).squeeze(-1)
+
+    def level_thresholds(self) -> Tensor:
+        """(K-1,) in fp32."""
+        top = full_precision(self.top_threshold)
+        if self.gap_offsets is None:
+            return top
+        gaps = F.softplus(full_precision(self.gap_offsets) + UNIT_GAP)
+        return torch.cat([top - gaps.flip(0).cumsum(0).flip(0), top])
+
+
+class Peer(SharedGeneratorMethod):
+    """A generator on the encoder's bottom layers; an encoder that ranks every token by its quality."""
+
+    config_class = PeerConfig
+    sizes = {  # absolute positions only, as BERT; buffers and warm-ups of Sec. 4.1 and App. A.3
+        "tiny": dict(rel_pos_buckets=0, generator_layers=2),
+        "small": dict(rel_pos_buckets=0, tqr_buffer=3.0, tqr_warmup_updates=40000),
+        "base": dict(rel_pos_buckets=0, tqr_buffer=9.0, tqr_warmup_updates=33344),
+        "large": dict(rel_pos_buckets=0, tqr_buffer=9.0, tqr_warmup_updates=33344),  # base's; none was published
+    }
+
+    def __init__(self, config: PeerConfig, vocabulary: Vocabulary, **schedule):
+        super().__init__(config, vocabulary, **schedule)
+        self.levels = len(config.tqr_partition) + 2
+        self.tqr_head = QualityHead(config.encoder_embed_dim, self.levels)
+
+    def forward(self, batch: PretrainingBatch) -> PeerOutput:
+        mlm_logits = self.generate(batch)
+        sampled_tokens = self.sample(mlm_logits, batch)
+        corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
+        level_codes = self.label(mlm_logits, sampled_tokens, batch)
+        quality_scores = self.tqr_head(self.encoder(corruption.corrupted_tokens, batch.padding_mask))
+        level_thresholds = self.tqr_head.level_thresholds()
+        rtd_logits = full_precision(quality_scores) - level_thresholds[-1]
+        mlm_targets = batch.at_masked(batch.original_tokens)
+        return PeerOutput(
+            mlm_logits, mlm_targets, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds,
+            rtd_logits,
+        )
+
+    def label(self, mlm_logits: Tensor, sampled_tokens: Tensor, batch: PretrainingBatch) -> Tensor:
+        """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""
+        config, originals = self.config, batch.at_masked(batch.original_tokens)
+        codes = quality_levels(
+            mlm_logits, originals, sampled_tokens, config.tqr_partition, config.tqr_top, config.tqr_buffer
+        )
+        return torch.full_like(batch.original_tokens, 2 * self.levels).masked_scatter(batch.masked_positions, codes)
+
+    def losses(self, output: PeerOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
+        config = self.config
+        # Until the generator's word counts, the lower levels weigh nothing but stay in the graph, for DDP.
+        warming_up = self.training and self.num_updates < config.tqr_warmup_updates
+        return {
+            "mlm": mlm_loss(output.mlm_logits, output.mlm_targets),
+            "tqr": tqr_loss(
+                output.quality_scores,
+                output.level_thresholds,
+                output.level_codes,
+                batch.valid_positions,
+                0.0 if warming_up else config.level_weight,
+                config.tqr_weight,
+            ),
+        }
+
+    def statistics(self, output: PeerOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
+        masked, valid = output.mlm_targets.numel(), batch.valid_positions
+        statistics = {
+            "generator_accuracy": accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets),
+            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
+            "unknown_share": Mean((output.level_codes == -1).sum(), masked),  # Figs. 4 and 5
+        }
+        for level, threshold in enumerate(output.level_thresholds, start=1):
+            below, counts = level_targets(output.level_codes, level, self.levels)
+            right = (full_precision(output.quality_scores) < threshold) == below
+            statistics[f"level_accuracy_{level}"] = Mean((right & counts & valid).sum(), (counts & valid).sum())
+            statistics[f"level_threshold_{level}"] = Mean(threshold, 1)
+        detection = (output.rtd_logits, output.corruption, valid)
+        statistics.update(detection_statistics(*detection))
+        if not self.training:
+            statistics["rtd_auc"] = detection_auc(*detection)
+        return statistics
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)

@@ -1,0 +1,165 @@
+"""SCRIPT: self-critic pre-training of transformers (Nijkamp et al., NAACL 2021, aclanthology.org/2021.naacl-main.409).
+
+    masked -> encoder, MLM head -> sample -> corrupt -> the same encoder, the same head -> critic
+    loss = mlm + critic_weight * critic  (Eq. 1, 6); one network, two forward passes, one backward pass
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Dict, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from amos_fairseq.corruption import Corruption, corrupt
+from amos_fairseq.methods.base import (
+    ENCODER_SIZES,
+    PretrainingBatch,
+    PretrainingConfig,
+    PretrainingMethod,
+    Vocabulary,
+    accuracy,
+    detection_auc,
+    detection_statistics,
+    option,
+)
+from amos_fairseq.modules.heads import MaskedLMHead
+from amos_fairseq.objectives import LossTerm, Mean, critic_loss, mlm_loss
+from amos_fairseq.ops import full_precision, linear_logsumexp, straight_through_gumbel_softmax
+
+CRITIC_BIAS_INITS = ("paper", "neutral")
+SAMPLE_GRADIENTS = ("none", "straight_through", "soft")
+
+
+@dataclass
+class ScriptConfig(PretrainingConfig):
+    """The critic. Defaults are the paper's, as far as it says."""
+
+    critic_weight: float = option(50.0, "alpha, weight of the critic in the loss (App. 4.1); 0: masked LM only")
+    critic_bias_init: str = option(
+        "paper",
+        "start of the output bias. paper: 0, the critic starts sure that all is original, at logit log V; "
+        "neutral: -log V, it starts undecided. The masked LM is the same with both",
+    )
+    sample_gradient: str = option(
+        "none",
+        "how the critic's gradient passes the sample. none: not at all; straight_through: as if the draw had been "
+        "soft; soft: the critic reads the soft draw, a mixture of embeddings",
+    )
+    gumbel_temperature: float = option(1.0, "tau of the soft draw (Eq. 3); the hard draw is the same for every tau")
+
+    def __post_init__(self):
+        if self.critic_weight < 0:
+            raise ValueError(f"critic_weight must be 0 or more, got {self.critic_weight}")
+        for name, choices in (("critic_bias_init", CRITIC_BIAS_INITS), ("sample_gradient", SAMPLE_GRADIENTS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose {', '.join(choices)}")
+        if self.gumbel_temperature <= 0:
+            raise ValueError(f"gumbel_temperature must be positive, got {self.gumbel_temperature}")
+        if self.gumbel_temperature != 1.0 and self.sample_gradient == "none":
+            raise ValueError(
+                f"gumbel_temperature {self.gumbel_temperature} changes nothing with sample_gradient none: "
+                "leave it out, or choose straight_through or soft"
+            )
+
+
+class ScriptOutput(NamedTuple):
+    mlm_logits: Tensor  # (M, V)
+    mlm_targets: Tensor  # (M,) original tokens at the selected positions
+    sampled_tokens: Tensor  # (M,)
+    corruption: Corruption
+    critic_logits: Tensor  # (B, T) positive = original (Eq. 5)
+
+
+class Script(PretrainingMethod):
+    """One encoder with its MLM head, which is generator and critic: no other parameters."""
+
+    config_class = ScriptConfig
+    masking = (0.8, 0.1, 0.1)  # App. 4.1
+    sizes = {size: dict(rel_pos_buckets=0) for size in ENCODER_SIZES}  # absolute positions only, as BERT
+
+    def __init__(self, config: ScriptConfig, vocabulary: Vocabulary, **schedule):
+        super().__init__(config, vocabulary, **schedule)
+        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings)
+        if config.critic_bias_init == "neutral":
+            nn.init.constant_(self.mlm_head.bias, -math.log(vocabulary.size))
+
+    def forward(self, batch: PretrainingBatch) -> ScriptOutput:
+        projected = self.generate(batch)
+        mlm_logits = self.mlm_head.logits(projected)
+        sampled_tokens, soft_sample = self.sample(mlm_logits, batch)
+        corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
+        embeddings = self.corrupted_embeddings(corruption, projected, soft_sample, batch)
+        critic_logits = self.criticize(embeddings, batch.padding_mask)
+        mlm_targets = batch.at_masked(batch.original_tokens)
+        return ScriptOutput(mlm_logits, mlm_targets, sampled_tokens, corruption, critic_logits)
+
+    def generate(self, batch: PretrainingBatch) -> Tensor:
+        """(M, E): projected hidden states at the selected positions."""
+        hidden = self.encoder(batch.masked_tokens, batch.padding_mask)
+        return self.mlm_head.project(batch.at_masked(hidden))
+
+    @torch.no_grad()
+    def sample(self, mlm_logits: Tensor, batch: PretrainingBatch) -> Tuple[Tensor, Optional[Tensor]]:
+        """(M, V) -> drawn ids (M,), and the soft draw softmax((logits + noise) / tau) (M, V) if it is asked for.
+
+        The draws are those of the masked LM's own pass, its dropout included: a pass without would be a third one.
+        """
+        logits = full_precision(mlm_logits).index_fill(-1, self.excluded_tokens, float("-inf"))
+        perturbed = logits.add_(self.sampling_noise(batch, logits.size(-1)))
+        sampled_tokens = perturbed.argmax(dim=-1)
+        if self.config.sample_gradient == "none":
+            return sampled_tokens, None
+        return sampled_tokens, perturbed.div_(self.config.gumbel_temperature).softmax(dim=-1)
+
+    def corrupted_embeddings(
+        self, corruption: Corruption, projected: Tensor, soft_sample: Optional[Tensor], batch: PretrainingBatch
+    ) -> Tensor:
+        """(B, T, E): the critic's input, rows of the token table.
+
+        By `sample_gradient`, its gradient at the selected positions also reaches `projected`, hence the encoder, as
+        that of the soft draw; the output layer, table and bias, is held constant there.
+        """
+        table = self.encoder.token_embeddings
+        embeddings = table(corruption.corrupted_tokens)
+        if soft_sample is None:
+            return embeddings
+        if self.config.sample_gradient == "soft":
+            mixtures = soft_sample.to(embeddings.dtype) @ table.weight
+            embeddings = embeddings.flatten(0, 1).index_copy(0, batch.masked_index, mixtures).view_as(embeddings)
+        return straight_through_gumbel_softmax(
+            embeddings, projected, soft_sample, table.weight, batch.masked_index, self.config.gumbel_temperature
+        )
+
+    def criticize(self, token_embeddings: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
+        """(B, T, E) -> (B, T): logsumexp of the masked LM's logits at every position, without these logits  (Eq. 5)."""
+        hidden = self.encoder.embed(token_embeddings, padding_mask)
+        bias = self.encoder.attention_bias(padding_mask, token_embeddings.size(1))
+        projected = self.mlm_head.project(self.encoder.run_layers(hidden, bias))
+        return linear_logsumexp(projected, self.encoder.token_embeddings.weight, self.mlm_head.bias)
+
+    def losses(self, output: ScriptOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
+        replaced = output.corruption.replaced_positions
+        return {
+            "mlm": mlm_loss(output.mlm_logits, output.mlm_targets),
+            "critic": critic_loss(output.critic_logits, replaced, batch.valid_positions, self.config.critic_weight),
+        }
+
+    def statistics(self, output: ScriptOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
+        detection = (output.critic_logits, output.corruption, batch.valid_positions)
+        replaced = output.corruption.replaced_positions
+        original = batch.valid_positions & ~replaced
+        statistics = {
+            "generator_accuracy": accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets),
+            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
+            "critic_logit_original": Mean(torch.where(original, output.critic_logits, 0.0).sum(), original.sum()),
+            "critic_logit_replaced": Mean(torch.where(replaced, output.critic_logits, 0.0).sum(), replaced.sum()),
+            **detection_statistics(*detection),
+        }
+        if not self.training:
+            statistics["rtd_auc"] = detection_auc(*detection)
+        return statistics
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        networks = 2 * self.network_flops(self.encoder, tokens, length)
+        return networks + self.head_flops(self.mlm_head, masked) + self.head_flops(self.mlm_head, tokens)

@@ -1,0 +1,189 @@
+"""TEAMS: ELECTRA augmented with multi-word selection (Shen et al., Findings of ACL 2021, arXiv:2106.00139).
+
+    masked -> generator, its bottom half the encoder's -> sample, candidates -> corrupt -> trunk -> MWS | RTD branch
+    loss = mlm + rtd_weight * rtd + mws_weight * mws  (Eq. 9); no gradient passes through the draws
+"""
+
+from dataclasses import dataclass
+from typing import Dict, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from amos_fairseq.corruption import Corruption, check_negatives, corrupt, sample_candidates
+from amos_fairseq.flops import encoder_flops, mlm_head_flops
+from amos_fairseq.methods.base import (
+    ENCODER_SIZES,
+    DetectionConfig,
+    PretrainingBatch,
+    SharedGeneratorConfig,
+    SharedGeneratorMethod,
+    Vocabulary,
+    accuracy,
+    detection_auc,
+    detection_statistics,
+    option,
+)
+from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer
+from amos_fairseq.modules.heads import DetectionHead, ProjectionHead
+from amos_fairseq.modules.initialization import initialize
+from amos_fairseq.objectives import LossTerm, Mean, candidate_logits, mlm_loss, mws_loss, rtd_loss
+
+TASK_HEADS = ("split", "on_top", "ffn")
+NEGATIVES = ("sampled", "hardest")
+BRANCHES = ("mws", "rtd")
+
+
+@dataclass
+class TeamsConfig(SharedGeneratorConfig, DetectionConfig):
+    """The two tasks of the encoder and their heads. Defaults are the paper's, the other values its ablations."""
+
+    rtd_weight: float = option(5.0, "weight of replaced token detection in the loss; 0: without it (Table 2)")
+    mws_weight: float = option(2.0, "weight of multi-word selection in the loss; 0: without it (Table 2)")
+    num_negatives: int = option(5, "K, other tokens among which the original is to be selected (Fig. 5)")
+    negatives: str = option("sampled", "sampled: drawn without replacement | hardest: the likeliest ones (Fig. 5)")
+    task_heads: str = option(
+        "split",
+        "layers of the tasks (Table 3). split: the encoder's last layer for one, a second one beside it for the other; "
+        "on_top: a layer for each on top of the encoder, which keeps one of them; ffn: feed-forward heads only",
+    )
+    exported_branch: str = option("mws", "task whose layer is the encoder's last, which is kept: mws | rtd (Table 3)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (("task_heads", TASK_HEADS), ("negatives", NEGATIVES), ("exported_branch", BRANCHES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose {', '.join(choices)}")
+        weights = f"rtd_weight {self.rtd_weight} and mws_weight {self.mws_weight}"
+        if min(self.rtd_weight, self.mws_weight) < 0 or not self.rtd_weight + self.mws_weight:
+            raise ValueError(f"{weights} must be 0 or more, and not both 0")
+        if self.num_negatives < 1:
+            raise ValueError(f"num_negatives must be 1 or more, got {self.num_negatives}")
+        if self.exported_branch == "rtd" and not self.has_two_branches():
+            raise ValueError(
+                f"exported_branch rtd needs two branches, but task_heads {self.task_heads} with {weights} has one"
+            )
+
+    def has_two_branches(self) -> bool:
+        """Whether the tasks read different layers; the encoder's last one serves a single task, or both with ffn."""
+        return self.task_heads != "ffn" and bool(self.rtd_weight and self.mws_weight)
+
+    def trunk_depth(self) -> int:
+        """Layers below the branches."""
+        return self.encoder_layers if self.task_heads == "on_top" else self.encoder_layers - 1
+
+    def encoder_config(self, vocabulary: Vocabulary, **changes) -> EncoderConfig:
+        return super().encoder_config(vocabulary, **{"layers": self.trunk_depth() + 1, **changes})
+
+
+class TeamsOutput(NamedTuple):
+    """Without one of the tasks its fields are None."""
+
+    mlm_logits: Tensor  # (M, V) the generator's
+    mlm_targets: Tensor  # (M,) original tokens at the selected positions
+    sampled_tokens: Tensor  # (M,)
+    candidate_tokens: Optional[Tensor]  # (M, 1 + K) the original first
+    corruption: Corruption
+    mws_hidden: Optional[Tensor]  # (M, E) what selects among
+    candidate_embeddings: Optional[Tensor]  # (M, 1 + K, E)
+    rtd_logits: Optional[Tensor]  # (B, T) positive = original (Eq. 6)
+
+
+class Teams(SharedGeneratorMethod):
+    """A generator on the encoder's bottom layers; an encoder of one branch and, on its trunk, a layer for the other."""
+
+    config_class = TeamsConfig
+    masking = (0.8, 0.1, 0.1)  # BERT's (App. B)
+    sizes = {  # absolute positions only, as BERT; half of tiny's 2 layers would leave none to share
+        size: dict(rel_pos_buckets=0, generator_layers=2 if size == "tiny" else 0) for size in ENCODER_SIZES
+    }
+
+    def __init__(self, config: TeamsConfig, vocabulary: Vocabulary, **schedule):
+        super().__init__(config, vocabulary, **schedule)
+        check_negatives(config.num_negatives, vocabulary.size, len(vocabulary.excluded))
+        dim = config.encoder_embed_dim
+        self.branch_layer = EncoderLayer(self.encoder.config).apply(initialize) if config.has_two_branches() else None
+        self.mws_head = ProjectionHead(dim, self.encoder.config.embedding_width) if config.mws_weight else None
+        hidden_layer = config.rtd_head_hidden_layer or config.task_heads == "ffn"
+        self.rtd_head = DetectionHead(dim, hidden_layer) if config.rtd_weight else None
+
+    def forward(self, batch: PretrainingBatch) -> TeamsOutput:
+        mlm_logits = self.generate(batch)
+        sampled_tokens = self.sample(mlm_logits, batch)
+        candidate_tokens = self.propose(mlm_logits, batch)
+        corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
+        mws_states, rtd_states = self.encode(corruption, batch)
+        mws_hidden, candidate_embeddings = self.select(mws_states, candidate_tokens, batch)
+        rtd_logits = self.rtd_head(rtd_states) if self.rtd_head is not None else None
+        mlm_targets = batch.at_masked(batch.original_tokens)
+        return TeamsOutput(
+            mlm_logits, mlm_targets, sampled_tokens, candidate_tokens, corruption, mws_hidden, candidate_embeddings,
+            rtd_logits,
+        )
+
+    @torch.no_grad()
+    def propose(self, mlm_logits: Tensor, batch: PretrainingBatch) -> Optional[Tensor]:
+        """(M, 1 + K) candidates from the generator, independent of what replaces the original (Sec. 3.2)."""
+        if self.mws_head is None:
+            return None
+        if self.config.negatives == "hardest":
+            noise = torch.zeros((), device=mlm_logits.device)
+        else:
+            noise = self.sampling_noise(batch, mlm_logits.size(-1), stream=1)
+        originals = batch.at_masked(batch.original_tokens)
+        return sample_candidates(mlm_logits, originals, self.config.num_negatives, noise, self.excluded_tokens)
+
+    def encode(self, corruption: Corruption, batch: PretrainingBatch) -> Tuple[Tensor, Tensor]:
+        """Hidden states (B, T, C) for selection and for detection, of two branches on one trunk.
+
+        The branches share the relative position bias as any two layers of the encoder do.
+        """
+        encoder, trunk_depth = self.encoder, self.config.trunk_depth()
+        hidden = encoder.embed(encoder.token_embeddings(corruption.corrupted_tokens), batch.padding_mask)
+        bias = encoder.attention_bias(batch.padding_mask, hidden.size(1))
+        trunk = encoder.run_layers(hidden, bias, stop=trunk_depth)
+        exported = encoder.run_layers(trunk, bias, start=trunk_depth)
+        other = exported if self.branch_layer is None else self.branch_layer(trunk, bias)
+        return (exported, other) if self.config.exported_branch == "mws" else (other, exported)
+
+    def select(
+        self, hidden: Tensor, candidate_tokens: Optional[Tensor], batch: PretrainingBatch
+    ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+        """(M, E) and (M, 1 + K, E), whose products are the logits of Eq. 7, from hidden states (B, T, C)."""
+        if self.mws_head is None:
+            return None, None
+        return self.mws_head(batch.at_masked(hidden)), self.encoder.token_embeddings(candidate_tokens)
+
+    def losses(self, output: TeamsOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
+        config = self.config
+        terms = {"mlm": mlm_loss(output.mlm_logits, output.mlm_targets)}
+        if self.rtd_head is not None:
+            replaced = output.corruption.replaced_positions
+            terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, config.rtd_weight)
+        if self.mws_head is not None:
+            terms["mws"] = mws_loss(output.mws_hidden, output.candidate_embeddings, config.mws_weight)
+        return terms
+
+    def statistics(self, output: TeamsOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
+        statistics = {
+            "generator_accuracy": accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets),
+            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
+        }
+        if self.mws_head is not None:
+            selected = candidate_logits(output.mws_hidden, output.candidate_embeddings).argmax(dim=-1)
+            statistics["mws_accuracy"] = accuracy(selected, torch.zeros_like(selected))
+        if self.rtd_head is not None:
+            detection = (output.rtd_logits, output.corruption, batch.valid_positions)
+            statistics.update(detection_statistics(*detection))
+            if not self.training:
+                statistics["rtd_auc"] = detection_auc(*detection)
+        return statistics
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        encoder = self.encoder
+        layers = len(encoder.layers) + (self.branch_layer is not None)
+        flops = self.generator_flops(tokens, length, masked) + encoder_flops(encoder.config, tokens, length, layers)
+        if self.mws_head is not None:
+            candidates = 1 + self.config.num_negatives
+            flops += mlm_head_flops(encoder.config.dim, candidates, encoder.config.embedding_width, masked)
+        return flops

@@ -1,0 +1,61 @@
+import json
+
+from amos_fairseq.analysis import run_log
+
+
+def line(update, stamp="2026-11-20 12:00:00 | INFO | train_inner | ", **values):
+    return stamp + json.dumps({"epoch": 1, "update": 0.5, **values, "num_updates": str(update)}) + "\n"
+
+
+def valid_line(update, **values):
+    return json.dumps({"epoch": 1, **{f"valid_{name}": value for name, value in values.items()},
+                       "valid_num_updates": str(update)}) + "\n"
+
+
+def test_values_become_numbers_and_other_text_is_skipped():
+    log = run_log.parse(["fairseq_cli | {'_name': None}\n", line(10, loss="9.125", ppl=None, note="x")])
+    assert log.train == [{"epoch": 1.0, "update": 0.5, "loss": 9.125, "num_updates": 10.0}]
+    assert log.validation == []
+
+
+def test_lines_of_a_log_file_have_no_time_stamp():
+    assert run_log.parse([line(10, stamp="", loss="9")]).train[0]["loss"] == 9.0
+
+
+def test_validation_names_are_those_of_training():
+    log = run_log.parse([line(10, loss="9"), valid_line(10, loss="8.5", rtd_auc="0.7")])
+    assert log.validation == [{"epoch": 1.0, "loss": 8.5, "rtd_auc": 0.7, "num_updates": 10.0}]
+
+
+def test_epoch_summary_is_no_row():
+    summary = json.dumps({"epoch": 1, "train_loss": "7", "train_num_updates": "20"})
+    assert [row["num_updates"] for row in run_log.parse([line(20, loss="7"), summary]).train] == [20]
+
+
+def test_repeated_line_replaces_the_earlier():
+    assert [row["loss"] for row in run_log.parse([line(10, loss="9"), line(10, loss="8")]).train] == [8.0]
+
+
+def test_resumed_run_replaces_all_that_it_repeats():
+    before = [line(10, loss="9"), line(20, loss="8"), valid_line(20, loss="8"), line(30, loss="7")]
+    log = run_log.parse([*before, valid_line(30, loss="7"), line(20, loss="8.5")])
+    assert [(row["num_updates"], row["loss"]) for row in log.train] == [(10, 9.0), (20, 8.5)]
+    assert [row["num_updates"] for row in log.validation] == [20]
+
+
+def test_truncated_last_line_is_skipped(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_text(line(10, loss="9") + line(20, loss="8")[:-20])
+    assert [row["num_updates"] for row in run_log.read(path).train] == [10]
+
+
+def test_names_are_sorted_by_depth():
+    log = run_log.parse([line(10, mlm_10="1", mlm_4b="2", mlm_4a="3", mlm_accuracy_4="4", rtd="5", rtd_auc="6")])
+    assert run_log.names(log, "mlm") == ["mlm_4a", "mlm_4b", "mlm_10"]
+    assert run_log.names(log, "rtd") == ["rtd"]
+    assert run_log.split_depth("mixture_weight_4a") == ("mixture_weight", "4a")
+
+
+def test_series_holds_the_rows_that_have_the_value():
+    rows = run_log.parse([line(10, loss="9"), line(20, loss="8", rtd="0.5")]).train
+    assert run_log.series(rows, "rtd") == ([20.0], [0.5])

@@ -1,0 +1,142 @@
+"""The quick start as a user runs it, on a small corpus of made-up words, and what it refuses."""
+import argparse
+import fcntl
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from amos_fairseq.cli import main, quickstart
+
+COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """400 kB: every line one sentence of words whose neighbours depend on each other, ten lines a document."""
+    chance = random.Random(1)
+    syllables = ["".join(pair) for pair in itertools.product("bdfgklmnprstvz", "aeiou")]
+    words = ["".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(3000)]
+    lines = []
+    for index in range(5500):
+        start = chance.randrange(len(words))
+        lines.append(" ".join(words[(start + step * step) % len(words)] for step in range(10)) + ".\n")
+        lines.append("\n" if index % 10 == 9 else "")
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """A quick start of six updates: its arguments, its folder, what it printed."""
+    out = tmp_path_factory.mktemp("quickstart") / "out"
+    arguments = ["--corpus", str(corpus), "--out", str(out), "--updates", "6"]
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return arguments, out, done.stdout + done.stderr
+
+
+def test_quickstart_prepares_trains_reports_and_inspects(finished):
+    _, out, printed = finished
+    assert {"data", "train.log", "checkpoint_last.pt", "figures", "quickstart.json"} <= set(os.listdir(out))
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        "loss_terms.png", "mixture_weights.png", "detection_accuracy.png"
+    }
+    for text in ("masked LM loss (nats), layer 2", "mean mixture weight, layer 1", "[original -> drawn p]", " -> "):
+        assert text in printed
+    assert "expected" not in printed  # of these settings, nothing is
+    assert "INFO" not in printed and "DEBUG" not in printed
+    assert "\t" not in printed
+
+
+def test_second_run_shows_the_results_without_training(finished):
+    arguments, out, printed = finished
+    before = (out / "train.log").read_bytes()
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "is done already" in done.stdout
+    assert (out / "train.log").read_bytes() == before
+    table = printed[printed.index("measured") : printed.index("figure")]
+    assert table in done.stdout
+
+
+def test_other_settings_are_refused(finished, capsys):
+    arguments, out, _ = finished
+    assert main.main(["quickstart", *arguments[:-1], "7"]) == 2
+    assert capsys.readouterr().err == (
+        f"amos-fairseq quickstart: error: {out} is a quick start with updates 6, not 7: "
+        "choose another --out, or delete it\n"
+    )
+
+
+def test_inspect_takes_text(finished, capsys):
+    _, out, _ = finished
+    assert main.main(["inspect", str(out), "--text", "bada dofu kila mone pura " * 4, "--color", "always"]) == 0
+    printed = capsys.readouterr().out
+    assert "bada" in printed and " -> " in printed and "\033[" in printed
+
+
+def test_interrupted_run_can_go_on(corpus, tmp_path):
+    """Interrupted as the training starts, it says so, ends that process, and keeps what is complete."""
+    out = tmp_path / "out"
+    arguments = ["--corpus", str(corpus), "--out", str(out), "--updates", "100000"]
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not (out / "train.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "The same command goes on" in process.stderr.read()
+    with open(out / "quickstart.json") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by a training that is alive
+    assert (out / "data" / "manifest.json").exists()
+    assert not quickstart.is_trained(out, 100000)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--method", "electra"], "unknown --method electra: choose one of amos_rtd, "),
+        (["--updates", "0"], "--updates must be at least 1, got 0"),
+        (["--corpus", "no.txt"], "no.txt does not exist"),
+        (["--corpus", os.devnull], "--corpus /dev/null has 0 bytes, too few to learn from"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["quickstart", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"amos-fairseq quickstart: error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    assert main.main(["quickstart", "--out", str(tmp_path)]) == 2
+    assert "is in use by something else" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_folder_at_work_is_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    settings = quickstart.check_settings(argparse.Namespace(method="amos_rtd", updates=quickstart.UPDATES, corpus=None))
+    with quickstart.claimed(out, settings):
+        assert main.main(["quickstart", "--out", str(out)]) == 2
+    assert "another quick start is at work" in capsys.readouterr().err
+    assert json.loads((out / "quickstart.json").read_text())["setting"] == "quickstart"
+
+
+def test_failed_training_shows_its_last_words(tmp_path, monkeypatch, capsys):
+    failing = [sys.executable, "-c", "import sys; print('no space'); sys.exit(3)"]
+    monkeypatch.setattr(quickstart, "training_command", lambda settings, out: failing)
+    with open(tmp_path / "lock", "w") as lock, pytest.raises(SystemExit) as ended:
+        quickstart.train({"method": "amos_rtd", "updates": 5}, tmp_path, lock.fileno())
+    assert "no space" in capsys.readouterr().err
+    assert "the training ended with status 3" in ended.value.code and "train.log" in ended.value.code

@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import amos_fairseq
+from amos_fairseq.cli.train import fairseq_command
+
+USER_DIR = str(Path(amos_fairseq.__file__).parent)
+
+
+def test_user_dir_is_filled_in():
+    assert fairseq_command(["data", "--lr", "1"]) == ["fairseq-train", "--user-dir", USER_DIR, "data", "--lr", "1"]
+
+
+def test_given_user_dir_is_kept():
+    assert fairseq_command(["data", "--user-dir=mine"]) == ["fairseq-train", "data", "--user-dir=mine"]
+
+
+def test_configuration_means_hydra():
+    arguments = ["--config-dir", "examples", "--config-name=base", "task.data=x"]
+    assert fairseq_command(arguments) == ["fairseq-hydra-train", *arguments, f"common.user_dir={USER_DIR}"]
+    assert fairseq_command([*arguments, "common.user_dir=/mine"])[-1] == "common.user_dir=/mine"
+
+
+def test_fairseq_knows_our_tasks_and_architectures():
+    done = subprocess.run(
+        [sys.executable, "-m", "amos_fairseq.cli.main", "train", "--task", "amos_rtd", "--arch", "amos_rtd_base",
+         "--criterion", "amos_rtd", "--help"],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: fairseq-train" in done.stdout
+
+
+def test_spawned_processes_start_as_fairseq_starts_them(tmp_path):
+    """They import the main program before the user directory, whose tasks fairseq skips if the package is there."""
+    (tmp_path / "spawned.py").write_text("import sys\ndef look(rank):\n    print('amos_fairseq' in sys.modules)\n")
+    (tmp_path / "program.py").write_text(
+        "import fairseq_cli.train, spawned, sys, torch.multiprocessing\n"
+        "from amos_fairseq.cli.main import main\n"
+        "if __name__ == '__main__':\n"
+        "    fairseq_cli.train.cli_main = lambda: torch.multiprocessing.spawn(spawned.look, nprocs=1)\n"
+        "    sys.exit(main(['train']))\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\nFalse\n")

@@ -1,0 +1,106 @@
+import importlib
+
+import pytest
+import torch
+
+from amos_fairseq.ops import linear_logsumexp
+
+MODULE = importlib.import_module("amos_fairseq.ops.linear_logsumexp")  # the package's attribute is the function
+
+
+def make(rows, width, vocabulary, dtype=torch.double, seed=0):
+    """hidden, table, bias, and the gradient that comes in."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (rows, width), (vocabulary, width), (vocabulary,), (rows,)
+    return [torch.randn(shape, generator=generator, dtype=torch.double).to(dtype) for shape in shapes]
+
+
+def direct(hidden, table, bias):
+    return (hidden @ table.T + bias).logsumexp(dim=-1)
+
+
+def outcome(function, hidden, table, bias, upstream):
+    """The result and the gradients of the three arguments."""
+    leaves = [x.clone().requires_grad_() for x in (hidden, table, bias)]
+    result = function(*leaves)
+    result.backward(upstream.to(result.dtype))
+    return [result.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("max_logits", [1, 100, 2**25])  # one row at a time, some rows, all rows
+@pytest.mark.parametrize("rows, width, vocabulary", [(1, 1, 1), (31, 5, 7), (64, 16, 33), (3, 4, 257)])
+def test_result_and_gradients_equal_the_direct_formula(monkeypatch, rows, width, vocabulary, max_logits):
+    monkeypatch.setattr(MODULE, "MAX_LOGITS", max_logits)
+    case = make(rows, width, vocabulary)
+    for found, expected in zip(outcome(linear_logsumexp, *case), outcome(direct, *case)):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_errors_are_at_most_those_of_the_direct_formula_in_the_same_type(monkeypatch, dtype):
+    monkeypatch.setattr(MODULE, "MAX_LOGITS", 5000)
+    case = make(45, 16, 1031, dtype)
+    exact = outcome(direct, *(x.double() for x in case))
+    for found, usual, expected in zip(outcome(linear_logsumexp, *case), outcome(direct, *case), exact):
+        error, usual_error = ((x.double() - expected).abs().max() for x in (found, usual))
+        assert error <= 1.5 * usual_error + 1e-12
+    assert found.dtype == dtype and linear_logsumexp(*case[:3]).dtype == torch.float32
+
+
+def test_small_gradients_survive_fp16():
+    # softmax 1/4096 times 1e-5 is below the smallest fp16 number; the sum over 512 rows is not
+    hidden, table = torch.ones(512, 1).half().requires_grad_(), torch.zeros(4096, 1).half().requires_grad_()
+    (linear_logsumexp(hidden, table, torch.zeros(4096)) * 1e-5).sum().backward()
+    torch.testing.assert_close(table.grad.float(), torch.full((4096, 1), 512e-5 / 4096), rtol=0.05, atol=0)
+
+
+def test_leading_dimensions_are_kept():
+    hidden, table, bias, _ = make(6, 4, 9)
+    expected = direct(hidden, table, bias)
+    torch.testing.assert_close(linear_logsumexp(hidden.view(2, 3, 4), table, bias), expected.view(2, 3))
+    torch.testing.assert_close(linear_logsumexp(hidden.view(3, 2, 4).transpose(0, 1), table, bias)[1, 2], expected[5])
+    assert linear_logsumexp(hidden[0], table, bias).shape == ()
+
+
+def test_without_rows_the_gradients_are_zero():
+    result, *gradients = outcome(linear_logsumexp, *make(0, 4, 9))
+    assert result.shape == (0,)
+    assert [tuple(x.shape) for x in gradients] == [(0, 4), (9, 4), (9,)]
+    assert not any(x.any() for x in gradients)
+
+
+def test_a_second_backward_pass_with_another_gradient_adds_up():
+    hidden, table, bias, upstream = make(5, 4, 9)
+    hidden.requires_grad_()
+    result = linear_logsumexp(hidden, table, bias)
+    result.backward(upstream, retain_graph=True)
+    first = hidden.grad.clone()
+    result.backward(-3 * upstream)
+    torch.testing.assert_close(hidden.grad, -2 * first)
+
+
+def test_large_logits_do_not_overflow():
+    result = linear_logsumexp(torch.full((1, 1), 200.0), torch.tensor([[1.0], [1.0]]), torch.zeros(2))
+    assert result.item() == pytest.approx(200.693147, abs=1e-4)
+
+
+def test_autocast_gives_the_product_its_type_and_the_parameters_their_own():
+    case = make(33, 16, 257, torch.float32)
+    expected = outcome(linear_logsumexp, *case)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = outcome(linear_logsumexp, *case)
+    assert {x.dtype for x in found} == {torch.float32}
+    assert not torch.equal(found[0], expected[0])
+    for x, y in zip(found, expected):
+        torch.testing.assert_close(x, y, rtol=0.02, atol=0.05)
+
+
+def test_no_tensor_of_rows_by_vocabulary_is_made(monkeypatch, allocations):
+    monkeypatch.setattr(MODULE, "MAX_LOGITS", 1000)
+    rows, width, vocabulary = 300, 4, 101
+    with allocations as made:
+        outcome(linear_logsumexp, *make(rows, width, vocabulary))
+    assert max(made.elements) == max(9 * vocabulary, rows * width)
+    with allocations as made:
+        outcome(direct, *make(rows, width, vocabulary))
+    assert max(made.elements) == rows * vocabulary

@@ -1,0 +1,77 @@
+"""Runs fairseq's commands in forks of one process that has imported it, so that its start-up is paid once.
+
+Standard input holds one job a line, in JSON: the function to call, its arguments, the number of processes, which find
+each other through the variables that torchrun sets, and the folder to run in. There, process N writes N.out and N.err.
+The answer to a job is one line with the exit codes. A child calls its function last, so it ends as a program would.
+"""
+
+import gc
+import json
+import os
+import pkgutil
+import signal
+import socket
+import sys
+import time
+from typing import List, Optional
+
+SECONDS = 120  # the longest job
+
+
+def serve() -> Optional[str]:
+    """Run jobs until standard input ends. In a child, returns the function to call."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what imports print is no answer
+    import fairseq_cli.train  # noqa: F401, I001 (the first, since it sets up logging)
+    import fairseq_cli.hydra_train  # noqa: F401
+    import fairseq_cli.validate  # noqa: F401
+    import torch._dynamo  # noqa: F401 (which every optimizer imports)
+
+    gc.freeze()  # the children need not visit what was imported
+
+    for line in iter(sys.stdin.readline, ""):
+        job = json.loads(line)
+        with socket.create_server(("localhost", 0)) as server:
+            port = server.getsockname()[1]
+        children = []
+        for rank in range(job["processes"]):
+            child = os.fork()
+            if child == 0:
+                become(job, rank, port)
+                return job["function"]
+            children.append(child)
+        print(json.dumps(wait(children)), file=answers, flush=True)
+
+
+def become(job: dict, rank: int, port: int) -> None:
+    os.setpgid(0, 0)  # killed with its own children
+    os.chdir(job["folder"])
+    files = os.devnull, f"{rank}.out", f"{rank}.err"
+    for number, path in enumerate(files):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    sys.argv = [job["function"], *job["arguments"]]
+    if job["processes"] > 1:
+        world = {"WORLD_SIZE": job["processes"], "RANK": rank, "LOCAL_RANK": rank}
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in {**world, **address}.items()})
+
+
+def wait(children: List[int]) -> List[int]:
+    """The exit codes. The others are killed once one has failed or time is up."""
+    codes, deadline = {}, time.monotonic() + SECONDS
+    while len(codes) < len(children):
+        time.sleep(0.01)
+        for child in set(children) - set(codes):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        if any(codes.values()) or time.monotonic() > deadline:
+            for child in set(children) - set(codes):
+                os.killpg(child, signal.SIGKILL)
+    return [codes[child] for child in children]
+
+
+if __name__ == "__main__":
+    function = serve()
+    if function is not None:
+        pkgutil.resolve_name(function)()

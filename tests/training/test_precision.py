@@ -1,0 +1,31 @@
+"""Half precision trains: with fairseq's default loss scale, near what full precision gives."""
+
+import math
+
+import pytest
+import torch
+
+DEFAULT_SCALE = 128
+PRECISIONS = {"bf16": dict(bf16=True), "fp16": dict(fp16=True, fp16_no_flatten_grads=True)}
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def precision(request):
+    return request.param
+
+
+def test_half_precision_trains_near_full_precision(training, launch, arguments, tmp_path, name, precision):
+    options = dict(PRECISIONS[precision], save_dir=tmp_path, disable_validation=True)
+    outcome = launch("fairseq_cli.train:cli_main", arguments(name, **options))
+    rows, expected = outcome.log.train, training(name).outcome.log.train
+    assert [row["num_updates"] for row in rows] == list(range(1, 9))
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.01)  # near chance level for all
+    assert rows[0]["gnorm"] == pytest.approx(expected[0]["gnorm"], rel=0.1)
+    assert rows[-1]["loss"] < 0.99 * rows[0]["loss"]
+    assert "overflow" not in outcome.out[0] + outcome.err[0]
+    if precision == "fp16":
+        assert {row["loss_scale"] for row in rows} == {DEFAULT_SCALE}
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.half}[precision]
+    model = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)["model"]
+    assert all(torch.equal(value.to(dtype).float(), value) for value in model.values())  # saved as fp32

@@ -1,0 +1,45 @@
+"""A run that is taken up again from a checkpoint ends with the same bits as one that was never stopped."""
+
+import pytest
+import torch
+
+
+def load(path):
+    """Parameters, and Adam's state of each."""
+    checkpoint = torch.load(path, weights_only=False)
+    return checkpoint["model"], checkpoint["last_optimizer_state"]["state"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_resumed_run_ends_with_the_same_parameters_and_moments(
+    training, launch, arguments, tmp_path, name, processes
+):
+    """From the middle of the first, ragged epoch into the second, with dropout and a worker process."""
+    folder, through = training(name, processes)
+    options = dict(batch_size=8 // processes, save_interval_updates=3, save_dir=tmp_path)
+    options.update(disable_validation=True, restore_file=folder / "checkpoint_1_3.pt")
+    resumed = launch("fairseq_cli.train:cli_main", arguments(name, **options), processes)
+    assert "Loaded checkpoint" in resumed.out[0]
+    train = through.log.train
+    assert [(row["epoch"], row["num_updates"]) for row in train[3:]] == [(1, 4), (1, 5), (2, 6), (2, 7), (2, 8)]
+    assert [(row["num_updates"], row["loss"]) for row in resumed.log.train] == [
+        (row["num_updates"], row["loss"]) for row in train[3:]
+    ]
+
+    model, moments = load(folder / "checkpoint_last.pt")
+    resumed_model, resumed_moments = load(tmp_path / "checkpoint_last.pt")
+    assert model.keys() == resumed_model.keys() and moments.keys() == resumed_moments.keys()
+    for parameter, value in model.items():
+        assert torch.equal(resumed_model[parameter], value), parameter
+    for parameter, state in moments.items():
+        assert {"exp_avg", "exp_avg_sq"} <= state.keys()
+        for key in "exp_avg", "exp_avg_sq":
+            assert torch.equal(resumed_moments[parameter][key], state[key]), (parameter, key)
+
+
+def test_two_processes_saw_the_samples_of_one(training, name):
+    """The same number of updates an epoch, and the same sizes of all but the ragged last ones."""
+    one, two = (training(name, processes).outcome.log.train for processes in (1, 2))
+    assert [row["epoch"] for row in one] == [row["epoch"] for row in two]
+    epoch = [[row["bsz"] for row in rows if row["epoch"] == 1] for rows in (one, two)]
+    assert sum(epoch[0]) == sum(epoch[1]) and len(set(epoch[0])) > 1
