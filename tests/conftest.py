@@ -60,12 +60,14 @@ def make_batch(lengths=(12, 9, 12), num_masked=3, seed=0, first_id=0) -> Pretrai
     )
 
 
-def make_method(name, *, seed=0, dropout=0.0, dtype=torch.float32, total_updates=90, gain=1.0, **options):
+def make_method(
+    name, *, seed=0, dropout=0.0, dtype=torch.float32, total_updates=90, gain=1.0, vocabulary=VOCABULARY, **options
+):
     """A method of 2 encoder layers, without dropout unless asked for; `gain` multiplies its initial matrices."""
     torch.manual_seed(seed)
     method = METHODS[name]
     options = {**SMALL, **GENERATOR[name], "dropout": dropout, "attention_dropout": dropout, **options}
-    built = method(method.config_class(**options), VOCABULARY, noise_seed=7, total_updates=total_updates).to(dtype)
+    built = method(method.config_class(**options), vocabulary, noise_seed=7, total_updates=total_updates).to(dtype)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.mul_(gain if parameter.dim() > 1 else 1.0)

@@ -22,11 +22,12 @@ class Verdict(NamedTuple):
     corrupted: str
     replaced: bool
     probability: float
+    threshold: float = 0.5  # a token of lower probability is taken for replaced
 
     @property
     def kind(self) -> str:
         """FOUND, MISSED, MISTAKEN, or nothing to tell about an original token that is taken for one."""
-        called_replaced = self.probability < 0.5
+        called_replaced = self.probability < self.threshold
         if self.replaced:
             return FOUND if called_replaced else MISSED
         return MISTAKEN if called_replaced else ""
@@ -48,6 +49,21 @@ def verdicts(
         )
         if original not in hidden_tokens
     ]
+
+
+def matched_threshold(sequences: List[List[Verdict]]) -> float:
+    """The threshold that takes as many tokens for replaced as were replaced: it shows how the encoder ranks tokens.
+
+    A model that has learnt little gives every token a P(original) near the share of originals, and says nothing at 0.5.
+    """
+    tokens = [verdict for sequence in sequences for verdict in sequence]
+    ranked = sorted(verdict.probability for verdict in tokens)
+    return ranked[min(sum(verdict.replaced for verdict in tokens), len(ranked) - 1)]
+
+
+def judged(sequences: List[List[Verdict]], threshold: float) -> List[List[Verdict]]:
+    """The same tokens, taken for replaced below `threshold`."""
+    return [[verdict._replace(threshold=threshold) for verdict in sequence] for sequence in sequences]
 
 
 def render(sequence: List[Verdict], color: bool) -> str:

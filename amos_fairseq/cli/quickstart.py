@@ -30,9 +30,10 @@ VOCAB_SIZE = 1024
 SMALLEST_CORPUS = 200_000  # bytes; enough words for the vocabulary
 SAVE_INTERVAL = 500
 LOG_INTERVAL = 25
-HELD_OUT_BLOCKS = 3
+HELD_OUT_BLOCKS = 10
 POLL_SECONDS = 0.5
 
+ALL = "all"  # --method
 CORPUS, DATA, CHECKPOINT = "corpus.txt", "data", "checkpoint_last.pt"
 
 
@@ -41,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--corpus", type=Path, metavar="PATH",
         help="text file, or folder of .txt files (default: documentation found on this machine)",
     )
-    parser.add_argument("--method", default="amos_rtd", help="what to train (default: amos_rtd)")
+    parser.add_argument(
+        "--method", default="amos_rtd",
+        help="what to train (default: amos_rtd); all: each method in turn, for as long, on the same text",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where everything goes (default: runs/quickstart-METHOD)"
     )
@@ -57,27 +61,47 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or Path("runs") / f"quickstart-{args.method}"
     with claimed(out, settings) as lock, signals_handled([signal.SIGTERM, signal.SIGHUP], interrupt):
         try:
-            if is_trained(out, args.updates):
-                print(f"{out} is done already: these are its results. Delete it to start anew.\n")
+            if args.method == ALL:
+                train_all(args, settings, out, lock)
             else:
-                prepare_data(args.corpus, out)
-                train(settings, out, lock)
-            report.show(out)
-            if args.method not in WITHOUT_DETECTION:
-                print()
-                inspect.show(out, count=HELD_OUT_BLOCKS)
+                train_one(args, settings, out, lock)
+                report.show(out)
+                if args.method not in WITHOUT_DETECTION:
+                    print()
+                    inspect.show(out, HELD_OUT_BLOCKS, threshold=None)
         except KeyboardInterrupt:
             print(f"\nStopped. The same command goes on from what {out} holds.", file=sys.stderr)
             raise
     print(f"\n{out}: {time.monotonic() - start:.0f} s, {peak_memory() / 2**30:.1f} GiB of memory at most")
 
 
+def train_one(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None:
+    if is_trained(out, args.updates):
+        print(f"{out} is done already: these are its results. Delete it to start anew.\n")
+        return
+    prepare_data(args.corpus, out)
+    train(settings, out / DATA, out, lock)
+
+
+def train_all(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None:
+    """Every method in a folder of its own, on one data folder; then a table of all."""
+    from amos_fairseq.methods import METHODS
+
+    prepare_data(args.corpus, out)
+    for method in METHODS:
+        (out / method).mkdir(exist_ok=True)
+        if not is_trained(out / method, args.updates):
+            train({**settings, "method": method}, out / DATA, out / method, lock)
+    logs = {method: run_log.read(out / method / run_log.FILE_NAME) for method in METHODS}
+    print(f"\n{expectations.format_methods(logs)}")
+
+
 def check_settings(args: argparse.Namespace) -> Dict:
     """What the run is, as it is kept beside it; mistakes are told before any work."""
     from amos_fairseq.methods import METHODS
 
-    if args.method not in METHODS:
-        raise ValueError(f"unknown --method {args.method}: choose one of {', '.join(METHODS)}")
+    if args.method not in (*METHODS, ALL):
+        raise ValueError(f"unknown --method {args.method}: choose one of {', '.join(METHODS)}, or {ALL}")
     if args.updates < 1:
         raise ValueError(f"--updates must be at least 1, got {args.updates}")
     if args.corpus:
@@ -147,7 +171,7 @@ def prepare_data(corpus: Optional[Path], out: Path) -> None:
     print(f"data      {data}, {manifest.vocabulary_size:,} symbols, {sizes}", flush=True)
 
 
-def train(settings: Dict, out: Path, lock: int) -> None:
+def train(settings: Dict, data: Path, out: Path, lock: int) -> None:
     """fairseq-train in a process of its own, its words in train.log, a progress bar here."""
     log_path = out / run_log.FILE_NAME
     threads = str(available_cores())
@@ -156,7 +180,7 @@ def train(settings: Dict, out: Path, lock: int) -> None:
     print(f"training  {settings['method']}_tiny on {threads} CPU cores, log in {log_path}", flush=True)
     with open(log_path, "ab") as log, held_interrupts() as interrupt_point:
         process = subprocess.Popen(
-            training_command(settings, out), stdout=log, stderr=log, env=environment,
+            training_command(settings, data, out), stdout=log, stderr=log, env=environment,
             start_new_session=True,  # Ctrl-C is for this process, which ends the training
             pass_fds=[lock],  # the folder stays claimed for as long as it trains
         )
@@ -171,7 +195,7 @@ def train(settings: Dict, out: Path, lock: int) -> None:
         sys.exit(f"amos-fairseq quickstart: error: the training ended with status {process.returncode}; see {log_path}")
 
 
-def training_command(settings: Dict, out: Path) -> List[str]:
+def training_command(settings: Dict, data: Path, out: Path) -> List[str]:
     """The training as a shell would start it."""
     method, updates = settings["method"], settings["updates"]
     options = {
@@ -202,8 +226,8 @@ def training_command(settings: Dict, out: Path) -> List[str]:
         "seed": 1,
     }
     pairs = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    data = str((out / DATA).resolve())
-    return [sys.executable, "-m", "amos_fairseq.cli.main", "train", data, *pairs, "--cpu", "--no-epoch-checkpoints"]
+    program = [sys.executable, "-m", "amos_fairseq.cli.main", "train", str(data.resolve())]
+    return [*program, *pairs, "--cpu", "--no-epoch-checkpoints"]
 
 
 def follow(process: subprocess.Popen, log_path: Path, updates: int, interrupt_point: Callable[[], None]) -> None:

@@ -33,7 +33,9 @@ class PretrainingModel(BaseFairseqModel):
             )
         method = METHODS[cls.method_name]
         options = OmegaConf.to_container(cfg, resolve=True)
-        config = method.config_class(**{field.name: options[field.name] for field in fields(method.config_class)})
+        names = {field.name for field in fields(method.config_class)}
+        # a checkpoint from before an option existed has its default
+        config = method.config_class(**{name: value for name, value in options.items() if name in names})
         return cls(method(config, task.vocabulary, noise_seed=task.cfg.seed, total_updates=task.cfg.max_update))
 
     def forward(self, **net_input):

@@ -90,14 +90,15 @@ class PretrainingTask(FairseqTask):
             checkpoint = checkpoint_utils.load_checkpoint_to_cpu(path)
             model, task, vocabulary = checkpoint["cfg"]["model"], checkpoint["cfg"]["task"], checkpoint["task_state"]
         except (RuntimeError, EOFError, LookupError, TypeError) as error:
-            raise ValueError(f"{source} is no checkpoint that training wrote: {error}".splitlines()[0]) from None
+            reason = (str(error) or "it ends early").splitlines()[0].split(". ")[0]
+            raise ValueError(f"{source} is no checkpoint that training wrote: {reason}") from None
         if task._name not in METHODS:
             raise ValueError(f"{source} is of a run of {task._name}, none of {', '.join(METHODS)}")
         own = self.manifest.dictionary_sha256
         if vocabulary.get("dictionary_sha256", own) != own:
             raise ValueError(
-                f"{source} was trained with another vocabulary than that of {self.cfg.data}: prepare the data with "
-                "that run's, amos-fairseq prepare --vocabulary"
+                f"{source} was trained with another vocabulary than {self.cfg.data} has: prepare the text anew with "
+                "`amos-fairseq prepare --vocabulary` and the folder that the run was trained on"
             )
         state = {key.split(".", 1)[1]: tensor for key, tensor in checkpoint["model"].items()}  # of `model.method`
         return EarlierRun(source, state, model)

@@ -1,4 +1,16 @@
-from amos_fairseq.analysis.inspection import ANSI, ANSI_END, FOUND, MISSED, Verdict, legend, render, summary, verdicts
+from amos_fairseq.analysis.inspection import (
+    ANSI,
+    ANSI_END,
+    FOUND,
+    MISSED,
+    Verdict,
+    judged,
+    legend,
+    matched_threshold,
+    render,
+    summary,
+    verdicts,
+)
 
 PIECES = ["<s>", "\u2581the", "\u2581cat", "\u2581dog", "\u2581sleep", "s", "ing", "."]
 #            the   cat->dog  sleep  s->ing  .
@@ -44,6 +56,14 @@ def test_summary_counts_tokens():
     assert summary([SEQUENCE]) == (
         "2 of 5 tokens were replaced; the encoder found 1 of them and took 1 of the other 3 for replaced."
     )
+
+
+def test_matched_threshold_takes_as_many_for_replaced_as_were():
+    probabilities, replaced = [0.9, 0.8, 0.7, 0.6], [False, True, False, True]
+    sequence = [Verdict("a", "b", r, p) for r, p in zip(replaced, probabilities)]
+    assert matched_threshold([sequence]) == 0.8
+    kinds = [verdict.kind for verdict in judged([sequence], 0.8)[0]]
+    assert kinds == ["", "missed", "mistaken", "found"]
 
 
 def test_legend_explains_each_marker():

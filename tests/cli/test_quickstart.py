@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from amos_fairseq import methods
 from amos_fairseq.cli import main, quickstart
 
 COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]
@@ -65,6 +66,18 @@ def test_second_run_shows_the_results_without_training(finished):
     assert (out / "train.log").read_bytes() == before
     table = printed[printed.index("measured") : printed.index("figure")]
     assert table in done.stdout
+
+
+def test_all_methods_train_on_one_corpus_and_end_in_one_table(corpus, tmp_path, monkeypatch, capfd):
+    few = {name: methods.METHODS[name] for name in ("electra_rtd", "bert_mlm")}
+    monkeypatch.setattr(methods, "METHODS", few)
+    arguments = ["--method", "all", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--updates", "3"]
+    assert main.main(["quickstart", *arguments]) == 0
+    table = [line.split() for line in capfd.readouterr().out.splitlines() if line.startswith(tuple(few))]
+    assert [row[0] for row in table] == list(few)
+    assert 6 < float(table[0][1]) < 8 and 6 < float(table[1][1]) < 8  # masked LM losses near log(1024)
+    assert table[1][2:6] == ["-"] * 4 and "-" not in table[0]
+    assert not (tmp_path / "out" / "bert_mlm" / "data").exists()
 
 
 def test_other_settings_are_refused(finished, capsys):
@@ -135,8 +148,8 @@ def test_folder_at_work_is_refused(tmp_path, capsys):
 
 def test_failed_training_shows_its_last_words(tmp_path, monkeypatch, capsys):
     failing = [sys.executable, "-c", "import sys; print('no space'); sys.exit(3)"]
-    monkeypatch.setattr(quickstart, "training_command", lambda settings, out: failing)
+    monkeypatch.setattr(quickstart, "training_command", lambda settings, data, out: failing)
     with open(tmp_path / "lock", "w") as lock, pytest.raises(SystemExit) as ended:
-        quickstart.train({"method": "amos_rtd", "updates": 5}, tmp_path, lock.fileno())
+        quickstart.train({"method": "amos_rtd", "updates": 5}, tmp_path / "data", tmp_path, lock.fileno())
     assert "no space" in capsys.readouterr().err
     assert "the training ended with status 3" in ended.value.code and "train.log" in ended.value.code

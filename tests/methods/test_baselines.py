@@ -62,8 +62,8 @@ def test_detection_statistics_on_a_worked_case():
     corruption = Corruption(torch.zeros(1, 6), torch.tensor([[False, True, True, False, False, False]]))
     valid = torch.tensor([[True, True, True, True, True, False]])
     logits = torch.tensor([[2.0, 1.0, -1.0, -3.0, 0.5, 9.0]])
-    found = {name: float(m.total) / float(m.count) for name, m in detection_statistics(logits, corruption, valid).items()}
-    assert found == pytest.approx(
+    means = detection_statistics(logits, corruption, valid)
+    assert {name: float(mean.total) / float(mean.count) for name, mean in means.items()} == pytest.approx(
         {"replaced_share": 2 / 5, "rtd_accuracy_original": 2 / 3, "rtd_accuracy_replaced": 1 / 2}
     )
 

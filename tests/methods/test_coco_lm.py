@@ -154,19 +154,6 @@ def test_language_model_without_copy_is_a_masked_language_model_on_the_corrupted
     assert method.losses(output, batch)["clm"].total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("options, made", [({}, False), (dict(clm_all_tokens=True), True)])
-def test_only_the_all_token_language_model_makes_logits_of_all_positions(
-    make_method, make_batch, allocations, options, made
-):
-    batch = make_batch(lengths=(12, 12, 12, 12), num_masked=5)
-    method = make_method("coco_lm", **options)
-    with allocations:
-        output = method(batch)
-        sum(term.total for term in method.losses(output, batch).values()).backward()
-        method.statistics(output, batch)
-    assert 20 * 40 in allocations.elements and (48 * 40 in allocations.elements) == made
-
-
 def test_converged_generator_draws_as_it_did_and_learns_nothing(make_method, batch):
     trained = make_method("coco_lm", seed=5, gain=10.0)
     method = make_method("coco_lm", generator_checkpoint="some.pt", generator_dropout=0.3)

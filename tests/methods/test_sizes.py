@@ -20,10 +20,12 @@ def millions(module):
 
 
 @pytest.mark.parametrize(
-    "size, vocabulary, buckets, expected", [("base", 32768, 32, 110.6), ("base", 64000, 64, 134.6), ("large", 64000, 128, 368.4)]
+    "size, vocabulary, buckets, expected",
+    [("base", 32768, 32, 110.6), ("base", 64000, 64, 134.6), ("large", 64000, 128, 368.4)],
 )
 def test_encoder_has_the_published_number_of_parameters(size, vocabulary, buckets, expected):
-    method = build("amos_rtd", size, vocabulary, rel_pos_buckets=buckets, rel_pos_max_distance=128 if buckets < 128 else 256)
+    distance = 256 if buckets == 128 else 128
+    method = build("amos_rtd", size, vocabulary, rel_pos_buckets=buckets, rel_pos_max_distance=distance)
     assert millions(method.encoder) == pytest.approx(expected, abs=0.05)
 
 

@@ -1,38 +1,13 @@
 """Continued pre-training through fairseq-train: a run that starts from another method's checkpoint, on other text."""
 
-import shutil
-
 import pytest
 import torch
 
 from amos_fairseq.data.preparation import prepare
 
 TRAIN = "fairseq_cli.train:cli_main"
-EARLIER, NAME = "bert_mlm", "electra_rtd"
-
-
-def encoder(path):
-    model = torch.load(path, weights_only=False)["model"]
-    return {key: value for key, value in model.items() if key.startswith("method.encoder.")}
-
-
-@pytest.fixture(scope="module")
-def own_text(text, corpus, tmp_path_factory):
-    """own_text(vocabulary): other documents, prepared with that prepared folder's vocabulary or, for None, their own."""
-
-    def own_text(vocabulary):
-        folder = tmp_path_factory.mktemp("own")
-        documents = text.read_text().replace("the ", "our ").split("\n\n")
-        (folder / "text.txt").write_text("\n\n".join(documents[::-1]))
-        options = dict(vocabulary=vocabulary) if vocabulary else dict(vocab_size=300)
-        out = folder / "prepared"
-        prepare(
-            [str(folder / "text.txt")], str(out), tokens_per_sample=32, documents_whole=True, valid_fraction=0.2,
-            workers=1, **options,
-        )
-        return out
-
-    return own_text
+EARLIER, NAME, HEADS = "bert_mlm", "electra_rtd", "generator, mlm_head, rtd_head"
+RATE = 0.002  # of learning; Adam's first update moves no parameter further
 
 
 @pytest.fixture
@@ -40,23 +15,78 @@ def earlier(training):
     return training(EARLIER).folder / "checkpoint_last.pt"
 
 
-def test_new_run_starts_from_the_earlier_encoder_and_its_own_checkpoint_wins_later(
+@pytest.fixture(scope="module")
+def own_text(text, tmp_path_factory):
+    """own_text(**vocabulary): a folder of other documents prepared with it."""
+
+    def own_text(**vocabulary):
+        path = tmp_path_factory.mktemp("own") / "text.txt"
+        path.write_text(text.read_text().replace("the ", "our "))
+        options = dict(tokens_per_sample=32, documents_whole=True, valid_fraction=0.2, workers=1, **vocabulary)
+        prepare([str(path)], str(path.with_name("prepared")), **options)
+        return path.with_name("prepared")
+
+    return own_text
+
+
+def parameters(path):
+    return torch.load(path, weights_only=False)["model"]
+
+
+def test_run_starts_from_the_earlier_encoder_and_when_taken_up_again_from_its_own_checkpoint(
     earlier, own_text, corpus, launch, arguments, tmp_path
 ):
-    """The same command three times: started, interrupted and gone on with, and again when it has finished."""
-    initial = tmp_path / "initial.pt"
-    shutil.copy(earlier, initial)
-    options = dict(
-        data=own_text(corpus), init_checkpoint=initial, save_dir=tmp_path / "run", save_interval_updates=1,
-        disable_validation=True,
-    )
-    first = launch(TRAIN, arguments(NAME, max_update=1, lr=[0.0], warmup_updates=0, **options))
-    took = f"init_checkpoint {initial}: took encoder; new: generator, mlm_head, rtd_head"
-    assert first.out[0].count(took) == 1
-    for key, value in encoder(tmp_path / "run" / "checkpoint_last.pt").items():  # one update at learning rate 0
-        assert torch.equal(value, encoder(earlier)[key]), key
+    def train():
+        return launch(TRAIN, arguments(NAME, **options)).out[0]
 
+    initial, run = tmp_path / "initial.pt", tmp_path / "run"
+    initial.write_bytes(earlier.read_bytes())
+    options = dict(data=own_text(vocabulary=corpus), init_checkpoint=initial, save_dir=run, lr=[RATE], max_update=3)
+    options.update(save_interval_updates=1, disable_validation=True)
+    assert train().count(f"| init_checkpoint {initial}: took encoder; new: {HEADS}\n") == 1
+    first, learned, last = map(parameters, (run / "checkpoint_1_1.pt", earlier, run / "checkpoint_last.pt"))
+    for key, value in learned.items():
+        if key.startswith("method.encoder."):
+            torch.testing.assert_close(first[key], value, rtol=0, atol=1.01 * RATE)
+
+    (run / "checkpoint_1_1.pt").rename(run / "checkpoint_last.pt")  # as if interrupted after the first update
     initial.unlink()
-    resumed = launch(TRAIN, arguments(NAME, max_update=2, **options))
-    assert [row["num_updates"] for row in resumed.log.train] == [2]
-    assert "Loaded checkpoint" in resumed.out[0] and "init_checkpoint" not in resumed.out[0].replace("cfg", "")
+    resumed = train()
+    assert "Loaded checkpoint" in resumed and "took encoder" not in resumed
+    assert all(torch.equal(value, last[key]) for key, value in parameters(run / "checkpoint_last.pt").items())
+
+
+@pytest.fixture
+def files(earlier, text, own_text, tmp_path):
+    """By name: what is no checkpoint of pre-training, and data with words of their own."""
+    checkpoint = torch.load(earlier, weights_only=False)
+    checkpoint["cfg"]["task"]["_name"] = "masked_lm"
+    torch.save(checkpoint, tmp_path / "fairseq.pt")
+    (tmp_path / "cut.pt").write_bytes(earlier.read_bytes()[:-9999])
+    (tmp_path / "empty.pt").touch()
+    torch.save(checkpoint["model"], tmp_path / "parameters.pt")
+    return dict(text=text, own=own_text(vocab_size=300), **{path.stem: path for path in tmp_path.glob("*.pt")})
+
+
+MISTAKES = {  # what: (options, what the line must say)
+    "missing file": (dict(init_checkpoint="nowhere.pt"), "init_checkpoint nowhere.pt is no file"),
+    "text": (dict(init_checkpoint="text"), "is no checkpoint that training wrote: "),
+    "empty file": (dict(init_checkpoint="empty"), "is no checkpoint that training wrote: "),
+    "truncated file": (dict(init_checkpoint="cut"), "is no checkpoint that training wrote: "),
+    "parameters only": (dict(init_checkpoint="parameters"), "is no checkpoint that training wrote: "),
+    "another task of fairseq": (dict(init_checkpoint="fairseq"), "is of a run of masked_lm, none of amos_rtd, "),
+    "another encoder": (dict(encoder_layers=2), "encoder.layers.1.self_attn.in_proj.weight is absent, not (48, 16)"),
+    "other heads": (dict(encoder_attention_heads=4), "with encoder_attention_heads 2, not 4: set it as in that run"),
+    "another vocabulary of the same size": (dict(data="own"), "was trained with another vocabulary than "),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_ends_the_run_with_one_line(earlier, files, launch, arguments, tmp_path, mistake):
+    options, told = MISTAKES[mistake]
+    options = {key: files.get(value, value) for key, value in options.items()}
+    options = dict(dict(init_checkpoint=earlier, save_dir=tmp_path / "run"), **options)
+    outcome = launch(TRAIN, arguments(NAME, **options), fails=True)
+    message = outcome.err[0].splitlines()[-1]
+    assert message.startswith("amos_fairseq: error: init_checkpoint ") and told in message, message
+    assert "Traceback" not in outcome.out[0] + outcome.err[0] and not list(tmp_path.glob("run/*"))
