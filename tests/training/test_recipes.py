@@ -1,12 +1,17 @@
 """The yaml recipes: every option listed, the model of the architecture, the networks and batches of the papers."""
 
 import functools
+import re
+import shlex
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from fairseq import options
 from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from hydra import compose, initialize_config_dir
@@ -154,3 +159,25 @@ def test_plus_plus_recipe_changes_nothing_but_the_relative_positions_of_its_size
 def test_a_models_size_is_changed_on_the_command_line(recipe):
     cfg = load(*recipe, "model=tiny", "model.dropout=0.0")
     assert (cfg.model.encoder_layers, cfg.model.dropout) == (2, 0.0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_card_lists_the_recipes(name):
+    listed = re.findall(r"^\| `(\w+)\.yaml` \|", (EXAMPLES / name / "README.md").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == [stem for method, stem in RECIPES if method == name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_command_line_of_the_card_is_the_base_recipe(name, monkeypatch):
+    command = (EXAMPLES / name / "README.md").read_text().split("```bash\nfairseq-train ")[1].split("\n\n")[0]
+    words = shlex.split(command.replace("\\\n", " "))
+    start = words.index("--user-dir")
+    arguments = words[:start] + words[start + 2 :]
+    monkeypatch.setattr(sys, "argv", ["fairseq-train", *arguments])  # fairseq looks there, too
+    given = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), arguments))
+    recipe = load(name, "base", "task.data=data")
+    assert model_config(name, given) == model_config(name, recipe)
+    for section in ("common", "task", "dataset", "optimization", "optimizer", "lr_scheduler", "checkpoint"):
+        values, expected = (OmegaConf.to_container(cfg, resolve=True)[section] for cfg in (given, recipe))
+        unlike = {key for key in expected if values.get(key) != expected[key]}
+        assert unlike - {"user_dir"} == set(), section
