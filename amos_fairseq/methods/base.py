@@ -258,7 +258,8 @@ class GeneratorMethod(PretrainingMethod):
     @property
     def samples_in_second_pass(self) -> bool:
         """Whether the logits of training, having dropout, are not those to draw from."""
-        return self.training and self.generator.config.dropout > 0
+        generator = self.generator  # whose embedding network may be the encoder's, dropout included
+        return self.training and max(generator.config.dropout, generator.embeddings.dropout.p) > 0
 
     @torch.no_grad()
     def sample(self, mlm_logits: Tensor, batch: PretrainingBatch) -> Tensor:

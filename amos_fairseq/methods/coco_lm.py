@@ -110,7 +110,7 @@ class CocoLMOutput(NamedTuple):
 
 
 class CocoLM(GeneratorMethod):
-    """A shallow generator with an MLM head; an encoder with RTD, CLM and SCL heads; one token table.
+    """A shallow generator with an MLM head; an encoder with RTD, CLM and SCL heads; one embedding network.
 
     Every loss term but `scl` is the same however processes and micro-batches share the sequences: a sequence's
     negatives are those of its micro-batch on its process, or with `scl_gather` on all processes, by definition.
@@ -136,6 +136,8 @@ class CocoLM(GeneratorMethod):
             self.mlm_head.requires_grad_(False)
         elif not config.random_replacements:
             self.add_generator(vocabulary, table, config.generator_dropout)
+            if not config.generator_embed_dim:  # as wide as the encoder: one embedding network, as in the author's code
+                self.generator.share_bottom(self.encoder, layers=0)
         self.rtd_head = DetectionHead(dim, config.rtd_head_hidden_layer)
         self.clm_head = CorrectionHead(dim, table) if config.clm_weight else None
         has_scl_head = config.scl_weight and not config.scl_without_head

@@ -74,7 +74,6 @@ FULL_WIDTH = dict(generator_layers=2, generator_embed_dim=0)  # as deep as the t
 @pytest.mark.parametrize(
     "earlier, name, options",
     [
-        (("amos_rtd", dict(generator_depths=[1, 2])), "coco_lm", dict(generator_layers=2)),
         (("amos_rtd", dict(generator_depths=[1, 2])), "electra_rtd", FULL_WIDTH),
         (("electra_rtd", FULL_WIDTH), "amos_rtd", dict(generator_depths=[2])),
         (("coco_lm", dict(generator_layers=2)), "amos_rtd", dict(generator_depths=[1, 2])),
@@ -99,6 +98,7 @@ def test_generator_of_the_same_shape_is_taken_whatever_its_method(make_method, s
     "earlier, name, options",
     [
         (("amos_rtd", dict(generator_depths=[1, 2])), "teams_mws", {}),  # its positions are its own
+        (("amos_rtd", dict(generator_depths=[1, 2])), "coco_lm", dict(generator_layers=2)),  # as above
         (("peer_tqr", dict(tied_layers="none")), "peer_tqr", {}),  # its bottom layers are its own
         (("coco_lm", dict(generator_checkpoint="its.pt")), "coco_lm", {}),  # its token table is its own
         (("amos_rtd", dict(generator_depths=[2, 2], separate_generators=True)), "coco_lm", dict(generator_layers=2)),

@@ -136,11 +136,7 @@ def test_recipe_builds_an_encoder_of_the_papers_size(recipe):
     assert millions(build(name, load(name, stem), vocabulary_size).encoder) == pytest.approx(expected, abs=0.05)
 
 
-# In the authors' COCO-LM the generator also shares the encoder's positions and the LayerNorm on them.
-OWN_POSITIONS = (512 + 2) * 768 / 1e6
-
-
-@pytest.mark.parametrize("name, expected", [("amos_rtd", 192.36), ("coco_lm", 164.27 + OWN_POSITIONS)])
+@pytest.mark.parametrize("name, expected", [("amos_rtd", 192.36), ("coco_lm", 164.27)])
 def test_base_plus_plus_trains_the_published_number_of_parameters(name, expected):
     assert millions(build(name, load(name, "base_plus_plus"), 64_000)) == pytest.approx(expected, abs=0.006)
 
