@@ -27,7 +27,7 @@ setup(
         "matplotlib>=3.7",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.8", "transformers>=4.40"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "transformers>=4.40"],
         "tensorboard": ["tensorboard"],
     },
     entry_points={"console_scripts": ["amos-fairseq = amos_fairseq.cli.main:main"]},

@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source examples/environment.sh
 prepare_environment test
 
-export GOMP_SPINCOUNT=20000  # threads that wait do not spin for long: much faster on a busy machine
 ruff check .
-pytest "$@"
+# One process for each core, a file of tests at a time; each with one thread, for the tests' networks are tiny.
+export OMP_NUM_THREADS=1
+pytest --numprocesses=auto --dist=loadfile "$@"

@@ -100,7 +100,11 @@ def test_interrupted_run_can_go_on(corpus, tmp_path):
     """Interrupted as the training starts, it says so, ends that process, and keeps what is complete."""
     out = tmp_path / "out"
     arguments = ["--corpus", str(corpus), "--out", str(out), "--updates", "100000"]
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # a shell's background jobs ignore interrupts, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 300
     while not (out / "train.log").exists() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -42,9 +42,23 @@ def test_each_loss_reaches_its_own_head_and_no_loss_of_the_encoder_the_generator
     assert heads(gradients(method, batch, "scl")) == {"encoder", "scl_head"}
 
 
-def test_mlm_reaches_nothing_of_the_encoder_but_the_table(make_method, batch):
-    reached = gradients(make_method("coco_lm"), batch, "mlm")
-    assert {name for name in reached if name.startswith("encoder")} == {"encoder.token_embeddings.weight"}
+def test_mlm_reaches_nothing_of_the_encoder_but_the_embedding_network(make_method, batch):
+    reached = {name for name in gradients(make_method("coco_lm"), batch, "mlm") if name.startswith("encoder")}
+    shared = {"encoder.token_embeddings.weight", "encoder.embeddings.positions.weight"}
+    assert reached == shared | {"encoder.embeddings.layer_norm.weight", "encoder.embeddings.layer_norm.bias"}
+
+
+def test_a_narrower_generator_has_an_embedding_network_of_its_own(make_method):
+    method = make_method("coco_lm", generator_embed_dim=8)
+    assert method.generator.token_embeddings is method.encoder.token_embeddings
+    assert method.generator.embeddings is not method.encoder.embeddings
+
+
+def test_the_encoders_dropout_in_the_shared_embedding_network_is_off_when_sampling(make_method, batch):
+    with_dropout = make_method("coco_lm", generator_dropout=0.0, dropout=0.5).train()
+    without = make_method("coco_lm", generator_dropout=0.0).train()
+    without.load_state_dict(with_dropout.state_dict())
+    assert torch.equal(with_dropout(batch).sampled_tokens, without(batch).sampled_tokens)
 
 
 def test_language_model_has_no_projection_on_a_table_as_wide_as_the_encoder(make_method, batch):
