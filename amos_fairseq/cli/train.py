@@ -32,8 +32,22 @@ def fairseq_command(arguments: List[str]) -> List[str]:
     """The full command line: the program's name, the user directory unless it is given, then the arguments."""
     user_dir = str(Path(amos_fairseq.__file__).resolve().parent)
     options = [argument.split("=")[0] for argument in arguments]
+    check_user_dir(arguments)
     if any(option in HYDRA_OPTIONS for option in options):
         given = "common.user_dir" in options
         return ["fairseq-hydra-train", *arguments, *([] if given else [f"common.user_dir={user_dir}"])]
     given = "--user-dir" in options
     return ["fairseq-train", *([] if given else ["--user-dir", user_dir]), *arguments]
+
+
+def check_user_dir(arguments: List[str]) -> None:
+    """Refuse a user directory that is not there, which fairseq answers with a traceback."""
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        option, _, value = argument.partition("=")
+        if option in ("--user-dir", "common.user_dir"):
+            path = value or following
+            if not Path(path).is_dir():
+                sys.exit(
+                    f"amos-fairseq train: error: {option} {path} is no folder, seen from {Path.cwd()}: leave it out, "
+                    "this package fills it in"
+                )

@@ -154,7 +154,7 @@ class Peer(SharedGeneratorMethod):
             "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
             "unknown_share": Mean((output.level_codes == -1).sum(), masked),  # Figs. 4 and 5
         }
-        for level, threshold in enumerate(output.level_thresholds, start=1):
+        for level, threshold in enumerate(output.level_thresholds.detach(), start=1):
             below, counts = level_targets(output.level_codes, level, self.levels)
             right = (full_precision(output.quality_scores) < threshold) == below
             statistics[f"level_accuracy_{level}"] = Mean((right & counts & valid).sum(), (counts & valid).sum())

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import amos_fairseq
 from amos_fairseq.cli.train import fairseq_command
 
@@ -12,14 +14,16 @@ def test_user_dir_is_filled_in():
     assert fairseq_command(["data", "--lr", "1"]) == ["fairseq-train", "--user-dir", USER_DIR, "data", "--lr", "1"]
 
 
-def test_given_user_dir_is_kept():
-    assert fairseq_command(["data", "--user-dir=mine"]) == ["fairseq-train", "data", "--user-dir=mine"]
+def test_given_user_dir_is_kept(tmp_path):
+    given = f"--user-dir={tmp_path}"
+    assert fairseq_command(["data", given]) == ["fairseq-train", "data", given]
 
 
-def test_configuration_means_hydra():
+def test_configuration_means_hydra(tmp_path):
     arguments = ["--config-dir", "examples", "--config-name=base", "task.data=x"]
     assert fairseq_command(arguments) == ["fairseq-hydra-train", *arguments, f"common.user_dir={USER_DIR}"]
-    assert fairseq_command([*arguments, "common.user_dir=/mine"])[-1] == "common.user_dir=/mine"
+    given = f"common.user_dir={tmp_path}"
+    assert fairseq_command([*arguments, given])[-1] == given
 
 
 def test_fairseq_knows_our_tasks_and_architectures():
@@ -45,3 +49,12 @@ def test_spawned_processes_start_as_fairseq_starts_them(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\nFalse\n")
+
+
+@pytest.mark.parametrize(
+    "given", [["--user-dir", "amos"], ["--user-dir=amos"], ["--config-name", "base", "common.user_dir=amos"]]
+)
+def test_user_directory_that_is_not_there_is_told_in_one_line(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"(--user-dir|common.user_dir) amos is no folder, seen from .*: leave it out"):
+        fairseq_command(["data", *given])
