@@ -31,6 +31,7 @@ def mlm_head_flops(dim: int, table_rows: int, table_width: int, positions: int) 
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "A10G": 70e12, "L40S": 362e12, "V100": 125e12}
 
 
+@functools.lru_cache(maxsize=None)
 def peak_flops(device: torch.device) -> float:
     """FLOP/s that MFU is a share of: the vendor's bf16 peak of a known GPU, elsewhere what a large product reaches."""
     if device.type == "cuda":
@@ -41,7 +42,6 @@ def peak_flops(device: torch.device) -> float:
     return _measured_flops(device)
 
 
-@functools.lru_cache(maxsize=None)
 def _measured_flops(device: torch.device, size: int = 1024, trials: int = 3) -> float:
     matrix = torch.ones(size, size, device=device)
     seconds = []
