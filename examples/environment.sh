@@ -33,7 +33,7 @@ prepare_environment() {
         fi
         # Without build isolation fairseq is compiled against this torch instead of a second download of it; with
         # CUDA_HOME set, fairseq would also compile kernels that are not used here.
-        echo "  fairseq and the rest (if pip has no fairseq for this Python, it is compiled: 3-5 minutes on two cores)"
+        echo "  fairseq and the rest (if pip has no fairseq for this Python, it is compiled: about three minutes on two cores)"
         "$python" -m pip install --quiet --quiet "setuptools>=64" wheel cython numpy ninja
         env -u CUDA_HOME "$python" -m pip install --quiet --quiet --no-build-isolation --editable "$root${extra:+[$extra]}"
         echo "$state" > "$stamp"
