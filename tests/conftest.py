@@ -112,3 +112,16 @@ class Allocations(TorchDispatchMode):
 @pytest.fixture
 def allocations():
     return Allocations()
+
+
+@pytest.fixture
+def gradients():
+    """gradients(method, batch, *names): what the weighted sum of the named terms, or of all, reaches by name."""
+
+    def gradients(method, batch, *names):
+        method.zero_grad()
+        terms = method.losses(method(batch), batch)
+        sum(terms[name].weight * terms[name].mean for name in names or terms).backward()
+        return {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+    return gradients

@@ -10,19 +10,11 @@ from amos_fairseq.modules.encoder import EncoderConfig
 from amos_fairseq.ops import full_precision
 
 
-def gradients(method, batch, *names):
-    """Names of the parameters that the sum of the named terms reaches."""
-    method.zero_grad()
-    terms = method.losses(method(batch), batch)
-    sum(terms[name].mean for name in names or terms).backward()
-    return {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-
-
 def starting(names, *prefixes):
     return {name for name in names if name.startswith(prefixes)}
 
 
-def test_detection_reaches_the_mixture_and_every_block_but_not_the_mlm_projection(make_method, batch):
+def test_detection_reaches_the_mixture_and_every_block_but_not_the_mlm_projection(make_method, batch, gradients):
     method = make_method("amos_rtd")
     reached = gradients(method, batch, "rtd")
     everything = {name for name, _ in method.named_parameters()}
@@ -32,7 +24,7 @@ def test_detection_reaches_the_mixture_and_every_block_but_not_the_mlm_projectio
     }
 
 
-def test_detection_reaches_no_generator_parameter_without_a_learned_mixture(make_method, batch):
+def test_detection_reaches_no_generator_parameter_without_a_learned_mixture(make_method, batch, gradients):
     reached = gradients(make_method("amos_rtd", mixture="uniform"), batch, "rtd")
     assert not starting(reached, "generators", "mlm_head", "mixture_head")
     assert starting(reached, "encoder.layers", "rtd_head")
@@ -49,7 +41,7 @@ def test_the_table_gets_only_the_lookups_gradient_from_detection(make_method, ba
 
 
 @pytest.mark.parametrize("depth, block", [("1", [0]), ("2", [1]), ("4", [2, 3])])
-def test_each_mlm_loss_trains_its_own_block_only(make_method, batch, depth, block):
+def test_each_mlm_loss_trains_its_own_block_only(make_method, batch, depth, block, gradients):
     reached = gradients(make_method("amos_rtd"), batch, f"mlm_{depth}")
     layers = {int(name.split(".")[3]) for name in starting(reached, "generators.0.layers")}
     assert layers == set(block)
@@ -57,7 +49,7 @@ def test_each_mlm_loss_trains_its_own_block_only(make_method, batch, depth, bloc
     assert "mlm_head.dense.weight" in reached and not starting(reached, "encoder.layers", "rtd_head", "mixture_head")
 
 
-def test_joined_blocks_let_the_deepest_loss_train_the_whole_tower(make_method, batch):
+def test_joined_blocks_let_the_deepest_loss_train_the_whole_tower(make_method, batch, gradients):
     reached = gradients(make_method("amos_rtd", join_blocks=True), batch, "mlm_4")
     assert {int(name.split(".")[3]) for name in starting(reached, "generators.0.layers")} == {0, 1, 2, 3}
 
@@ -260,14 +252,16 @@ ABLATIONS = {
 
 
 @pytest.mark.parametrize("options", ABLATIONS.values(), ids=ABLATIONS)
-def test_every_parameter_is_trained_under_every_ablation(make_method, batch, options):
+def test_every_parameter_is_trained_under_every_ablation(make_method, batch, options, gradients):
     # a parameter without gradient would stop PyTorch's DDP at the second update
     method = make_method("amos_rtd", **options)
     gradients(method, batch)
     assert [name for name, parameter in method.named_parameters() if parameter.grad is None] == []
 
 
-def test_adversarial_mlm_scale_lets_its_share_of_the_reversed_gradient_into_the_embeddings(make_method, batch):
+def test_adversarial_mlm_scale_lets_its_share_of_the_reversed_gradient_into_the_embeddings(
+    make_method, batch, gradients
+):
     grads = {}
     for scale in (0.1, 1.0):
         method = make_method("amos_rtd", adversarial_mlm_scale=scale, dtype=torch.double)

@@ -15,14 +15,6 @@ from amos_fairseq.methods.continuation import EarlierRun, load_generator
 from amos_fairseq.objectives import clm_loss, scl_loss
 
 
-def gradients(method, batch, *names):
-    """Names of the parameters that the sum of the named terms reaches."""
-    method.zero_grad()
-    terms = method.losses(method(batch), batch)
-    sum(terms[name].weight * terms[name].mean for name in names or terms).backward()
-    return {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-
-
 def heads(reached):
     return {name.split(".")[0] for name in reached}
 
@@ -34,7 +26,7 @@ def test_loss_is_mlm_plus_fifty_times_copy_plus_clm_plus_scl(make_method, batch)
     assert {name: int(term.count) for name, term in terms.items()} == {"mlm": 9, "rtd": 33, "clm": 9, "scl": 3}
 
 
-def test_each_loss_reaches_its_own_head_and_no_loss_of_the_encoder_the_generator(make_method, batch):
+def test_each_loss_reaches_its_own_head_and_no_loss_of_the_encoder_the_generator(make_method, batch, gradients):
     method = make_method("coco_lm")
     assert heads(gradients(method, batch, "mlm")) == {"generator", "mlm_head", "encoder"}
     assert heads(gradients(method, batch, "rtd")) == {"encoder", "rtd_head"}
@@ -42,7 +34,7 @@ def test_each_loss_reaches_its_own_head_and_no_loss_of_the_encoder_the_generator
     assert heads(gradients(method, batch, "scl")) == {"encoder", "scl_head"}
 
 
-def test_mlm_reaches_nothing_of_the_encoder_but_the_embedding_network(make_method, batch):
+def test_mlm_reaches_nothing_of_the_encoder_but_the_embedding_network(make_method, batch, gradients):
     reached = {name for name in gradients(make_method("coco_lm"), batch, "mlm") if name.startswith("encoder")}
     shared = {"encoder.token_embeddings.weight", "encoder.embeddings.positions.weight"}
     assert reached == shared | {"encoder.embeddings.layer_norm.weight", "encoder.embeddings.layer_norm.bias"}
@@ -154,7 +146,7 @@ def test_random_replacements_are_even_over_the_words_and_need_no_generator(make_
     assert ((counts[4:38] - expected) ** 2 / expected).sum() < 63.9  # 99.9 % of chi-square, 33 degrees
 
 
-def test_all_token_language_model_trains_detection_through_the_copy_mechanism(make_method, batch):
+def test_all_token_language_model_trains_detection_through_the_copy_mechanism(make_method, batch, gradients):
     method = make_method("coco_lm", **ALL_TOKENS)
     terms = method.losses(method(batch), batch)
     assert (int(terms["clm"].count), terms["clm"].over, terms["rtd"].weight) == (33, "valid", 0.0)
@@ -168,7 +160,7 @@ def test_language_model_without_copy_is_a_masked_language_model_on_the_corrupted
     assert method.losses(output, batch)["clm"].total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_converged_generator_draws_as_it_did_and_learns_nothing(make_method, batch):
+def test_converged_generator_draws_as_it_did_and_learns_nothing(make_method, batch, gradients):
     trained = make_method("coco_lm", seed=5, gain=10.0)
     method = make_method("coco_lm", generator_checkpoint="some.pt", generator_dropout=0.3)
     load_generator(method, EarlierRun("some.pt", trained.state_dict()))

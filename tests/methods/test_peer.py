@@ -10,14 +10,6 @@ from amos_fairseq.objectives import quality_levels, rtd_loss
 LEVELS = {2: dict(tqr_partition=[]), 3: {}, 4: dict(tqr_partition=[1.0, 10.0]), 5: dict(tqr_partition=[1.0, 8.0, 40.0])}
 
 
-def gradients(method, batch, *names):
-    """Names of the parameters that the sum of the named terms reaches."""
-    method.zero_grad()
-    terms = method.losses(method(batch), batch)
-    sum(terms[name].mean for name in names or terms).backward()
-    return {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-
-
 def test_generator_and_encoder_share_as_in_teams(make_method):
     method = make_method("peer_tqr", encoder_layers=12, generator_layers=0)
     same = [one is other for one, other in zip(method.generator.layers, method.encoder.layers)]
@@ -86,13 +78,13 @@ def test_options_of_the_levels_reach_the_labels(make_method, make_batch):
     assert known == sorted(set(known)) and known[-1] == 400
 
 
-def test_ranking_reaches_nothing_of_the_generators_own(make_method, batch):
+def test_ranking_reaches_nothing_of_the_generators_own(make_method, batch, gradients):
     reached = gradients(make_method("peer_tqr", gain=8.0), batch, "tqr")
     assert not [name for name in reached if name.startswith(("generator", "mlm_head"))]
     assert {"tqr_head.score.weight", "tqr_head.top_threshold", "encoder.layers.0.fc1.weight"} <= reached
 
 
-def test_masked_lm_reaches_the_shared_half_of_the_encoder(make_method, batch):
+def test_masked_lm_reaches_the_shared_half_of_the_encoder(make_method, batch, gradients):
     reached = gradients(make_method("peer_tqr"), batch, "mlm")
     assert {"encoder.layers.0.fc1.weight", "encoder.embeddings.positions.weight", "mlm_head.bias"} <= reached
     assert not [name for name in reached if name.startswith(("encoder.layers.1", "tqr_head"))]
@@ -111,7 +103,7 @@ def test_two_levels_are_detection(make_method, batch):
     torch.testing.assert_close(output.rtd_logits, output.quality_scores - 0.4)
 
 
-def test_warm_up_is_detection_and_trains_every_parameter(make_method, batch):
+def test_warm_up_is_detection_and_trains_every_parameter(make_method, batch, gradients):
     method = make_method("peer_tqr", dtype=torch.double, gain=8.0, tqr_warmup_updates=10).train()
     for update, warming_up in ((0, True), (9, True), (10, False)):
         method.set_num_updates(update)

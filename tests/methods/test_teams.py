@@ -6,14 +6,6 @@ import torch
 from amos_fairseq.methods.teams import TeamsConfig
 
 
-def gradients(method, batch, *names):
-    """Names of the parameters that the sum of the named terms reaches."""
-    method.zero_grad()
-    terms = method.losses(method(batch), batch)
-    sum(terms[name].mean for name in names or terms).backward()
-    return {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-
-
 def starting(names, *prefixes):
     return {name for name in names if name.startswith(prefixes)}
 
@@ -38,7 +30,7 @@ def test_layers_are_tied_from_the_bottom(make_method, generator_layers, tied_lay
     assert method.generator.embeddings is method.encoder.embeddings
 
 
-def test_each_network_has_a_relative_position_bias_of_its_own(make_method, batch):
+def test_each_network_has_a_relative_position_bias_of_its_own(make_method, batch, gradients):
     method = make_method("teams_mws")
     assert method.generator.relative_position_bias is not method.encoder.relative_position_bias
     assert "generator.relative_position_bias.weight" in gradients(method, batch, "mlm")
@@ -49,7 +41,7 @@ def test_each_network_has_a_relative_position_bias_of_its_own(make_method, batch
 BOTTOM = ("encoder.token_embeddings", "encoder.embeddings", "encoder.layers.0")
 
 
-def test_each_loss_trains_the_shared_bottom_and_its_own_branch(make_method, batch):
+def test_each_loss_trains_the_shared_bottom_and_its_own_branch(make_method, batch, gradients):
     method = make_method("teams_mws", encoder_layers=3)
     reached = {name: gradients(method, batch, name) for name in ("mlm", "rtd", "mws")}
     for names in reached.values():
@@ -74,7 +66,7 @@ def test_selection_reaches_the_candidates_rows_of_the_table(make_method, batch):
     assert set(touched) > set(read)
 
 
-def test_shared_layers_get_the_sum_of_both_passes_gradients(make_method, batch):
+def test_shared_layers_get_the_sum_of_both_passes_gradients(make_method, batch, gradients):
     method = make_method("teams_mws", dtype=torch.double)
     found = {}
     for names in (("mlm",), ("rtd", "mws"), ("mlm", "rtd", "mws")):
@@ -231,7 +223,7 @@ def test_detection_only_reads_the_encoder(make_method, batch):
 
 
 @pytest.mark.parametrize("task_heads, layers", [("split", 3), ("on_top", 4)])
-def test_the_exported_encoder_ends_in_the_chosen_branch(make_method, batch, task_heads, layers):
+def test_the_exported_encoder_ends_in_the_chosen_branch(make_method, batch, task_heads, layers, gradients):
     for branch in ("mws", "rtd"):
         method = make_method("teams_mws", encoder_layers=3, task_heads=task_heads, exported_branch=branch)
         assert len(method.encoder.layers) == layers
