@@ -14,12 +14,17 @@ from amos_fairseq.modules.encoder import EncoderConfig
 BACKWARD_AND_FORWARD = 3
 
 
-def encoder_flops(config: EncoderConfig, tokens: int, length: int, layers: int) -> int:
-    """Forward FLOPs of `layers` layers over `tokens` positions in sequences of `length`, and of the projection."""
-    attention = 8 * config.dim**2 + 4 * length * config.dim
+def encoder_flops(config: EncoderConfig, tokens: int, length: int, layers: int, queries: int | None = None) -> int:
+    """Forward FLOPs of `layers` layers over `tokens` positions in sequences of `length`, and of the projection.
+
+    With `queries` the last layer computes keys and values of all positions, the rest of it for so many (`Queries`).
+    """
+    keys_and_values = 4 * config.dim**2
+    query_and_output = 4 * config.dim**2 + 4 * length * config.dim
     feed_forward = 4 * config.dim * config.ffn_dim
     projection = 2 * config.embedding_width * config.dim if config.embedding_width != config.dim else 0
-    return tokens * (layers * (attention + feed_forward) + projection)
+    asked = layers * tokens if queries is None else (layers - 1) * tokens + queries
+    return tokens * (layers * keys_and_values + projection) + asked * (query_and_output + feed_forward)
 
 
 def mlm_head_flops(dim: int, table_rows: int, table_width: int, positions: int) -> int:

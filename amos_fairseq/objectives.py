@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amos_fairseq.ops import full_precision
+from amos_fairseq.ops import LinearReading, MaskedLMReading, full_precision
 
 # What a term's mean is taken over: selected positions, non-padding positions, or sequences.
 COUNTED = SELECTED, VALID, SEQUENCES = "selected", "valid", "sequences"
@@ -40,15 +40,14 @@ class LossTerm(NamedTuple):
         return self.total / self.count
 
 
-def mlm_loss(mlm_logits: Tensor, original_tokens: Tensor, weight: float = 1.0) -> LossTerm:
+def mlm_loss(masked_lm: MaskedLMReading, weight: float = 1.0) -> LossTerm:
     """Masked language modelling over the selected positions  (AMOS Eq. 2, COCO-LM Eq. 1).
 
-    L = - sum_i log softmax(mlm_logits_i)[original_tokens_i]
+    L = - sum_d sum_i log softmax(mlm_logits_di)[original_tokens_i]
 
-    mlm_logits: (M, V)   original_tokens: (M,) ids at the selected positions
+    over the heads d of a reading of (M, G, V) logits against (M,) original tokens: `ops.masked_lm`
     """
-    total = F.cross_entropy(full_precision(mlm_logits), original_tokens, reduction="sum")
-    return LossTerm(total, original_tokens.numel(), weight, SELECTED)
+    return LossTerm(masked_lm.loss, len(masked_lm.losses), weight, SELECTED)
 
 
 def rtd_loss(
@@ -132,9 +131,9 @@ def check_partition(partition: Sequence[float], top: int, buffer: float) -> None
 
 
 def quality_levels(
-    generator_logits: Tensor,
-    original_tokens: Tensor,
-    sampled_tokens: Tensor,
+    margins: Tensor,
+    original_ranks: Tensor,
+    replaced: Tensor,
     partition: Sequence[float] = (1.0,),
     top: int = 3,
     buffer: float = 3.0,
@@ -142,30 +141,25 @@ def quality_levels(
     """Codes (M,) of the K = len(partition) + 2 quality levels that the generator gives to its draws  (PEER Table 2).
 
     Level k has code 2k, the buffer between levels k and k + 1 has 2k + 1, an unknown level -1. With
-    d = generator_logits[sampled] - generator_logits[original] and tau = partition, tau_1 first:
+    d = margins = logit_sampled - logit_original and tau = partition, tau_1 first:
 
         level K     the draw is the original
-        unknown     1 + #{v: logit_v > logit_original} > top: the generator is not to be trusted here
+        unknown     original_ranks = 1 + #{v: logit_v > logit_original} > top: the generator is not to be trusted here
         level K-1   d >= -log tau_1
         buffer      -log(tau_k (1 + buffer)) <= d < -log tau_k, between levels K-1-k and K-k
         level K-1-k -log tau_{k+1} <= d < -log(tau_k (1 + buffer)), the lowest level without the lower end
 
-    generator_logits: (M, V) of any precision, no gradient   original_tokens, sampled_tokens: (M,)
+    margins: (M,)   original_ranks: (M,)   replaced: (M,) bool, the draw is not the original
     Raises ValueError if a level would be empty: tau_k (1 + buffer) >= tau_{k+1}.
     """
     check_partition(partition, top, buffer)
     levels = len(partition) + 2
-    logits = generator_logits.detach()
-    original = logits.gather(-1, original_tokens.unsqueeze(-1))
-    sampled = logits.gather(-1, sampled_tokens.unsqueeze(-1))
-    difference = (full_precision(sampled) - full_precision(original)).squeeze(-1)
-    codes = torch.full_like(sampled_tokens, 2 * (levels - 1))
+    codes = torch.full_like(original_ranks, 2 * (levels - 1))
     for ratio in partition:
-        codes -= (difference < -math.log(ratio)).long()  # into the buffer
-        codes -= (difference < -math.log(ratio * (1 + buffer))).long()  # and through it
-    known = 1 + (logits > original).sum(dim=-1) <= top
-    codes = torch.where(known, codes, -1)
-    return torch.where(sampled_tokens == original_tokens, 2 * levels, codes)
+        codes -= (margins < -math.log(ratio)).long()  # into the buffer
+        codes -= (margins < -math.log(ratio * (1 + buffer))).long()  # and through it
+    codes = torch.where(original_ranks <= top, codes, -1)
+    return torch.where(replaced, codes, 2 * levels)
 
 
 def level_targets(level_codes: Tensor, level: int, levels: int) -> Tuple[Tensor, Tensor]:
@@ -209,34 +203,35 @@ def tqr_loss(
     return LossTerm(total, valid_positions.sum(), weight, VALID)
 
 
-def corrective_log_probabilities(lm_logits: Tensor, copy_logits: Tensor, tokens: Tensor, corrupted: Tensor) -> Tensor:
-    """log p_LM(tokens), (M,): copy the input token, or else correct it by the language model  (COCO-LM, Sec. 3.3).
+def corrective_log_probabilities(log_lm: Tensor, copy_logits: Tensor, copied: Tensor) -> Tensor:
+    """log p_LM(x), (M,): copy the input token, or else correct it by the language model  (COCO-LM, Sec. 3.3).
 
     p_LM(x) = 1[x = corrupted] p_copy + (1 - p_copy) softmax(lm_logits)[x],   p_copy = sigmoid(copy_logits)
 
-    lm_logits: (M, V)   copy_logits: (M,) positive = the input token is the original   tokens, corrupted: (M,)
+    log_lm: (M,) log softmax(lm_logits)[x]   copy_logits: (M,) positive = the input token is the original
+    copied: (M,) bool, x = corrupted
     """
     copy_logits = full_precision(copy_logits)
-    log_lm = -F.cross_entropy(full_precision(lm_logits), tokens, reduction="none")
     corrected = F.logsigmoid(-copy_logits) + log_lm
-    return torch.where(tokens == corrupted, torch.logaddexp(F.logsigmoid(copy_logits), corrected), corrected)
+    return torch.where(copied, torch.logaddexp(F.logsigmoid(copy_logits), corrected), corrected)
 
 
-def corrected_tokens(lm_logits: Tensor, copy_logits: Tensor, corrupted_tokens: Tensor) -> Tensor:
-    """argmax_x p_LM(x), (M,): either the input token or the language model's likeliest; shapes as `clm_loss`'s."""
-    lm_logits = full_precision(lm_logits)
-    likeliest = lm_logits.max(dim=-1)
+def corrected_tokens(
+    lm: LinearReading, lm_logits_of_corrupted: Tensor, copy_logits: Tensor, corrupted_tokens: Tensor
+) -> Tensor:
+    """argmax_x p_LM(x), (M,): either the input token or the language model's likeliest.
+
+    lm: reading of the language model's (M, V) logits   lm_logits_of_corrupted: (M,) the input tokens' of these
+    """
     # Both sides times sum_v exp(lm_logits_v) / (1 - p_copy); p_copy / (1 - p_copy) is exp(copy_logits).
-    copied = full_precision(copy_logits) + lm_logits.logsumexp(dim=-1)
-    copied = torch.logaddexp(copied, lm_logits.gather(-1, corrupted_tokens.unsqueeze(-1)).squeeze(-1))
-    return torch.where(copied >= likeliest.values, corrupted_tokens, likeliest.indices)
+    copied = torch.logaddexp(full_precision(copy_logits) + lm.logsumexp, lm_logits_of_corrupted)
+    return torch.where(copied >= lm.largest, corrupted_tokens, lm.likeliest)
 
 
 def clm_loss(
-    lm_logits: Tensor,
+    log_lm: Tensor,
     copy_logits: Tensor,
-    original_tokens: Tensor,
-    corrupted_tokens: Tensor,
+    copied: Tensor,
     stop_gradient: bool = True,
     weight: float = 1.0,
     valid_positions: Optional[Tensor] = None,
@@ -248,13 +243,14 @@ def clm_loss(
     Without gradient to `copy_logits` if `stop_gradient`. The rows are the selected positions; or, for All-Token MLM,
     all positions, `valid_positions` (M,) bool being those that count.
 
-    lm_logits: (M, V)   copy_logits: (M,) positive = original   original_tokens, corrupted_tokens: (M,)
+    log_lm: (M,) log softmax(lm_logits)[original]   copy_logits: (M,) positive = original
+    copied: (M,) bool, the input token is the original
     """
     if stop_gradient:
         copy_logits = copy_logits.detach()
-    per_position = -corrective_log_probabilities(lm_logits, copy_logits, original_tokens, corrupted_tokens)
+    per_position = -corrective_log_probabilities(log_lm, copy_logits, copied)
     if valid_positions is None:
-        return LossTerm(per_position.sum(), original_tokens.numel(), weight, SELECTED)
+        return LossTerm(per_position.sum(), log_lm.numel(), weight, SELECTED)
     return LossTerm(torch.where(valid_positions, per_position, 0.0).sum(), valid_positions.sum(), weight, VALID)
 
 

@@ -4,16 +4,18 @@
 #   AMOS_FAIRSEQ_VENV   the environment; default: .venv in the repository. An active environment is never changed
 #                       unless it is named here: AMOS_FAIRSEQ_VENV="$VIRTUAL_ENV"
 #   PYTHON              creates the environment; default: python3
+#   AMOS_FAIRSEQ_CPU    0 or 1: compile the ops for the CPU; default: where there is a C++ compiler
+#   AMOS_FAIRSEQ_CUDA   0 or 1: compile the ops for CUDA, by nvcc; default: where CUDA_HOME is set
 #   TORCH               what pip installs if the environment has no torch; default: torch==2.13.0. For a CUDA build
 #                       install torch into the environment first, or e.g. TORCH="torch --index-url https://..."
 
 prepare_environment() {
-    local extra="${1:-}" root venv python stamp state
+    local extra="${1:-}" root venv python stamp state cpu=0 cuda=0
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     venv="${AMOS_FAIRSEQ_VENV:-$root/.venv}"
     python="$venv/bin/python"
     stamp="$venv/.amos_fairseq${extra:+-$extra}"
-    state="$root $(cat "$root/setup.py" "$root/pyproject.toml" | cksum)"
+    state="$root $(cat "$root"/setup.py "$root"/pyproject.toml "$root"/amos_fairseq/csrc/*.{py,h,cpp,cu} | cksum)"
 
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$state" ]; then
         echo "Installing amos_fairseq into $venv (AMOS_FAIRSEQ_VENV chooses another place)"
@@ -35,7 +37,11 @@ prepare_environment() {
         # CUDA_HOME set, fairseq would also compile kernels that are not used here.
         echo "  fairseq and the rest (if pip has no fairseq for this Python, it is compiled: about three minutes on two cores)"
         "$python" -m pip install --quiet --quiet "setuptools>=64" wheel cython numpy ninja
-        env -u CUDA_HOME "$python" -m pip install --quiet --quiet --no-build-isolation --editable "$root${extra:+[$extra]}"
+        command -v "${CXX:-c++}" >/dev/null && cpu=1
+        [ -z "${CUDA_HOME:-}" ] || cuda=1
+        env -u CUDA_HOME PATH="${CUDA_HOME:+$CUDA_HOME/bin:}$PATH" \
+            AMOS_FAIRSEQ_CPU="${AMOS_FAIRSEQ_CPU:-$cpu}" AMOS_FAIRSEQ_CUDA="${AMOS_FAIRSEQ_CUDA:-$cuda}" \
+            "$python" -m pip install --quiet --quiet --no-build-isolation --editable "$root${extra:+[$extra]}"
         echo "$state" > "$stamp"
     fi
     PATH="$(cd "$venv" && pwd)/bin:$PATH"

@@ -53,10 +53,19 @@ def make_batch(lengths=(12, 9, 12), num_masked=3, seed=0, first_id=0) -> Pretrai
         masked_positions=positions,
         masked_index=positions.flatten().nonzero().squeeze(-1),
         num_masked=[num_masked] * rows,
-        sample_ids=list(range(first_id, first_id + rows)),
+        sample_ids=torch.arange(first_id, first_id + rows),
         padding_mask=padding_mask if padding_mask.any() else None,
         cropped_tokens=cropped,
         cropped_padding_mask=cropped_padding_mask if cropped_padding_mask.any() else None,
+    )
+
+
+def rows_of(batch: PretrainingBatch, rows) -> PretrainingBatch:
+    """Some of the batch's sequences, as wide as they were."""
+    fields = {name: value[rows] for name, value in batch._asdict().items() if torch.is_tensor(value)}
+    return batch._replace(
+        **{**fields, "masked_index": fields["masked_positions"].flatten().nonzero().squeeze(-1)},
+        num_masked=[batch.num_masked[row] for row in rows],
     )
 
 
@@ -84,9 +93,29 @@ def _make_batch():
     return make_batch
 
 
+@pytest.fixture(name="rows_of")
+def _rows_of():
+    return rows_of
+
+
 @pytest.fixture(name="make_method")
 def _make_method():
     return make_method
+
+
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="also run the long tests, with all repetitions")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "soak: long, or one of many repetitions; run with --soak")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--soak"):
+        for item in items:
+            if "soak" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="--soak is not given"))
 
 
 class Allocations(TorchDispatchMode):

@@ -20,17 +20,37 @@ from amos_fairseq.objectives import (
     scl_loss,
     tqr_loss,
 )
+from amos_fairseq.ops import Noise, masked_lm, read_linear
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
 
 
+def output_layer(logits):
+    """hidden, table, bias whose logits are the given ones, exactly."""
+    size = logits.size(-1)
+    return logits, torch.eye(size, dtype=logits.dtype), torch.zeros(size, dtype=logits.dtype)
+
+
+def read(logits, original, **draw):
+    return masked_lm(*output_layer(logits), original, **draw)
+
+
 def test_mlm_loss_is_the_negative_log_softmax_at_the_original_token():
     # log(e^2 + e + e^.5 + e^-1 + e^-3) = 2.499280
-    term = mlm_loss(LOGITS.expand(2, 5), torch.tensor([0, 3]))
+    term = mlm_loss(read(LOGITS.expand(2, 5), torch.tensor([0, 3])))
     assert term.total.item() == pytest.approx((2.499280 - 2) + (2.499280 + 1), abs=1e-5)
     assert term.count == 2
     assert term.mean.item() == pytest.approx(1.999280, abs=1e-5)
-    assert term.weight == 1.0
+    assert (term.weight, term.over) == (1.0, "selected")
+
+
+def test_mlm_loss_of_several_heads_is_their_sum_over_one_count():
+    heads = torch.stack([LOGITS, LOGITS.flip(0), torch.zeros(5)]).expand(2, 3, 5)
+    term = mlm_loss(read(heads, torch.tensor([0, 3])), weight=2.0)
+    # of tokens 0 and 3, as above; of tokens 4 and 1, whose logits these are from the back; log 5 of either
+    per_row = (2.499280 - 2) + (2.499280 + 3) + 1.609438, (2.499280 + 1) + (2.499280 - 1) + 1.609438
+    assert term.total.item() == pytest.approx(sum(per_row), abs=1e-5)
+    assert (term.count, term.weight) == (2, 2.0)
 
 
 def test_mlm_loss_equals_a_float64_transcription_of_the_paper():
@@ -38,7 +58,7 @@ def test_mlm_loss_equals_a_float64_transcription_of_the_paper():
     logits = 4 * torch.randn(8, 9, generator=generator, dtype=torch.double)
     targets = torch.randint(9, (8,), generator=generator)
     expected = -sum(math.log(math.exp(row[t]) / sum(map(math.exp, row))) for row, t in zip(logits.tolist(), targets))
-    assert mlm_loss(logits, targets).total.item() == pytest.approx(expected, rel=1e-12)
+    assert mlm_loss(read(logits, targets)).total.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_rtd_loss_counts_every_valid_position_and_positive_means_original():
@@ -78,13 +98,13 @@ def test_padding_gets_no_gradient():
 def test_half_precision_logits_give_fp32_losses(dtype):
     logits = (LOGITS * 4).to(dtype).expand(3, 5)
     targets = torch.tensor([0, 1, 4])
-    total = mlm_loss(logits, targets).total
+    total = mlm_loss(read(logits, targets)).total
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(F.cross_entropy(logits.float(), targets, reduction="sum").item(), rel=1e-6)
 
 
 def test_no_selected_position_is_no_loss():
-    term = mlm_loss(torch.empty(0, 5), torch.empty(0, dtype=torch.long))
+    term = mlm_loss(read(torch.empty(0, 5), torch.empty(0, dtype=torch.long)))
     assert term.total.item() == 0 and term.count == 0
 
 
@@ -195,18 +215,27 @@ def code(level: str) -> int:
     return -1 if level == "?" else 2 * int(level[0]) + level.endswith("b")
 
 
+def codes_of(logits, original, sampled, *options, **named_options):
+    """The levels of given draws: the generator is read one draw at a time, with all other tokens excluded."""
+    draws, which = sampled.unique(return_inverse=True)
+    noise = Noise(0, torch.zeros(len(logits), 2, dtype=torch.long))
+    readings = [read(logits, original, noise=noise, excluded=torch.arange(logits.size(-1)) != draw) for draw in draws]
+    margins = torch.stack([reading.margins for reading in readings], dim=1)[torch.arange(len(logits)), which]
+    return quality_levels(margins, readings[0].ranks[:, 0], sampled != original, *options, **named_options)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("levels, partition, buffer, top", LEVELS)
 def test_quality_levels_of_every_draw(levels, partition, buffer, top, dtype):
     original, sampled = torch.cartesian_prod(torch.arange(5), torch.arange(5)).unbind(-1)
-    codes = quality_levels(LOGITS.to(dtype).expand(25, 5), original, sampled, partition, top, buffer)
+    codes = codes_of(LOGITS.to(dtype).expand(25, 5), original, sampled, partition, top, buffer)
     expected = [[code(level) for level in row.split()] for row in LEVELS[levels, partition, buffer, top]]
     assert codes.dtype == torch.long and codes.reshape(5, 5).tolist() == expected
 
 
 def test_quality_levels_default_to_three_levels_of_the_top_three_with_buffer_three():
     original, sampled = torch.tensor([0, 0, 3]), torch.tensor([1, 2, 0])
-    assert quality_levels(LOGITS.expand(3, 5), original, sampled).tolist() == [3, 2, -1]
+    assert codes_of(LOGITS.expand(3, 5), original, sampled).tolist() == [3, 2, -1]
 
 
 def test_the_lower_end_belongs_to_a_level_and_to_a_buffer():
@@ -214,15 +243,15 @@ def test_the_lower_end_belongs_to_a_level_and_to_a_buffer():
     low = -torch.tensor(4.0).log()
     logits = torch.stack([torch.zeros(4), torch.tensor([0.0, 0.0, low, low.nextafter(torch.tensor(-9.0))])])[1]
     draws = torch.tensor([1, 2, 3])
-    codes = quality_levels(logits.expand(3, 4), torch.zeros(3, dtype=torch.long), draws)
+    codes = codes_of(logits.expand(3, 4), torch.zeros(3, dtype=torch.long), draws)
     assert codes.tolist() == [4, 3, 2]
 
 
 def test_ties_favour_the_original_in_its_place():
     logits = torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0]])
-    assert quality_levels(logits, torch.tensor([3]), torch.tensor([0]), top=1).item() == 4
-    assert quality_levels(logits, torch.tensor([4]), torch.tensor([0]), top=4).item() == -1
-    assert quality_levels(logits, torch.tensor([4]), torch.tensor([0]), top=5).item() == 4
+    assert codes_of(logits, torch.tensor([3]), torch.tensor([0]), top=1).item() == 4
+    assert codes_of(logits, torch.tensor([4]), torch.tensor([0]), top=4).item() == -1
+    assert codes_of(logits, torch.tensor([4]), torch.tensor([0]), top=5).item() == 4
 
 
 def test_quality_levels_equal_a_transcription_of_the_papers_table():
@@ -245,10 +274,10 @@ def test_quality_levels_equal_a_transcription_of_the_papers_table():
             found.append(4)
         else:
             found.append(3 if ratio >= 1 / (tau2 * (1 + delta)) else 2)
-    codes = quality_levels(logits, original, sampled, (tau1, tau2), top, delta)
+    codes = codes_of(logits, original, sampled, (tau1, tau2), top, delta)
     assert codes.tolist() == found and set(found) == {-1, 2, 3, 4, 5, 6, 8}
     assert not codes.requires_grad
-    assert torch.equal(codes, quality_levels(logits + 7.0, original, sampled, (tau1, tau2), top, delta))
+    assert torch.equal(codes, codes_of(logits + 7.0, original, sampled, (tau1, tau2), top, delta))
 
 
 @pytest.mark.parametrize(
@@ -263,9 +292,8 @@ def test_quality_levels_equal_a_transcription_of_the_papers_table():
     ],
 )
 def test_a_partition_with_an_empty_level_is_refused(partition, top, buffer, message):
-    zero = torch.zeros(1, dtype=torch.long)
     with pytest.raises(ValueError, match=message) as error:
-        quality_levels(torch.zeros(1, 5), zero, zero, partition, top, buffer)
+        quality_levels(torch.zeros(1), torch.ones(1, dtype=torch.long), torch.tensor([True]), partition, top, buffer)
     assert "\n" not in str(error.value)
 
 
@@ -336,13 +364,19 @@ def test_half_precision_scores_are_ranked_in_fp32():
 # --- COCO-LM ---
 
 
+def clm(logits, copy_logits, original, corrupted, **options):
+    """`clm_loss` of a language model with these logits (M, V)."""
+    log_lm = logits.log_softmax(-1).gather(-1, original[:, None]).squeeze(-1)
+    return clm_loss(log_lm, copy_logits, original == corrupted, **options)
+
+
 def test_clm_loss_on_a_worked_case():
     # p_copy = sigmoid(.7) = .668188, softmax(LOGITS)[1] = .223291
     copy_logits, original, corrupted = torch.tensor([0.7, 0.7]), torch.tensor([1, 1]), torch.tensor([1, 4])
-    term = clm_loss(LOGITS.expand(2, 5), copy_logits, original, corrupted, weight=2.0)
+    term = clm(LOGITS.expand(2, 5), copy_logits, original, corrupted, weight=2.0)
     assert term.total.item() == pytest.approx(0.298031 + 2.602466, abs=2e-6)
     assert (term.count, term.weight, term.over) == (2, 2.0, "selected")
-    same = clm_loss(LOGITS[None], torch.tensor([0.7]), torch.tensor([1]), torch.tensor([1]))
+    same = clm(LOGITS[None], torch.tensor([0.7]), torch.tensor([1]), torch.tensor([1]))
     assert same.mean.item() == pytest.approx(0.298031, abs=1e-6)
 
 
@@ -354,17 +388,17 @@ def test_clm_loss_equals_a_float64_transcription_of_the_paper():
     p_copy = 1 / (1 + torch.exp(-copy_logits))
     p_lm = (1 - p_copy) * (logits.exp() / logits.exp().sum(-1, keepdim=True))[torch.arange(40), original]
     expected = -(p_lm + (original == corrupted) * p_copy).log()
-    term = clm_loss(logits, copy_logits, original, corrupted)
+    term = clm(logits, copy_logits, original, corrupted)
     assert term.total.item() == pytest.approx(expected.sum().item(), rel=1e-12)
     valid = torch.rand(40, generator=generator) < 0.7
-    term = clm_loss(logits, copy_logits, original, corrupted, valid_positions=valid)
+    term = clm(logits, copy_logits, original, corrupted, valid_positions=valid)
     assert term.mean.item() == pytest.approx(expected[valid].mean().item(), rel=1e-12) and term.over == "valid"
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
 def test_clm_loss_trains_the_copy_probability_only_without_stop_gradient(stop_gradient):
     logits, copy_logits = LOGITS[None].clone().requires_grad_(), torch.tensor([0.7], requires_grad=True)
-    clm_loss(logits, copy_logits, torch.tensor([1]), torch.tensor([4]), stop_gradient).total.backward()
+    clm(logits, copy_logits, torch.tensor([1]), torch.tensor([4]), stop_gradient=stop_gradient).total.backward()
     assert logits.grad.abs().max() > 0
     # d/db -log sigmoid(-b) = sigmoid(b)
     assert (copy_logits.grad is None) if stop_gradient else copy_logits.grad.item() == pytest.approx(0.668188, abs=1e-6)
@@ -372,7 +406,7 @@ def test_clm_loss_trains_the_copy_probability_only_without_stop_gradient(stop_gr
 
 def test_clm_loss_stays_finite_where_probabilities_vanish():
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
-    term = clm_loss(logits, torch.tensor([-150.0, 150.0]), torch.tensor([1, 0]), torch.tensor([1, 1]))
+    term = clm(logits, torch.tensor([-150.0, 150.0]), torch.tensor([1, 0]), torch.tensor([1, 1]))
     term.total.backward()
     assert term.total.item() == pytest.approx(150 + 350) and logits.grad.isfinite().all()
 
@@ -384,7 +418,8 @@ def test_corrected_token_is_the_likeliest_of_copy_and_language_model():
     corrupted = torch.randint(5, (300,), generator=generator)
     p_copy = copy_logits.sigmoid()[:, None]
     p = (1 - p_copy) * logits.softmax(-1) + p_copy * F.one_hot(corrupted, 5)
-    found = corrected_tokens(logits, copy_logits, corrupted)
+    of_corrupted = logits.gather(-1, corrupted[:, None]).squeeze(-1)
+    found = corrected_tokens(read_linear(*output_layer(logits)), of_corrupted, copy_logits, corrupted)
     assert torch.equal(found, p.argmax(-1))
     assert 0 < (found == corrupted).double().mean() < 1
 

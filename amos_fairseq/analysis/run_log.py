@@ -72,9 +72,10 @@ def series(rows: List[Row], name: str) -> Tuple[List[float], List[float]]:
 
 
 def names(log: RunLog, base: str) -> List[str]:
-    """Logged names that are `base`, or `base` with a generator's depth, in order of depth: mlm_4, mlm_6, mlm_8."""
-    found = {name for rows in log for row in rows for name in row if base in (name, split_depth(name)[0])}
-    return sorted(found, key=lambda name: (len(split_depth(name)[1].rstrip("abcdefgh")), name))
+    """Logged names that are `base` with a generator's depth, in order of depth, else `base`: mlm_4, mlm_6, not mlm."""
+    logged = {name for rows in log for row in rows for name in row}
+    by_depth = {name for name in logged if split_depth(name)[0] == base} - {base}
+    return sorted(by_depth or logged & {base}, key=lambda name: (len(split_depth(name)[1].rstrip("abcdefgh")), name))
 
 
 def split_depth(name: str) -> Tuple[str, str]:

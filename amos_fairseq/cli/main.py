@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "show which tokens were replaced and what the encoder says about them",
     "score": "pseudo-log-likelihoods of sentences and n-best lists, by a script_selfcritic run",
     "flops": "what a method costs: FLOPs per token, per sequence and for a whole run",
+    "doctor": "what this installation has, which ops are compiled, and how to get what is missing",
 }
 
 

@@ -130,7 +130,7 @@ class MaskedBlockDataset(FairseqDataset):
             "masked_positions": masked_positions,
             "masked_index": masked_positions.flatten().nonzero().squeeze(-1),
             "num_masked": num_masked,
-            "sample_ids": [sample["id"] for sample in samples],
+            "sample_ids": torch.tensor([sample["id"] for sample in samples]),
             "padding_mask": padding_mask(lengths),
         }
         if self.cropping is not None:

@@ -6,7 +6,7 @@
 
 import ast
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,14 @@ from amos_fairseq.methods.base import (
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
-from amos_fairseq.ops import full_precision, gradient_reversal, straight_through_gumbel_softmax
+from amos_fairseq.ops import (
+    SPARSE_TEMPERATURE,
+    MaskedLMReading,
+    full_precision,
+    gradient_reversal,
+    gumbel_noise,
+    straight_through_gumbel_softmax,
+)
 
 MIXTURES = ("learned", "random_layer", "layer_switch", "uniform")
 
@@ -99,10 +106,9 @@ class AmosConfig(DetectionConfig):
 class AmosOutput(NamedTuple):
     """G generator depths."""
 
-    mlm_logits: Tuple[Tensor, ...]  # G of (M, V), one generator per depth
+    masked_lm: MaskedLMReading  # G generators, one per depth
     mlm_targets: Tensor  # (M,) original tokens at the selected positions
     mixture_weights: Tensor  # (M, G) gamma of Eq. 3
-    likeliest_tokens: Tensor  # (M,) argmax of the mixture
     sampled_tokens: Tensor  # (M,) drawn from the mixture
     corruption: Corruption
     rtd_logits: Tensor  # (B, T) positive = original (Eq. 1)
@@ -137,20 +143,19 @@ class Amos(PretrainingMethod):
         if config.mixture == "learned" and len(config.generator_depths) > 1:
             self.mixture_head = nn.Linear(dim, 1, bias=False)
             nn.init.normal_(self.mixture_head.weight, std=0.02)
+        # The mixture's gradient needs the few tokens that hold the soft sample, where it is peaked enough.
+        self.lists_candidates = self.mixture_head is not None and config.gumbel_temperature <= SPARSE_TEMPERATURE
 
     def forward(self, batch: PretrainingBatch) -> AmosOutput:
         hidden = self.generate(batch)
         projected = self.mlm_head.project(hidden)  # h, (G, M, E)
-        mlm_logits = tuple(self.mlm_head.logits(h) for h in projected)
         mixture_weights = self.mix(hidden, batch)
-        mixed = self.mixed_embedding(mixture_weights, projected)
-        sampled_tokens, likeliest_tokens, soft_sample = self.sample(mixed, batch)
-        corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        rtd_logits = self.detect(corruption, mixed, soft_sample, batch)
         mlm_targets = batch.at_masked(batch.original_tokens)
-        return AmosOutput(
-            mlm_logits, mlm_targets, mixture_weights, likeliest_tokens, sampled_tokens, corruption, rtd_logits
-        )
+        masked_lm = self.sample(projected, mixture_weights, mlm_targets, batch)
+        corruption = corrupt(batch.original_tokens, batch.masked_positions, masked_lm.sampled)
+        mixed = self.mixed_embedding(mixture_weights, projected)
+        rtd_logits = self.detect(corruption, mixed, masked_lm, batch)
+        return AmosOutput(masked_lm, mlm_targets, mixture_weights, masked_lm.sampled, corruption, rtd_logits)
 
     def generate(self, batch: PretrainingBatch) -> Tensor:
         """f, (G, M, C): hidden states at the selected positions by depth, before the MLM projection.
@@ -158,20 +163,19 @@ class Amos(PretrainingMethod):
         The tower is cut below each head: block d learns from its own head only (Sec. 3.3).
         """
         if self.config.separate_generators:
-            states = [generator(batch.masked_tokens, batch.padding_mask) for generator in self.generators]
-            return torch.stack([batch.at_masked(state) for state in states])
+            return torch.stack([g(batch.masked_tokens, batch.padding_mask, batch.queries) for g in self.generators])
         (tower,) = self.generators
         state = tower.embed(tower.token_embeddings(batch.masked_tokens), batch.padding_mask)
         bias = tower.attention_bias(batch.padding_mask, batch.masked_tokens.size(1))
         states = []
         start = 0
-        for depth in self.config.generator_depths:
-            if states and not self.config.join_blocks:
-                state = state.detach()
+        *depths, deepest = self.config.generator_depths
+        for depth in depths:
             state = tower.run_layers(state, bias, start, depth)
             states.append(batch.at_masked(state))
+            state = state if self.config.join_blocks else state.detach()
             start = depth
-        return torch.stack(states)
+        return torch.stack([*states, tower.run_layers(state, bias, start, deepest, batch.queries)])
 
     def mix(self, hidden: Tensor, batch: PretrainingBatch) -> Tensor:
         """gamma, (M, G) in fp32: softmax over depths of v . f_d  (Eq. 3), or an ablation's fixed or random weights."""
@@ -183,7 +187,7 @@ class Amos(PretrainingMethod):
         if fixed is not None:
             return hidden.new_tensor(fixed, dtype=torch.float32).expand(masked, depths)
         if self.config.mixture == "random_layer":  # one depth per selected position
-            drawn = self.sampling_noise(batch, depths, stream=1).argmax(dim=-1)
+            drawn = gumbel_noise(self.sampling_noise(batch, stream=1), depths).argmax(dim=-1)
             return F.one_hot(drawn, depths).float()
         if self.config.mixture == "layer_switch":  # shallow to deep in equal parts of the run (Sec. 5.1)
             part = min(depths - 1, depths * self.num_updates // max(1, self.total_updates))
@@ -194,24 +198,29 @@ class Amos(PretrainingMethod):
         """hbar, (M, G), (G, M, E) -> (M, E) in fp32: sum_d gamma_d h_d  (Eq. 3).
 
         The gradient reaches gamma, but not h: of h's gradient `adversarial_mlm_scale` is let through. Mixing h is
-        mixing logits, as the weights add up to 1, so no (M, V, G) tensor exists.
+        mixing logits, as the weights add up to 1.
         """
         scale = self.config.adversarial_mlm_scale
         held = projected.detach() if scale == 0 else scale * projected + (1 - scale) * projected.detach()
         held = full_precision(held)
         return torch.einsum("mg,gme->me", mixture_weights.to(held.dtype), held)
 
-    @torch.no_grad()
-    def sample(self, mixed: Tensor, batch: PretrainingBatch) -> Tuple[Tensor, Tensor, Tensor]:
-        """(M, E) -> drawn ids (M,), likeliest ids (M,), and the soft sample (M, V): softmax((logits + noise) / tau)."""
-        logits = full_precision(self.mlm_head.logits(mixed.to(self.mlm_head.bias.dtype)))
-        logits.index_fill_(-1, self.excluded_tokens, float("-inf"))
-        perturbed = logits + self.sampling_noise(batch, logits.size(-1))
-        soft_sample = (perturbed / self.config.gumbel_temperature).softmax(dim=-1)
-        return perturbed.argmax(dim=-1), logits.argmax(dim=-1), soft_sample
+    def sample(
+        self, projected: Tensor, mixture_weights: Tensor, mlm_targets: Tensor, batch: PretrainingBatch
+    ) -> MaskedLMReading:
+        """Losses of (G, M, E) projected states by depth, and draws from their mixture, in one pass over the logits."""
+        return self.mlm_head.read(
+            projected.transpose(0, 1),
+            mlm_targets,
+            weights=mixture_weights,
+            excluded=self.excluded_tokens,
+            noise=self.sampling_noise(batch),
+            temperature=self.config.gumbel_temperature,
+            candidates=self.lists_candidates and mixture_weights.requires_grad,
+        )
 
     def detect(
-        self, corruption: Corruption, mixed: Tensor, soft_sample: Tensor, batch: PretrainingBatch
+        self, corruption: Corruption, mixed: Tensor, masked_lm: MaskedLMReading, batch: PretrainingBatch
     ) -> Tensor:
         """(B, T) logits of the encoder on the corrupted sequence.
 
@@ -224,34 +233,38 @@ class Amos(PretrainingMethod):
             embeddings = straight_through_gumbel_softmax(
                 embeddings,
                 gradient_reversal(mixed),
-                soft_sample,
                 table.weight,
+                self.mlm_head.bias,
                 batch.masked_index,
+                self.sampling_noise(batch),
                 self.config.gumbel_temperature,
+                masked_lm.candidates if self.lists_candidates else None,
+                self.excluded_tokens,
             )
         hidden = self.encoder.embed(embeddings, batch.padding_mask)
         bias = self.encoder.attention_bias(batch.padding_mask, embeddings.size(1))
         return self.rtd_head(self.encoder.run_layers(hidden, bias))
 
     def losses(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
-        terms = {
-            f"mlm_{depth}": mlm_loss(logits, output.mlm_targets)
-            for depth, logits in zip(self.config.depth_names(), output.mlm_logits)
-        }
         replaced = output.corruption.replaced_positions
-        terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, self.config.rtd_weight)
-        return terms
+        return {
+            "mlm": mlm_loss(output.masked_lm),
+            "rtd": rtd_loss(output.rtd_logits, replaced, batch.valid_positions, self.config.rtd_weight),
+        }
 
     def statistics(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
+        masked_lm, masked = output.masked_lm, output.mlm_targets.numel()
         statistics = {
-            "generator_accuracy": accuracy(output.likeliest_tokens, output.mlm_targets),
+            "generator_accuracy": accuracy(masked_lm.likeliest, output.mlm_targets),
             "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
         }
-        masked = output.mlm_targets.numel()
-        totals = output.mixture_weights.sum(dim=0)
-        for depth, logits, total in zip(self.config.depth_names(), output.mlm_logits, totals):
-            statistics[f"mlm_accuracy_{depth}"] = accuracy(logits.argmax(dim=-1), output.mlm_targets)
-            statistics[f"mixture_weight_{depth}"] = Mean(total, masked)
+        by_depth = masked_lm.losses.T, masked_lm.predicted.T, output.mixture_weights.T
+        for depth, losses, predicted, weights in zip(self.config.depth_names(), *by_depth):
+            statistics[f"mlm_{depth}"] = Mean(losses.sum(), masked)
+            statistics[f"mlm_accuracy_{depth}"] = accuracy(predicted, output.mlm_targets)
+            statistics[f"mixture_weight_{depth}"] = Mean(weights.sum(), masked)
+        if self.lists_candidates and self.training:
+            statistics["candidate_tail"] = Mean(masked_lm.tail.sum(), masked)
         detection = (output.rtd_logits, output.corruption, batch.valid_positions)
         statistics.update(detection_statistics(*detection))
         if not self.training:
@@ -259,5 +272,6 @@ class Amos(PretrainingMethod):
         return statistics
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        networks = sum(self.network_flops(network, tokens, length) for network in (*self.generators, self.encoder))
+        generators = sum(self.network_flops(network, tokens, length, masked) for network in self.generators)
+        networks = generators + self.network_flops(self.encoder, tokens, length)
         return networks + len(self.config.generator_depths) * self.head_flops(self.mlm_head, masked)

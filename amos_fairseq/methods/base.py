@@ -4,16 +4,18 @@ Shapes: B batch, T time, C channels, E width of the token table, M selected posi
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from amos_fairseq.corruption import Corruption, gumbel_noise, sample_tokens
+from amos_fairseq.corruption import Corruption
 from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import MaskedLMHead
+from amos_fairseq.modules.queries import Queries
 from amos_fairseq.objectives import LossTerm, Mean
+from amos_fairseq.ops import MaskedLMReading, Noise
 from amos_fairseq.random import mixed_seed
 
 # The encoder of each size; a method adds its generator's values in its `sizes`.
@@ -31,6 +33,7 @@ ENCODER_SIZES = {
 }
 
 TIED_SHARES = {"none": 0.0, "half": 0.5, "all": 1.0}  # of a generator's layers, from the bottom
+Look = Callable[[slice, Tensor], None]
 HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 
 
@@ -60,6 +63,9 @@ class PretrainingConfig:
     rel_pos_bucketing: str = option("t5", "t5, or released for that of Microsoft's AMOS and COCO-LM checkpoints")
     init_checkpoint: str = option(
         "", "checkpoint of an earlier run, of any method, to start from: its encoder and, where it fits, its generator"
+    )
+    compile_layers: bool = option(
+        False, "torch.compile the layers (torch 2.5, a C++ compiler): less memory traffic, for minutes of compilation"
     )
 
     def encoder_config(self, vocabulary: "Vocabulary", **changes) -> EncoderConfig:
@@ -142,7 +148,7 @@ class PretrainingBatch(NamedTuple):
     masked_positions: Tensor  # (B, T) bool, the selected positions
     masked_index: Tensor  # (M,) their flat indices, row-major
     num_masked: List[int]  # B counts that sum to M
-    sample_ids: List[int]  # B ids, the key of each sequence's sampling noise
+    sample_ids: Tensor  # (B,) the key of each sequence's sampling noise
     padding_mask: Optional[Tensor] = None  # (B, T) bool, True = padding; None: no padding at all
     cropped_tokens: Optional[Tensor] = None  # (B, T') part of each original, of methods with a `cropping` share
     cropped_padding_mask: Optional[Tensor] = None  # (B, T') as `padding_mask`
@@ -154,6 +160,11 @@ class PretrainingBatch(NamedTuple):
         if self.padding_mask is None:
             return torch.ones_like(self.masked_positions)
         return ~self.padding_mask
+
+    @property
+    def queries(self) -> Queries:
+        """The selected positions, for the last layer of a network that is read nowhere else."""
+        return Queries.of(self.masked_index, self.num_masked, self.original_tokens.size(1))
 
     def at_masked(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (M, ...): the rows at the selected positions."""
@@ -182,7 +193,9 @@ class PretrainingMethod(nn.Module):
         self.total_updates = total_updates
         self.num_updates = 0
         self.encoder = Encoder(config.encoder_config(vocabulary))
-        self.register_buffer("excluded_tokens", torch.tensor(vocabulary.excluded, dtype=torch.long), persistent=False)
+        excluded = torch.zeros(vocabulary.size, dtype=torch.bool)
+        excluded[vocabulary.excluded] = True
+        self.register_buffer("excluded_tokens", excluded, persistent=False)  # (V,) True = never drawn
 
     def set_num_updates(self, num_updates: int) -> None:
         """Called by fairseq before every update."""
@@ -211,17 +224,20 @@ class PretrainingMethod(nn.Module):
         tokens, length = batch.original_tokens.numel(), batch.original_tokens.size(1)
         return BACKWARD_AND_FORWARD * self.forward_flops(tokens, length, sum(batch.num_masked))
 
-    def sampling_noise(self, batch: PretrainingBatch, width: int, stream: int = 0) -> Tensor:
-        """Gumbel noise (M, width) keyed by (seed, update, sample id, stream), validation being update 0 at any time.
+    def sampling_noise(self, batch: PretrainingBatch, stream: int = 0) -> Noise:
+        """Gumbel noise of M rows, a function of (seed, update, stream, sample id, position), validation being update 0.
 
         The same sequence gets the same noise whichever process or micro-batch it falls into, and after a resume.
+        Draws of one update that must be independent use different streams.
         """
         update = self.num_updates if self.training else 0
-        seeds = [mixed_seed(self.noise_seed, update, sample_id, stream) for sample_id in batch.sample_ids]
-        return gumbel_noise(width, seeds, batch.num_masked, batch.masked_index.device)
+        length = batch.original_tokens.size(1)
+        samples = batch.sample_ids[batch.masked_index // length]
+        rows = torch.stack([samples, batch.masked_index % length], dim=1)
+        return Noise(mixed_seed(self.noise_seed, update, stream), rows)
 
-    def network_flops(self, network: Encoder, tokens: int, length: int) -> int:
-        return encoder_flops(network.config, tokens, length, len(network.layers))
+    def network_flops(self, network: Encoder, tokens: int, length: int, queries: Optional[int] = None) -> int:
+        return encoder_flops(network.config, tokens, length, len(network.layers), queries)
 
     def head_flops(self, head, masked: int) -> int:
         rows, width = head.token_embeddings.weight.shape
@@ -250,10 +266,13 @@ class GeneratorMethod(PretrainingMethod):
         self.generator = Encoder(generator_config, token_embeddings)
         self.mlm_head = MaskedLMHead(dim, token_embeddings)
 
-    def generate(self, batch: PretrainingBatch) -> Tensor:
-        """(M, V) logits of the generator at the selected positions."""
-        hidden = self.generator(batch.masked_tokens, batch.padding_mask)
-        return self.mlm_head(batch.at_masked(hidden))
+    def generate(self, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
+        """The generator's losses and predictions at the selected positions, and a draw; `look`: see `masked_lm`."""
+        hidden = self.generator(batch.masked_tokens, batch.padding_mask, batch.queries)
+        projected = self.mlm_head.project(hidden)
+        originals = batch.at_masked(batch.original_tokens)
+        draw = dict(excluded=self.excluded_tokens, noise=self.sampling_noise(batch))
+        return self.mlm_head.read(projected, originals, **draw, look=look)
 
     @property
     def samples_in_second_pass(self) -> bool:
@@ -262,17 +281,17 @@ class GeneratorMethod(PretrainingMethod):
         return self.training and max(generator.config.dropout, generator.embeddings.dropout.p) > 0
 
     @torch.no_grad()
-    def sample(self, mlm_logits: Tensor, batch: PretrainingBatch) -> Tensor:
+    def sample(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
         """(M,) draws from the generator without its dropout."""
         if self.samples_in_second_pass:
             self.generator.eval()
-            mlm_logits = self.generate(batch)
+            masked_lm = self.generate(batch)
             self.generator.train()
-        return sample_tokens(mlm_logits, self.sampling_noise(batch, mlm_logits.size(-1)), self.excluded_tokens)
+        return masked_lm.sampled
 
     def generator_flops(self, tokens: int, length: int, masked: int) -> int:
         """Of one forward pass of the generator and its head."""
-        return self.network_flops(self.generator, tokens, length) + self.head_flops(self.mlm_head, masked)
+        return self.network_flops(self.generator, tokens, length, masked) + self.head_flops(self.mlm_head, masked)
 
 
 class SharedGeneratorMethod(GeneratorMethod):
@@ -292,11 +311,11 @@ class SharedGeneratorMethod(GeneratorMethod):
         self.generator.share_bottom(self.encoder, config.tied_depth())
         self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings)
 
-    def generate(self, batch: PretrainingBatch) -> Tensor:
+    def generate(self, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
         self.generator.eval()  # the layers shared with the encoder have its dropout
-        mlm_logits = super().generate(batch)
+        masked_lm = super().generate(batch, look)
         self.generator.train(self.training)
-        return mlm_logits
+        return masked_lm
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Mean:

@@ -12,7 +12,7 @@ from typing import Dict, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from amos_fairseq.corruption import Corruption, corrupt, sample_tokens
+from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
 from amos_fairseq.methods.base import (
     GeneratorConfig,
@@ -35,7 +35,15 @@ from amos_fairseq.objectives import (
     rtd_loss,
     scl_loss,
 )
-from amos_fairseq.ops import rows_of_others
+from amos_fairseq.ops import (
+    LinearReading,
+    MaskedLMReading,
+    Noise,
+    linear_logits,
+    masked_lm,
+    read_linear,
+    rows_of_others,
+)
 
 CLM_ABLATIONS = ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens")
 
@@ -99,13 +107,21 @@ class SequenceViews(NamedTuple):
     cropped_embeddings: Tensor  # (B, C)
 
 
+class Correction(NamedTuple):
+    """What the encoder's language model says at N positions."""
+
+    log_lm: Tensor  # (N,) log-probability of the original token, with gradient
+    lm: LinearReading  # (N,) each
+    logits_of_corrupted: Tensor  # (N,) its logits of the input tokens
+
+
 class CocoLMOutput(NamedTuple):
-    mlm_logits: Optional[Tensor]  # (M, V) the generator's; None with random replacements
+    masked_lm: Optional[MaskedLMReading]  # the generator's; None with random replacements
     mlm_targets: Tensor  # (M,) original tokens at the selected positions
     sampled_tokens: Tensor  # (M,)
     corruption: Corruption
     rtd_logits: Tensor  # (B, T) positive = original, hence copied (Eq. 2)
-    clm_logits: Optional[Tensor]  # (M, V) the encoder's, (B * T, V) with clm_all_tokens; None without CLM
+    correction: Optional[Correction]  # of M positions, of B * T with clm_all_tokens; None without CLM
     sequence_views: Optional[SequenceViews]  # None without SCL, but for validation
 
 
@@ -151,36 +167,40 @@ class CocoLM(GeneratorMethod):
             )
 
     def forward(self, batch: PretrainingBatch) -> CocoLMOutput:
-        mlm_logits = self.generate(batch)
-        sampled_tokens = self.sample(mlm_logits, batch)
+        masked_lm = self.generate(batch)
+        sampled_tokens = self.sample(masked_lm, batch)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
         hidden = self.encoder(corruption.corrupted_tokens, batch.padding_mask)
         rtd_logits = self.rtd_head(hidden)
-        clm_logits = self.correct(hidden, batch)
+        correction = self.correct(hidden, corruption, batch)
         sequence_views = self.embed_sequences(hidden, batch)
         mlm_targets = batch.at_masked(batch.original_tokens)
         return CocoLMOutput(
-            mlm_logits, mlm_targets, sampled_tokens, corruption, rtd_logits, clm_logits, sequence_views
+            masked_lm, mlm_targets, sampled_tokens, corruption, rtd_logits, correction, sequence_views
         )
 
-    def generate(self, batch: PretrainingBatch) -> Optional[Tensor]:
-        """(M, V) logits of the generator at the selected positions; None if there is no generator."""
+    def generate(self, batch: PretrainingBatch) -> Optional[MaskedLMReading]:
+        """The generator's losses and predictions at the selected positions; None if there is no generator."""
         return None if self.config.random_replacements else super().generate(batch)
 
     @torch.no_grad()
-    def sample(self, mlm_logits: Optional[Tensor], batch: PretrainingBatch) -> Tensor:
+    def sample(self, masked_lm: Optional[MaskedLMReading], batch: PretrainingBatch) -> Tensor:
         """(M,) draws from the generator without its dropout; without generator, of any word."""
-        if mlm_logits is not None:
-            return super().sample(mlm_logits, batch)
-        vocabulary_size = self.encoder.config.vocab_size
-        noise = self.sampling_noise(batch, vocabulary_size)
-        return sample_tokens(noise.new_zeros(vocabulary_size), noise, self.excluded_tokens)
+        if masked_lm is not None:
+            return super().sample(masked_lm, batch)
+        return draw_evenly(self.excluded_tokens, self.sampling_noise(batch))
 
-    def correct(self, hidden: Tensor, batch: PretrainingBatch) -> Optional[Tensor]:
-        """(M, V) logits of the encoder's language model at the selected positions, or (B * T, V) at all."""
+    def correct(self, hidden: Tensor, corruption: Corruption, batch: PretrainingBatch) -> Optional[Correction]:
+        """What the encoder's language model says of the original and of the corrupted tokens."""
         if self.clm_head is None:
             return None
-        return self.clm_head(self.at_corrected(hidden, batch))
+        tokens = (batch.original_tokens, corruption.corrupted_tokens)
+        originals, corrupted = (self.at_corrected(x, batch) for x in tokens)
+        output_layer = self.clm_head.output_layer(self.at_corrected(hidden, batch))
+        lm = read_linear(*output_layer)
+        log_lm = linear_logits(*output_layer, originals) - lm.logsumexp
+        with torch.no_grad():
+            return Correction(log_lm, lm, linear_logits(*output_layer, corrupted))
 
     def at_corrected(self, x: Tensor, batch: PretrainingBatch) -> Tensor:
         """(B, T, ...) -> (M or B * T, ...): the rows that the language model corrects."""
@@ -199,8 +219,8 @@ class CocoLM(GeneratorMethod):
     def losses(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         config, terms = self.config, {}
         replaced = output.corruption.replaced_positions
-        if output.mlm_logits is not None and not self.frozen_generator:
-            terms["mlm"] = mlm_loss(output.mlm_logits, output.mlm_targets)
+        if output.masked_lm is not None and not self.frozen_generator:
+            terms["mlm"] = mlm_loss(output.masked_lm)
         terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, config.rtd_weight)
         if config.clm_weight:
             terms["clm"] = self.correction_loss(output, batch)
@@ -212,12 +232,11 @@ class CocoLM(GeneratorMethod):
     def correction_loss(self, output: CocoLMOutput, batch: PretrainingBatch) -> LossTerm:
         config = self.config
         if config.clm_without_copy:
-            return mlm_loss(output.clm_logits, output.mlm_targets, config.clm_weight)
+            return LossTerm(-output.correction.log_lm.sum(), output.mlm_targets.numel(), config.clm_weight)
         return clm_loss(
-            output.clm_logits,
+            output.correction.log_lm,
             self.at_corrected(output.rtd_logits, batch),
-            self.at_corrected(batch.original_tokens, batch),
-            self.at_corrected(output.corruption.corrupted_tokens, batch),
+            ~self.at_corrected(output.corruption.replaced_positions, batch),
             stop_gradient=not config.clm_without_stop_gradient,
             weight=config.clm_weight,
             valid_positions=batch.valid_positions.flatten() if config.clm_all_tokens else None,
@@ -240,9 +259,9 @@ class CocoLM(GeneratorMethod):
             "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
             **detection_statistics(*detection),
         }
-        if output.mlm_logits is not None:
-            statistics["generator_accuracy"] = accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets)
-        if output.clm_logits is not None:
+        if output.masked_lm is not None:
+            statistics["generator_accuracy"] = accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets)
+        if output.correction is not None:
             statistics.update(self.correction_statistics(output, batch))
         if output.sequence_views is not None:
             statistics.update(cosine_statistics(output.sequence_views))
@@ -257,9 +276,9 @@ class CocoLM(GeneratorMethod):
             for x in (batch.original_tokens, *output.corruption, batch.valid_positions, output.rtd_logits)
         )
         if self.config.clm_without_copy:
-            predicted = output.clm_logits.argmax(dim=-1)
+            predicted = output.correction.lm.likeliest
         else:
-            predicted = corrected_tokens(output.clm_logits, copy_logits, corrupted)
+            predicted = corrected_tokens(*output.correction[1:], copy_logits, corrupted)
         return {
             f"clm_accuracy_{kind}": Mean(((predicted == originals) & where).sum(), where.sum())
             for kind, where in (("original", valid & ~replaced), ("replaced", valid & replaced))
@@ -285,6 +304,14 @@ class CocoLM(GeneratorMethod):
             tokens, length = batch.original_tokens.numel(), batch.original_tokens.size(1)
             flops += self.generator_flops(tokens, length, sum(batch.num_masked))
         return flops
+
+
+def draw_evenly(excluded_tokens: Tensor, noise: Noise) -> Tensor:
+    """(M,) draws of any token that is not among `excluded_tokens` (V,) bool: a masked LM's whose logits are all 0."""
+    hidden = torch.zeros(len(noise), 1, device=noise.rows.device)
+    table = hidden.new_zeros(len(excluded_tokens), 1)
+    targets = noise.rows.new_zeros(len(noise))
+    return masked_lm(hidden, table, table.squeeze(1), targets, excluded=excluded_tokens, noise=noise).sampled
 
 
 def cosine_statistics(views: SequenceViews) -> Dict[str, Mean]:

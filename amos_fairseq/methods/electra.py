@@ -20,10 +20,11 @@ from amos_fairseq.methods.base import (
 )
 from amos_fairseq.modules.heads import DetectionHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
+from amos_fairseq.ops import MaskedLMReading
 
 
 class ElectraOutput(NamedTuple):
-    mlm_logits: Tensor  # (M, V) the generator's
+    masked_lm: MaskedLMReading  # the generator's
     mlm_targets: Tensor  # (M,) original tokens at the selected positions
     sampled_tokens: Tensor  # (M,)
     corruption: Corruption
@@ -46,25 +47,25 @@ class Electra(GeneratorMethod):
         self.rtd_head = DetectionHead(config.encoder_embed_dim, config.rtd_head_hidden_layer)
 
     def forward(self, batch: PretrainingBatch) -> ElectraOutput:
-        mlm_logits = self.generate(batch)
-        sampled_tokens = self.sample(mlm_logits, batch)
+        masked_lm = self.generate(batch)
+        sampled_tokens = self.sample(masked_lm, batch)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
         hidden = self.encoder(corruption.corrupted_tokens, batch.padding_mask)
         rtd_logits = self.rtd_head(hidden)
         mlm_targets = batch.at_masked(batch.original_tokens)
-        return ElectraOutput(mlm_logits, mlm_targets, sampled_tokens, corruption, rtd_logits)
+        return ElectraOutput(masked_lm, mlm_targets, sampled_tokens, corruption, rtd_logits)
 
     def losses(self, output: ElectraOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
         return {
-            "mlm": mlm_loss(output.mlm_logits, output.mlm_targets),
+            "mlm": mlm_loss(output.masked_lm),
             "rtd": rtd_loss(output.rtd_logits, replaced, batch.valid_positions, self.config.rtd_weight),
         }
 
     def statistics(self, output: ElectraOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
         detection = (output.rtd_logits, output.corruption, batch.valid_positions)
         statistics = {
-            "generator_accuracy": accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets),
+            "generator_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets),
             "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
             **detection_statistics(*detection),
         }

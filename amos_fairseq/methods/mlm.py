@@ -11,10 +11,11 @@ from torch import Tensor
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, PretrainingMethod, Vocabulary, accuracy
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
+from amos_fairseq.ops import MaskedLMReading
 
 
 class MaskedLMOutput(NamedTuple):
-    mlm_logits: Tensor  # (M, V) at the selected positions
+    masked_lm: MaskedLMReading  # at the selected positions
     mlm_targets: Tensor  # (M,) original tokens there
 
 
@@ -29,14 +30,16 @@ class MaskedLM(PretrainingMethod):
         self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings)
 
     def forward(self, batch: PretrainingBatch) -> MaskedLMOutput:
-        hidden = self.encoder(batch.masked_tokens, batch.padding_mask)
-        return MaskedLMOutput(self.mlm_head(batch.at_masked(hidden)), batch.at_masked(batch.original_tokens))
+        hidden = self.encoder(batch.masked_tokens, batch.padding_mask, batch.queries)
+        mlm_targets = batch.at_masked(batch.original_tokens)
+        masked_lm = self.mlm_head.read(self.mlm_head.project(hidden), mlm_targets)
+        return MaskedLMOutput(masked_lm, mlm_targets)
 
     def losses(self, output: MaskedLMOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
-        return {"mlm": mlm_loss(output.mlm_logits, output.mlm_targets)}
+        return {"mlm": mlm_loss(output.masked_lm)}
 
     def statistics(self, output: MaskedLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
-        return {"mlm_accuracy": accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets)}
+        return {"mlm_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets)}
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        return self.network_flops(self.encoder, tokens, length) + self.head_flops(self.mlm_head, masked)
+        return self.network_flops(self.encoder, tokens, length, masked) + self.head_flops(self.mlm_head, masked)

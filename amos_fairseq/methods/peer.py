@@ -25,7 +25,7 @@ from amos_fairseq.methods.base import (
 )
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, check_partition, level_targets, mlm_loss, quality_levels, tqr_loss
-from amos_fairseq.ops import full_precision
+from amos_fairseq.ops import MaskedLMReading, full_precision
 
 UNIT_GAP = math.log(math.expm1(1.0))  # softplus of it is 1
 
@@ -54,7 +54,7 @@ class PeerConfig(SharedGeneratorConfig):
 class PeerOutput(NamedTuple):
     """K quality levels."""
 
-    mlm_logits: Tensor  # (M, V) the generator's
+    masked_lm: MaskedLMReading  # the generator's
     mlm_targets: Tensor  # (M,) original tokens at the selected positions
     sampled_tokens: Tensor  # (M,)
     corruption: Corruption
@@ -110,24 +110,29 @@ class Peer(SharedGeneratorMethod):
         self.tqr_head = QualityHead(config.encoder_embed_dim, self.levels)
 
     def forward(self, batch: PretrainingBatch) -> PeerOutput:
-        mlm_logits = self.generate(batch)
-        sampled_tokens = self.sample(mlm_logits, batch)
+        masked_lm = self.generate(batch)
+        sampled_tokens = self.sample(masked_lm, batch)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        level_codes = self.label(mlm_logits, sampled_tokens, batch)
+        level_codes = self.label(masked_lm, batch)
         quality_scores = self.tqr_head(self.encoder(corruption.corrupted_tokens, batch.padding_mask))
         level_thresholds = self.tqr_head.level_thresholds()
         rtd_logits = full_precision(quality_scores) - level_thresholds[-1]
         mlm_targets = batch.at_masked(batch.original_tokens)
         return PeerOutput(
-            mlm_logits, mlm_targets, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds,
+            masked_lm, mlm_targets, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds,
             rtd_logits,
         )
 
-    def label(self, mlm_logits: Tensor, sampled_tokens: Tensor, batch: PretrainingBatch) -> Tensor:
+    def label(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
         """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""
         config, originals = self.config, batch.at_masked(batch.original_tokens)
         codes = quality_levels(
-            mlm_logits, originals, sampled_tokens, config.tqr_partition, config.tqr_top, config.tqr_buffer
+            masked_lm.margins,
+            masked_lm.ranks[:, 0],
+            masked_lm.sampled != originals,
+            config.tqr_partition,
+            config.tqr_top,
+            config.tqr_buffer,
         )
         return torch.full_like(batch.original_tokens, 2 * self.levels).masked_scatter(batch.masked_positions, codes)
 
@@ -136,7 +141,7 @@ class Peer(SharedGeneratorMethod):
         # Until the generator's word counts, the lower levels weigh nothing but stay in the graph, for DDP.
         warming_up = self.training and self.num_updates < config.tqr_warmup_updates
         return {
-            "mlm": mlm_loss(output.mlm_logits, output.mlm_targets),
+            "mlm": mlm_loss(output.masked_lm),
             "tqr": tqr_loss(
                 output.quality_scores,
                 output.level_thresholds,
@@ -150,7 +155,7 @@ class Peer(SharedGeneratorMethod):
     def statistics(self, output: PeerOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
         masked, valid = output.mlm_targets.numel(), batch.valid_positions
         statistics = {
-            "generator_accuracy": accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets),
+            "generator_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets),
             "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
             "unknown_share": Mean((output.level_codes == -1).sum(), masked),  # Figs. 4 and 5
         }

@@ -6,7 +6,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from amos_fairseq.methods.base import (
 )
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, critic_loss, mlm_loss
-from amos_fairseq.ops import full_precision, linear_logsumexp, straight_through_gumbel_softmax
+from amos_fairseq.ops import MaskedLMReading, linear_logsumexp, soft_embedding, straight_through_gumbel_softmax
 
 CRITIC_BIAS_INITS = ("paper", "neutral")
 SAMPLE_GRADIENTS = ("none", "straight_through", "soft")
@@ -64,9 +64,9 @@ class ScriptConfig(PretrainingConfig):
 
 
 class ScriptOutput(NamedTuple):
-    mlm_logits: Tensor  # (M, V)
+    masked_lm: MaskedLMReading
     mlm_targets: Tensor  # (M,) original tokens at the selected positions
-    sampled_tokens: Tensor  # (M,)
+    sampled_tokens: Tensor  # (M,) drawn in the masked LM's own pass, with its dropout: another would be a third one
     corruption: Corruption
     critic_logits: Tensor  # (B, T) positive = original (Eq. 5)
 
@@ -86,49 +86,41 @@ class Script(PretrainingMethod):
 
     def forward(self, batch: PretrainingBatch) -> ScriptOutput:
         projected = self.generate(batch)
-        mlm_logits = self.mlm_head.logits(projected)
-        sampled_tokens, soft_sample = self.sample(mlm_logits, batch)
-        corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        embeddings = self.corrupted_embeddings(corruption, projected, soft_sample, batch)
-        critic_logits = self.criticize(embeddings, batch.padding_mask)
         mlm_targets = batch.at_masked(batch.original_tokens)
-        return ScriptOutput(mlm_logits, mlm_targets, sampled_tokens, corruption, critic_logits)
+        draw = dict(excluded=self.excluded_tokens, noise=self.sampling_noise(batch))
+        masked_lm = self.mlm_head.read(projected, mlm_targets, **draw)
+        corruption = corrupt(batch.original_tokens, batch.masked_positions, masked_lm.sampled)
+        embeddings = self.corrupted_embeddings(corruption, projected, batch)
+        critic_logits = self.criticize(embeddings, batch.padding_mask)
+        return ScriptOutput(masked_lm, mlm_targets, masked_lm.sampled, corruption, critic_logits)
 
     def generate(self, batch: PretrainingBatch) -> Tensor:
         """(M, E): projected hidden states at the selected positions."""
-        hidden = self.encoder(batch.masked_tokens, batch.padding_mask)
-        return self.mlm_head.project(batch.at_masked(hidden))
+        return self.mlm_head.project(self.encoder(batch.masked_tokens, batch.padding_mask, batch.queries))
 
-    @torch.no_grad()
-    def sample(self, mlm_logits: Tensor, batch: PretrainingBatch) -> Tuple[Tensor, Optional[Tensor]]:
-        """(M, V) -> drawn ids (M,), and the soft draw softmax((logits + noise) / tau) (M, V) if it is asked for.
-
-        The draws are those of the masked LM's own pass, its dropout included: a pass without would be a third one.
-        """
-        logits = full_precision(mlm_logits).index_fill(-1, self.excluded_tokens, float("-inf"))
-        perturbed = logits.add_(self.sampling_noise(batch, logits.size(-1)))
-        sampled_tokens = perturbed.argmax(dim=-1)
-        if self.config.sample_gradient == "none":
-            return sampled_tokens, None
-        return sampled_tokens, perturbed.div_(self.config.gumbel_temperature).softmax(dim=-1)
-
-    def corrupted_embeddings(
-        self, corruption: Corruption, projected: Tensor, soft_sample: Optional[Tensor], batch: PretrainingBatch
-    ) -> Tensor:
+    def corrupted_embeddings(self, corruption: Corruption, projected: Tensor, batch: PretrainingBatch) -> Tensor:
         """(B, T, E): the critic's input, rows of the token table.
 
         By `sample_gradient`, its gradient at the selected positions also reaches `projected`, hence the encoder, as
-        that of the soft draw; the output layer, table and bias, is held constant there.
+        that of the soft draw, of the noise that the hard one had; the output layer, table and bias, is held constant.
         """
-        table = self.encoder.token_embeddings
+        config, table = self.config, self.encoder.token_embeddings
         embeddings = table(corruption.corrupted_tokens)
-        if soft_sample is None:
+        if config.sample_gradient == "none":
             return embeddings
-        if self.config.sample_gradient == "soft":
-            mixtures = soft_sample.to(embeddings.dtype) @ table.weight
+        noise, excluded = self.sampling_noise(batch), self.excluded_tokens
+        output_layer = table.weight, self.mlm_head.bias
+        if config.sample_gradient == "soft":
+            mixtures = soft_embedding(projected, *output_layer, noise, config.gumbel_temperature, excluded)
             embeddings = embeddings.flatten(0, 1).index_copy(0, batch.masked_index, mixtures).view_as(embeddings)
         return straight_through_gumbel_softmax(
-            embeddings, projected, soft_sample, table.weight, batch.masked_index, self.config.gumbel_temperature
+            embeddings,
+            projected,
+            *output_layer,
+            batch.masked_index,
+            noise,
+            config.gumbel_temperature,
+            excluded=excluded,
         )
 
     def criticize(self, token_embeddings: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
@@ -141,7 +133,7 @@ class Script(PretrainingMethod):
     def losses(self, output: ScriptOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
         return {
-            "mlm": mlm_loss(output.mlm_logits, output.mlm_targets),
+            "mlm": mlm_loss(output.masked_lm),
             "critic": critic_loss(output.critic_logits, replaced, batch.valid_positions, self.config.critic_weight),
         }
 
@@ -150,7 +142,7 @@ class Script(PretrainingMethod):
         replaced = output.corruption.replaced_positions
         original = batch.valid_positions & ~replaced
         statistics = {
-            "generator_accuracy": accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets),
+            "generator_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets),
             "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
             "critic_logit_original": Mean(torch.where(original, output.critic_logits, 0.0).sum(), original.sum()),
             "critic_logit_replaced": Mean(torch.where(replaced, output.critic_logits, 0.0).sum(), replaced.sum()),
@@ -161,5 +153,6 @@ class Script(PretrainingMethod):
         return statistics
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        networks = 2 * self.network_flops(self.encoder, tokens, length)
+        encoder = self.encoder
+        networks = self.network_flops(encoder, tokens, length, masked) + self.network_flops(encoder, tokens, length)
         return networks + self.head_flops(self.mlm_head, masked) + self.head_flops(self.mlm_head, tokens)

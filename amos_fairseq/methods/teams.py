@@ -15,6 +15,7 @@ from amos_fairseq.flops import encoder_flops, mlm_head_flops
 from amos_fairseq.methods.base import (
     ENCODER_SIZES,
     DetectionConfig,
+    Look,
     PretrainingBatch,
     SharedGeneratorConfig,
     SharedGeneratorMethod,
@@ -28,6 +29,7 @@ from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer
 from amos_fairseq.modules.heads import DetectionHead, ProjectionHead
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, candidate_logits, mlm_loss, mws_loss, rtd_loss
+from amos_fairseq.ops import MaskedLMReading, full_precision, gumbel_noise
 
 TASK_HEADS = ("split", "on_top", "ffn")
 NEGATIVES = ("sampled", "hardest")
@@ -79,7 +81,7 @@ class TeamsConfig(SharedGeneratorConfig, DetectionConfig):
 class TeamsOutput(NamedTuple):
     """Without one of the tasks its fields are None."""
 
-    mlm_logits: Tensor  # (M, V) the generator's
+    masked_lm: MaskedLMReading  # the generator's
     mlm_targets: Tensor  # (M,) original tokens at the selected positions
     sampled_tokens: Tensor  # (M,)
     candidate_tokens: Optional[Tensor]  # (M, 1 + K) the original first
@@ -108,30 +110,37 @@ class Teams(SharedGeneratorMethod):
         self.rtd_head = DetectionHead(dim, hidden_layer) if config.rtd_weight else None
 
     def forward(self, batch: PretrainingBatch) -> TeamsOutput:
-        mlm_logits = self.generate(batch)
-        sampled_tokens = self.sample(mlm_logits, batch)
-        candidate_tokens = self.propose(mlm_logits, batch)
+        candidate_tokens, propose = self.candidates(batch)
+        masked_lm = self.generate(batch, propose)
+        sampled_tokens = self.sample(masked_lm, batch)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
         mws_states, rtd_states = self.encode(corruption, batch)
         mws_hidden, candidate_embeddings = self.select(mws_states, candidate_tokens, batch)
         rtd_logits = self.rtd_head(rtd_states) if self.rtd_head is not None else None
         mlm_targets = batch.at_masked(batch.original_tokens)
         return TeamsOutput(
-            mlm_logits, mlm_targets, sampled_tokens, candidate_tokens, corruption, mws_hidden, candidate_embeddings,
+            masked_lm, mlm_targets, sampled_tokens, candidate_tokens, corruption, mws_hidden, candidate_embeddings,
             rtd_logits,
         )
 
-    @torch.no_grad()
-    def propose(self, mlm_logits: Tensor, batch: PretrainingBatch) -> Optional[Tensor]:
-        """(M, 1 + K) candidates from the generator, independent of what replaces the original (Sec. 3.2)."""
+    def candidates(self, batch: PretrainingBatch) -> Tuple[Optional[Tensor], Optional[Look]]:
+        """(M, 1 + K) candidates, and what fills them in while the generator's logits exist, a chunk of rows at a time.
+
+        They come from the generator, independent of what replaces the original (Sec. 3.2).
+        """
         if self.mws_head is None:
-            return None
-        if self.config.negatives == "hardest":
-            noise = torch.zeros((), device=mlm_logits.device)
-        else:
-            noise = self.sampling_noise(batch, mlm_logits.size(-1), stream=1)
-        originals = batch.at_masked(batch.original_tokens)
-        return sample_candidates(mlm_logits, originals, self.config.num_negatives, noise, self.excluded_tokens)
+            return None, None
+        originals, number = batch.at_masked(batch.original_tokens), self.config.num_negatives
+        tokens = originals.new_empty(len(originals), 1 + number)
+        noise, bias = self.sampling_noise(batch, stream=1), full_precision(self.mlm_head.bias.detach())
+        no_noise = bias.new_zeros(())
+
+        def propose(rows: slice, logits: Tensor) -> None:
+            logits = logits.squeeze(1) + bias
+            drawn = no_noise if self.config.negatives == "hardest" else gumbel_noise(noise[rows], len(bias))
+            tokens[rows] = sample_candidates(logits, originals[rows], number, drawn, self.excluded_tokens)
+
+        return tokens, propose
 
     def encode(self, corruption: Corruption, batch: PretrainingBatch) -> Tuple[Tensor, Tensor]:
         """Hidden states (B, T, C) for selection and for detection, of two branches on one trunk.
@@ -156,7 +165,7 @@ class Teams(SharedGeneratorMethod):
 
     def losses(self, output: TeamsOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         config = self.config
-        terms = {"mlm": mlm_loss(output.mlm_logits, output.mlm_targets)}
+        terms = {"mlm": mlm_loss(output.masked_lm)}
         if self.rtd_head is not None:
             replaced = output.corruption.replaced_positions
             terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, config.rtd_weight)
@@ -166,7 +175,7 @@ class Teams(SharedGeneratorMethod):
 
     def statistics(self, output: TeamsOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
         statistics = {
-            "generator_accuracy": accuracy(output.mlm_logits.argmax(dim=-1), output.mlm_targets),
+            "generator_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets),
             "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
         }
         if self.mws_head is not None:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amos_fairseq.modules.attention import SelfAttention
+from amos_fairseq.modules.attention import SelfAttention, aligned
 from amos_fairseq.modules.embeddings import InputEmbeddings
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
+from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS, RelativePositionBias
 from amos_fairseq.ops.precision import compute_dtype
 
@@ -72,11 +73,30 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
-    def forward(self, hidden: Tensor, attention_bias: Tensor | None = None) -> Tensor:
-        attended = self.self_attn(hidden, attention_bias)
+    def forward(
+        self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C); with `queries` their rows (M, C) of it, and no others are computed."""
+        attended = self.self_attn(hidden, attention_bias, queries)
+        if queries is not None:
+            hidden = queries.rows(hidden)
         hidden = self.self_attn_layer_norm(hidden + self.dropout(attended))
         transformed = self.fc2(self.activation_dropout(F.gelu(self.fc1(hidden))))
         return self.final_layer_norm(hidden + self.dropout(transformed))
+
+
+def compile_layers(network: nn.Module, **options) -> None:
+    """torch.compile, with its `options`, of every encoder layer in `network`; parameters keep their names.
+
+    All layers share what is compiled: a graph for each width, with and without gradient, padding, dropout and queries,
+    and the same for lengths and batches that vary.
+    """
+    from torch._dynamo import config  # seconds to import
+
+    config.cache_size_limit = max(64, config.cache_size_limit)  # of graphs; after 8, the default, it would give up
+    for module in network.modules():
+        if isinstance(module, EncoderLayer):
+            module.compile(**options)
 
 
 class Encoder(nn.Module):
@@ -130,13 +150,13 @@ class Encoder(nn.Module):
             self.layers[index] = other.layers[index]
         return self
 
-    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """tokens: (B, T)   padding_mask: (B, T) bool   ->   last hidden state (B, T, C)
+    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None, at: Queries | None = None) -> Tensor:
+        """tokens: (B, T)   padding_mask: (B, T) bool   ->   last hidden state (B, T, C), or its rows `at` (M, C)
 
         Without any padding pass None: the bias is then one (H, T, T) block for the whole batch.
         """
         hidden = self.embed(self.token_embeddings(tokens), padding_mask)
-        return self.run_layers(hidden, self.attention_bias(padding_mask, tokens.size(1)))
+        return self.run_layers(hidden, self.attention_bias(padding_mask, tokens.size(1)), at=at)
 
     def embed(self, token_embeddings: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The first layer's input (B, T, C) from rows of the token table (B, T, E)."""
@@ -145,7 +165,7 @@ class Encoder(nn.Module):
     def attention_bias(
         self, padding_mask: Tensor | None, length: int, dtype: torch.dtype | None = None
     ) -> Tensor | None:
-        """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T); None if there is neither.
+        """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T), `aligned`; None if there is neither.
 
         `dtype` must be that of the queries; by default autocast's where it is on, else the parameters'.
         """
@@ -155,17 +175,28 @@ class Encoder(nn.Module):
         if self.relative_position_bias is not None:
             bias = self.relative_position_bias(length).to(dtype)
         if padding_mask is None:
-            return bias
+            return bias if bias is None else aligned(bias)
         if bias is None:
             bias = torch.zeros(1, 1, length, length, dtype=dtype, device=weight.device)
         # A row of nothing but padding may see all of itself: a softmax over no key at all is NaN.
         hidden_keys = padding_mask & ~padding_mask.all(dim=1, keepdim=True)
-        return bias.masked_fill(hidden_keys[:, None, None, :], float("-inf"))
+        return aligned(bias.masked_fill(hidden_keys[:, None, None, :], float("-inf")))
 
     def run_layers(
-        self, hidden: Tensor, attention_bias: Tensor | None, start: int = 0, stop: int | None = None
+        self,
+        hidden: Tensor,
+        attention_bias: Tensor | None,
+        start: int = 0,
+        stop: int | None = None,
+        at: Queries | None = None,
     ) -> Tensor:
-        """Layers start..stop-1 (all by default) on hidden (B, T, C)."""
-        for layer in list(self.layers)[start:stop]:
+        """Layers start..stop-1 (all by default) on hidden (B, T, C).
+
+        With `at` = Queries.of(index, counts, T) the result is its rows at those positions, (M, C), and the last of the
+        layers, of which there must be one, computes only what they need: keys and values of all positions, the rest of
+        the selected ones.
+        """
+        layers = list(self.layers)[start:stop]
+        for layer in layers if at is None else layers[:-1]:
             hidden = layer(hidden, attention_bias)
-        return hidden
+        return hidden if at is None else layers[-1](hidden, attention_bias, at)

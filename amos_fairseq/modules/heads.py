@@ -1,10 +1,13 @@
 """Prediction heads on an encoder's hidden states."""
 
+from typing import Tuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
+from amos_fairseq.ops import MaskedLMReading, masked_lm
 
 
 class ProjectionHead(nn.Module):
@@ -37,6 +40,10 @@ class MaskedLMHead(ProjectionHead):
         """(..., E) -> (..., V)"""
         return F.linear(projected, self.token_embeddings.weight, self.bias)
 
+    def read(self, projected: Tensor, targets: Tensor, **draw) -> MaskedLMReading:
+        """What `masked_lm` tells of the logits, without keeping them."""
+        return masked_lm(projected, self.token_embeddings.weight, self.bias, targets, **draw)
+
     def forward(self, hidden: Tensor) -> Tensor:
         return self.logits(self.project(hidden))
 
@@ -55,9 +62,9 @@ class CorrectionHead(nn.Module):
         self.apply(initialize)
         self.token_embeddings = token_embeddings  # after `apply`: a shared table is not drawn again
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V)"""
-        return F.linear(self.narrow(hidden), self.token_embeddings.weight, self.bias)
+    def output_layer(self, hidden: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """(..., C) -> (..., E), (V, E), (V,), whose `linear_...` the logits are: no (..., V) is made."""
+        return self.narrow(hidden), self.token_embeddings.weight, self.bias
 
 
 class DetectionHead(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import make_batch, make_method  # noqa: E402
+from conftest import make_batch, make_method, rows_of  # noqa: E402
 
 LENGTHS = (12, 9, 12, 10)
 
@@ -29,7 +29,7 @@ def main(rank, folder):
 def joined(whole, rows):
     """Gradients and loss totals, summed over processes as the trainer does; each term by its joined count."""
     method = make_method("coco_lm", dtype=torch.double, gain=3.0, scl_gather=True)
-    batch = whole._replace(stand_in=True) if rows is None else part(whole, rows)
+    batch = whole._replace(stand_in=True) if rows is None else rows_of(whole, rows)
     terms = method.losses(method(batch), batch)
     counts = {"selected": sum(whole.num_masked), "valid": int(whole.valid_positions.sum())}
     counts["sequences"] = len(whole.sample_ids)
@@ -40,17 +40,6 @@ def joined(whole, rows):
     for tensor in (totals, *gradients.values()):
         dist.all_reduce(tensor)
     return gradients, dict(zip(terms, totals.tolist()))
-
-
-def part(whole, rows):
-    fields = whole._asdict().items()
-    tensors = {key: value[rows] for key, value in fields if torch.is_tensor(value) and value.dim() == 2}
-    return whole._replace(
-        **tensors,
-        masked_index=tensors["masked_positions"].flatten().nonzero().squeeze(-1),
-        num_masked=[whole.num_masked[row] for row in rows],
-        sample_ids=[whole.sample_ids[row] for row in rows],
-    )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from amos_fairseq.corruption import corrupt
 from amos_fairseq.methods.amos import AmosConfig
+from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.modules.encoder import EncoderConfig
-from amos_fairseq.ops import full_precision
+from amos_fairseq.ops import full_precision, gumbel_noise
 
 
 def starting(names, *prefixes):
@@ -40,18 +41,46 @@ def test_the_table_gets_only_the_lookups_gradient_from_detection(make_method, ba
     assert set(touched.tolist()) == set(expected.tolist())
 
 
-@pytest.mark.parametrize("depth, block", [("1", [0]), ("2", [1]), ("4", [2, 3])])
-def test_each_mlm_loss_trains_its_own_block_only(make_method, batch, depth, block, gradients):
-    reached = gradients(make_method("amos_rtd"), batch, f"mlm_{depth}")
+def loss_of_depth(method, batch, index):
+    """The masked LM loss of one generator, written out with all logits: their sum is what the method trains."""
+    logits = method.mlm_head(method.generate(batch)[index])
+    return F.cross_entropy(logits, batch.at_masked(batch.original_tokens), reduction="sum")
+
+
+def reached_by_depth(method, batch, index):
+    loss_of_depth(method, batch, index).backward()
+    return {name for name, p in method.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+@pytest.mark.parametrize("index, block", [(0, [0]), (1, [1]), (2, [2, 3])])
+def test_each_mlm_loss_trains_its_own_block_only(make_method, batch, index, block):
+    reached = reached_by_depth(make_method("amos_rtd"), batch, index)
     layers = {int(name.split(".")[3]) for name in starting(reached, "generators.0.layers")}
     assert layers == set(block)
-    assert bool(starting(reached, "generators.0.embeddings")) == (depth == "1")
+    assert bool(starting(reached, "generators.0.embeddings")) == (index == 0)
     assert "mlm_head.dense.weight" in reached and not starting(reached, "encoder.layers", "rtd_head", "mixture_head")
 
 
-def test_joined_blocks_let_the_deepest_loss_train_the_whole_tower(make_method, batch, gradients):
-    reached = gradients(make_method("amos_rtd", join_blocks=True), batch, "mlm_4")
+def test_joined_blocks_let_the_deepest_loss_train_the_whole_tower(make_method, batch):
+    reached = reached_by_depth(make_method("amos_rtd", join_blocks=True), batch, 2)
     assert {int(name.split(".")[3]) for name in starting(reached, "generators.0.layers")} == {0, 1, 2, 3}
+
+
+def test_the_mlm_term_is_the_sum_of_the_depths_losses_and_so_is_its_gradient(make_method, batch):
+    method = make_method("amos_rtd", dtype=torch.double, gain=5.0)
+    by_depth = [loss_of_depth(method, batch, index) for index in range(3)]
+    output = method(batch)
+    term, statistics = method.losses(output, batch)["mlm"], method.statistics(output, batch)
+    assert (term.weight, term.count, term.over) == (1.0, 9, "selected")
+    assert term.total.item() == pytest.approx(sum(by_depth).item(), rel=1e-12)
+    logged = [statistics[f"mlm_{depth}"].mean.item() for depth in (1, 2, 4)]
+    assert logged == pytest.approx([loss.item() / 9 for loss in by_depth], rel=1e-12)
+    assert len(set(logged)) == 3
+
+    parameters = list(method.parameters())
+    found, expected = (torch.autograd.grad(x, parameters, allow_unused=True) for x in (term.total, sum(by_depth)))
+    for x, y in zip(found, expected):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)
 
 
 def literal_detection_loss(method, batch, reversal=True):
@@ -67,8 +96,8 @@ def literal_detection_loss(method, batch, reversal=True):
     table, bias = method.encoder.token_embeddings.weight.detach(), method.mlm_head.bias.detach()
     gamma = torch.softmax((f @ v.T).squeeze(-1).T, dim=-1)  # (M, G)
     logits = torch.stack([h_d @ table.T + bias for h_d in h], dim=-1)  # (M, V, G)
-    allowed = (logits * gamma[:, None, :]).sum(-1).index_fill(-1, method.excluded_tokens, -torch.inf)
-    noise = method.sampling_noise(batch, len(table))
+    allowed = (logits * gamma[:, None, :]).sum(-1).masked_fill(method.excluded_tokens, -torch.inf)
+    noise = gumbel_noise(method.sampling_noise(batch), len(table), torch.double)
     soft = torch.softmax((allowed.log_softmax(-1) + noise) / method.config.gumbel_temperature, dim=-1)
     hard = F.one_hot(soft.argmax(-1), len(table)).to(soft.dtype)
     sample = hard - soft.detach() + soft
@@ -85,27 +114,75 @@ def literal_detection_loss(method, batch, reversal=True):
     return -torch.where(replaced, 1 - p, p).log().mean(), v, f
 
 
-def test_gradient_of_the_mixture_equals_autograd_on_a_literal_float64_transcription(make_method, batch):
-    method = make_method("amos_rtd", dtype=torch.double, gain=10.0)
-    loss, v, f = literal_detection_loss(method, batch)
-    loss.backward()
-
-    seen = {}
-    generate = method.generate
+def detection_gradients(method, batch):
+    """Of the detection loss: its value, and its gradients at v and f of Eq. 3."""
+    seen, generate = {}, method.generate
 
     def watched(batch):
         seen["f"] = generate(batch)
-        seen["f"].retain_grad()
         return seen["f"]
 
     method.generate = watched
-    method.zero_grad()
     term = method.losses(method(batch), batch)["rtd"]
-    term.mean.backward()
-    assert term.mean.item() == pytest.approx(loss.item(), rel=1e-12)
-    torch.testing.assert_close(method.mixture_head.weight.grad, v.grad, rtol=1e-9, atol=1e-15)
-    torch.testing.assert_close(seen["f"].grad, f.grad, rtol=1e-9, atol=1e-15)
-    assert v.grad.abs().max() > 1e-8
+    return term.mean.item(), *torch.autograd.grad(term.mean, (method.mixture_head.weight, seen["f"]))
+
+
+LARGE = Vocabulary(size=1009, padding=1, excluded=[0, 1, 2, 3, 1008])
+
+
+@pytest.mark.parametrize("temperature, tolerance", [(0.3, 1e-4), (0.5, 1e-2), (0.501, 1e-9), (1.0, 1e-9)])
+def test_gradient_of_the_mixture_equals_autograd_on_a_literal_float64_transcription(
+    make_method, make_batch, temperature, tolerance
+):
+    """Up to a temperature of 0.5 the sum is over each row's candidates, above it over all tokens."""
+    options = dict(gumbel_temperature=temperature, vocabulary=LARGE)
+    method, batch = make_method("amos_rtd", dtype=torch.double, gain=10.0, **options), make_batch(num_masked=7)
+    loss, *expected = literal_detection_loss(method, batch)
+    loss.backward()
+    value, *found = detection_gradients(method, batch)
+    assert value == pytest.approx(loss.item(), rel=1e-12)
+    for gradient, leaf in zip(found, expected):
+        error = ((gradient - leaf.grad).norm() / leaf.grad.norm()).item()
+        assert error <= tolerance and (error > 1e-12) == (temperature <= 0.5)
+        assert leaf.grad.abs().max() > 1e-8
+
+
+def test_candidate_tail_is_the_share_of_the_soft_sample_that_the_candidates_leave_out(make_method, make_batch):
+    method, batch = make_method("amos_rtd", dtype=torch.double, vocabulary=LARGE), make_batch(num_masked=7)
+    output = method(batch)
+    with torch.no_grad():
+        hidden = method.generate(batch)
+        mixed = method.mixed_embedding(method.mix(hidden, batch), method.mlm_head.project(hidden))
+        logits = method.mlm_head.logits(mixed)
+    perturbed = logits.masked_fill(method.excluded_tokens, -torch.inf)
+    perturbed += gumbel_noise(method.sampling_noise(batch), LARGE.size, torch.double)
+    soft = (perturbed / 0.3).softmax(-1)
+    candidates = [row[row >= 0].long() for row in output.masked_lm.candidates]
+    expected = 21 - sum(row[listed].sum() for row, listed in zip(soft, candidates))
+    tail = method.statistics(output, batch)["candidate_tail"]
+    assert tail.total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert tail.count == 21 and 0 < tail.mean.item() < 1e-4
+    assert not method.excluded_tokens[torch.cat(candidates)].any()
+
+
+@pytest.mark.parametrize("options", [dict(gumbel_temperature=0.6), dict(mixture="uniform")])
+def test_without_candidates_no_tail_is_logged(make_method, batch, options):
+    method = make_method("amos_rtd", **options)
+    assert "candidate_tail" not in method.statistics(method(batch), batch)
+
+
+def test_validation_lists_no_candidates_and_logs_no_tail(make_method, batch):
+    method = make_method("amos_rtd").eval()
+    with torch.no_grad():
+        output = method(batch)
+        assert output.masked_lm.candidates.numel() == 0
+        assert "candidate_tail" not in method.statistics(output, batch)
+
+
+def test_gradients_in_evaluation_are_those_of_training(make_method, batch):
+    method = make_method("amos_rtd", gain=5.0)
+    trained, evaluated = (detection_gradients(method.train(mode), batch) for mode in (True, False))
+    assert trained[0] == evaluated[0] and all(torch.equal(x, y) for x, y in zip(trained[1:], evaluated[1:]))
 
 
 def test_a_step_on_the_mixture_alone_raises_the_detection_loss(make_method, batch):
@@ -120,13 +197,13 @@ def test_a_step_on_the_mixture_alone_raises_the_detection_loss(make_method, batc
         with torch.no_grad():
             hidden = method.generate(batch)
             h = method.mlm_head.project(hidden)
-            noise = method.sampling_noise(batch, len(method.mlm_head.bias))
+            noise = gumbel_noise(method.sampling_noise(batch), len(method.mlm_head.bias), torch.double)
             table = method.encoder.token_embeddings.weight
 
             def soft(weight):
                 gamma = (hidden @ weight.T).squeeze(-1).T.softmax(-1)
                 logits = method.mlm_head.logits(torch.einsum("mg,gme->me", gamma, h))
-                logits.index_fill_(-1, method.excluded_tokens, -torch.inf)
+                logits.masked_fill_(method.excluded_tokens, -torch.inf)
                 return ((logits + noise) / method.config.gumbel_temperature).softmax(-1)
 
             before = soft(v)
@@ -195,43 +272,6 @@ def test_generator_has_no_dropout(make_method, batch):
     assert torch.equal(method.generate(batch), method.generate(batch))
 
 
-def test_excluded_tokens_are_never_drawn(make_method, batch):
-    method = make_method("amos_rtd")
-    method.mlm_head.bias.data[method.excluded_tokens] = 50.0
-    drawn = torch.cat([method(batch).sampled_tokens for update in range(20) if method.set_num_updates(update) is None])
-    assert not torch.isin(drawn, method.excluded_tokens).any()
-
-
-def test_draws_repeat_for_an_update_and_change_with_it(make_method, batch):
-    method = make_method("amos_rtd")
-    first = method(batch).sampled_tokens
-    assert torch.equal(first, method(batch).sampled_tokens)
-    method.set_num_updates(1)
-    assert not torch.equal(first, method(batch).sampled_tokens)
-
-
-def test_validation_draws_do_not_depend_on_the_update(make_method, batch):
-    method = make_method("amos_rtd").eval()
-    first = method(batch).sampled_tokens
-    method.set_num_updates(12)
-    assert torch.equal(first, method(batch).sampled_tokens)
-
-
-def test_no_tensor_of_positions_by_vocabulary_by_depths_is_made(make_method, make_batch):
-    batch, made = make_batch(lengths=(12, 12, 12, 12), num_masked=5), set()
-
-    class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                made.add(result.numel())
-            return result
-
-    with Watch():
-        make_method("amos_rtd")(batch)
-    assert 20 * 40 in made and 3 * 20 * 40 not in made
-
-
 # --- ablations: one option each ---
 
 ABLATIONS = {
@@ -295,7 +335,9 @@ def test_fixed_weights_are_normalised(make_method, batch):
 
 def test_equal_depths_are_told_apart_in_the_logs(make_method, batch):
     method = make_method("amos_rtd", separate_generators=True, generator_depths=[2, 2, 1])
-    assert list(method.losses(method(batch), batch)) == ["mlm_2a", "mlm_2b", "mlm_1", "rtd"]
+    statistics = method.statistics(method(batch), batch)
+    for kind in ("mlm", "mlm_accuracy", "mixture_weight"):
+        assert {f"{kind}_{depth}" for depth in ("2a", "2b", "1")} <= statistics.keys()
 
 
 @pytest.mark.parametrize(

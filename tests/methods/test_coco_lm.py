@@ -13,6 +13,7 @@ from amos_fairseq.methods import size_options
 from amos_fairseq.methods.coco_lm import CocoLMConfig, SequenceViews, cosine_statistics
 from amos_fairseq.methods.continuation import EarlierRun, load_generator
 from amos_fairseq.objectives import clm_loss, scl_loss
+from amos_fairseq.ops import read_linear
 
 
 def heads(reached):
@@ -58,19 +59,24 @@ def test_language_model_has_no_projection_on_a_table_as_wide_as_the_encoder(make
     assert [name for name, _ in method.clm_head.named_parameters()] == ["bias", "token_embeddings.weight"]
     hidden = torch.randn(4, 16)
     method.clm_head.bias.data.normal_()
-    expected = hidden @ method.encoder.token_embeddings.weight.T + method.clm_head.bias
-    torch.testing.assert_close(method.clm_head(hidden), expected)
+    states, table, bias = method.clm_head.output_layer(hidden)
+    assert states is hidden and table is method.encoder.token_embeddings.weight and bias is method.clm_head.bias
+    expected = (hidden @ table.T + bias).logsumexp(-1)
+    torch.testing.assert_close(read_linear(states, table, bias).logsumexp, expected)
 
 
 def test_terms_are_the_objectives_of_the_stages_by_hand(make_method, batch):
     method = make_method("coco_lm", dtype=torch.double, gain=5.0)
+    method.set_num_updates(4)  # one of those that draw an original, too
     output, encoder = method(batch), method.encoder
     terms = method.losses(output, batch)
     corrupted = output.corruption.corrupted_tokens
     hidden = encoder(corrupted, batch.padding_mask)
     at = batch.masked_positions
     lm_logits = hidden[at] @ encoder.token_embeddings.weight.T
-    clm = clm_loss(lm_logits, method.rtd_head(hidden)[at], batch.original_tokens[at], corrupted[at])
+    log_lm = lm_logits.log_softmax(-1).gather(-1, batch.original_tokens[at].unsqueeze(-1)).squeeze(-1)
+    clm = clm_loss(log_lm, method.rtd_head(hidden)[at], corrupted[at] == batch.original_tokens[at])
+    assert 0 < output.corruption.replaced_positions[at].sum() < 9
     assert terms["clm"].total.item() == pytest.approx(clm.total.item(), rel=1e-12)
     cropped = encoder(batch.cropped_tokens, batch.cropped_padding_mask)
     head = method.scl_head
@@ -78,11 +84,28 @@ def test_terms_are_the_objectives_of_the_stages_by_hand(make_method, batch):
     assert terms["scl"].total.item() == pytest.approx(scl_loss(*views, 1.0).total.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("all_tokens", [False, True])
+def test_correction_tells_of_the_language_models_logits(make_method, batch, all_tokens):
+    method = make_method("coco_lm", dtype=torch.double, gain=5.0, clm_all_tokens=all_tokens)
+    output = method(batch)
+    where = torch.ones_like(batch.masked_positions) if all_tokens else batch.masked_positions
+    hidden = method.encoder(output.corruption.corrupted_tokens, batch.padding_mask)
+    logits = hidden[where] @ method.encoder.token_embeddings.weight.T
+    original, corrupted = (x[where].unsqueeze(-1) for x in (batch.original_tokens, output.corruption.corrupted_tokens))
+    found = output.correction
+    torch.testing.assert_close(found.log_lm, logits.log_softmax(-1).gather(-1, original).squeeze(-1))
+    torch.testing.assert_close(found.logits_of_corrupted, logits.gather(-1, corrupted).squeeze(-1))
+    torch.testing.assert_close(found.lm.logsumexp, logits.logsumexp(-1))
+    torch.testing.assert_close(found.lm.largest, logits.max(-1).values)
+    assert torch.equal(found.lm.likeliest, logits.argmax(-1))
+    assert found.log_lm.requires_grad and not found.logits_of_corrupted.requires_grad
+
+
 def test_generator_drops_when_trained_and_not_when_sampled_from(make_method, batch):
     with_dropout, without = make_method("coco_lm", generator_dropout=0.5), make_method("coco_lm")
     outputs = with_dropout(batch), without(batch)
     assert torch.equal(outputs[0].sampled_tokens, outputs[1].sampled_tokens)
-    assert not torch.allclose(outputs[0].mlm_logits, outputs[1].mlm_logits)
+    assert not torch.allclose(outputs[0].masked_lm.losses, outputs[1].masked_lm.losses)
 
 
 def test_published_generators_are_shallow_and_as_wide_as_the_encoder():
@@ -156,7 +179,9 @@ def test_all_token_language_model_trains_detection_through_the_copy_mechanism(ma
 def test_language_model_without_copy_is_a_masked_language_model_on_the_corrupted_sequence(make_method, batch):
     method = make_method("coco_lm", clm_without_copy=True)
     output = method(batch)
-    expected = F.cross_entropy(output.clm_logits, output.mlm_targets, reduction="sum")
+    hidden = method.encoder(output.corruption.corrupted_tokens, batch.padding_mask)
+    lm_logits = batch.at_masked(hidden) @ method.encoder.token_embeddings.weight.T
+    expected = F.cross_entropy(lm_logits, output.mlm_targets, reduction="sum")
     assert method.losses(output, batch)["clm"].total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -235,7 +260,11 @@ def test_language_model_accuracy_is_told_apart_by_replacement(make_method, batch
     assert copied["clm_accuracy_original"].total == copied["clm_accuracy_original"].count
     # never copies, and knows all
     knows = 90 * F.one_hot(batch.original_tokens[at], 40).float()
-    output = output._replace(rtd_logits=torch.full_like(output.rtd_logits, -90.0), clm_logits=knows)
+    of_corrupted = knows.gather(-1, output.sampled_tokens[:, None]).squeeze(-1)
+    correction = output.correction._replace(
+        lm=read_linear(knows, torch.eye(40), torch.zeros(40)), logits_of_corrupted=of_corrupted
+    )
+    output = output._replace(rtd_logits=torch.full_like(output.rtd_logits, -90.0), correction=correction)
     right = method.statistics(output, batch)
     assert int(right["clm_accuracy_replaced"].total) == int(right["clm_accuracy_replaced"].count) == int(replaced.sum())
 
@@ -256,9 +285,10 @@ def test_flops_add_the_cropped_pass_and_the_pass_that_is_sampled_from(make_metho
         ).items()
     }
     layer = 36 * (8 * 16**2 + 4 * 12 * 16 + 4 * 16 * 24)
+    last = 36 * 4 * 16**2 + 9 * (4 * 16**2 + 4 * 12 * 16 + 4 * 16 * 24)  # keys and values of all, the rest of 9
     head = 9 * 2 * (16 * 16 + 16 * 40)
-    assert flops["rtd"] == 3 * (3 * layer + head)  # two layers of the encoder, one of the generator
-    assert flops["dropout"] - flops["rtd"] == layer + head
+    assert flops["rtd"] == 3 * (2 * layer + last + head)  # two layers of the encoder, one of the generator
+    assert flops["dropout"] - flops["rtd"] == last + head
     assert flops["clm"] - flops["rtd"] == 3 * 9 * 2 * 16 * 40
     assert flops["scl"] - flops["rtd"] == 3 * 2 * 33 * (8 * 16**2 + 4 * 11 * 16 + 4 * 16 * 24)
 

@@ -55,10 +55,15 @@ def test_weight_decay_alone_moves_no_threshold():
     assert torch.equal(head.level_thresholds(), before)
 
 
-def test_labels_are_the_generators_at_selected_positions_and_original_elsewhere(make_method, batch):
-    method = make_method("peer_tqr", gain=8.0, tqr_top=20)
+def test_labels_are_the_generators_at_selected_positions_and_original_elsewhere(make_method, make_batch):
+    method, batch = make_method("peer_tqr", gain=8.0, tqr_top=20), make_batch(lengths=(32,) * 20, num_masked=20)
     output = method(batch)
-    expected = quality_levels(output.mlm_logits, output.mlm_targets, output.sampled_tokens, [1.0], 20, 3.0)
+    logits = batch.at_masked(method.mlm_head(method.generator(batch.masked_tokens, batch.padding_mask)))
+    of_sampled, of_original = (
+        logits.gather(-1, tokens[:, None]) for tokens in (output.sampled_tokens, output.mlm_targets)
+    )
+    ranks, replaced = 1 + (logits > of_original).sum(-1), output.sampled_tokens != output.mlm_targets
+    expected = quality_levels((of_sampled - of_original).squeeze(-1), ranks, replaced, [1.0], 20, 3.0)
     assert batch.at_masked(output.level_codes).tolist() == expected.tolist()
     assert (output.level_codes[~batch.masked_positions] == 6).all()
     assert torch.equal(output.level_codes != 6, output.corruption.replaced_positions)
@@ -161,7 +166,7 @@ def test_statistics_of_a_worked_case(make_method, make_batch):
 def test_dropout_acts_in_the_encoders_pass_only(make_method, batch):
     method = make_method("peer_tqr", dropout=0.5).train()
     first, again = method(batch), method(batch)
-    assert torch.equal(first.mlm_logits, again.mlm_logits)
+    assert torch.equal(first.masked_lm.losses, again.masked_lm.losses)
     assert not torch.equal(first.quality_scores, again.quality_scores)
     assert all(module.training for module in method.modules())
 

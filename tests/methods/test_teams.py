@@ -107,7 +107,6 @@ def test_candidates_are_the_original_and_five_others_independent_of_the_draw(mak
     output = method(batch)
     assert output.candidate_tokens.shape == (800, 6)
     assert torch.equal(output.candidate_tokens[:, 0], output.mlm_targets)
-    assert not torch.isin(output.candidate_tokens[:, 1:], method.excluded_tokens).any()
     # 34 tokens of nearly equal probability: K of the 33 others hold an independent draw that is another in 5 of 33
     replaced = output.sampled_tokens != output.mlm_targets
     held = (output.candidate_tokens[:, 1:] == output.sampled_tokens[:, None]).any(-1)[replaced].double().mean().item()
@@ -117,8 +116,8 @@ def test_candidates_are_the_original_and_five_others_independent_of_the_draw(mak
 def test_hardest_negatives_are_the_likeliest_others(make_method, batch):
     method = make_method("teams_mws", negatives="hardest", num_negatives=3, gain=5.0)
     output = method(batch)
-    logits = output.mlm_logits.detach().clone()
-    logits[:, method.excluded_tokens] = -torch.inf
+    logits = batch.at_masked(method.mlm_head(method.generator(batch.masked_tokens, batch.padding_mask)))
+    logits = logits.masked_fill(method.excluded_tokens, -torch.inf)
     for row, original, candidates in zip(logits, output.mlm_targets, output.candidate_tokens):
         ordered = [token for token in row.argsort(descending=True).tolist() if token != original]
         assert candidates.tolist() == [original, *ordered[:3]]
@@ -126,18 +125,10 @@ def test_hardest_negatives_are_the_likeliest_others(make_method, batch):
     assert torch.equal(method(batch).candidate_tokens, output.candidate_tokens)
 
 
-def test_draws_and_candidates_change_with_the_update_and_repeat_for_it(make_method, batch):
-    method = make_method("teams_mws")
-    first, again = method(batch), method(batch)
-    assert torch.equal(first.candidate_tokens, again.candidate_tokens)
-    method.set_num_updates(1)
-    assert not torch.equal(first.candidate_tokens, method(batch).candidate_tokens)
-
-
 def test_dropout_acts_in_the_encoders_pass_only(make_method, batch):
     method = make_method("teams_mws", dropout=0.5).train()
     first, again = method(batch), method(batch)
-    assert torch.equal(first.mlm_logits, again.mlm_logits)
+    assert torch.equal(first.masked_lm.losses, again.masked_lm.losses)
     assert not torch.equal(first.mws_hidden, again.mws_hidden) and not torch.equal(first.rtd_logits, again.rtd_logits)
     assert all(module.training for module in method.modules())
     method.eval()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amos_fairseq.modules.attention import SelfAttention, materialised_attention
+from amos_fairseq.modules.attention import SelfAttention, aligned, materialised_attention, warn_if_materialised
 
 B, H, T, D = 3, 2, 7, 4
 
@@ -61,6 +61,23 @@ def test_projections_are_query_key_value_in_this_order(monkeypatch):
         torch.testing.assert_close(seen[name], heads)
     assert seen["attn_mask"].shape == (B, H, T, T)
     assert seen["attn_mask"].data_ptr() == bias.data_ptr() and seen["attn_mask"].stride(0) == 0  # not copied
+
+
+@pytest.mark.parametrize("length, row", [(7, 8), (8, 8), (9, 16)])
+def test_aligned_bias_has_the_same_values_keys_in_sequence_and_rows_at_multiples_of_8(length, row):
+    heads_last = torch.randn(1, length, length, H).permute(0, 3, 1, 2)
+    assert heads_last.stride(-1) == H
+    result = aligned(heads_last)
+    assert torch.equal(result, heads_last)
+    assert result.stride()[1:] == (length * row, row, 1)
+
+
+def test_a_call_without_a_fused_kernel_is_told(recwarn):
+    query = torch.randn(B, H, T, D, requires_grad=True)
+    warn_if_materialised(query, query, query, torch.zeros(1, 1, T, T))
+    assert not recwarn
+    with pytest.warns(UserWarning, match="attention of 4 channels per head in torch.float32 has no fused kernel"):
+        warn_if_materialised(query, query, query, torch.zeros(1, 1, T, T, requires_grad=True))  # on the CPU
 
 
 def test_attention_dropout_acts_in_training_only():

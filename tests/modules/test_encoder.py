@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from amos_fairseq.modules import Encoder, EncoderConfig
+from amos_fairseq.modules import Encoder, EncoderConfig, Queries
+from amos_fairseq.modules.encoder import compile_layers
 
 TINY = dict(vocab_size=50, padding_idx=1, layers=3, dim=16, heads=2, ffn_dim=32, max_positions=24)
 TOKENS = torch.randint(2, 50, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -89,6 +90,18 @@ def test_attention_bias_is_one_block_without_padding_and_none_without_anything()
     assert absolute.relative_position_bias is None
     assert absolute.attention_bias(None, 9) is None
     assert absolute.attention_bias(padding_mask, 9).shape == (3, 1, 9, 9)
+
+
+@pytest.mark.parametrize("length", [8, 9])
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("options", KINDS)
+def test_attention_bias_has_the_layout_that_fused_kernels_read(options, padded, length):
+    encoder = tiny(**options)
+    padding_mask = torch.arange(length).expand(3, -1) >= 7 if padded else None
+    bias = encoder.attention_bias(padding_mask, length)
+    if bias is not None:  # absolute positions without padding have none
+        assert bias.stride(-1) == 1
+        assert not any(stride % 8 for stride, size in zip(bias.stride()[:-1], bias.shape) if size > 1)
 
 
 def test_shared_table_is_one_parameter_and_keeps_its_values():
@@ -177,6 +190,22 @@ def test_half_precision_and_autocast_are_finite_and_close(dtype, options):
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
     for actual in (autocast, halved):
         torch.testing.assert_close(actual.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_compiled_layers_give_the_same_and_keep_the_names_of_parameters():
+    eager, compiled = tiny(), tiny()
+    compile_layers(compiled, backend="aot_eager", fullgraph=True)  # no break of the graph
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+    padding_mask = torch.arange(9).expand(3, -1) >= 7
+    queries = Queries.of(torch.tensor([1, 10, 13]), [1, 2, 0], 9)
+    for options in (dict(padding_mask=padding_mask), dict(), dict(at=queries)):
+        expected, actual = (encoder(TOKENS, **options) for encoder in (eager, compiled))
+        probe = torch.randn(expected.shape)
+        pairs = [(expected, actual)]
+        pairs += zip(*(torch.autograd.grad((x * probe).sum(), list(encoder.parameters()))
+                       for x, encoder in ((expected, eager), (actual, compiled))))
+        for one, another in pairs:
+            torch.testing.assert_close(one, another, atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_acts_in_training_only():

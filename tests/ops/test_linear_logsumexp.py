@@ -1,11 +1,10 @@
-import importlib
-
 import pytest
 import torch
+from torch.nn import functional as F
 
-from amos_fairseq.ops import linear_logsumexp
+from amos_fairseq.ops import linear_cross_entropy, linear_logits, linear_logsumexp, read_linear
 
-MODULE = importlib.import_module("amos_fairseq.ops.linear_logsumexp")  # the package's attribute is the function
+FP64 = 8
 
 
 def make(rows, width, vocabulary, dtype=torch.double, seed=0):
@@ -27,10 +26,10 @@ def outcome(function, hidden, table, bias, upstream):
     return [result.detach(), *(leaf.grad for leaf in leaves)]
 
 
-@pytest.mark.parametrize("max_logits", [1, 100, 2**25])  # one row at a time, some rows, all rows
+@pytest.mark.parametrize("workspace", [1, 100 * FP64, 2**27])  # one row at a time, some rows, all rows
 @pytest.mark.parametrize("rows, width, vocabulary", [(1, 1, 1), (31, 5, 7), (64, 16, 33), (3, 4, 257)])
-def test_result_and_gradients_equal_the_direct_formula(monkeypatch, rows, width, vocabulary, max_logits):
-    monkeypatch.setattr(MODULE, "MAX_LOGITS", max_logits)
+def test_result_and_gradients_equal_the_direct_formula(monkeypatch, rows, width, vocabulary, workspace):
+    monkeypatch.setattr("amos_fairseq.ops.chunks.WORKSPACE", workspace)
     case = make(rows, width, vocabulary)
     for found, expected in zip(outcome(linear_logsumexp, *case), outcome(direct, *case)):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -38,7 +37,7 @@ def test_result_and_gradients_equal_the_direct_formula(monkeypatch, rows, width,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_errors_are_at_most_those_of_the_direct_formula_in_the_same_type(monkeypatch, dtype):
-    monkeypatch.setattr(MODULE, "MAX_LOGITS", 5000)
+    monkeypatch.setattr("amos_fairseq.ops.chunks.WORKSPACE", 5000 * dtype.itemsize)
     case = make(45, 16, 1031, dtype)
     exact = outcome(direct, *(x.double() for x in case))
     for found, usual, expected in zip(outcome(linear_logsumexp, *case), outcome(direct, *case), exact):
@@ -96,7 +95,7 @@ def test_autocast_gives_the_product_its_type_and_the_parameters_their_own():
 
 
 def test_no_tensor_of_rows_by_vocabulary_is_made(monkeypatch, allocations):
-    monkeypatch.setattr(MODULE, "MAX_LOGITS", 1000)
+    monkeypatch.setattr("amos_fairseq.ops.chunks.WORKSPACE", 1000 * FP64)
     rows, width, vocabulary = 300, 4, 101
     with allocations as made:
         outcome(linear_logsumexp, *make(rows, width, vocabulary))
@@ -104,3 +103,43 @@ def test_no_tensor_of_rows_by_vocabulary_is_made(monkeypatch, allocations):
     with allocations as made:
         outcome(direct, *make(rows, width, vocabulary))
     assert max(made.elements) == rows * vocabulary
+
+
+def test_maximum_and_its_token_are_those_of_the_logits():
+    hidden, table, bias, _ = make(31, 5, 7)
+    reading = read_linear(hidden, table, bias)
+    largest, likeliest = (hidden @ table.T + bias).max(dim=-1)
+    torch.testing.assert_close(reading.largest, largest, rtol=1e-12, atol=0)
+    assert torch.equal(reading.likeliest, likeliest)
+
+
+def test_logits_of_chosen_tokens_are_those_of_the_product():
+    hidden, table, bias, _ = make(31, 5, 7)
+    tokens = torch.arange(31) % 7
+    expected = (hidden @ table.T + bias).gather(-1, tokens[:, None]).squeeze(-1)
+    torch.testing.assert_close(linear_logits(hidden, table, bias, tokens), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+def test_cross_entropy_and_its_gradients_are_torchs(reduction):
+    hidden, table, bias, upstream = make(31, 5, 7)
+    targets = torch.arange(31) % 7
+    upstream = upstream if reduction == "none" else upstream[0]
+
+    def torchs(hidden, table, bias):
+        return F.cross_entropy(hidden @ table.T + bias, targets, reduction=reduction)
+
+    def ours(hidden, table, bias):
+        return linear_cross_entropy(hidden, table, bias, targets, reduction)
+
+    case = hidden, table, bias, upstream
+    for found, expected in zip(outcome(ours, *case), outcome(torchs, *case)):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_wrong_shape_or_reduction_is_named():
+    hidden, table, bias, _ = make(3, 5, 7)
+    with pytest.raises(ValueError, match=r"hidden \(3, 4\), table \(7, 5\) and bias \(7,\) must be"):
+        linear_logsumexp(hidden[:, :4], table, bias)
+    with pytest.raises(ValueError, match="unknown reduction 'average': choose sum, mean, none"):
+        linear_cross_entropy(hidden, table, bias, torch.zeros(3, dtype=torch.long), "average")

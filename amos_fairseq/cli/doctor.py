@@ -1,0 +1,106 @@
+"""`amos-fairseq doctor`: what an installation has, and the command that gets what is missing."""
+import argparse
+import importlib.metadata
+import importlib.util
+import platform
+from typing import List, NamedTuple
+
+HELP = "What this installation has, which ops are compiled, and how to get what is missing."
+COLOURS = {"ok": "32", "slow": "33", "optional": "33", "broken": "31"}
+
+
+class Finding(NamedTuple):
+    subject: str
+    state: str  # ok, slow, optional or broken
+    text: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(args: argparse.Namespace) -> int:
+    """Status 1 if anything is broken, 0 if not."""
+    import sys
+
+    findings = [*software(), *devices(), *ops()]
+    width = max(len(finding.subject) for finding in findings)
+    for subject, state, text in findings:
+        shown = f"\033[{COLOURS[state]}m{state:<8}\033[0m" if sys.stdout.isatty() else f"{state:<8}"
+        print(f"{subject:<{width}}  {shown}  {text}")
+    return int(any(finding.state == "broken" for finding in findings))
+
+
+def software() -> List[Finding]:
+    import torch
+
+    findings = [
+        Finding("python", "ok", platform.python_version()),
+        Finding("torch", "ok", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"),
+    ]
+    try:
+        from amos_fairseq.fairseq_repairs import REPAIRS, checked_original
+
+        for target, (source, _) in REPAIRS.items():
+            checked_original(target, source)
+        text = f"fairseq-fixed {importlib.metadata.version('fairseq-fixed')}, {len(REPAIRS)} repairs fit"
+        findings.append(Finding("fairseq", "ok", text))
+    except (ImportError, RuntimeError, importlib.metadata.PackageNotFoundError) as error:
+        findings.append(Finding("fairseq", "broken", " ".join(str(error).split())))
+    if importlib.util.find_spec("apex") is not None:
+        findings.append(Finding("apex", "ok", "found"))
+    else:
+        findings.append(Finding("apex", "optional", "not found; --optimizer fused_adamw needs none"))
+    return findings
+
+
+def devices() -> List[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Finding("GPUs", "optional", "none is seen: training runs on the CPU")]
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use --fp16"
+    return [Finding("GPUs", "ok", f"{len(names)} x {', '.join(sorted(set(names)))}, {bf16}")]
+
+
+def ops() -> List[Finding]:
+    """Which implementation runs on each device; a compiled one is held against PyTorch's on a small example."""
+    import torch
+
+    from amos_fairseq.csrc.build import library
+    from amos_fairseq.ops import compiled
+
+    findings = []
+    for device in ("cpu", "cuda"):
+        subject = f"ops on {device}"
+        if device == "cuda" and library(device).exists() and not torch.cuda.is_available():
+            findings.append(Finding(subject, "ok", f"compiled, and no GPU to try them on: {library(device)}"))
+        elif not compiled.available(device):
+            state = "slow" if device == "cuda" and torch.cuda.is_available() else "optional"
+            findings.append(Finding(subject, state, f"PyTorch; compile them: {compiled.BUILD_COMMAND[device]}"))
+        elif agrees(device):
+            findings.append(Finding(subject, "ok", f"compiled: {library(device)}"))
+        else:
+            command = compiled.BUILD_COMMAND[device]
+            findings.append(Finding(subject, "broken", f"compiled ops differ from PyTorch's; build anew: {command}"))
+    return findings
+
+
+def agrees(device: str) -> bool:
+    """Whether compiled losses and draws are PyTorch's."""
+    import torch
+
+    from amos_fairseq.ops import Noise, masked_lm, use
+
+    generator = torch.Generator().manual_seed(0)
+    hidden, table = (torch.randn(*shape, generator=generator).to(device) for shape in ((8, 3, 16), (1000, 16)))
+    weights = torch.full((8, 3), 1 / 3, device=device)
+    noise = Noise(1, torch.arange(16, device=device).view(8, 2))
+    readings = []
+    for choice in ("compiled", "pytorch"):
+        with use(choice):
+            bias, targets = table[:, 0].contiguous(), torch.arange(8, device=device)
+            readings.append(masked_lm(hidden, table, bias, targets, weights, noise=noise))
+    ours, theirs = readings
+    return torch.allclose(ours.losses, theirs.losses, atol=1e-4) and torch.equal(ours.sampled, theirs.sampled)

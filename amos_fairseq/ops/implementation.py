@@ -1,0 +1,49 @@
+"""Which implementation of the row functions runs: one kernel each where that was built, else PyTorch."""
+
+import contextlib
+import os
+import warnings
+from types import ModuleType
+from typing import Iterator
+
+from torch import Tensor
+
+from amos_fairseq.ops import compiled, pytorch
+
+CHOICES = ("auto", "pytorch", "compiled")
+_choice = os.environ.get("AMOS_FAIRSEQ_OPS", "auto")
+
+
+@contextlib.contextmanager
+def use(choice: str) -> Iterator[None]:
+    """`with use("pytorch"):` or "compiled", or "auto": the kernels where they were built, the default.
+
+    The environment variable AMOS_FAIRSEQ_OPS does the same for a whole run.
+    """
+    global _choice
+    before, _choice = _choice, choice
+    try:
+        yield
+    finally:
+        _choice = before
+
+
+def row_functions(tensor: Tensor) -> ModuleType:
+    """The module whose functions read logits of this tensor's device and type.
+
+    Raises ValueError if the choice is "compiled" and there is no kernel, naming the build command.
+    """
+    if _choice not in CHOICES:
+        raise ValueError(f"AMOS_FAIRSEQ_OPS is {_choice!r}: choose {', '.join(CHOICES)}")
+    device, dtype = tensor.device.type, tensor.dtype
+    if _choice == "pytorch":
+        return pytorch
+    if compiled.available(device) and compiled.supports(device, dtype):
+        return compiled
+    if _choice == "auto":
+        if device == "cuda" and not compiled.available(device):
+            warnings.warn(f"the ops run in PyTorch and are slow; `{compiled.BUILD_COMMAND[device]}` compiles them")
+        return pytorch
+    if not compiled.supports(device, dtype):
+        raise ValueError(f"there are no compiled ops for {dtype} on {device}: use AMOS_FAIRSEQ_OPS=auto")
+    raise ValueError(f"the compiled ops for {device} are not built: run `{compiled.BUILD_COMMAND[device]}`")

@@ -1,0 +1,31 @@
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from amos_fairseq.flops import encoder_flops
+from amos_fairseq.modules import Encoder, EncoderConfig, Queries
+
+BASE = EncoderConfig(32768, 1, layers=12, dim=768, heads=12, ffn_dim=3072)
+
+
+def test_layer_of_a_base_encoder_on_literal_numbers():
+    assert encoder_flops(BASE, tokens=1, length=512, layers=1) == 15_728_640  # 8 d^2 + 4 d f + 4 T d
+    assert encoder_flops(BASE, tokens=100, length=512, layers=3) == 100 * 3 * 15_728_640
+
+
+def test_last_layer_at_15_percent_saves_what_it_leaves_out():
+    everywhere = encoder_flops(BASE, tokens=1000, length=512, layers=8)
+    assert everywhere - encoder_flops(BASE, 1000, 512, 8, queries=150) == 850 * (15_728_640 - 4 * 768**2)
+    assert encoder_flops(BASE, 1000, 512, 8, queries=1000) == everywhere
+
+
+@pytest.mark.parametrize("options", [dict(), dict(embedding_dim=8)], ids=["", "factorised"])
+@pytest.mark.parametrize("counts", [None, [2, 2]], ids=["everywhere", "at selected positions"])
+def test_products_that_an_encoder_computes_are_those_counted(options, counts):
+    config = EncoderConfig(50, 1, layers=3, dim=16, heads=2, ffn_dim=40, rel_pos_buckets=8, **options)
+    encoder, tokens = Encoder(config).eval(), torch.randint(2, 50, (2, 8))
+    at = counts and Queries.of(torch.tensor([1, 4, 9, 12]), counts, 8)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        encoder(tokens, at=at)
+    assert counter.get_total_flops() == encoder_flops(config, 16, 8, 3, counts and 4)
