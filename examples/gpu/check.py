@@ -20,18 +20,16 @@ from pathlib import Path
 
 import torch
 
-from amos_fairseq.corruption import gumbel_noise
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod, Vocabulary
-from amos_fairseq.random import mixed_seed
 
 CROP = 0.9
 TRAINING = {"bf16": ["--bf16"], "fp16": ["--fp16"], "fp32": []}
 UPDATES = 200
 
 
-def make_batch(device, sequences, length, masked, vocabulary_size) -> PretrainingBatch:
-    generator = torch.Generator().manual_seed(0)
+def make_batch(device, sequences, length, masked, vocabulary_size, seed=0) -> PretrainingBatch:
+    generator = torch.Generator().manual_seed(seed)
     original = torch.randint(4, vocabulary_size - 1, (sequences, length), generator=generator)
     positions = torch.zeros(sequences, length, dtype=torch.bool)
     for row in positions:
@@ -42,9 +40,10 @@ def make_batch(device, sequences, length, masked, vocabulary_size) -> Pretrainin
         masked_positions=positions,
         masked_index=positions.flatten().nonzero().squeeze(-1),
         cropped_tokens=original[:, : int(CROP * length)],
+        sample_ids=torch.arange(sequences),
     )
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return PretrainingBatch(num_masked=[masked] * sequences, sample_ids=list(range(sequences)), **tensors)
+    return PretrainingBatch(num_masked=[masked] * sequences, **tensors)
 
 
 def make_method(name, size, vocabulary_size, device, dtype, **options) -> PretrainingMethod:
@@ -60,18 +59,11 @@ def loss_of(method, batch) -> torch.Tensor:
     return sum(term.weight * term.mean for term in terms.values())
 
 
-def noise_of_the_cpu(method, batch, width, stream=0):
-    """A generator's draws differ between devices; these do not."""
-    seeds = [mixed_seed(method.noise_seed, method.num_updates, i, stream) for i in batch.sample_ids]
-    return gumbel_noise(width, seeds, batch.num_masked).to(batch.masked_index.device)
-
-
 def parity(name) -> dict:
     results = []
     no_dropout = {field.name: 0.0 for field in fields(METHODS[name].config_class) if field.name.endswith("dropout")}
     for device in ("cpu", "cuda"):
         method = make_method(name, "tiny", 1000, device, torch.float32, **no_dropout)
-        method.sampling_noise = noise_of_the_cpu.__get__(method)
         loss = loss_of(method, make_batch(device, 4, 64, 9, 1000))
         loss.backward()
         gradients = [parameter.grad.flatten().cpu() for parameter in method.parameters()]
