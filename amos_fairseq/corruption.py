@@ -29,17 +29,6 @@ def corrupt(original_tokens: Tensor, masked_positions: Tensor, sampled_tokens: T
     return Corruption(corrupted_tokens, corrupted_tokens != original_tokens)
 
 
-def sample_tokens(
-    logits: Tensor, noise: Optional[Tensor] = None, excluded_tokens: Optional[Tensor] = None
-) -> Tensor:
-    """Draw (M,) ids from softmax(logits) without gradient, by the Gumbel-max trick: argmax(logits + noise).
-
-    logits: (M, V)   noise: (M, V) Gumbel(0, 1), drawn from torch's default generator when absent
-    excluded_tokens: (V,) bool, never drawn (specials, `<mask>`, padding, the vocabulary's fillers)
-    """
-    return _perturbed(logits, noise, excluded_tokens).argmax(dim=-1)
-
-
 def check_negatives(num_negatives: int, vocabulary_size: int, num_excluded: int) -> None:
     """Raise ValueError unless there are as many tokens that are neither excluded nor the original, and at least one."""
     others = vocabulary_size - 1 - num_excluded
@@ -51,7 +40,7 @@ def sample_candidates(
     logits: Tensor,
     original_tokens: Tensor,
     num_negatives: int,
-    noise: Optional[Tensor] = None,
+    noise: Tensor,
     excluded_tokens: Optional[Tensor] = None,
 ) -> Tensor:
     """The original among K others, (M, 1 + K): column 0 the original, column k the k-th draw  (TEAMS, Sec. 3.2).
@@ -60,22 +49,12 @@ def sample_candidates(
     gradient. Neither the original nor `excluded_tokens` are among them.
     There must be as many: see `check_negatives`.
 
-    logits: (M, V)   original_tokens: (M,)   noise: (M, V) Gumbel(0, 1), drawn from torch's default generator when
-    absent; zeros of any shape that broadcasts give the K likeliest tokens
+    logits: (M, V)   original_tokens: (M,)   noise: (M, V) Gumbel(0, 1), see `ops.gumbel_noise`; zeros of any shape that
+    broadcasts give the K likeliest tokens   excluded_tokens: (V,) bool
     """
-    perturbed = _perturbed(logits, noise, excluded_tokens)
-    perturbed.scatter_(-1, original_tokens.unsqueeze(-1), float("-inf"))
-    negatives = perturbed.topk(num_negatives, dim=-1).indices
-    return torch.cat([original_tokens.unsqueeze(-1), negatives], dim=-1)
-
-
-def _perturbed(logits: Tensor, noise: Optional[Tensor], excluded_tokens: Optional[Tensor]) -> Tensor:
-    """logits + noise, a tensor of its own; -inf at the excluded tokens."""
-    if noise is None:
-        # a draw that rounded to 0 would have an infinite logarithm
-        exponential = torch.empty(logits.shape, device=logits.device).exponential_()
-        noise = exponential.clamp_(min=torch.finfo(exponential.dtype).tiny).log_().neg_()
     perturbed = full_precision(logits.detach()) + noise
     if excluded_tokens is not None:
         perturbed.masked_fill_(excluded_tokens, float("-inf"))
-    return perturbed
+    perturbed.scatter_(-1, original_tokens.unsqueeze(-1), float("-inf"))
+    negatives = perturbed.topk(num_negatives, dim=-1).indices
+    return torch.cat([original_tokens.unsqueeze(-1), negatives], dim=-1)

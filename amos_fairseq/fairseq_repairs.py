@@ -5,6 +5,7 @@ Each takes the fairseq function that it is written for and returns the one to us
 import argparse
 import collections
 import contextlib
+import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -122,12 +123,87 @@ def checkpoints_load_and_run_no_code(original: Callable) -> Callable:
     """Since torch 2.6, torch.load refuses the argparse.Namespace in checkpoints of fairseq's older architectures.
 
     Before, it ran whatever code a checkpoint held. Both end here: fairseq's own checkpoints load, for training,
-    fairseq-validate and hub alike, and one that asks for anything else is refused before it can run.
+    fairseq-validate and hub alike, and one that asks for anything else is refused before it can run. The folders that
+    stand for them with `checkpoints_are_complete_or_absent` load wherever a file does.
     """
-    def load_checkpoint_to_cpu(path, *args, **kwargs):
+    def load_checkpoint_to_cpu(path, arg_overrides=None, load_on_all_ranks=False):
+        from amos_fairseq.checkpoints import storage, store, training
+
+        if os.path.isdir(path) or os.path.basename(path) == storage.MANIFEST:
+            path = store.find(path)
+            if path.is_dir():
+                return training.load_to_cpu(path, arg_overrides)
         with _data_only(str(path)):
-            return original(path, *args, **kwargs)
+            return original(path, arg_overrides, load_on_all_ranks)
     return load_checkpoint_to_cpu
+
+
+@repairs("fairseq.checkpoint_utils:save_checkpoint", source="61513534b9b33e6a")
+def checkpoints_are_complete_or_absent(original: Callable) -> Callable:
+    """fairseq copies each checkpoint over checkpoint_last.pt, the only file that it resumes from.
+
+    A kill or a full disk during the copy leaves half a file and no way on. Here each is a folder that appears under
+    its name once it is on the disk as a whole; `checkpoint_last` and `checkpoint_best` are links.
+    """
+    def save_checkpoint(cfg, trainer, epoch_itr, val_loss):
+        from amos_fairseq import supervision
+        from amos_fairseq.checkpoints import training
+
+        with supervision.saving():
+            if trainer.checkpoint_suffix:  # a file for each process, of models in shards
+                return original(cfg, trainer, epoch_itr, val_loss)
+            return training.save(cfg, trainer, epoch_itr, val_loss)
+    return save_checkpoint
+
+
+@repairs("fairseq.checkpoint_utils:load_checkpoint", source="08e4fa03a2ab86a9")
+def runs_resume_from_the_newest_valid_checkpoint(original: Callable) -> Callable:
+    """If fairseq does not find the checkpoint that it is to load, it trains from scratch and overwrites.
+
+    It also goes on with another seed, batch, corpus or model without a word, and trains a finished run for one more
+    update. Here a damaged checkpoint is named and the one before is taken; with nothing to take, or after such a
+    change that was not allowed by name, the run ends and says why; a finished one ends with success.
+    """
+    def load_checkpoint(cfg, trainer, **passthrough):
+        from amos_fairseq import supervision
+        from amos_fairseq.checkpoints import training
+
+        supervisor = supervision.begin(trainer.cfg)
+        if supervisor is not None:
+            supervisor.lock(trainer)
+        if trainer.checkpoint_suffix:
+            return original(cfg, trainer, **passthrough)
+        extra_state, epoch_itr = training.load(original, cfg, trainer, **passthrough)
+        if supervisor is not None:
+            supervisor.resume(extra_state)
+        return extra_state, epoch_itr
+    return load_checkpoint
+
+
+@repairs("fairseq.data.iterators:EpochBatchIterator.state_dict", source="9ca3004ba26d6279")
+def data_position_is_saved_in_samples(original: Callable) -> Callable:
+    """fairseq saves how many batches one process has read: resumed by half as many processes, it reads data again."""
+    def state_dict(self):
+        from amos_fairseq.checkpoints import position
+
+        return position.with_samples(self, original(self))
+    return state_dict
+
+
+@repairs("fairseq.data.iterators:EpochBatchIterator.load_state_dict", source="a0f27922a05bd774")
+def data_position_is_loaded_in_samples(original: Callable) -> Callable:
+    """The other half of `data_position_is_saved_in_samples`; states without samples load as before."""
+    def load_state_dict(self, state_dict):
+        from amos_fairseq.checkpoints import position
+
+        original(self, position.with_iterations(self, state_dict))
+    return load_state_dict
+
+
+@repairs("fairseq.data.indexed_dataset:_warmup_mmap_file", source="4c060907a1fe9cd5")
+def shards_are_not_read_whole_at_start(original: Callable) -> Callable:
+    """Every rank and every loader worker reads all of a shard, to warm the page cache; a map reads what is used."""
+    return lambda path: None
 
 
 @repairs("fairseq.distributed.utils:_broadcast_object_slow", source="9fc3ef1939a94874")
@@ -208,11 +284,151 @@ def updates_start_with_empty_micro_batches(original: Callable) -> Callable:
     It does so whenever the last one is empty, though their gradients are applied: the step is too long. Here the
     empty ones come first, so this happens only if all are empty, when it is right. The order has no other effect.
     Also, no task ever sees the micro-batches of an update together; one that has `begin_update(samples, device)`
-    is called with them before anything else (and again if AMP repeats the update).
+    is called with them before anything else (and again if AMP repeats the update). The update itself is made under
+    supervision, where there is one: see `updates_with_nan_are_skipped`.
     """
     def train_step(self, samples, raise_oom=False):
+        from amos_fairseq import supervision
+
+        supervisor = supervision.current()
+        if supervisor is not None:
+            samples = supervisor.begin_update(self, samples)
+            if samples is None:
+                return None
         samples = sorted(samples, key=lambda sample: bool(sample))  # stable, False first; empty: {} or None
         if hasattr(self.task, "begin_update"):
             self.task.begin_update(samples, self.device)
+        if supervisor is not None:
+            return supervisor.train_step(self, original, samples)
         return original(self, samples, raise_oom)
     return train_step
+
+
+@repairs("fairseq.optim.fp16_optimizer:FP16Optimizer.build_optimizer", source="c7ff6d890b7d4239")
+def fp16_keeps_parameters_apart_where_the_optimizer_needs_it(original: Callable) -> Callable:
+    """With --fp16, fairseq joins all parameters to one flat tensor, in which an optimizer cannot tell their kinds.
+
+    One that sets `supports_flat_params = False` in its class is refused unless `--fp16-no-flatten-grads` is given.
+    Here that option is set for it; its copies between the precisions are one per parameter with or without.
+    """
+    def build_optimizer(cfg, params, **kwargs):
+        from fairseq.optim import OPTIMIZER_REGISTRY
+
+        if OPTIMIZER_REGISTRY[cfg.optimizer._name].supports_flat_params is False:  # elsewhere a property
+            cfg = copy.deepcopy(cfg)  # a checkpoint has the options as they were given
+            cfg.common.fp16_no_flatten_grads = True
+        return original(cfg, params, **kwargs)
+    return build_optimizer
+
+
+@repairs("fairseq.optim.fp16_optimizer:_FP16OptimizerMixin.state_dict", source="5da060f6579a98bf")
+def checkpoints_keep_the_fp32_parameters(original: Callable) -> Callable:
+    """With --bf16 or --fp16, fairseq trains fp32 parameters and saves them rounded to half precision, nothing else.
+
+    So a resumed run goes on from other parameters than a run that was not stopped. Here the optimizer's state has the
+    exact ones, which costs 4 bytes for each in the checkpoint, a third more.
+    """
+    def state_dict(self):
+        exact = [parameter.data for parameter in self.fp32_optimizer.params]
+        return {**original(self), "fp32_params": exact}
+    return state_dict
+
+
+@repairs("fairseq.optim.fp16_optimizer:_FP16OptimizerMixin.load_state_dict", source="04a88bf4795eb98f")
+def runs_resume_from_the_fp32_parameters(original: Callable) -> Callable:
+    """The other half of `checkpoints_keep_the_fp32_parameters`; older checkpoints load as before."""
+    def load_state_dict(self, state_dict, optimizer_overrides=None):
+        original(self, state_dict, optimizer_overrides)
+        for parameter, exact in zip(self.fp32_optimizer.params, state_dict.get("fp32_params", [])):
+            parameter.data.copy_(exact)
+    return load_state_dict
+
+
+@repairs("fairseq.trainer:Trainer.clip_grad_norm", source="637d588c4d2cdcd5")
+def updates_with_nan_are_skipped(original: Callable) -> Callable:
+    """If a gradient is nan or infinite, fairseq ends the run, except for what its fp16 loss scaler causes.
+
+    Here is the last point before the step, with the gradients summed over all processes, so all decide alike. See
+    `amos_fairseq.supervision`, where what follows is decided for this repair and all below.
+    """
+    def clip_grad_norm(self, clip_norm):
+        from amos_fairseq import supervision
+
+        supervisor = supervision.current()
+        return original(self, clip_norm) if supervisor is None else supervisor.clip_grad_norm(self, original, clip_norm)
+    return clip_grad_norm
+
+
+@repairs("fairseq.trainer:Trainer.cumulative_training_time", source="e44724a5c7dbe537")
+def signals_and_time_limits_stop_between_updates(original: Callable) -> Callable:
+    """SIGTERM ends fairseq without a checkpoint; its time limit is in hours of all jobs, and validates first.
+
+    Here is where fairseq asks for the time after each update has been logged, before it validates or saves: the one
+    place of the library that its training loop visits then.
+    """
+    def cumulative_training_time(self):
+        from amos_fairseq import supervision
+
+        if supervision.current() is not None:
+            supervision.current().after_update(self)
+        return original(self)
+    return cumulative_training_time
+
+
+@repairs("fairseq.trainer:Trainer.valid_step", source="e53165a7b4786aad")
+def signals_stop_validation(original: Callable) -> Callable:
+    """Validation may last longer than the time between a signal and the end of a job."""
+    def valid_step(self, sample, raise_oom=False):
+        from amos_fairseq import supervision
+
+        if supervision.current() is not None and not raise_oom:  # else one process repeats a step by itself
+            supervision.current().before_validation_step(self)
+        return original(self, sample, raise_oom)
+    return valid_step
+
+
+@repairs("fairseq.trainer:Trainer.get_train_iterator", source="aa4fd14cf2924782")
+def the_data_position_is_known_between_updates(original: Callable) -> Callable:
+    """fairseq keeps the iterator, which a checkpoint needs, in a local variable of its training loop."""
+    def get_train_iterator(self, *args, **kwargs):
+        from amos_fairseq import supervision
+
+        epoch_itr = original(self, *args, **kwargs)
+        if supervision.current() is not None:
+            supervision.current().epoch_itr = epoch_itr
+        return epoch_itr
+    return get_train_iterator
+
+
+@repairs("fairseq.data.iterators:GroupedIterator.__init__", source="3c8bbf2ae5907b8f")
+def data_can_be_skipped_between_updates(original: Callable) -> Callable:
+    """The same for the iterator over updates, from which those are taken that a loss spike lets the run skip."""
+    def __init__(self, *args, **kwargs):
+        from amos_fairseq import supervision
+
+        original(self, *args, **kwargs)
+        if supervision.current() is not None:
+            supervision.current().batches = self
+    return __init__
+
+
+@repairs("fairseq.distributed.utils:call_main", source="c2a32fa44fa277a6")
+def training_is_supervised_from_its_start(original: Callable) -> Callable:
+    """fairseq's launcher of processes, one per GPU, dies of a signal before they have saved, and loses their status.
+
+    Where it launches none, supervision begins here, with the meeting of processes and the building of the model; where
+    it does, in each when it loads a checkpoint.
+    """
+    def call_main(cfg, main, **kwargs):
+        from amos_fairseq import supervision
+
+        if os.path.join("fairseq_cli", "train.py") not in main.__code__.co_filename:
+            return original(cfg, main, **kwargs)
+        if supervision.spawns(cfg):
+            return supervision.run_in_processes(lambda: original(cfg, main, **kwargs))
+        supervision.begin(cfg)
+        try:
+            return original(cfg, main, **kwargs)
+        finally:
+            supervision.end()
+    return call_main

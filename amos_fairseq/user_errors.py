@@ -1,6 +1,8 @@
 """What a user got wrong is told in one line, without a traceback."""
 
 import contextlib
+import sys
+from typing import NoReturn
 
 
 @contextlib.contextmanager
@@ -10,3 +12,9 @@ def told_in_one_line():
         yield
     except ValueError as error:
         raise SystemExit(f"amos_fairseq: error: {error}") from None
+
+
+def stop(message: str, status: int) -> NoReturn:
+    """End the program with the message on standard error and a status that says what kind of trouble it is."""
+    print(f"amos_fairseq: error: {message}", file=sys.stderr)
+    raise SystemExit(status)

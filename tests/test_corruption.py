@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from amos_fairseq.corruption import check_negatives, corrupt, sample_candidates, sample_tokens
+from amos_fairseq.corruption import check_negatives, corrupt, sample_candidates
 from amos_fairseq.ops import Noise, gumbel_noise
 
 ORIGINAL = torch.tensor([[5, 6, 7, 8], [9, 5, 6, 7]])
@@ -37,35 +37,9 @@ def test_without_selected_positions_nothing_changes():
     assert torch.equal(corruption.corrupted_tokens, ORIGINAL) and not corruption.replaced_positions.any()
 
 
-def test_sampled_frequencies_are_the_softmax_of_the_logits():
-    logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
-    draws = 100_000
-    torch.manual_seed(0)
-    counts = torch.bincount(sample_tokens(logits.expand(draws, 5)), minlength=5).double()
-    expected = logits.double().softmax(0) * draws
-    chi_square = ((counts - expected) ** 2 / expected).sum().item()
-    assert chi_square < 18.47  # 99.9 % of the chi-square distribution with 4 degrees of freedom
-
-
-def test_excluded_tokens_are_never_drawn_however_likely():
-    logits = torch.zeros(5000, 6)
-    logits[:, 2] = 100.0
-    torch.manual_seed(0)
-    drawn = sample_tokens(logits, excluded_tokens=among(6, 0, 2)).unique()
-    assert drawn.tolist() == [1, 3, 4, 5]
-
-
-def test_given_noise_decides_the_draw():
-    logits = torch.tensor([[0.0, 1.0, 2.0]])
-    assert sample_tokens(logits, torch.tensor([[5.0, 0.0, 0.0]])).item() == 0
-    assert sample_tokens(logits, torch.zeros(1, 3)).item() == 2
-
-
-def test_half_precision_logits_are_sampled_in_fp32():
-    torch.manual_seed(0)
-    drawn = sample_tokens(torch.zeros(2000, 32768, dtype=torch.bfloat16)[:200])
-    # uniform over 32,768 ids: mean 16,384, standard error 669; half-precision noise gives a mean near 252
-    assert abs(drawn.double().mean().item() - 16384) < 4 * 669
+def noise_of(rows, vocabulary_size):
+    samples = torch.stack([torch.arange(rows), torch.zeros(rows, dtype=torch.long)], dim=1)
+    return gumbel_noise(Noise(11, samples), vocabulary_size)
 
 
 def test_candidates_are_the_original_first_and_distinct_others():
@@ -73,7 +47,7 @@ def test_candidates_are_the_original_first_and_distinct_others():
     original, excluded = torch.randint(3, 12, (2000,)), among(12, 0, 2)
     logits = 3 * torch.randn(2000, 12)
     logits[:, 2] += 50.0
-    candidates = sample_candidates(logits.half(), original, 5, excluded_tokens=excluded)
+    candidates = sample_candidates(logits.half(), original, 5, noise_of(2000, 12), excluded)
     assert candidates.shape == (2000, 6) and torch.equal(candidates[:, 0], original)
     assert (candidates.sort(dim=-1).values.diff(dim=-1) > 0).all()
     assert not excluded[candidates].any()
@@ -81,7 +55,9 @@ def test_candidates_are_the_original_first_and_distinct_others():
 
 @pytest.mark.parametrize("excluded, expected", [(None, [1, 2, 3, 4]), (among(5, 3), [1, 2, 4])])
 def test_as_many_candidates_as_the_vocabulary_allows_are_all_others(excluded, expected):
-    candidates = sample_candidates(torch.randn(7, 5), torch.zeros(7, dtype=torch.long), len(expected), None, excluded)
+    candidates = sample_candidates(
+        torch.randn(7, 5), torch.zeros(7, dtype=torch.long), len(expected), noise_of(7, 5), excluded
+    )
     assert candidates[:, 1:].sort(dim=-1).values.tolist() == [expected] * 7
 
 
@@ -103,8 +79,7 @@ def test_candidates_have_the_probabilities_of_draws_without_replacement(draws, b
     logits, rows = torch.tensor([2.0, 1.0, 0.5, -0.5, 3.0]), 100_000
     others = {token: math.exp(logits[token]) for token in (0, 1, 2, 3)}  # 4 is the original
     exact = without_replacement({token: p / sum(others.values()) for token, p in others.items()}, draws)
-    noise = gumbel_noise(Noise(11, torch.stack([torch.arange(rows), torch.zeros(rows, dtype=torch.long)], dim=1)), 5)
-    drawn = sample_candidates(logits.expand(rows, 5), torch.full((rows,), 4), draws, noise)[:, 1:]
+    drawn = sample_candidates(logits.expand(rows, 5), torch.full((rows,), 4), draws, noise_of(rows, 5))[:, 1:]
     kinds, found = drawn.unique(dim=0, return_counts=True)
     counts = dict(zip(map(tuple, kinds.tolist()), found.tolist()))
     assert counts.keys() == exact.keys()
@@ -120,9 +95,9 @@ def test_without_noise_the_candidates_are_the_likeliest():
 def test_candidates_carry_no_gradient_and_no_position_is_no_candidate():
     logits = torch.randn(2, 6, requires_grad=True)
     before = logits.detach().clone()
-    assert not sample_candidates(logits, torch.tensor([1, 2]), 2).requires_grad
+    assert not sample_candidates(logits, torch.tensor([1, 2]), 2, noise_of(2, 6)).requires_grad
     assert torch.equal(logits, before)
-    assert sample_candidates(torch.empty(0, 6), torch.empty(0, dtype=torch.long), 2).shape == (0, 3)
+    assert sample_candidates(torch.empty(0, 6), torch.empty(0, dtype=torch.long), 2, noise_of(0, 6)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("negatives", [0, 3])

@@ -17,13 +17,16 @@ import torch
 pytest.importorskip("fairseq")
 from fairseq import checkpoint_utils, models, options, tasks, utils  # noqa: E402
 from fairseq.data import Dictionary, indexed_dataset  # noqa: E402
+from fairseq.data.iterators import EpochBatchIterator  # noqa: E402
 from fairseq.dataclass.configs import DistributedTrainingConfig  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 from fairseq.distributed import utils as distributed_utils  # noqa: E402
+from fairseq.optim import OPTIMIZER_REGISTRY, FairseqOptimizer, FP16Optimizer  # noqa: E402
 from fairseq.trainer import Trainer  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from amos_fairseq import fairseq_repairs  # noqa: E402
+from amos_fairseq.checkpoints import storage, store  # noqa: E402
 from amos_fairseq.random import mixed_seed  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -74,7 +77,7 @@ def training_config(corpus, *more):
 # install()
 
 def test_every_repair_knows_the_source_of_the_installed_fairseq():
-    assert len(fairseq_repairs.REPAIRS) == 8
+    assert len(fairseq_repairs.REPAIRS) == 22
     for target, (source, _) in fairseq_repairs.REPAIRS.items():
         assert fairseq_repairs.checked_original(target, source)
 
@@ -125,7 +128,15 @@ def checkpoint(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     arguments = [corpus, "--task", "printing_masked_lm", *OPTIONS, "--save-dir", str(folder), "--max-update", "1"]
     run("-m", "fairseq_cli.train", *arguments, "--user-dir", str(PLUGIN), "--bf16")
-    return str(folder / "checkpoint_last.pt")
+    return str(folder / "checkpoint_last")
+
+
+@pytest.fixture(scope="module")
+def file(checkpoint, tmp_path_factory):
+    """The same in a file of fairseq's."""
+    path = str(tmp_path_factory.mktemp("file") / "checkpoint_last.pt")
+    torch.save(storage.read(Path(checkpoint)), path)
+    return path
 
 
 @pytest.fixture
@@ -138,14 +149,16 @@ def nothing_allowed():
 
 
 @pytest.mark.skipif(torch.__version__ < "2.6", reason="torch.load trusted every file")
-def test_fairseq_cannot_load_its_checkpoint(checkpoint, nothing_allowed):
+def test_fairseq_cannot_load_its_checkpoint(file, nothing_allowed):
     with pytest.raises(pickle.UnpicklingError):
-        checkpoint_utils.load_checkpoint_to_cpu.__wrapped__(checkpoint)
+        checkpoint_utils.load_checkpoint_to_cpu.__wrapped__(file)
 
 
-def test_checkpoint_of_an_architecture_without_dataclass_loads(checkpoint, nothing_allowed):
-    assert isinstance(checkpoint_utils.load_checkpoint_to_cpu(checkpoint)["cfg"].model, Namespace)
-    (model,), config, _ = checkpoint_utils.load_model_ensemble_and_task([checkpoint])  # fairseq-validate and hub
+@pytest.mark.parametrize("kind", ["checkpoint", "file"])
+def test_checkpoint_of_an_architecture_without_dataclass_loads(kind, nothing_allowed, request):
+    path = request.getfixturevalue(kind)
+    assert isinstance(checkpoint_utils.load_checkpoint_to_cpu(path)["cfg"].model, Namespace)
+    (model,), config, _ = checkpoint_utils.load_model_ensemble_and_task([path])  # fairseq-validate and hub
     assert config.common.bf16 and not config.common.tpu
     assert model.encoder.sentence_encoder.embed_tokens.embedding_dim == 8
 
@@ -182,6 +195,74 @@ def test_checkpoint_that_would_run_code_is_refused_in_one_line(tmp_path, monkeyp
         checkpoint_utils.load_checkpoint_to_cpu(path)
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 300 + len(path)
     assert not target.exists()
+
+
+@pytest.fixture
+def trainer(corpus, tmp_path):
+    """trainer(*options): of the tiny model, with its checkpoints in `tmp_path`."""
+    def build(*more):
+        config = training_config(corpus, "--save-dir", str(tmp_path), *more)
+        task = tasks.setup_task(config.task)
+        return Trainer(config, task, task.build_model(config.model), task.build_criterion(config.criterion))
+
+    return build
+
+
+def test_a_save_that_fails_leaves_the_earlier_checkpoint(trainer, tmp_path, monkeypatch):
+    trainer = trainer()
+    position = trainer.get_train_iterator(epoch=1)
+    position.next_epoch_itr()
+
+    def half_a_copy(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:100])
+        raise OSError
+
+    def nothing(path, chunks):
+        raise OSError
+
+    theirs, ours = checkpoint_utils.save_checkpoint.__wrapped__, checkpoint_utils.save_checkpoint
+    for save in theirs, ours:
+        save(trainer.cfg.checkpoint, trainer, position, 1.0)
+    assert checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last.pt"))
+    monkeypatch.setattr("shutil.copyfile", half_a_copy)
+    with pytest.raises(OSError):
+        theirs(trainer.cfg.checkpoint, trainer, position, 1.0)
+    with pytest.raises(RuntimeError):  # the only one that fairseq resumes from
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last.pt"))
+    monkeypatch.setattr(storage, "write_durably", nothing)
+    monkeypatch.setattr(store, "SECONDS_BETWEEN_ATTEMPTS", ())
+    with pytest.raises(SystemExit) as ended:
+        ours(trainer.cfg.checkpoint, trainer, position, 1.0)
+    assert ended.value.code == os.EX_IOERR
+    assert checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last"))["extra_state"]["best"] == 1.0
+
+
+def test_a_missing_checkpoint_ends_the_run_instead_of_training_from_scratch(trainer, tmp_path, capsys):
+    trainer = trainer("--restore-file", str(tmp_path / "gone"))
+    state, position = checkpoint_utils.load_checkpoint.__wrapped__(trainer.cfg.checkpoint, trainer)
+    assert state is None and position.epoch == 1  # fairseq: from scratch
+    with pytest.raises(SystemExit) as ended:
+        checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer)
+    assert ended.value.code == os.EX_USAGE
+    assert capsys.readouterr().err == f"amos_fairseq: error: {tmp_path / 'gone'} does not exist\n"
+
+
+def test_half_as_many_processes_go_on_where_all_stood_in_the_data():
+    def iterator(processes):
+        dataset = torch.utils.data.TensorDataset(torch.arange(12))
+        return EpochBatchIterator(dataset, list, [[index] for index in range(12)], num_shards=processes)
+
+    read = iterator(2)
+    batches = read.next_epoch_itr(shuffle=False)
+    for _ in range(3):
+        next(batches)
+    states = [cls(read) for cls in (EpochBatchIterator.state_dict.__wrapped__, EpochBatchIterator.state_dict)]
+    assert [state.get("samples_in_epoch") for state in states] == [None, 6]
+    resumed = []
+    for state in states:
+        resumed.append(iterator(1))
+        resumed[-1].load_state_dict(state)
+    assert [one.iterations_in_epoch for one in resumed] == [3, 6]  # fairseq: reads three batches again
 
 
 # Random numbers
@@ -334,6 +415,53 @@ def test_train_step_still_aggregates_its_metrics():
     assert inspect.unwrap(Trainer.train_step) is not Trainer.train_step.__wrapped__  # the decorator is inside
 
 
+# Half precision
+
+@pytest.fixture
+def half_precision_optimizer(monkeypatch):
+    """half_precision_optimizer(parameters, flat=True): fairseq's for --fp16 around SGD."""
+    def build(parameters, flat=True):
+        class Optimizer(FairseqOptimizer):
+            def __init__(self, cfg, params):
+                super().__init__(cfg)
+                self._optimizer = torch.optim.SGD(params, lr=1.0)
+                self._optimizer.supports_flat_params = True
+
+        if not flat:
+            Optimizer.supports_flat_params = False
+        monkeypatch.setitem(OPTIMIZER_REGISTRY, "mine", Optimizer)
+        cfg = OmegaConf.create(dict(
+            optimizer=dict(_name="mine"), optimization=dict(update_freq=[1]),
+            distributed_training=dict(distributed_world_size=1),
+            common=dict(
+                fp16_no_flatten_grads=False, fp16_scale_window=1, fp16_init_scale=1,
+                fp16_scale_tolerance=0.0, threshold_loss_scale=None, min_loss_scale=1e-4,
+            ),
+        ))
+        return FP16Optimizer.build_optimizer(cfg, parameters)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    return build
+
+
+@pytest.mark.parametrize("flat, shapes", [(True, [(9,)]), (False, [(2, 3), (3,)])])
+def test_fp16_joins_parameters_only_for_an_optimizer_that_supports_it(half_precision_optimizer, flat, shapes):
+    parameters = [torch.nn.Parameter(torch.ones(size, dtype=torch.half)) for size in ((2, 3), (3,))]
+    optimizer = half_precision_optimizer(parameters, flat)
+    assert [parameter.shape for parameter in optimizer.fp32_optimizer.params] == shapes
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_half_precision_resumes_from_parameters_that_are_not_rounded(half_precision_optimizer, repaired):
+    parameter = torch.nn.Parameter(torch.ones(2, dtype=torch.half))
+    optimizer = half_precision_optimizer([parameter], flat=False)
+    optimizer.fp32_params[0].data -= 1e-5  # too little for half precision
+    resumed = half_precision_optimizer([parameter], flat=False)
+    state = (FP16Optimizer.state_dict if repaired else FP16Optimizer.state_dict.__wrapped__)(optimizer)
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed.fp32_params[0], optimizer.fp32_params[0]) == repaired
+
+
 # Two processes, end to end
 
 def micro_batches(output):
@@ -362,6 +490,6 @@ def test_two_processes_train_one_model_and_resume(corpus, tmp_path):
     numbers = [number for _, drawn in batches.values() for number in drawn]
     assert len(set(numbers)) == len(numbers) == 16
 
-    resumed = train("--max-update", "4", "--restore-file", str(tmp_path / "checkpoint_2_3.pt"))
+    resumed = train("--max-update", "4", "--restore-file", str(tmp_path / "checkpoint_2_3"))
     assert "Loaded checkpoint" in resumed
     assert micro_batches(resumed) == {key: batches[key] for key in batches if key[1] == 3}

@@ -5,12 +5,12 @@ from typing import List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
+from amos_fairseq import checkpoints
 from amos_fairseq.analysis.inspection import Verdict, verdicts
 from amos_fairseq.data.masking import MaskedBlockDataset
 from amos_fairseq.data.vocabulary import MODEL_NAME, load_processor
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 
-CHECKPOINT = "checkpoint_last.pt"
 DETECTION_LOGITS = ("rtd_logits", "critic_logits")  # fields of a method's output: (B, T), positive = original
 WITHOUT_DETECTION = ("bert_mlm",)
 
@@ -68,10 +68,8 @@ class TrainedRun(NamedTuple):
 
 
 def load_run(run: Path, data: Optional[Path] = None) -> TrainedRun:
-    """The run's last checkpoint, or the checkpoint file `run`; `data` if the prepared folder is not RUN/data."""
-    checkpoint = run / CHECKPOINT if run.is_dir() else run
-    if not checkpoint.exists():
-        raise ValueError(f"{checkpoint} does not exist")
+    """The run's newest valid checkpoint, or the checkpoint `run`; `data` if the prepared folder is not RUN/data."""
+    checkpoint = checkpoints.find(run)
     if data is None and (checkpoint.parent / "data").is_dir():
         data = checkpoint.parent / "data"
 

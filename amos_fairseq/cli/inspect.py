@@ -12,7 +12,7 @@ HELP = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints (.pt)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text", help="text to corrupt")
     text.add_argument("--file", type=Path, help="text to corrupt, line by line")

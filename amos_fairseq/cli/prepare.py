@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-HELP = "turn text into a vocabulary and binarised training data"
+HELP = "turn text into a vocabulary and binarised training data; the same command goes on after a kill"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +28,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--documents-whole", action="store_true", help="do not split documents that fit into a block; blocks vary"
     )
+    parser.add_argument(
+        "--deduplicate",
+        action="store_true",
+        help="leave out documents that repeat an earlier one (9 bytes of memory per document)",
+    )
     parser.add_argument("--vocabulary-sample", type=int, default=100_000_000, help="bytes of text to train it on")
     parser.add_argument("--workers", type=int, help="number of processes (one per CPU)")
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="do part I = 0 .. N-1 of the work, on one of N machines that share DIR; the last one puts all together",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    from amos_fairseq.data.preparation import prepare
+    from amos_fairseq.data.preparation import Part, prepare
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("amos_fairseq").setLevel(logging.INFO)
-    manifest = prepare(**vars(args), progress=True)
+    part = None if args.part is None else Part.parse(args.part)
+    manifest = prepare(**{**vars(args), "part": part}, progress=True)
+    if manifest is None:  # other parts are not done
+        return
     for line in summary(manifest, os.path.normpath(args.out)):
         print(line)
 

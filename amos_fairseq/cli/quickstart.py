@@ -34,7 +34,7 @@ HELD_OUT_BLOCKS = 10
 POLL_SECONDS = 0.5
 
 ALL = "all"  # --method
-CORPUS, DATA, CHECKPOINT = "corpus.txt", "data", "checkpoint_last.pt"
+CORPUS, DATA, CHECKPOINT = "corpus.txt", "data", "checkpoint_last"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

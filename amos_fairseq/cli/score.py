@@ -18,7 +18,7 @@ class Hypothesis(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints (.pt)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
     parser.add_argument("file", metavar="FILE", help="sentences, one a line; - for standard input")
     parser.add_argument("--nbest", action="store_true", help="lines are id<TAB>sentence; mark the best of each id")
     parser.add_argument("--include-special", action="store_true", help="count <s> and </s> as well")

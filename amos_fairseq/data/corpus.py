@@ -1,7 +1,8 @@
-"""Reading a corpus: from paths to bounded chunks of bytes, from chunks to documents of clean text.
+"""Reading a corpus: from paths to slices, from these to bounded chunks of bytes, from these to documents of clean text.
 
 A chunk ends before white space and the next one begins with that white space. So a chunk always continues the document
 that the chunk before it left open, unless it is the first of its file: no seam between chunks needs a rule of its own.
+The same holds for slices, which are encoded by different processes: where one ends follows from the bytes around it.
 """
 
 import os
@@ -9,11 +10,13 @@ import re
 import stat
 import sys
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-CHUNK_BYTES = 1 << 20  # longer lines are cut; also what a worker process encodes at a time
+CHUNK_BYTES = 1 << 20  # longer lines are cut; also what is encoded at a time
+SLICE_BYTES = 32 << 20  # what is kept of the work of a killed process is whole slices
+SLICES = 256  # of a corpus too small for so many of that size, so that all workers have something to do
 BLANK_BYTES = b" \t\n\r\f\v\0"
 BLANK_LINE = re.compile(r"\n\s*\n", re.ASCII)
 ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # how "surrogateescape" shows an invalid byte
@@ -22,10 +25,19 @@ BINARY_SHARE = 0.05
 STANDARD_INPUT = "-"
 
 
+class Span(NamedTuple):
+    """Bytes of a file from `begin` to `end`, each moved back to the next place where a chunk may end."""
+
+    path: str
+    begin: int
+    end: int
+
+
 class Chunk(NamedTuple):
     data: bytes
     starts_file: bool
     byte_order_mark: bool  # one was taken off
+    continues_line: bool  # the first line began in the chunk before
     cuts_line: bool  # the last line goes on in the next chunk
 
 
@@ -85,21 +97,57 @@ def clean_text(data: bytes) -> CleanText:
     return CleanText(text.replace("\0", ""), invalid_bytes, text.count("\0"))
 
 
-def read_chunks(path: str) -> Iterator[Chunk]:
-    """The bytes of a file in chunks of at most CHUNK_BYTES that end between words."""
-    with open(path, "rb") as stream:
-        byte_order_mark = stream.read(len(BOM_UTF8)) == BOM_UTF8
-        if not byte_order_mark:
-            stream.seek(0)
-        starts_file, rest = True, b""
+def divide(path: str, size: int, most: int) -> Iterator[Span]:
+    """A file of `size` bytes as spans of `most` bytes and a rest; an empty file has an empty one."""
+    for begin in range(0, max(size, 1), most):
+        yield Span(path, begin, min(begin + most, size))
+
+
+def plan_slices(sizes: Sequence[tuple[str, int]]) -> list[list[Span]]:
+    """The corpus, (path, bytes) of each file, in slices of at least `slice_bytes` but the last; at most twice that."""
+    slice_bytes = min(max(sum(size for _, size in sizes) // SLICES, CHUNK_BYTES), SLICE_BYTES)
+    slices, filled = [[]], 0
+    for path, size in sizes:
+        for span in divide(path, size, slice_bytes):
+            if filled >= slice_bytes:
+                slices.append([])
+                filled = 0
+            slices[-1].append(span)
+            filled += span.end - span.begin
+    return slices
+
+
+def read_chunks(span: Span) -> Iterator[Chunk]:
+    """The bytes of a span in chunks of at most CHUNK_BYTES that end between words."""
+    with open(span.path, "rb") as stream:
+        end, cut_by_end = _find_boundary(stream, span.end)
+        begin, continues_line = _find_boundary(stream, span.begin)
+        stream.seek(begin)
+        byte_order_mark = begin == 0 and stream.read(len(BOM_UTF8)) == BOM_UTF8
+        if byte_order_mark:
+            begin += len(BOM_UTF8)
+        stream.seek(begin)
+        starts_file, rest = span.begin == 0, b""
         while True:
-            block = rest + stream.read(CHUNK_BYTES - len(rest))
+            fresh = stream.read(min(CHUNK_BYTES - len(rest), end - begin))
+            begin += len(fresh)
+            block = rest + fresh
             at_end = len(block) < CHUNK_BYTES
-            cut, cuts_line = (len(block), False) if at_end else _find_cut(block)
-            yield Chunk(block[:cut], starts_file, byte_order_mark and starts_file, cuts_line)
+            cut, cuts_line = (len(block), cut_by_end) if at_end else _find_cut(block)
+            yield Chunk(block[:cut], starts_file, byte_order_mark and starts_file, continues_line, cuts_line)
             if at_end:
                 return
-            starts_file, rest = False, block[cut:]
+            starts_file, rest, continues_line = False, block[cut:], cuts_line
+
+
+def _find_boundary(stream: BinaryIO, position: int) -> tuple[int, bool]:
+    """Where the spans that meet at `position` end and begin, and whether that is inside a line."""
+    if position == 0 or position >= os.fstat(stream.fileno()).st_size:
+        return position, False
+    start = max(0, position - CHUNK_BYTES)
+    stream.seek(start)
+    cut, cuts_line = _find_cut(stream.read(position - start))
+    return start + cut, cuts_line
 
 
 def _find_cut(block: bytes) -> tuple[int, bool]:
@@ -110,7 +158,7 @@ def _find_cut(block: bytes) -> tuple[int, bool]:
     if cut > 0:
         # White space stays together, in the next chunk or, where there is no more before it, in this one: a blank line
         # must not be halved.
-        return len(block[:cut].rstrip(BLANK_BYTES)) or cut + 1, False
+        return len(block[:cut].rstrip(BLANK_BYTES)) or len(block) - len(block[cut:].lstrip(BLANK_BYTES)), False
     cut = max(block.rfind(b" ", 1), block.rfind(b"\t", 1))
     if cut <= 0:
         cut = len(block) - 1
@@ -129,14 +177,14 @@ def is_selected(index: int, share: float) -> bool:
     return index == 0 or int(index * share) > int((index - 1) * share)
 
 
-def sample_text(paths: Iterable[str], budget: int) -> Iterator[str]:
-    """Clean text of evenly spaced chunks of the files, about `budget` bytes at most."""
-    paths = list(paths)
-    share = min(1.0, budget / max(1, sum(map(os.path.getsize, paths))))
-    index = 0
-    for path in paths:
-        for chunk in read_chunks(path):
-            if budget > 0 and is_selected(index, share):
+def sample_text(sizes: Sequence[tuple[str, int]], budget: int) -> Iterator[str]:
+    """Clean text of evenly spaced parts of the files, (path, bytes) each, about `budget` bytes at most."""
+    share = min(1.0, budget / max(1, sum(size for _, size in sizes)))
+    spans = (span for path, size in sizes for span in divide(path, size, CHUNK_BYTES))
+    for index, span in enumerate(spans):
+        if is_selected(index, share):
+            for chunk in read_chunks(span):
+                if budget <= 0:
+                    return
                 yield clean_text(chunk.data[:budget]).text
                 budget -= len(chunk.data)
-            index += 1

@@ -1,52 +1,92 @@
-"""Text to token ids, in parallel: what a chunk of bytes is encoded to depends on its bytes alone."""
+"""Text to token ids, in parallel: each slice of the corpus becomes a file, complete or absent.
+
+What a slice is encoded to depends on the bytes of its files alone, so any process, on any machine, may do it.
+"""
 
 import os
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.vocabulary import Vocabulary, load_processor
+from amos_fairseq.data.manifest import durably_written
+from amos_fairseq.data.vocabulary import Vocabulary, load_processor, token_dtype
+
+REPAIRED = ("invalid_utf8_bytes", "nul_characters", "byte_order_marks", "long_lines_split")
+CONTINUES, STARTS_DOCUMENT, STARTS_FILE = range(3)  # what a part does
 
 
-class EncodedChunk(NamedTuple):
-    """token_ids: of all parts; lengths, characters: tokens and characters of each part.
+class EncodedText(NamedTuple):
+    """Documents in parts; the first part continues what was open before, unless it starts a file.
 
-    A part is a document, or what this chunk holds of one; the first continues the document before.
+    token_ids: of all parts
+    kinds, lengths, characters: (parts,) CONTINUES or what the part starts, its tokens, its characters
+    repaired: (4,) how often each of REPAIRED
     """
 
     token_ids: np.ndarray
+    kinds: np.ndarray
     lengths: np.ndarray
-    characters: list[int]
-    invalid_bytes: int
-    nul_characters: int
+    characters: np.ndarray
+    repaired: np.ndarray
 
 
 class TextEncoder:
-    """Encodes the documents of a chunk of bytes as dictionary indices."""
+    """Encodes the documents of a slice as dictionary indices."""
 
-    def __init__(self, model: bytes, symbol_of_piece: np.ndarray, documents: str):
-        self.processor = load_processor(model)
-        self.symbol_of_piece = symbol_of_piece.astype(np.int32)
+    def __init__(self, vocabulary: Vocabulary, documents: str):
+        self.processor = load_processor(vocabulary.model)
+        self.symbol_of_piece = vocabulary.symbol_of_piece.astype(token_dtype(vocabulary.size))
         self.documents = documents
 
-    def __call__(self, data: bytes) -> EncodedChunk:
-        clean = corpus.clean_text(data)
+    def __call__(self, spans: Sequence[corpus.Span]) -> EncodedText:
+        encoded = [self._encode_chunk(chunk) for span in spans for chunk in corpus.read_chunks(span)]
+        *parts, repaired = zip(*encoded)
+        return EncodedText(*map(np.concatenate, parts), np.sum(repaired, axis=0))
+
+    def _encode_chunk(self, chunk: corpus.Chunk) -> EncodedText:
+        clean = corpus.clean_text(chunk.data)
         first, *others = (part.strip() for part in corpus.split_documents(clean.text, self.documents))
-        parts = [first, *filter(None, others)]
+        parts = [first, *filter(None, others[:-1]), *others[-1:]]  # an empty last one ends the document before it
         # Lines become words of one sequence; only some models' normalisation would do so by itself.
         pieces = self.processor.encode([part.replace("\n", " ") for part in parts], num_threads=1)
-        lengths = np.array([len(part) for part in pieces])
-        token_ids = self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)]
-        characters = [len(part) for part in parts]
-        return EncodedChunk(token_ids, lengths, characters, clean.invalid_bytes, clean.nul_characters)
+        kinds = np.full(len(parts), STARTS_DOCUMENT, dtype=np.uint8)
+        kinds[0] = STARTS_FILE if chunk.starts_file else CONTINUES
+        return EncodedText(
+            self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)],
+            kinds,
+            np.array([len(part) for part in pieces]),
+            np.array([len(part) for part in parts]),
+            np.array(
+                [
+                    clean.invalid_bytes,
+                    clean.nul_characters,
+                    chunk.byte_order_mark,
+                    chunk.cuts_line and not chunk.continues_line,
+                ]
+            ),
+        )
+
+
+def write_encoded(path: str, encoded: EncodedText) -> None:
+    with durably_written(path) as stream:
+        np.savez(stream, **encoded._asdict())
+
+
+def read_encoded(path: str) -> EncodedText:
+    """What `write_encoded` wrote; its checksums are compared."""
+    try:
+        with np.load(path) as arrays:
+            return EncodedText(**arrays)
+    except (zipfile.BadZipFile, ValueError, TypeError, EOFError):
+        raise OSError(f"{path} is damaged: delete it and give the same command again") from None
 
 
 _encoder: Optional[TextEncoder] = None  # of this worker process
@@ -66,30 +106,30 @@ def _leave_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _encode_in_worker(data: bytes) -> EncodedChunk:
-    return _encoder(data)
+def _encode_in_worker(path: str, spans: Sequence[corpus.Span]) -> None:
+    write_encoded(path, _encoder(spans))
 
 
-def encode_chunks(
-    chunks: Iterable[corpus.Chunk], vocabulary: Vocabulary, documents: str, workers: int
-) -> Iterator[tuple[corpus.Chunk, EncodedChunk]]:
-    """Each chunk with its encoding, in order; at most two chunks per worker are in memory."""
-    arguments = (vocabulary.model, vocabulary.symbol_of_piece, documents)
+def encode_slices(
+    slices: dict[str, Sequence[corpus.Span]], vocabulary: Vocabulary, documents: str, workers: int
+) -> Iterator[int]:
+    """Encode each slice to the file that is its key; yields the bytes of text of each that is done."""
+    sizes = {path: sum(span.end - span.begin for span in spans) for path, spans in slices.items()}
     if workers == 1:
-        encoder = TextEncoder(*arguments)
-        yield from ((chunk, encoder(chunk.data)) for chunk in chunks)
+        encoder = TextEncoder(vocabulary, documents)
+        for path, spans in slices.items():
+            write_encoded(path, encoder(spans))
+            yield sizes[path]
         return
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=arguments)
-    waiting = deque()
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(vocabulary, documents))
     try:
-        for chunk in chunks:
-            waiting.append((chunk, pool.submit(_encode_in_worker, chunk.data)))
-            if len(waiting) == 2 * workers:
-                oldest, result = waiting.popleft()
-                yield oldest, result.result()
-        for oldest, result in waiting:
-            yield oldest, result.result()
+        waiting = {pool.submit(_encode_in_worker, path, spans): path for path, spans in slices.items()}
+        for done in as_completed(waiting):
+            done.result()
+            yield sizes[waiting[done]]
     except BrokenProcessPool:
-        raise ValueError("a worker process was killed, perhaps for lack of memory: try fewer --workers") from None
+        raise ChildProcessError(
+            "a worker process was killed, perhaps for lack of memory: the same command goes on, try fewer --workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,10 +1,13 @@
 """The manifest of a prepared folder: what it holds, what it was made from, and whether the files still are those."""
 
+import contextlib
 import hashlib
 import json
 import os
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 
@@ -61,6 +64,17 @@ def sha256_of(path: str) -> str:
 
 def file_record(path: str) -> dict[str, Any]:
     return {"bytes": os.path.getsize(path), "sha256": sha256_of(path)}
+
+
+@contextlib.contextmanager
+def durably_written(path: str) -> Iterator[BinaryIO]:
+    """Write a file that is there in full or not at all, whatever happens meanwhile, on whichever machines."""
+    temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
+    with open(temporary, "wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(temporary, path)
 
 
 def read_manifest(folder: str) -> Manifest:

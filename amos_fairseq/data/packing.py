@@ -1,25 +1,62 @@
 """From token ids of documents to the blocks of training and validation, dealt out to shards."""
 
+import hashlib
 import os
+import struct
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Optional
 
 import numpy as np
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.manifest import Shard, Split, file_record
-from amos_fairseq.data.vocabulary import BOS, EOS, UNK
+from amos_fairseq.data.manifest import Shard, Split, durably_written, file_record
+from amos_fairseq.data.vocabulary import BOS, EOS, SPECIALS, UNK, token_dtype
+
+LONGEST_COMPARED = 1 << 24  # tokens; a longer document is never taken for a duplicate, since it is not held in memory
+BUFFERED_TOKENS = 1 << 16
+INDEX_DTYPES = {np.uint16: 8, np.uint32: 9}  # as an index names them
+
+
+class SeenDocuments:
+    """Digests of documents, 64 bits each and in 9 bytes of memory.
+
+    Among n different documents, n^2 / 2^65 is the chance that any is taken for another: 0.0002 for 80 million.
+    """
+
+    def __init__(self):
+        self.buckets = [array("Q") for _ in range(1 << 16)]  # by the first 16 bits, each in order
+
+    def add(self, token_ids: Sequence[np.ndarray]) -> bool:
+        """Whether the document, in parts, is new."""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in token_ids:
+            digest.update(part)
+        number = int.from_bytes(digest.digest(), "big")
+        bucket = self.buckets[number >> 48]
+        place = bisect_left(bucket, number)
+        if place < len(bucket) and bucket[place] == number:
+            return False
+        bucket.insert(place, number)
+        return True
 
 
 class DocumentWriter:
-    """Sends each document, which may come in several parts, to its split; counts those without tokens."""
+    """Sends each document, which may come in several parts, to its split; counts those without tokens.
 
-    def __init__(self, train: "SplitWriter", valid: "SplitWriter", valid_fraction: float):
-        self.train, self.valid, self.valid_fraction = train, valid, valid_fraction
-        self.split: Optional[SplitWriter] = None  # of the open document, once it has a token
+    With `seen`, a document whose tokens are those of an earlier one is left out and counted.
+    """
+
+    def __init__(
+        self, train: "SplitWriter", valid: "SplitWriter", valid_fraction: float, seen: Optional[SeenDocuments] = None
+    ):
+        self.train, self.valid, self.valid_fraction, self.seen = train, valid, valid_fraction, seen
+        self.held: list[np.ndarray] = []  # parts of the open document while it may be a duplicate
+        self.held_tokens = 0
+        self.split: Optional[SplitWriter] = None  # of the open document, once a part of it is written
         self.characters = 0
-        self.files = self.files_with_text = self.empty_documents = 0
+        self.files = self.files_with_text = self.empty_documents = self.duplicate_documents = 0
         self.file_has_text = False
 
     @property
@@ -32,67 +69,123 @@ class DocumentWriter:
         self.file_has_text = False
 
     def begin_document(self) -> None:
+        """End the open document, if there is one."""
+        if self.held and self.seen.add(self.held):
+            self._write_held()
         if self.split is not None:
             self.split.documents += 1
             self.split.characters += self.characters
+        elif self.held:
+            self.duplicate_documents += 1
         elif self.characters:
             self.empty_documents += 1
-        self.split, self.characters = None, 0
+        self.split, self.characters, self.held, self.held_tokens = None, 0, [], 0
 
     def add(self, token_ids: np.ndarray, characters: int) -> None:
         if characters and not self.file_has_text:
             self.file_has_text = True
             self.files_with_text += 1
         self.characters += characters
-        if len(token_ids):
+        if len(token_ids) == 0:
+            return
+        self.held.append(token_ids)
+        self.held_tokens += len(token_ids)
+        if self.seen is None or self.held_tokens > LONGEST_COMPARED:
+            self._write_held()
+
+    def _write_held(self) -> None:
+        for token_ids in self.held:
             starts_document = self.split is None
             if starts_document:
                 index = self.train.documents + self.valid.documents
                 self.split = self.valid if corpus.is_selected(index, self.valid_fraction) else self.train
-            self.split.add(token_ids, starts_document)
+            self.split.packer.add(token_ids, starts_document)
+        self.held = []
 
 
 class SplitWriter:
     """Packs the documents of a split and deals its blocks out to the shards in turn, so that all get equally many."""
 
     def __init__(self, prefixes: Sequence[str], folder: str, vocab_size: int, tokens_per_sample: int, whole: bool):
-        from fairseq.data.indexed_dataset import make_builder
-
-        self.prefixes, self.folder = prefixes, folder
-        self.packer = BlockPacker(tokens_per_sample, whole, self._write)
-        self.builders = [make_builder(os.path.join(folder, f"{prefix}.bin"), "mmap", vocab_size) for prefix in prefixes]
-        for builder in self.builders:
-            builder._sizes = array("i")  # a list takes nine times the memory, which tells at 10^8 blocks
-        self.documents = self.characters = self.text_tokens = self.unknown_tokens = self.blocks = 0
-
-    def add(self, token_ids: np.ndarray, starts_document: bool) -> None:
-        self.text_tokens += len(token_ids)
-        self.unknown_tokens += int(np.count_nonzero(token_ids == UNK))
-        self.packer.add(token_ids, starts_document)
+        self.shards = [ShardWriter(folder, prefix, vocab_size) for prefix in prefixes]
+        self.packer = BlockPacker(tokens_per_sample, whole, token_dtype(vocab_size), self._write)
+        self.documents = self.characters = self.blocks = 0
 
     def _write(self, block: np.ndarray) -> None:
-        import torch
-
-        self.builders[self.blocks % len(self.builders)].add_item(torch.from_numpy(block))
+        self.shards[self.blocks % len(self.shards)].add(block)
         self.blocks += 1
+
+    def finish(self) -> np.ndarray:
+        """Write what is left; returns (vocabulary,) how often the blocks hold each symbol."""
+        self.packer.finish()
+        for shard in self.shards:
+            shard.flush()
+        return sum(shard.counts for shard in self.shards)
 
     def close(self) -> Split:
         """Write the indices; returns the split's part of the manifest."""
-        shards = []
-        for prefix, builder in zip(self.prefixes, self.builders):
-            names = [f"{prefix}.bin", f"{prefix}.idx"]
-            blocks, tokens = len(builder._sizes), sum(builder._sizes)
-            builder.finalize(os.path.join(self.folder, names[1]))
-            shards.append(Shard(blocks, tokens, {name: file_record(os.path.join(self.folder, name)) for name in names}))
+        counts = sum(shard.counts for shard in self.shards)
+        shards = [shard.close() for shard in self.shards]
         return Split(
             documents=self.documents,
             characters=self.characters,
-            text_tokens=self.text_tokens,
-            unknown_tokens=self.unknown_tokens,
+            text_tokens=int(counts[len(SPECIALS) :].sum() + counts[UNK]),
+            unknown_tokens=int(counts[UNK]),
             tokens=sum(shard.tokens for shard in shards),
             blocks=self.blocks,
             shards=shards,
         )
+
+
+class ShardWriter:
+    """Writes `prefix`.bin and `prefix`.idx, the format that fairseq calls mmap.
+
+    fairseq's own writer keeps lists of the sizes and places of all blocks, 80 bytes for each.
+    """
+
+    def __init__(self, folder: str, prefix: str, vocab_size: int):
+        self.folder, self.prefix = folder, prefix
+        self.dtype = token_dtype(vocab_size)
+        self.stream = open(os.path.join(folder, f"{prefix}.bin"), "wb", buffering=0)
+        self.sha256 = hashlib.sha256()
+        self.sizes = array("i")
+        self.counts = np.zeros(vocab_size, dtype=np.int64)
+        self.buffer, self.filled = np.empty(BUFFERED_TOKENS, dtype=self.dtype), 0
+
+    def add(self, block: np.ndarray) -> None:
+        self.sizes.append(len(block))
+        while len(block):
+            taken = block[: BUFFERED_TOKENS - self.filled]
+            self.buffer[self.filled : self.filled + len(taken)] = taken
+            self.filled += len(taken)
+            block = block[len(taken) :]
+            if self.filled == BUFFERED_TOKENS:
+                self.flush()
+
+    def flush(self) -> None:
+        tokens = self.buffer[: self.filled]
+        self.counts += np.bincount(tokens, minlength=len(self.counts))
+        self.sha256.update(tokens)
+        self.stream.write(tokens)
+        self.filled = 0
+
+    def close(self) -> Shard:
+        self.flush()
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+        sizes = np.array(self.sizes, dtype=np.int32)
+        ends = np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
+        index = os.path.join(self.folder, f"{self.prefix}.idx")
+        with durably_written(index) as stream:
+            stream.write(struct.pack("<9sQBQ", b"MMIDIDX", 1, INDEX_DTYPES[self.dtype.type], len(sizes)))
+            stream.write(sizes)
+            stream.write(ends - sizes * self.dtype.itemsize)
+        tokens = int(sizes.sum(dtype=np.int64))
+        files = {
+            f"{self.prefix}.bin": {"bytes": tokens * self.dtype.itemsize, "sha256": self.sha256.hexdigest()},
+            f"{self.prefix}.idx": file_record(index),
+        }
+        return Shard(len(sizes), tokens, files)
 
 
 class BlockPacker:
@@ -102,11 +195,14 @@ class BlockPacker:
     document that does not fit begins a new block, and only one longer than a block is split.
     """
 
-    def __init__(self, tokens_per_sample: int, documents_whole: bool, write: Callable[[np.ndarray], None]):
+    def __init__(
+        self, tokens_per_sample: int, documents_whole: bool, dtype: np.dtype, write: Callable[[np.ndarray], None]
+    ):
         self.capacity = tokens_per_sample - 2
         self.documents_whole = documents_whole
         self.write = write
-        self.block = np.full(tokens_per_sample, BOS, dtype=np.int64)
+        self.block = np.full(tokens_per_sample, BOS, dtype=dtype)
+        self.separator = np.array([EOS], dtype=dtype)
         self.filled = 0  # ids after <s>
         self.held: Optional[np.ndarray] = None  # with documents_whole: the open document while it may still fit a block
 
@@ -134,7 +230,7 @@ class BlockPacker:
 
     def _fill(self, token_ids: np.ndarray, starts_document: bool) -> None:
         if starts_document and self.filled:  # at the start of a block, the </s> of the block before separates
-            self._fill(np.array([EOS]), starts_document=False)
+            self._fill(self.separator, starts_document=False)
         while len(token_ids):
             taken = token_ids[: self.capacity - self.filled]
             self.block[1 + self.filled : 1 + self.filled + len(taken)] = taken

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor core
 MODEL_NAME, DICTIONARY_NAME = "sentencepiece.model", "dict.txt"
 # SentencePiece skips lines of more than 4192 bytes: cut longer ones, between words where there are any.
 SENTENCE = re.compile(r"\S[^\n]{0,998}(?=\s|$)|\S{1,1000}")
+logger = logging.getLogger(__name__)
 
 
 class Vocabulary(NamedTuple):
@@ -41,6 +43,11 @@ class Vocabulary(NamedTuple):
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.model).hexdigest()
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Of stored token ids; fairseq's choice, which it makes for files in its format."""
+    return np.dtype(np.uint16 if vocab_size < 65500 else np.uint32)
 
 
 def load_vocabulary(model: bytes, name: str, dictionary: Optional[bytes] = None) -> Vocabulary:
@@ -99,6 +106,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> Vo
     first = next(sentences, None)
     if first is None:
         raise ValueError("the corpus holds no document")
+    logger.info("training a vocabulary of %d", vocab_size)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingBatch
+from amos_fairseq.modules.encoder import compile_layers
 
 
 class PretrainingModel(BaseFairseqModel):
@@ -36,7 +37,10 @@ class PretrainingModel(BaseFairseqModel):
         names = {field.name for field in fields(method.config_class)}
         # a checkpoint from before an option existed has its default
         config = method.config_class(**{name: value for name, value in options.items() if name in names})
-        return cls(method(config, task.vocabulary, noise_seed=task.cfg.seed, total_updates=task.cfg.max_update))
+        networks = method(config, task.vocabulary, noise_seed=task.cfg.seed, total_updates=task.cfg.max_update)
+        if config.compile_layers:
+            compile_layers(networks)
+        return cls(networks)
 
     def forward(self, **net_input):
         return self.method(PretrainingBatch(**net_input))

@@ -131,7 +131,7 @@ def _check(hidden, table, bias, targets, weights, excluded, noise, temperature) 
             f"hidden {tuple(hidden.shape)} must be (M, G, E) or (M, E), and table {tuple(table.shape)} (V, E)"
         )
     rows, heads, _ = hidden.shape
-    if not rows and not len(table):
+    if not len(table):
         raise ValueError("table has no rows")
     for name, tensor, shape in (
         ("bias", bias, (len(table),)),

@@ -1,16 +1,18 @@
 """The pre-training task under each method's name: a prepared corpus, its vocabulary, and masked batches."""
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass, make_dataclass
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils
-from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
+from amos_fairseq import checkpoints, supervision
 from amos_fairseq.data.cropping import CroppingOptions
 from amos_fairseq.data.manifest import load_manifest_for
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens
@@ -18,15 +20,18 @@ from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary, option
 from amos_fairseq.methods.continuation import EarlierRun, load_generator, start_from
 from amos_fairseq.objectives import COUNTED
+from amos_fairseq.supervision import SupervisionConfig
 from amos_fairseq.user_errors import told_in_one_line
 
 
 @dataclass
-class PretrainingTaskConfig(FairseqDataclass):
+class PretrainingTaskConfig(SupervisionConfig):
     data: str = option(MISSING, "folder written by `amos-fairseq prepare`, or its shards data0:data1:..")
     tokens_per_sample: int = option(512, "longest block of tokens; the corpus is prepared with at most this")
     mask_prob: float = option(0.15, "share of the maskable positions that are selected for prediction")
     mask_special_tokens: bool = option(False, "let <s> and </s> be selected as well (COCO-LM, App.)")
+    allow_change: str = option("", "what a resumed run may do otherwise than before, as the refusal names it: seed,..")
+    allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged")
     seed: int = II("common.seed")
     max_update: int = II("optimization.max_update")
     save_dir: str = II("checkpoint.save_dir")
@@ -78,18 +83,21 @@ class PretrainingTask(FairseqTask):
                 load(method, self.earlier_run(path, option_name))
 
     def restores_checkpoint(self) -> bool:
-        """Whether fairseq will restore a checkpoint, sought as in its `checkpoint_utils.load_checkpoint`."""
-        path = self.cfg.restore_file
-        return os.path.isfile(os.path.join(self.cfg.save_dir, path) if path == "checkpoint_last.pt" else path)
+        """Whether the trainer will go on from a checkpoint of this run."""
+        given = self.cfg.restore_file != "checkpoint_last.pt"
+        try:
+            return bool(checkpoints.find(self.cfg.restore_file if given else self.cfg.save_dir))
+        except ValueError:
+            return False
 
     def earlier_run(self, path: str, option_name: str) -> EarlierRun:
         source = f"{option_name} {path}"
-        if not os.path.isfile(path):
-            raise ValueError(f"{source} is no file")
+        if not os.path.exists(path):
+            raise ValueError(f"{source} does not exist")
         try:
             checkpoint = checkpoint_utils.load_checkpoint_to_cpu(path)
             model, task, vocabulary = checkpoint["cfg"]["model"], checkpoint["cfg"]["task"], checkpoint["task_state"]
-        except (RuntimeError, EOFError, LookupError, TypeError) as error:
+        except (RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
             reason = (str(error) or "it ends early").splitlines()[0].split(". ")[0]
             raise ValueError(f"{source} is no checkpoint that training wrote: {reason}") from None
         if task._name not in METHODS:
@@ -104,8 +112,21 @@ class PretrainingTask(FairseqTask):
         return EarlierRun(source, state, model)
 
     def state_dict(self):
-        """Part of every checkpoint: by it, a later run knows whether the ids mean the same words."""
-        return {**super().state_dict(), "dictionary_sha256": self.manifest.dictionary_sha256}
+        """Part of every checkpoint: by it, a later run knows whether the ids mean the same words, and the text."""
+        return {
+            **super().state_dict(), "dictionary_sha256": self.manifest.dictionary_sha256,
+            "data_sha256": self.data_sha256(),
+        }
+
+    def get_checkpoint_dict(self):
+        """Part of every checkpoint, too, as fairseq's `extra_state`."""
+        return {} if supervision.current() is None else supervision.current().state_dict()
+
+    def data_sha256(self) -> str:
+        """Of all that the blocks which this run reads were recorded as."""
+        folders = [os.path.basename(path) for path in self.shards]
+        records = [shard.files for split in self.manifest.splits.values() for shard in split.shards]
+        return hashlib.sha256(json.dumps([folders, records], sort_keys=True).encode()).hexdigest()
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """Shard (epoch - 1) modulo their number for training, the first for any other split."""
@@ -121,6 +142,8 @@ class PretrainingTask(FairseqTask):
     def get_batch_iterator(self, dataset, *args, **kwargs):
         # fairseq drops a last batch that is no multiple of this, in validation, too
         kwargs["required_batch_size_multiple"] = 1
+        # The batches that fairseq keeps for all epochs are those of the epoch that the process started with.
+        kwargs["disable_iterator_cache"] = True
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         # Workers keep the epoch, hence the masks, that they were started with: start them anew for every epoch.
         iterator.reuse_dataloader = False
@@ -136,20 +159,28 @@ class PretrainingTask(FairseqTask):
 
         `term_scales[over]` is (micro-batches / elements of that kind), both summed over the update's micro-batches
         and processes. The counts come with the data, so every mean is exact for any number of processes and
-        micro-batches, ragged ones included, at the price of one reduction of four numbers per update.
+        micro-batches, ragged ones included, at the price of one reduction of five numbers per update, of which the
+        last says how many processes were asked to stop.
         """
         present = [sample["counts"] for sample in samples if sample]
         counts = [sum(part[over] for part in present) for over in COUNTED]
-        counts = torch.tensor([len(present), *counts], dtype=torch.double)
+        supervisor = supervision.current()
+        stop = supervisor is not None and bool(supervisor.watch.requested)
+        counts = torch.tensor([len(present), *counts, stop], dtype=torch.double)
         if distributed_utils.get_data_parallel_world_size() > 1:
             counts = counts.to(device)
             distributed_utils.all_reduce(counts, group=distributed_utils.get_data_parallel_group())
-        scales = (counts[0] / counts[1:].clamp(min=1)).float()
+        scales = (counts[0] / counts[1:-1].clamp(min=1)).float()
         self.term_scales = dict(zip(COUNTED, scales))
+        if supervisor is not None:
+            supervisor.stop_votes = counts[-1]
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
         if ignore_grad:
             sample = {**sample, "net_input": {**sample["net_input"], "stand_in": True}}
+        if supervision.current() is not None:
+            gathers = getattr(model.method.config, "scl_gather", False)  # waits for other processes in forward
+            criterion = supervision.current().guarded(criterion, sample, repeatable=not gathers)
         loss, sample_size, logs = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
         )

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amos_fairseq import ops
-from amos_fairseq.corruption import sample_tokens
 from amos_fairseq.ops import Noise
 
 TEMPERATURE = 0.3
@@ -262,7 +261,7 @@ def samplers(settings: Settings) -> Iterator[Comparison]:
 
     def ours_sample(inputs: LogitsInputs) -> Tensor:
         logits = inputs.logits.detach()
-        return sample_tokens(logits, ops.gumbel_noise(inputs.noise, logits.size(-1)))
+        return (full(logits) + ops.gumbel_noise(inputs.noise, logits.size(-1))).argmax(-1)
 
     others = {
         "torch.multinomial": multinomial_sample,

@@ -63,7 +63,7 @@ def shapes(settings: Settings, sequences=(FEWEST_SEQUENCES,)) -> Iterator[Dict[s
     elif settings.on_gpu:
         yield from (dict(size="base", B=b, T=512, V=32768) for b in sequences)
     else:
-        yield dict(size="small", B=8, T=128, V=8192)
+        yield dict(size="small", B=8, T=128, V=32768)
 
 
 def comparison(settings: Settings, shape: Dict[str, Any], sides: Dict[str, Training], methods: Dict[str, Any]):

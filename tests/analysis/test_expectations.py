@@ -6,7 +6,7 @@ from amos_fairseq.analysis import expectations
 from amos_fairseq.analysis.run_log import RunLog
 
 ROWS = [
-    {"num_updates": 10.0 * i, "mlm_4": 10.0 - i / 10, "rtd_accuracy_original": 0.95, "wps": 1234.5}
+    {"num_updates": 10.0 * i, "mlm": 20.0, "mlm_4": 10.0 - i / 10, "rtd_accuracy_original": 0.95, "wps": 1234.5}
     for i in range(1, 41)
 ]
 LOG = RunLog(ROWS, [{"num_updates": 400.0, "mlm_4": 5.0, "rtd_auc": 0.75}])
@@ -36,7 +36,7 @@ def test_table_without_expectations_has_no_column_for_them():
 
 
 def test_table_of_methods_has_a_row_for_each_run_and_a_dash_for_what_it_lacks():
-    row = {"num_updates": 1.0, "mlm_1": 7.0, "mlm_2": 6.5, "rtd": 0.4, "wps": 2000.0, "tflops": 0.01}
+    row = {"num_updates": 1.0, "mlm": 13.5, "mlm_1": 7.0, "mlm_2": 6.5, "rtd": 0.4, "wps": 2000.0, "tflops": 0.01}
     plain = {"num_updates": 1.0, "mlm": 6.0, "wps": 1.0, "tflops": 0.0}
     logs = {"deep": RunLog([row], []), "plain": RunLog([plain], [])}
     assert [line.split() for line in expectations.format_methods(logs).splitlines()[1:]] == [

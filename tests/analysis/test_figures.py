@@ -5,10 +5,10 @@ from amos_fairseq.analysis.run_log import RunLog
 
 AMOS = RunLog(
     train=[
-        {"num_updates": 10.0, "mlm_4": 8.0, "mlm_6": 7.9, "rtd": 0.4, "mixture_weight_4": 0.5, "mixture_weight_6": 0.5,
-         "rtd_accuracy_original": 1.0, "rtd_accuracy_replaced": 0.0},
-        {"num_updates": 20.0, "mlm_4": 7.0, "mlm_6": 6.5, "rtd": 0.3, "mixture_weight_4": 0.4, "mixture_weight_6": 0.6,
-         "rtd_accuracy_original": 0.9, "rtd_accuracy_replaced": 0.2},
+        {"num_updates": 10.0, "mlm": 15.9, "mlm_4": 8.0, "mlm_6": 7.9, "rtd": 0.4,
+         "mixture_weight_4": 0.5, "mixture_weight_6": 0.5, "rtd_accuracy_original": 1.0, "rtd_accuracy_replaced": 0.0},
+        {"num_updates": 20.0, "mlm": 13.5, "mlm_4": 7.0, "mlm_6": 6.5, "rtd": 0.3,
+         "mixture_weight_4": 0.4, "mixture_weight_6": 0.6, "rtd_accuracy_original": 0.9, "rtd_accuracy_replaced": 0.2},
     ],
     validation=[{"num_updates": 20.0, "mlm_4": 6.9, "mlm_6": 6.4, "rtd": 0.31}],
 )

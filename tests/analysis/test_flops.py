@@ -48,11 +48,14 @@ def test_parts_of_electra_bases_generator_in_gigaflops_of_a_sequence():
     assert flops.mlm_head(config) * flops.PREDICTED * sequence == pytest.approx(3.8, abs=0.05)
 
 
+SAVED = 17.46  # GFLOP of a masked LM's last layer, of base size, at the 85 % of 512 positions that are not selected
+
+
 @pytest.mark.parametrize("name, gigaflops", [("amos_rtd", 518.8), ("script_selfcritic", 670.8), ("peer_tqr", 446.7)])
 def test_hardware_counts_what_mfu_counts(name, gigaflops):
     geometry = Geometry(sequences=10, length=512, updates=1)
     token = hardware_flops(build(name, "base", 32768, geometry), geometry)
-    assert token * 512 / 1e9 == pytest.approx(gigaflops, rel=2e-3)
+    assert token * 512 / 1e9 == pytest.approx(gigaflops - SAVED, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", METHODS)

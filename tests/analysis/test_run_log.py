@@ -1,6 +1,7 @@
 import json
 
 from amos_fairseq.analysis import run_log
+from amos_fairseq.analysis.run_log import RunLog
 
 
 def line(update, stamp="2026-11-20 12:00:00 | INFO | train_inner | ", **values):
@@ -52,8 +53,14 @@ def test_truncated_last_line_is_skipped(tmp_path):
 def test_names_are_sorted_by_depth():
     log = run_log.parse([line(10, mlm_10="1", mlm_4b="2", mlm_4a="3", mlm_accuracy_4="4", rtd="5", rtd_auc="6")])
     assert run_log.names(log, "mlm") == ["mlm_4a", "mlm_4b", "mlm_10"]
-    assert run_log.names(log, "rtd") == ["rtd"]
+    assert run_log.names(log, "rtd") == ["rtd"] and run_log.names(log, "clm") == []
     assert run_log.split_depth("mixture_weight_4a") == ("mixture_weight", "4a")
+
+
+def test_sum_over_depths_is_no_depth():
+    log = run_log.parse([line(10, mlm="9", mlm_4="5", mlm_6="4"), line(20, mlm="8", rtd="1")])
+    assert run_log.names(log, "mlm") == ["mlm_4", "mlm_6"]
+    assert run_log.names(RunLog(log.train[1:], []), "mlm") == ["mlm"]
 
 
 def test_series_holds_the_rows_that_have_the_value():

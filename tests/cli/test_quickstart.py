@@ -46,7 +46,7 @@ def finished(corpus, tmp_path_factory):
 
 def test_quickstart_prepares_trains_reports_and_inspects(finished):
     _, out, printed = finished
-    assert {"data", "train.log", "checkpoint_last.pt", "figures", "quickstart.json"} <= set(os.listdir(out))
+    assert {"data", "train.log", "checkpoint_last", "figures", "quickstart.json"} <= set(os.listdir(out))
     assert {path.name for path in (out / "figures").iterdir()} == {
         "loss_terms.png", "mixture_weights.png", "detection_accuracy.png"
     }

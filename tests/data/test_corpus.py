@@ -7,9 +7,14 @@ import pytest
 from amos_fairseq.data import corpus
 
 
-def documents_through_chunks(path, documents="blank-line"):
+def whole(path):
+    return corpus.Span(str(path), 0, path.stat().st_size)
+
+
+def documents_through_chunks(path, documents="blank-line", most=None):
     found = []
-    for chunk in corpus.read_chunks(str(path)):
+    spans = corpus.divide(str(path), path.stat().st_size, most or 1 << 30)
+    for chunk in (chunk for span in spans for chunk in corpus.read_chunks(span)):
         first, *others = corpus.split_documents(corpus.clean_text(chunk.data).text, documents)
         if chunk.starts_file:
             found.append([first])
@@ -21,16 +26,17 @@ def documents_through_chunks(path, documents="blank-line"):
 
 
 @pytest.mark.parametrize("documents", ["blank-line", "line"])
-def test_documents_do_not_depend_on_where_chunks_end(tmp_path, monkeypatch, documents):
+def test_documents_do_not_depend_on_where_chunks_and_spans_end(tmp_path, monkeypatch, documents):
     path = tmp_path / "text"
     white_space = [" ", "\n", "\n\n", "\r\n \r\n", " \0\n", "\n\0\t\n"]
-    for spaces in itertools.islice(itertools.product(white_space, repeat=5), 0, None, 7):
+    for spaces in itertools.islice(itertools.product(white_space, repeat=5), 0, None, 19):
         path.write_bytes("".join(space + "bc" for space in spaces).encode())
         monkeypatch.setattr(corpus, "CHUNK_BYTES", 1 << 20)
         expected = documents_through_chunks(path, documents)
         for size in (9, 10, 11, 13):  # more than any word with its white space
             monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
-            assert documents_through_chunks(path, documents) == expected, (spaces, size)
+            for most in (None, size, 2 * size):  # bytes of a span
+                assert documents_through_chunks(path, documents, most) == expected, (spaces, size, most)
 
 
 def test_chunks_put_together_are_the_file(tmp_path, monkeypatch):
@@ -39,15 +45,34 @@ def test_chunks_put_together_are_the_file(tmp_path, monkeypatch):
     path.write_bytes(data)
     for size in (4, 7, 16, 100, 10_000):
         monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
-        chunks = list(corpus.read_chunks(str(path)))
+        chunks = list(corpus.read_chunks(whole(path)))
         assert b"".join(chunk.data for chunk in chunks) == data
         assert max(len(chunk.data) for chunk in chunks) <= size
         assert sum(corpus.clean_text(chunk.data).invalid_bytes for chunk in chunks) == 30  # no character is cut
+        for most in (size, 3 * size):
+            spans = corpus.divide(str(path), len(data), most)
+            parts = [chunk for span in spans for chunk in corpus.read_chunks(span)]
+            assert b"".join(chunk.data for chunk in parts) == data
+            assert sum(corpus.clean_text(chunk.data).invalid_bytes for chunk in parts) == 30
+            assert [chunk.starts_file for chunk in parts] == [True] + [False] * (len(parts) - 1)
+            assert [chunk.continues_line for chunk in parts[1:]] == [chunk.cuts_line for chunk in parts[:-1]]
 
 
 def test_byte_order_mark_is_taken_off(tmp_path):
     (tmp_path / "text").write_bytes(b"\xef\xbb\xbfab")
-    assert list(corpus.read_chunks(str(tmp_path / "text"))) == [corpus.Chunk(b"ab", True, True, False)]
+    assert list(corpus.read_chunks(whole(tmp_path / "text"))) == [corpus.Chunk(b"ab", True, True, False, False)]
+
+
+def test_slices_hold_every_byte_once_and_are_of_one_size_but_the_last(monkeypatch):
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 10)
+    monkeypatch.setattr(corpus, "SLICE_BYTES", 20)
+    sizes = [("a", 50), ("b", 0), ("c", 3), ("d", 4), ("e", 21), ("f", 1)]
+    assert corpus.plan_slices(sizes) == [  # 79 bytes are few: slices of at least CHUNK_BYTES
+        [("a", 0, 10)], [("a", 10, 20)], [("a", 20, 30)], [("a", 30, 40)], [("a", 40, 50)],
+        [("b", 0, 0), ("c", 0, 3), ("d", 0, 4), ("e", 0, 10)], [("e", 10, 20)], [("e", 20, 21), ("f", 0, 1)],
+    ]  # fmt: skip
+    assert [len(spans) for spans in corpus.plan_slices([("a", 256 * 20), ("b", 40)])] == [1] * 258
+    assert corpus.plan_slices([("a", 0)]) == [[("a", 0, 0)]]
 
 
 def test_clean_text_replaces_invalid_bytes_and_removes_nuls():
@@ -62,11 +87,11 @@ def test_selection_is_evenly_spaced_and_leaves_both_sides_one():
 
 
 def test_sample_is_spread_over_the_corpus_and_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 100)
     (tmp_path / "text").write_text("".join(f"line {number:04d}\n" for number in range(1000)))
-    sample = list(corpus.sample_text([str(tmp_path / "text")], budget=1000))
+    sample = list(corpus.sample_text([(str(tmp_path / "text"), 10_000)], budget=1000))
     assert 900 <= sum(map(len, sample)) <= 1000
-    assert "line 0000" in sample[0] and int(sample[-1].split()[-1]) > 950
+    assert "line 0000" in sample[0] and int(sample[-1].split()[-1]) > 900
 
 
 def test_folders_are_searched_for_txt_files_in_order(tmp_path):

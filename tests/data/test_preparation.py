@@ -18,7 +18,7 @@ from fairseq.data import Dictionary
 from fairseq.data.data_utils import load_indexed_dataset
 
 from amos_fairseq.cli import prepare as command
-from amos_fairseq.data import corpus, encoding, packing, preparation
+from amos_fairseq.data import corpus, encoding, preparation
 from amos_fairseq.data.manifest import load_manifest_for, read_manifest
 from amos_fairseq.data.packing import BlockPacker
 from amos_fairseq.data.preparation import prepare
@@ -192,7 +192,7 @@ def split_at(ids, separator):
 
 def pack(documents, tokens_per_sample, whole):
     blocks = []
-    packer = BlockPacker(tokens_per_sample, whole, lambda block: blocks.append(block.tolist()))
+    packer = BlockPacker(tokens_per_sample, whole, np.dtype(np.uint16), lambda block: blocks.append(block.tolist()))
     for document in documents:
         for number, part in enumerate(document):
             packer.add(np.array(part), starts_document=number == 0)
@@ -226,12 +226,20 @@ def test_hostile_text_is_counted_exactly(prepared, tmp_path, monkeypatch):
     (folder / "d.txt").write_bytes(b"long line " * 3000 + b"\n\n\xe2\x80\x8b\n\nlast")  # \u200b: no token
     out = str(tmp_path / "out")
     manifest = prepare([str(folder)], out, vocabulary=prepared, valid_fraction=0.5, workers=1)
-    assert manifest.dropped == {"empty_files": 2, "empty_documents": 1}
+    assert manifest.dropped == {"empty_files": 2, "empty_documents": 1, "duplicate_documents": 0}
     expected = {"invalid_utf8_bytes": 2, "nul_characters": 1, "byte_order_marks": 1, "long_lines_split": 1}
     assert manifest.repaired == expected
     assert (manifest.splits["train"].documents, manifest.splits["valid"].documents) == (2, 2)
     assert decoded_documents(out, "valid").startswith("first abc more long line long line")
     assert decoded_documents(out, "valid").count("long line") == 3000
+
+
+def test_a_document_ends_at_a_blank_line_before_a_line_longer_than_a_chunk(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 100)
+    documents = ["short one", "long line " * 30, "long line" * 30, "last"]
+    (tmp_path / "a.txt").write_text("\n\n".join(documents))
+    manifest = prepare([str(tmp_path / "a.txt")], str(tmp_path / "out"), vocabulary=prepared, workers=1)
+    assert [split.documents for split in manifest.splits.values()] == [3, 1]
 
 
 def test_every_line_can_be_a_document(prepared, tmp_path):
@@ -262,16 +270,19 @@ def test_standard_input_gives_the_blocks_of_the_file(text, prepared, tmp_path):
     assert not any("\t" in line for line in lines)
 
 
-def test_the_command_reports_a_mistake_in_one_line(tmp_path):
-    result = run_command(tmp_path / "no.txt", "--out", tmp_path / "out")
+@pytest.mark.parametrize("name, reason", [("no.txt", "{0} does not exist"), ("e.txt", "the corpus holds no document")])
+def test_the_command_reports_a_mistake_in_one_line(tmp_path, name, reason):
+    (tmp_path / "e.txt").write_text("")
+    result = run_command(tmp_path / name, "--out", tmp_path / "out")
     assert result.returncode == 2
-    assert result.stderr.decode() == f"amos-fairseq prepare: error: {tmp_path}/no.txt does not exist\n"
+    assert result.stderr.decode() == f"amos-fairseq prepare: error: {reason.format(tmp_path / name)}\n"
+    assert os.listdir(tmp_path) == ["e.txt"]
 
 
 def test_the_same_preparation_is_not_repeated_and_another_is_refused(text, prepared, monkeypatch):
     options = dict(vocab_size=320, tokens_per_sample=32, valid_fraction=0.1)
     before = tree_of(prepared)
-    monkeypatch.setattr(preparation, "_write", lambda *arguments: pytest.fail("worked again"))
+    monkeypatch.setattr(preparation, "_encode", lambda *arguments: pytest.fail("worked again"))
     assert prepare([text], prepared, shards=3, workers=2, **options) == read_manifest(prepared)
     with pytest.raises(ValueError) as error:
         prepare([text], prepared, shards=2, **options)
@@ -339,24 +350,6 @@ def test_a_vocabulary_size_that_cannot_be_names_the_nearest_that_can(asked, boun
         prepare([text], str(tmp_path / "beyond"), vocab_size=beyond, workers=1)
 
 
-def test_an_interrupt_leaves_nothing(text, prepared, tmp_path, monkeypatch):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(preparation, "format_dictionary", interrupt)
-    monkeypatch.setattr(packing.BlockPacker, "finish", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        prepare([text], str(tmp_path / "out"), vocabulary=prepared, workers=2)
-    assert os.listdir(tmp_path) == []
-
-
-def test_what_a_killed_run_left_is_cleared(text, prepared, tmp_path):
-    (tmp_path / "out.partial" / "data0").mkdir(parents=True)
-    (tmp_path / "out.partial" / "stream0").write_text("x")
-    prepare([text], str(tmp_path / "out"), vocabulary=prepared, workers=1)
-    assert os.listdir(tmp_path) == ["out"] and "stream0" not in os.listdir(tmp_path / "out")
-
-
 def test_a_manifest_is_found_from_the_folder_and_from_its_shards(prepared):
     shards = [os.path.join(prepared, f"data{i}") for i in range(3)]
     assert load_manifest_for(prepared) == (read_manifest(prepared), shards)
@@ -394,13 +387,12 @@ def test_a_long_line_is_read_in_bounded_memory(prepared, tmp_path):
     with open(path, "wb") as stream:
         for _ in range(40):
             stream.write(b"abcd efgh " * 50_000)  # one line of 20 MB
+    encoder = encoding.TextEncoder(preparation.read_vocabulary(prepared), "blank-line")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    vocabulary = preparation.read_vocabulary(prepared)
-    chunks = corpus.read_chunks(str(path))
-    tokens = 0
-    for _, encoded in encoding.encode_chunks(chunks, vocabulary, "blank-line", workers=1):
-        tokens += len(encoded.token_ids)
-    assert tokens > 2_000_000
+    encoded = [encoder(spans) for spans in corpus.plan_slices([(str(path), 20_000_000)])]
+    assert [len(text.kinds) > 0 for text in encoded] == [True] * 20  # a megabyte each
+    assert sum(len(text.token_ids) for text in encoded) > 2_000_000
+    assert sum(int(text.repaired[3]) for text in encoded) == 1  # long_lines_split
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
@@ -410,4 +402,4 @@ def test_the_command_offers_every_option():
     arguments = vars(parser.parse_args(["a", "--out", "b"]))
     fields = {field: arguments.pop(field) for field in preparation.Options.__dataclass_fields__}
     assert preparation.Options(**fields) == preparation.Options()
-    assert set(arguments) == {"inputs", "out", "overwrite", "workers"}
+    assert set(arguments) == {"inputs", "out", "overwrite", "workers", "part"}

@@ -1,7 +1,8 @@
 """Runs fairseq's commands in forks of one process that has imported it, so that its start-up is paid once.
 
 Standard input holds one job a line, in JSON: the function to call, its arguments, the number of processes, which find
-each other through the variables that torchrun sets, and the folder to run in. There, process N writes N.out and N.err.
+each other through the variables that torchrun sets, the folder to run in, and how many seconds the others may go on
+once one has failed. In the folder, process N writes N.out and N.err.
 The answer to a job is one line with the exit codes. A child calls its function last, so it ends as a program would.
 """
 
@@ -40,7 +41,7 @@ def serve() -> Optional[str]:
                 become(job, rank, port)
                 return job["function"]
             children.append(child)
-        print(json.dumps(wait(children)), file=answers, flush=True)
+        print(json.dumps(wait(children, job["patience"])), file=answers, flush=True)
 
 
 def become(job: dict, rank: int, port: int) -> None:
@@ -56,8 +57,8 @@ def become(job: dict, rank: int, port: int) -> None:
         os.environ.update({name: str(value) for name, value in {**world, **address}.items()})
 
 
-def wait(children: List[int]) -> List[int]:
-    """The exit codes. The others are killed once one has failed or time is up."""
+def wait(children: List[int], patience: float) -> List[int]:
+    """The exit codes. The others are killed `patience` seconds after one has failed, or when time is up."""
     codes, deadline = {}, time.monotonic() + SECONDS
     while len(codes) < len(children):
         time.sleep(0.01)
@@ -65,7 +66,9 @@ def wait(children: List[int]) -> List[int]:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 codes[child] = os.waitstatus_to_exitcode(status)
-        if any(codes.values()) or time.monotonic() > deadline:
+            if codes.get(child):
+                deadline = min(deadline, time.monotonic() + patience)
+        if time.monotonic() > deadline:
             for child in set(children) - set(codes):
                 os.killpg(child, signal.SIGKILL)
     return [codes[child] for child in children]

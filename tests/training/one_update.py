@@ -63,7 +63,7 @@ def one_update(config, micro_batches):
     def keep_samples(model, _, batch, output):
         if hasattr(output, "sampled_tokens"):
             drawn = output.sampled_tokens.split(batch["num_masked"])
-            result["sampled"].update(zip(batch["sample_ids"], (tokens.tolist() for tokens in drawn)))
+            result["sampled"].update(zip(batch["sample_ids"].tolist(), (tokens.tolist() for tokens in drawn)))
 
     def keep_logs(criterion, _, output):
         result["micro_batches"].append({key: float(value) for key, value in output[2].items()})

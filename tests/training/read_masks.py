@@ -24,6 +24,6 @@ def main():
         for batch in iterator.next_epoch_itr(shuffle=True):
             inputs = batch["net_input"]
             fields = (inputs[key].tolist() for key in ("original_tokens", "masked_tokens", "masked_positions"))
-            masked.update(zip(inputs["sample_ids"], zip(*fields)))
+            masked.update(zip(inputs["sample_ids"].tolist(), zip(*fields)))
         found.append(masked)
     torch.save(found, out)

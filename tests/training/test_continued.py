@@ -1,8 +1,11 @@
 """Continued pre-training through fairseq-train: a run that starts from another method's checkpoint, on other text."""
 
+import shutil
+
 import pytest
 import torch
 
+from amos_fairseq import checkpoints
 from amos_fairseq.data.preparation import prepare
 
 TRAIN = "fairseq_cli.train:cli_main"
@@ -12,7 +15,7 @@ RATE = 0.002  # of learning; Adam's first update moves no parameter further
 
 @pytest.fixture
 def earlier(training):
-    return training(EARLIER).folder / "checkpoint_last.pt"
+    return training(EARLIER).folder / "checkpoint_last"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def own_text(text, tmp_path_factory):
 
 
 def parameters(path):
-    return torch.load(path, weights_only=False)["model"]
+    return checkpoints.read(path)["model"]
 
 
 def test_run_starts_from_the_earlier_encoder_and_when_taken_up_again_from_its_own_checkpoint(
@@ -39,40 +42,48 @@ def test_run_starts_from_the_earlier_encoder_and_when_taken_up_again_from_its_ow
     def train():
         return launch(TRAIN, arguments(NAME, **options)).out[0]
 
-    initial, run = tmp_path / "initial.pt", tmp_path / "run"
-    initial.write_bytes(earlier.read_bytes())
+    initial, run = tmp_path / "initial", tmp_path / "run"
+    shutil.copytree(earlier, initial)
     options = dict(data=own_text(vocabulary=corpus), init_checkpoint=initial, save_dir=run, lr=[RATE], max_update=3)
     options.update(save_interval_updates=1, disable_validation=True)
     assert train().count(f"| init_checkpoint {initial}: took encoder; new: {HEADS}\n") == 1
-    first, learned, last = map(parameters, (run / "checkpoint_1_1.pt", earlier, run / "checkpoint_last.pt"))
+    first, learned, last = map(parameters, (run / "checkpoint_1_1", earlier, run / "checkpoint_last"))
     for key, value in learned.items():
         if key.startswith("method.encoder."):
             torch.testing.assert_close(first[key], value, rtol=0, atol=1.01 * RATE)
 
-    (run / "checkpoint_1_1.pt").rename(run / "checkpoint_last.pt")  # as if interrupted after the first update
-    initial.unlink()
+    for later in run.glob("checkpoint_1_[23]"):  # as if interrupted after the first update
+        shutil.rmtree(later)
+    shutil.rmtree(initial)
     resumed = train()
     assert "Loaded checkpoint" in resumed and "took encoder" not in resumed
-    assert all(torch.equal(value, last[key]) for key, value in parameters(run / "checkpoint_last.pt").items())
+    assert all(torch.equal(value, last[key]) for key, value in parameters(run / "checkpoint_last").items())
 
 
 @pytest.fixture
 def files(earlier, text, own_text, tmp_path):
     """By name: what is no checkpoint of pre-training, and data with words of their own."""
-    checkpoint = torch.load(earlier, weights_only=False)
+    checkpoint = checkpoints.read(earlier)
+    torch.save(checkpoint, tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-9999])
     checkpoint["cfg"]["task"]["_name"] = "masked_lm"
     torch.save(checkpoint, tmp_path / "fairseq.pt")
-    (tmp_path / "cut.pt").write_bytes(earlier.read_bytes()[:-9999])
+    shutil.copytree(earlier, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"")
     (tmp_path / "empty.pt").touch()
     torch.save(checkpoint["model"], tmp_path / "parameters.pt")
-    return dict(text=text, own=own_text(vocab_size=300), **{path.stem: path for path in tmp_path.glob("*.pt")})
+    (tmp_path / "nothing").mkdir()
+    paths = [*tmp_path.glob("*.pt"), tmp_path / "damaged", tmp_path / "nothing"]
+    return dict(text=text, own=own_text(vocab_size=300), **{path.stem: path for path in paths})
 
 
 MISTAKES = {  # what: (options, what the line must say)
-    "missing file": (dict(init_checkpoint="nowhere.pt"), "init_checkpoint nowhere.pt is no file"),
+    "missing file": (dict(init_checkpoint="nowhere.pt"), "init_checkpoint nowhere.pt does not exist"),
     "text": (dict(init_checkpoint="text"), "is no checkpoint that training wrote: "),
     "empty file": (dict(init_checkpoint="empty"), "is no checkpoint that training wrote: "),
     "truncated file": (dict(init_checkpoint="cut"), "is no checkpoint that training wrote: "),
+    "damaged checkpoint": (dict(init_checkpoint="damaged"), "model.safetensors is damaged: "),
+    "folder without checkpoints": (dict(init_checkpoint="nothing"), "nothing holds no checkpoint"),
     "parameters only": (dict(init_checkpoint="parameters"), "is no checkpoint that training wrote: "),
     "another task of fairseq": (dict(init_checkpoint="fairseq"), "is of a run of masked_lm, none of amos_rtd, "),
     "another encoder": (dict(encoder_layers=2), "encoder.layers.1.self_attn.in_proj.weight is absent, not (48, 16)"),

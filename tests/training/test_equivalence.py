@@ -8,6 +8,9 @@ import torch
 from amos_fairseq.methods import METHODS
 
 TOLERANCE = 1e-6
+# A soft sample divides the rounding of logits by 0.3, and leaves out what is below a millionth of its largest part.
+OF_SOFT_SAMPLES = {"method.mixture_head.weight": 5e-6}
+ABSOLUTE = {"candidate_tail": 1e-7}  # one less a sum near one
 WHOLE = "one batch"
 LAYOUTS = {  # [processes][micro-batches][samples]
     WHOLE: [[range(10)]],
@@ -65,13 +68,17 @@ def test_gradients_are_those_of_one_batch(updates, name, layout):
         assert result["gradients"].keys() == whole["gradients"].keys()
         for parameter, expected in whole["gradients"].items():
             difference = (result["gradients"][parameter] - expected).norm()
-            assert difference <= TOLERANCE * max(expected.norm(), 1e-4 * scale), parameter
+            tolerance = OF_SOFT_SAMPLES.get(parameter, TOLERANCE)
+            assert difference <= tolerance * max(expected.norm(), 1e-4 * scale), parameter
 
 
 def test_logged_terms_and_statistics_are_those_of_one_batch(updates, name, layout):
     (whole,) = updates[name, WHOLE]
+    expected = {
+        key: pytest.approx(value, rel=TOLERANCE, abs=ABSOLUTE.get(key, 0.0)) for key, value in whole["metrics"].items()
+    }
     for result in updates[name, layout]:
-        assert result["metrics"] == pytest.approx(whole["metrics"], rel=TOLERANCE)
+        assert result["metrics"] == expected
 
 
 def test_drawn_tokens_are_those_of_one_batch(updates, name, layout):

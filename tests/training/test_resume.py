@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from amos_fairseq import checkpoints
+
 
 def load(path):
     """Parameters, and Adam's state of each."""
-    checkpoint = torch.load(path, weights_only=False)
+    checkpoint = checkpoints.read(path)
     return checkpoint["model"], checkpoint["last_optimizer_state"]["state"]
 
 
@@ -17,7 +19,7 @@ def test_resumed_run_ends_with_the_same_parameters_and_moments(
     """From the middle of the first, ragged epoch into the second, with dropout and a worker process."""
     folder, through = training(name, processes)
     options = dict(batch_size=8 // processes, save_interval_updates=3, save_dir=tmp_path)
-    options.update(disable_validation=True, restore_file=folder / "checkpoint_1_3.pt")
+    options.update(disable_validation=True, restore_file=folder / "checkpoint_1_3")
     resumed = launch("fairseq_cli.train:cli_main", arguments(name, **options), processes)
     assert "Loaded checkpoint" in resumed.out[0]
     train = through.log.train
@@ -26,8 +28,8 @@ def test_resumed_run_ends_with_the_same_parameters_and_moments(
         (row["num_updates"], row["loss"]) for row in train[3:]
     ]
 
-    model, moments = load(folder / "checkpoint_last.pt")
-    resumed_model, resumed_moments = load(tmp_path / "checkpoint_last.pt")
+    model, moments = load(folder / "checkpoint_last")
+    resumed_model, resumed_moments = load(tmp_path / "checkpoint_last")
     assert model.keys() == resumed_model.keys() and moments.keys() == resumed_moments.keys()
     for parameter, value in model.items():
         assert torch.equal(resumed_model[parameter], value), parameter

@@ -1,0 +1,69 @@
+"""What a resumed run would do otherwise than the run that wrote the checkpoint."""
+
+import json
+from typing import Any, Collection, Dict, List, Mapping, NamedTuple
+
+# Options of a task or model that name places or apply to a new run only.
+FREE = {
+    "_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "allow_change", "allow_scratch",
+    "init_checkpoint", "generator_checkpoint", "compile_layers",
+}
+PRECISIONS = ("fp16", "bf16", "amp")
+PRECISION_OPTIONS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16_no_flatten_grads", "fp16_adam_stats")
+DIGITS = 12  # of a SHA-256
+
+
+class Difference(NamedTuple):
+    option: str
+    then: Any
+    now: Any
+
+
+def characteristics(cfg: Mapping[str, Any], task_state: Mapping[str, Any]) -> Dict[str, Any]:
+    """By name, what a run must have in common with the one that it continues.
+
+    cfg: fairseq's whole configuration as plain dicts; task_state: of its task, with the SHA-256 of vocabulary and data.
+    """
+    common, dataset, optimization = cfg["common"], cfg["dataset"], cfg["optimization"]
+    processes = cfg["distributed_training"]["distributed_world_size"]
+    limits = {"sequences": dataset["batch_size"], "tokens": dataset["max_tokens"]}
+    batch = ", ".join(f"{number} {unit}" for unit, number in limits.items() if number)
+    micro_batches = [processes * frequency for frequency in optimization["update_freq"]]
+    precision = [name for name in PRECISIONS if common.get(name)] or ["fp32"]
+    return {
+        "method": cfg["task"]["_name"],
+        "seed": common["seed"],
+        "precision": " ".join(precision + [name for name in PRECISION_OPTIONS if common.get(name)]),
+        "optimizer": cfg["optimizer"]["_name"],
+        "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
+        "vocabulary": task_state.get("dictionary_sha256", "")[:DIGITS],
+        "data": task_state.get("data_sha256", "")[:DIGITS],
+        **options(cfg["task"]), **options(cfg["model"]),
+    }
+
+
+def options(group: Any) -> Dict[str, Any]:
+    """Those of a task or model; an old architecture without dataclass has none of its own."""
+    return {key: value for key, value in group.items() if key not in FREE} if isinstance(group, Mapping) else {}
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]) -> List[Difference]:
+    """Of two runs' `characteristics`; what one of them does not know, or has no value for, is not compared."""
+    found = [
+        Difference(name, then[name], now[name])
+        for name in then.keys() & now.keys()
+        if name not in allowed and "" not in (then[name], now[name]) and plain(then[name]) != plain(now[name])
+    ]
+    order = list(now)
+    return sorted(found, key=lambda difference: order.index(difference.option))
+
+
+def plain(value: Any) -> str:
+    """Equal for lists and tuples, numbers and their text in a checkpoint."""
+    return json.dumps(value, default=str, sort_keys=True)
+
+
+def table(found: List[Difference]) -> str:
+    rows = [("option", "then", "now"), *((name, str(then), str(now)) for name, then, now in found)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

@@ -1,0 +1,232 @@
+"""One checkpoint: a folder of files that hold a training's state and can run no code.
+
+    model.safetensors     the model's parameters under their own names
+    trainer.safetensors   all other tensors: the optimizer's, random states, meters
+    state.json            what is no tensor, with references to those that are
+    manifest.json         size and SHA-256 of these files, and its own: written last, it vouches for the rest
+
+A folder appears under its name only with all of this on the disk, so it is complete or absent whenever a process ends.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, Mapping, Tuple
+
+import numpy
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from amos_fairseq.data.manifest import file_record
+
+FORMAT = 1
+MODEL, TRAINER, STATE, MANIFEST = "model.safetensors", "trainer.safetensors", "state.json", "manifest.json"
+FILES = (MODEL, TRAINER, STATE)
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}
+
+
+class Damaged(ValueError):
+    """A folder does not hold what its manifest says."""
+
+
+def write(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write `state`, as nested dicts, lists and tuples of tensors and plain values, to the new `folder`.
+
+    about: plain values that `read_manifest` gives back. Raises OSError if the disk takes no more, TypeError for what
+    is neither data nor tensor; then nothing is left.
+    """
+    partial = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        document, tensors = encode(state)
+        model = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in model}
+        model = {name.removeprefix("model."): tensor for name, tensor in model.items()}
+        files = {
+            MODEL: write_durably(partial / MODEL, safetensors_bytes(model)),
+            TRAINER: write_durably(partial / TRAINER, safetensors_bytes(rest)),
+            STATE: write_durably(partial / STATE, [json.dumps(document).encode()]),
+        }
+        manifest = {"format": FORMAT, **about, "files": files}
+        signed = {"checkpoint": manifest, "sha256": digest_of(manifest)}
+        write_durably(partial / MANIFEST, [json.dumps(signed, indent=1).encode()])
+        sync_folder(partial)
+        os.rename(partial, folder)
+        sync_folder(folder.parent)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def read(folder: Path) -> Dict[str, Any]:
+    """The state that `write` was given, its tensors on the CPU. Raises Damaged."""
+    verify(folder)
+    document = read_document(folder)
+    try:
+        tensors = safetensors.torch.load_file(folder / TRAINER)
+        model = safetensors.torch.load_file(folder / MODEL)
+        tensors.update({f"model.{name}": tensor for name, tensor in model.items()})
+        return decode(document, tensors)
+    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:  # not written by `write`
+        raise Damaged(f"{folder} is no checkpoint that training wrote: {type(error).__name__} {error}") from None
+
+
+def read_document(folder: Path) -> Any:
+    """What is no tensor: `decode` makes of it the state or a part of it."""
+    try:
+        return json.loads((folder / STATE).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{folder / STATE} cannot be read: {error}") from None
+
+
+def read_manifest(folder: Path) -> Dict[str, Any]:
+    """The `about` of `write` and a record of each file. Raises Damaged unless it is what was written."""
+    path = folder / MANIFEST
+    try:
+        signed = json.loads(path.read_bytes())
+        manifest, digest = signed["checkpoint"], signed["sha256"]
+        version, files = manifest["format"], manifest["files"]
+    except FileNotFoundError:
+        raise Damaged(f"{folder} has no {MANIFEST}") from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise Damaged(f"{path} is damaged") from None
+    if digest_of(manifest) != digest:
+        raise Damaged(f"{path} is damaged: its SHA-256 is another")
+    if version != FORMAT:
+        raise Damaged(f"{path} has format {version}, not {FORMAT}: written by another version")
+    if not isinstance(files, dict) or files.keys() != set(FILES):
+        raise Damaged(f"{path} does not list {', '.join(FILES)}")
+    return manifest
+
+
+def verify(folder: Path) -> Dict[str, Any]:
+    """The manifest, every file's size and SHA-256 compared with it. Raises Damaged with the first difference."""
+    manifest = read_manifest(folder)
+    for name in FILES:
+        path = folder / name
+        try:
+            if file_record(str(path)) != manifest["files"][name]:
+                raise Damaged(f"{path} is damaged: its size or SHA-256 is not that of the manifest")
+        except OSError as error:
+            raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+    return manifest
+
+
+def write_durably(path: Path, chunks: Iterable[bytes]) -> Dict[str, Any]:
+    """Write a new file, on the disk when this returns; its `file_record`, of the bytes that were meant to be there."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "xb") as stream:
+        for chunk in chunks:
+            stream.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def sync_folder(path: Path) -> None:
+    """Names in a folder are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """A safetensors file, one tensor after the other copied to the CPU, so that no second state fits beside the first.
+
+    The format: length of the header (8 bytes, little endian), header (JSON), tensors without gaps.
+    https://github.com/huggingface/safetensors#format
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned, as the library has it
+    header, start = {"__metadata__": {"format": "pt"}}, 0
+    for name in names:
+        tensor = tensors[name]
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield memoryview(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def encode(state: Any) -> Tuple[Any, Dict[str, Tensor]]:
+    """`state` in terms of JSON, and its tensors by name; decode(*encode(state)) is `state`.
+
+    One tensor met in several places, as a tied table is, has one name. JSON has no tuples, no infinities and only
+    strings as keys; here `{"$tuple": ..}` and the like stand for these.
+    """
+    tensors: Dict[str, Tensor] = {}
+    names: Dict[Tuple, str] = {}
+
+    def name_of(tensor: Tensor, path: Tuple[str, ...]) -> str:
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"a checkpoint cannot hold {tensor.dtype}, found at {'.'.join(path)}")
+        place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in names:
+            return names[place]
+        name = ".".join(path)
+        while name in tensors:
+            name += "_"
+        tensors[name] = tensor
+        return names.setdefault(place, name)
+
+    def encoded(value: Any, path: Tuple[str, ...]) -> Any:
+        if isinstance(value, Tensor):
+            return {"$tensor": name_of(value, path)}
+        if isinstance(value, numpy.generic):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"$float": str(value)}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, Namespace):
+            return {"$namespace": encoded(vars(value), path)}
+        if isinstance(value, Mapping):
+            items = [(key, encoded(item, (*path, str(key)))) for key, item in value.items()]
+            if all(isinstance(key, str) and not key.startswith("$") for key in value):
+                return dict(items)
+            return {"$items": [[encoded(key, path), item] for key, item in items]}
+        if isinstance(value, (list, tuple)):
+            items = [encoded(item, (*path, str(index))) for index, item in enumerate(value)]
+            return items if isinstance(value, list) else {"$tuple": items}
+        raise TypeError(f"a checkpoint cannot hold {type(value).__name__}, found at {'.'.join(path)}")
+
+    return encoded(state, ()), tensors
+
+
+def decode(document: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(document, list):
+        return [decode(item, tensors) for item in document]
+    if not isinstance(document, dict):
+        return document
+    kind, value = next(iter(document.items()), ("", None))
+    if kind == "$tensor":
+        return tensors[value]
+    if kind == "$float":
+        return float(value)
+    if kind == "$tuple":
+        return tuple(decode(value, tensors))
+    if kind == "$items":
+        return {decode(key, tensors): decode(item, tensors) for key, item in value}
+    if kind == "$namespace":
+        return Namespace(**decode(value, tensors))
+    return {key: decode(item, tensors) for key, item in document.items()}

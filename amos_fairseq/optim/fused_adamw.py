@@ -1,0 +1,112 @@
+"""`--optimizer fused_adamw`: torch.optim.AdamW as BERT and ELECTRA train, with matrices alone decayed."""
+
+import ast
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any, Iterator, List, Tuple
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.optim import FairseqOptimizer, register_optimizer
+from omegaconf import II
+from torch import Tensor
+
+
+def decay_groups(parameters: List[Tensor], weight_decay: float) -> List[dict]:
+    """Two parameter groups: what has two or more dimensions decays; biases and LayerNorm weights do not.
+
+    Source: `exclude_from_weight_decay` of google-research/bert and electra, in terms of shapes, since the fp32 copies
+    that fairseq trains in half precision have no names.
+    """
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
+    return [dict(params=matrices, weight_decay=weight_decay), dict(params=vectors, weight_decay=0.0)]
+
+
+class AdamW(torch.optim.AdamW):
+    """torch.optim.AdamW; parameters in half precision (`--memory-efficient-fp16`) have fp32 moments and arithmetic."""
+
+    supports_memory_efficient_fp16 = True
+    disable_mem_eff_fp16_loading_hack = True  # fairseq's remedy for what `load_state_dict` does right here
+
+    @contextlib.contextmanager
+    def _in_fp32(self) -> Iterator[None]:
+        """Inside, fp32 copies stand for the parameters in half precision, with their gradients and their state."""
+        originals = [group["params"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["params"] = [self._fp32(parameter) for parameter in group["params"]]
+        try:
+            yield
+        finally:
+            for group, parameters in zip(self.param_groups, originals):
+                for parameter, copy in zip(parameters, group["params"]):
+                    if copy is not parameter:
+                        parameter.data.copy_(copy)
+                        if copy in self.state:
+                            self.state[parameter] = self.state.pop(copy)
+                group["params"] = parameters
+
+    def _fp32(self, parameter: Tensor) -> Tensor:
+        if parameter.dtype not in (torch.float16, torch.bfloat16):
+            return parameter
+        copy = parameter.detach().float()
+        copy.grad = None if parameter.grad is None else parameter.grad.float()
+        if parameter in self.state:
+            self.state[copy] = self.state.pop(parameter)
+        return copy
+
+    def step(self, closure=None):
+        with self._in_fp32():
+            return super().step(closure)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        with self._in_fp32():  # torch casts the moments to the type of the parameters
+            super().load_state_dict(state_dict)
+
+
+@dataclass
+class FusedAdamWConfig(FairseqDataclass):
+    """Names and defaults are those of fairseq's adam."""
+
+    adam_betas: Any = field(default=(0.9, 0.999), metadata={"help": "decay rates of the two moments"})
+    adam_eps: float = field(default=1e-8, metadata={"help": "added to the root of the second moment"})
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay of matrices, tables included"})
+    lr: List[float] = II("optimization.lr")
+
+
+@register_optimizer("fused_adamw", dataclass=FusedAdamWConfig)
+class FusedAdamW(FairseqOptimizer):
+    """Beside fairseq's `adam`: one kernel for all parameters on GPUs without apex, and weight decay of `decay_groups`.
+
+    `adam` takes apex's FusedAdam where it is installed, and decays every parameter. Its eps is added before the
+    second moment is corrected for its zero start, here after (Kingma and Ba, 2015, Algorithm 1).
+    """
+
+    supports_flat_params = False  # one flat tensor would hide which of its parts are matrices
+
+    def __init__(self, cfg: FusedAdamWConfig, params):
+        super().__init__(cfg)
+        parameters = list(params)
+        self._optimizer = AdamW(
+            decay_groups(parameters, cfg.weight_decay),
+            fused=all(parameter.is_cuda for parameter in parameters) or None,
+            **self.optimizer_config,
+        )
+
+    @property
+    def optimizer_config(self) -> dict:
+        cfg = self.cfg
+        return dict(lr=cfg.lr[0], betas=betas(cfg.adam_betas), eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
+
+    def load_state_dict(self, state_dict, optimizer_overrides=None):
+        super().load_state_dict(state_dict, optimizer_overrides)
+        self.param_groups[1]["weight_decay"] = 0.0  # fairseq overrides all groups alike
+
+
+def betas(value: Any) -> Tuple[float, float]:
+    """The pair that `value`, a string or a list, spells."""
+    try:
+        first, second = map(float, ast.literal_eval(str(value)))
+    except (ValueError, SyntaxError, TypeError):
+        raise ValueError(f"adam_betas {value!r} is no pair of numbers: write it as '(0.9, 0.98)'") from None
+    return first, second

@@ -1,0 +1,13 @@
+"""What a run does about signals, time limits, hangs, faults, and a second run in its folder.
+
+    status 75   asked to stop by a signal or --stop-after-minutes: saved, the same command goes on
+           70   no progress within a phase's time-out; the stacks of all threads are on standard error
+           76   more updates were skipped for faults than --max-skipped-updates allows, or memory ran out for good
+           64   another run uses the folder
+
+`faults` decides and knows no trainer, `watch` is the thread that hears signals and sees deadlines, `lock` keeps a
+folder to one run, `supervisor` ties them to fairseq's trainer. The hooks are in `fairseq_repairs` and in the task.
+"""
+
+from amos_fairseq.supervision.options import SupervisionConfig  # noqa: F401
+from amos_fairseq.supervision.supervisor import begin, current, end, run_in_processes, saving, spawns  # noqa: F401

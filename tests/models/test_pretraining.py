@@ -1,0 +1,27 @@
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+pytest.importorskip("fairseq")
+from fairseq.models import MODEL_REGISTRY  # noqa: E402
+
+import amos_fairseq.models.pretraining  # noqa: E402, F401
+from amos_fairseq.methods import METHODS  # noqa: E402
+from amos_fairseq.methods.base import Vocabulary  # noqa: E402
+from amos_fairseq.modules.encoder import EncoderLayer  # noqa: E402
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_layer_of_every_network_is_compiled_if_asked_for(name, compiled):
+    task = SimpleNamespace(method_name=name, vocabulary=Vocabulary(40, padding=1, excluded=[0, 1, 2, 3]))
+    task.cfg = SimpleNamespace(tokens_per_sample=32, seed=1, max_update=10)
+    cfg = dict(encoder_layers=4, encoder_embed_dim=16, encoder_ffn_embed_dim=16, encoder_attention_heads=2)
+    cfg.update(max_positions=32, compile_layers=compiled)
+    if name == "amos_rtd":
+        cfg.update(generator_depths=[1, 2])
+    model = MODEL_REGISTRY[name].build_model(OmegaConf.create(cfg), task)
+    layers = [module for module in model.modules() if isinstance(module, EncoderLayer)]
+    assert len(layers) >= 4
+    assert {layer._compiled_call_impl is not None for layer in layers} == {compiled}

@@ -1,0 +1,40 @@
+"""The fixtures that train, from tests/training."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location(
+    "training_fixtures", Path(__file__).parents[1] / "training" / "conftest.py"
+)
+_fixtures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_fixtures)
+launch, text, corpus = _fixtures.launch, _fixtures.text, _fixtures.corpus
+arguments, training = _fixtures.arguments, _fixtures.training
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """In this process: that a power cut keeps what was synced is not what the tests are about, that it was synced is.
+    """
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def disturbed(launch, arguments, tmp_path):
+    """disturbed(processes=1, [(rank, place, number, what), ..]): a training of 8 updates to which that happens.
+
+    It is in `disturbed.folder`, to be gone on with, unless options say otherwise; see tests/reliability/disturbed.py.
+    """
+    def disturbed(processes=1, events=(), fails=False, patience=10, name="bert_mlm", **options):
+        options = {
+            "num_workers": 1, "max_update": 8, "save_dir": tmp_path / "run", "batch_size": 8 // processes, **options
+        }
+        command = [json.dumps(events), *arguments(name, **options)]
+        return launch("tests.reliability.disturbed:main", command, processes, fails, patience)
+
+    disturbed.folder = tmp_path / "run"
+    return disturbed

@@ -1,0 +1,135 @@
+"""fairseq-train with something happening at given points.
+
+Arguments: a JSON list of [rank, place, number, what], then fairseq-train's. Rank None is all of them. Places, each
+visited number times before: startup, update (the forward pass; backward, its end), validation (a batch), save, loader
+(a sample, in a worker process if there are any). After each update every process prints "parameters", its update
+number and the parameters' SHA-256.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import fairseq_cli.train
+import torch
+from fairseq import checkpoint_utils
+from fairseq.trainer import Trainer
+
+RANK = int(os.environ.get("RANK", 0))
+
+
+def main():
+    events, *arguments = sys.argv[1:]
+    sys.argv = ["fairseq-train", *arguments]
+    importlib.import_module("amos_fairseq.tasks")
+    importlib.import_module("amos_fairseq.models.pretraining")
+    from amos_fairseq.criterions.pretraining import PretrainingCriterion
+    from amos_fairseq.data.masking import MaskedBlockDataset
+
+    visits = {}
+
+    def happens(place):
+        visits[place] = visits.get(place, -1) + 1
+        for rank, where, number, what in json.loads(events):
+            if rank in (None, RANK) and (where, number) == (place, visits[place]):
+                return ACTIONS[what]() if what in ACTIONS else what
+        return None
+
+    def before(owner, name, place):
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def visited(*arguments, **options):
+            happens(place)
+            return original(*arguments, **options)
+
+        setattr(owner, name, visited)
+
+    before(checkpoint_utils, "load_checkpoint", "startup")
+    before(Trainer, "valid_step", "validation")
+    before(importlib.import_module("amos_fairseq.checkpoints.store"), "save", "save")
+    before(MaskedBlockDataset, "__getitem__", "loader")
+    forward, train_step = PretrainingCriterion.forward, Trainer.train_step
+
+    def disturbed_forward(self, model, sample, reduce=True):
+        what = happens("update") if model.training else None
+        if what == "memory":
+            raise RuntimeError("CUDA out of memory.")
+        loss, sample_size, logs = forward(self, model, sample, reduce)
+        if not model.training:
+            return loss, sample_size, logs
+        loss.register_hook(lambda gradient: end_of_memory() if what == "memory in backward" else gradient)
+        if what == "nan loss":
+            loss = loss * math.nan
+            logs = {**logs, "term mlm total": loss.detach()}
+        elif what == "infinite loss":
+            loss = loss + math.inf  # whose gradient is finite
+        elif what == "infinite gradient":
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        elif what == "spike":
+            logs = {key: 5 * value if key.endswith(("total", "weighted")) else value for key, value in logs.items()}
+        return loss, sample_size, logs
+
+    def told_train_step(self, samples, *arguments):
+        output = train_step(self, samples, *arguments)
+        digest = hashlib.sha256()
+        for parameter in self.get_model().parameters():
+            digest.update(parameter.detach().float().numpy().tobytes())
+        print("parameters", self.get_num_updates(), digest.hexdigest(), flush=True)
+        return output
+
+    PretrainingCriterion.forward, Trainer.train_step = disturbed_forward, told_train_step
+    fairseq_cli.train.cli_main()
+
+
+def spawner():
+    """A launcher of two processes, one of which signals it when both wait; both exit with the status given."""
+    from amos_fairseq import supervision
+
+    context = multiprocessing.get_context("fork")
+    waiting = context.Barrier(2)
+
+    def wait(number):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(sys.argv[1])))
+        if waiting.wait() == 0:
+            os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(100)
+
+    supervision.run_in_processes(lambda: torch.multiprocessing.start_processes(wait, nprocs=2, start_method="fork"))
+
+
+def end_of_memory():
+    raise RuntimeError("CUDA out of memory.")
+
+
+def interrupt_twice():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1.5)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(100)
+
+
+def stuck_in_c():
+    """So that no Python runs in any thread of the process, once the watch has heard that it may wait a second only."""
+    from amos_fairseq.supervision import watch
+
+    watch.GRACE = 1.0
+    time.sleep(2 * watch.SECONDS_BETWEEN_LOOKS)
+    ctypes.PyDLL(None).sleep(100)
+
+
+ACTIONS = {
+    **{number.name: lambda number=number: os.kill(os.getpid(), number) for number in signal.Signals},
+    "SIGTERM to all": lambda: os.killpg(0, signal.SIGTERM),  # its loader's workers, too
+    "interrupts": interrupt_twice,
+    "stuck in C": stuck_in_c,
+    "stuck": lambda: time.sleep(100),
+}

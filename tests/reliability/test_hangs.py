@@ -1,0 +1,58 @@
+"""Where nothing moves, every process that can ends itself, and shows where it was."""
+
+import functools
+
+import pytest
+
+TIMEOUT = 3
+soak = functools.partial(pytest.param, marks=pytest.mark.soak)
+
+CASES = [  # processes, events, the phase whose time-out is set, codes
+    (2, [(1, "update", 3, "SIGSTOP")], "update", [70, None]),
+    (1, [(0, "loader", 30, "stuck")], "update", [70]),
+    (2, [(0, "save", 0, "stuck")], "save", [70, 70]),
+    soak(2, [(0, "update", 3, "SIGSTOP")], "update", [None, 70]),
+    soak(2, [(1, "loader", 15, "stuck")], "update", [70, 70]),
+    soak(2, [(1, "update", 3, "stuck")], "update", [70, 70]),
+    soak(2, [(1, "validation", 1, "stuck")], "validation", [70, 70]),
+    soak(1, [(0, "validation", 1, "stuck")], "validation", [70]),
+    soak(2, [(1, "validation", 1, "SIGSTOP")], "validation", [70, None]),
+    soak(2, [(1, "startup", 0, "stuck")], "startup", [70, 70]),
+    soak(1, [(0, "startup", 0, "stuck")], "startup", [70]),
+    soak(1, [(0, "save", 0, "stuck")], "save", [70]),
+    soak(2, [(0, "save", 0, "SIGSTOP")], "save", [None, 70]),
+]
+
+
+@pytest.mark.parametrize("processes, events, phase, codes", CASES)
+def test_every_process_that_is_not_stopped_itself_ends_with_its_stacks_in_the_time_out(
+    disturbed, processes, events, phase, codes
+):
+    options = {f"{phase}_timeout": TIMEOUT, "save_interval_updates": 2}
+    outcome = disturbed(processes, events, True, **options)
+    for rank, code in enumerate(codes):
+        if code is None:
+            assert outcome.codes[rank] == -9  # by the launcher
+            continue
+        err = outcome.err[rank]
+        assert outcome.codes[rank] == code, err
+        line = next(line for line in err.splitlines() if "error:" in line)
+        assert line.startswith(f"amos_fairseq: rank {rank}: error: no progress in {phase} at update ")
+        assert f"for {TIMEOUT} s (--{phase}-timeout)" in line
+        assert "Thread 0x" in err and "fairseq_cli/train.py" in err  # the main thread, down to the program
+
+
+@pytest.mark.soak
+def test_c_code_that_lets_no_python_run_is_ended_too(disturbed):
+    outcome = disturbed(1, [(0, "update", 3, "stuck in C")], True, update_timeout=4)
+    assert outcome.codes == [1] and "Timeout (" in outcome.err[0] and "stuck_in_c" in outcome.err[0]
+
+
+@pytest.mark.parametrize("rank", [1, soak(0)])
+def test_a_killed_process_ends_the_others(disturbed, rank):
+    outcome = disturbed(2, [(rank, "update", 3, "SIGKILL")], True, patience=30, update_timeout=TIMEOUT)
+    assert outcome.codes[rank] == -9 and outcome.codes[1 - rank] in (1, 70)
+
+
+def test_time_outs_that_are_not_reached_or_zero_end_nothing(disturbed):
+    disturbed(1, startup_timeout=0, update_timeout=60, validation_timeout=60, save_timeout=0)
