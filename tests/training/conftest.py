@@ -20,7 +20,7 @@ USER_DIR = REPOSITORY / "amos_fairseq"
 # Options by the group of fairseq's configuration that they belong to; `_name` is the option that selects the group.
 OPTIONS = {
     "common": dict(cpu=True, log_format="json", log_interval=1, seed=3),
-    "dataset": dict(batch_size=8, required_batch_size_multiple=1, num_workers=1),
+    "dataset": dict(batch_size=8, required_batch_size_multiple=1, num_workers=0),
     "optimization": dict(max_update=8, lr=[0.002]),
     "optimizer": dict(_name="adam", adam_betas="(0.9,0.98)"),
     "lr_scheduler": dict(_name="polynomial_decay", warmup_updates=2, total_num_update=20),
