@@ -23,8 +23,8 @@ EXPECTED: Dict[Tuple[str, str], Dict[str, Range]] = {
         "rtd_accuracy_original": (0.98, 1.00),
         "rtd_accuracy_replaced": (0.00, 0.05),
         "rtd_auc": (0.55, 0.80),
-        "mixture_weight_1": (0.02, 0.45),
-        "mixture_weight_2": (0.55, 0.98),
+        "mixture_weight_1": (0.02, 0.60),
+        "mixture_weight_2": (0.40, 0.98),
     },
 }
 
