@@ -147,8 +147,6 @@ class PretrainingTask(FairseqTask):
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         # Workers keep the epoch, hence the masks, that they were started with: start them anew for every epoch.
         iterator.reuse_dataloader = False
-        # Kept alive, they would be left to the garbage collector, which waits five seconds for them.
-        iterator.persistent_workers = False
         with told_in_one_line():
             self.check_batch_size(max(map(len, iterator.frozen_batches)))
         return iterator

@@ -25,7 +25,7 @@ CASES = [  # processes, events, the phase whose time-out is set, codes
 
 
 @pytest.mark.parametrize("processes, events, phase, codes", CASES)
-def test_every_process_that_is_not_stopped_itself_ends_with_its_stacks_in_the_time_out(
+def test_every_process_that_is_not_stopped_itself_ends_in_the_time_out_with_its_stacks(
     disturbed, processes, events, phase, codes
 ):
     options = {f"{phase}_timeout": TIMEOUT, "save_interval_updates": 2}
@@ -35,6 +35,10 @@ def test_every_process_that_is_not_stopped_itself_ends_with_its_stacks_in_the_ti
             assert outcome.codes[rank] == -9  # by the launcher
             continue
         err = outcome.err[rank]
+        first_to_end = [number for number, *_, what in events if what == "stuck"]
+        if outcome.codes[rank] == 1 and rank not in first_to_end and first_to_end:
+            assert "Connection closed by peer" in err  # the stuck one's time-out came a moment before its own
+            continue
         assert outcome.codes[rank] == code, err
         line = next(line for line in err.splitlines() if "error:" in line)
         assert line.startswith(f"amos_fairseq: rank {rank}: error: no progress in {phase} at update ")

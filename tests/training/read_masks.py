@@ -1,12 +1,9 @@
-"""Reads the training data as fairseq's trainer does, epoch after epoch; what is masked goes to a file, and how many
-loader workers live on after each epoch.
+"""Reads the training data as fairseq's trainer does, epoch after epoch; what is masked goes to a file.
 
 Arguments: the file, the number of epochs, and those of fairseq-train.
 """
 
-import multiprocessing
 import sys
-import time
 
 import torch
 from fairseq import options, tasks
@@ -20,7 +17,7 @@ def main():
     config = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser()))
     task = tasks.setup_task(config.task)
     trainer = Trainer(config, task, task.build_model(config.model), task.build_criterion(config.criterion))
-    found, found_alive = [], []
+    found = []
     for epoch in range(1, epochs + 1):
         iterator = trainer.get_train_iterator(epoch=epoch, load_dataset=epoch == 1)
         masked = {}
@@ -29,8 +26,4 @@ def main():
             fields = (inputs[key].tolist() for key in ("original_tokens", "masked_tokens", "masked_positions"))
             masked.update(zip(inputs["sample_ids"].tolist(), zip(*fields)))
         found.append(masked)
-        seconds = time.monotonic()
-        while multiprocessing.active_children() and time.monotonic() < seconds + 4:
-            time.sleep(0.05)
-        found_alive.append(len(multiprocessing.active_children()))
-    torch.save((found, found_alive), out)
+    torch.save(found, out)
