@@ -39,7 +39,7 @@ class _MaskedLM(torch.autograd.Function):
             bias_gradient = torch.zeros_like(offset)
         readings = []
         heads, vocabulary_size = hidden.size(1), table.size(0)
-        for chunk in _at_least_one(row_chunks(len(hidden), heads * vocabulary_size * table.element_size())):
+        for chunk in row_chunks(len(hidden), heads * vocabulary_size * table.element_size()):
             states = hidden[chunk].flatten(0, 1)
             logits = states @ table.T
             by_head = logits.view(-1, heads, vocabulary_size)
@@ -72,10 +72,6 @@ class _MaskedLM(torch.autograd.Function):
     def backward(ctx, gradient, *_):
         scaled = [(saved * gradient).to(dtype) for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes)]
         return *scaled, *[None] * 8
-
-
-def _at_least_one(chunks):
-    return list(chunks) or [slice(0, 0)]
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
