@@ -15,10 +15,10 @@ import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Mapping, Tuple
+from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Tuple
 
 import numpy
-import safetensors.torch
+import safetensors
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -68,15 +68,25 @@ def write(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> N
         raise
 
 
-def read(folder: Path) -> Dict[str, Any]:
-    """The state that `write` was given, its tensors on the CPU. Raises Damaged."""
+class Tensors(Dict[str, Tensor]):
+    """Those of a checkpoint by name, read when they are asked for."""
+
+    def __init__(self, folder: Path):
+        self.files = {name: safetensors.safe_open(folder / name, framework="pt") for name in (MODEL, TRAINER)}
+
+    def __missing__(self, name: str) -> Tensor:
+        model = self.files[MODEL]
+        own = name.removeprefix("model.")
+        found = model.get_tensor(own) if name != own and own in model.keys() else self.files[TRAINER].get_tensor(name)
+        return self.setdefault(name, found)  # a tied table stays one tensor
+
+
+def read(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[str, Any]:
+    """The state that `write` was given, or what it has under `keys`, its tensors on the CPU. Raises Damaged."""
     verify(folder)
     document = read_document(folder)
     try:
-        tensors = safetensors.torch.load_file(folder / TRAINER)
-        model = safetensors.torch.load_file(folder / MODEL)
-        tensors.update({f"model.{name}": tensor for name, tensor in model.items()})
-        return decode(document, tensors)
+        return decode(document if keys is None else {key: document[key] for key in keys}, Tensors(folder))
     except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:  # not written by `write`
         raise Damaged(f"{folder} is no checkpoint that training wrote: {type(error).__name__} {error}") from None
 

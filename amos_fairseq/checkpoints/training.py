@@ -184,8 +184,7 @@ def newest(save_dir: Path, trainer) -> Optional[Path]:
 
 
 def refuse_changes(path: Path, trainer) -> None:
-    document = storage.read_document(path)
-    then, task_state = (storage.decode(document.get(key), {}) for key in ("cfg", "task_state"))
+    then, task_state = storage.read(path, ["cfg", "task_state"]).values()
     now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
     allowed = str(getattr(trainer.cfg.task, "allow_change", "")).split(",")
     found = differences.differences(

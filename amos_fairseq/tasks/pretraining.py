@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass, make_dataclass
 
+import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils
@@ -16,10 +17,12 @@ from amos_fairseq import checkpoints, supervision
 from amos_fairseq.data.cropping import CroppingOptions
 from amos_fairseq.data.manifest import load_manifest_for
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens
+from amos_fairseq.data.vocabulary import MODEL_NAME
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary, option
 from amos_fairseq.methods.continuation import EarlierRun, load_generator, start_from
 from amos_fairseq.objectives import COUNTED
+from amos_fairseq.pretrained import VOCABULARY
 from amos_fairseq.supervision import SupervisionConfig
 from amos_fairseq.user_errors import told_in_one_line
 
@@ -113,9 +116,10 @@ class PretrainingTask(FairseqTask):
 
     def state_dict(self):
         """Part of every checkpoint: by it, a later run knows whether the ids mean the same words, and the text."""
+        model = os.path.join(os.path.dirname(os.path.abspath(self.shards[0])), MODEL_NAME)
         return {
             **super().state_dict(), "dictionary_sha256": self.manifest.dictionary_sha256,
-            "data_sha256": self.data_sha256(),
+            "data_sha256": self.data_sha256(), VOCABULARY: torch.from_numpy(np.fromfile(model, np.uint8)),
         }
 
     def get_checkpoint_dict(self):

@@ -1,0 +1,1 @@
+"""Fine-tuning: labelled tasks, what reads them, and what the papers searched."""

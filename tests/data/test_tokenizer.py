@@ -1,0 +1,60 @@
+"""Text to ids and back, as preparation has it."""
+
+import random
+
+import pytest
+
+from amos_fairseq.data.encoding import TextEncoder
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.vocabulary import train_vocabulary
+
+WORDS = ["alpha", "beta", "Gamma,", "delta", "epsilon", "na\u00efve", "caf\u00e9", "\ufb01rst", "\u00bd", "x"]
+ODD = "  The \ufb01rst\u00a0 na\u00efve\nword, \u00bd \u00dcn\u00ef \u65e5\u672c <mask> </s> "
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    draw = random.Random(1)
+    return train_vocabulary((" ".join(draw.choices(WORDS, k=9)) for _ in range(200)), 60, uncased=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary):
+    return Tokenizer(vocabulary.model)
+
+
+def test_special_tokens_are_fairseqs_first_four_and_the_mask_is_last(tokenizer, vocabulary):
+    assert tokenizer.symbols[:4] == ["<s>", "<pad>", "</s>", "<unk>"]
+    assert tokenizer.symbols[-1] == "<mask>" and tokenizer.mask == len(tokenizer) - 1 == vocabulary.size - 1
+    assert {0, 1, 2, 3, tokenizer.mask} <= set(tokenizer.excluded)
+
+
+def test_ids_are_those_of_preparation(tokenizer, vocabulary):
+    encoder = TextEncoder(vocabulary, "blank")
+    for text in ["alpha beta", "Gamma, alpha\nbeta", ODD]:
+        pieces = encoder.processor.encode(text.replace("\n", " "))
+        assert tokenizer.encode(text) == encoder.symbol_of_piece[pieces].tolist()
+        assert not {0, 1, 2, tokenizer.mask} & set(tokenizer.encode(text))
+
+
+def test_decoding_gives_the_normalised_text_back(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("Alpha  beta\nGAMMA, \ufb01rst")) == "alpha beta gamma, first"
+    assert tokenizer.decode([0, *tokenizer.encode("alpha"), tokenizer.mask, 2]) == "<s> alpha <mask> </s>"
+
+
+def test_a_pair_has_two_separators(tokenizer):
+    assert tokenizer.sequence([7, 8]) == [0, 7, 8, 2]
+    assert tokenizer.sequence([7, 8], [9]) == [0, 7, 8, 2, 2, 9, 2]
+
+
+@pytest.mark.parametrize("text", ["alpha beta", "\nalpha  Gamma, x ", ODD, ""])
+def test_spans_lie_on_the_characters_of_their_tokens_in_order(tokenizer, text):
+    ids, spans = tokenizer.encode_with_spans(text)
+    assert ids == tokenizer.encode(text)
+    assert all(0 <= span.begin <= span.end <= len(text) for span in spans)
+    assert [span.end for span in spans] == sorted(span.end for span in spans)
+    seen = {tokenizer.symbols[token].strip("\u2581"): text[slice(*span)] for token, span in zip(ids, spans)}
+    if "alpha" in text:
+        assert seen["alpha"] == "alpha"
+    if "Gamma" in text:
+        assert "".join(text[slice(*span)] for span in spans).replace(" ", "").startswith("alphaGamma,")
