@@ -1,25 +1,57 @@
-"""What was pre-trained, loaded to be used: `amos_fairseq.from_pretrained(path)`."""
+"""What was pre-trained, loaded to be used: `amos_fairseq.from_pretrained(path)`.
+
+    model = amos_fairseq.from_pretrained("checkpoints")
+    model.features(["a sentence", "another"])       # (2, C)
+    model.fill_mask("the <mask> of an array")       # what its masked LM would put in
+    model.detect("the shape on an array")           # how likely each token was replaced
+    model.score(["a sentence", "a sentence not"])   # pseudo-log-likelihoods
+"""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import List, Mapping, NamedTuple, Optional, Sequence, Union
+
+import torch
+from torch import Tensor
 
 from amos_fairseq.checkpoints import storage, store
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.data.vocabulary import MODEL_NAME
+from amos_fairseq.data.vocabulary import MASK, MODEL_NAME
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
+from amos_fairseq.methods.script import Script
 from amos_fairseq.modules.encoder import Encoder
+from amos_fairseq.ops import full_precision
+from amos_fairseq.scoring import BATCH_TOKENS, Score, batches, masked_scores, one_pass_scores, padded
 
 VOCABULARY = "sentencepiece_model"  # in a checkpoint's `task_state`
+POOLINGS = ("mean", "first")
+
+
+class Filling(NamedTuple):
+    """One word for a <mask>."""
+
+    token: str  # SentencePiece's: with U+2581 where a word starts
+    probability: float
+
+
+class Detection(NamedTuple):
+    """One token of a text, characters `begin` to `end` of it."""
+
+    token: str
+    begin: int
+    end: int
+    replaced: float  # probability that it is not the original one
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """An encoder and its vocabulary, in evaluation mode, on the CPU; `method` has its heads and generator, if known.
+    """An encoder and its vocabulary, in evaluation mode; `method` has its heads and generator, where they are known.
 
-    source: where it was found
-    name: registered name of its method
+    source      where it was found
+    name        registered name of its method
+    B texts, T tokens of the longest, C width of the encoder. Every function that reads text raises ValueError for one
+    of more tokens than the encoder has positions.
     """
 
     source: str
@@ -27,6 +59,99 @@ class Pretrained:
     encoder: Encoder
     tokenizer: Tokenizer
     method: Optional[PretrainingMethod] = None
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a text, <s> and </s> included."""
+        return self.encoder.config.max_positions
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.token_embeddings.weight.device
+
+    def to(self, device) -> "Pretrained":
+        """The same networks, moved."""
+        for module in filter(None, (self.encoder, self.method)):
+            module.to(device)
+        return self
+
+    def encode(self, text: str, pair: Optional[str] = None) -> Tensor:
+        """(T,) ids: <s> text </s>, or <s> text </s> </s> pair </s>."""
+        parts = [text] if pair is None else [text, pair]
+        return self._checked(self.tokenizer.sequence(*map(self.tokenizer.encode, parts)), text)
+
+    def _checked(self, ids: List[int], text: str) -> Tensor:
+        if len(ids) > self.max_tokens:
+            raise ValueError(f"{len(ids)} tokens, but the model reads {self.max_tokens}: shorten {text[:40]!r}..")
+        return torch.tensor(ids)
+
+    @torch.no_grad()
+    def hidden_states(self, sequences: Sequence[Tensor], batch_tokens: int = BATCH_TOKENS) -> List[Tensor]:
+        """(T, C) of each sequence of ids (T,), the encoder's last layer; at most `batch_tokens` positions at a time."""
+        states = {}
+        for rows in batches([len(sequence) for sequence in sequences], batch_tokens):
+            hidden = self.encoder(*padded([sequences[row] for row in rows], self.encoder))
+            states.update((row, states[: len(sequences[row])]) for row, states in zip(rows, hidden))
+        return [states[row] for row in range(len(sequences))]
+
+    def features(
+        self, texts: Union[str, Sequence[str]], pooling: str = "mean", batch_tokens: int = BATCH_TOKENS
+    ) -> Tensor:
+        """(B, C), or (C,) of a single string: each text's hidden states, their mean over tokens or the first, <s>'s."""
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+        if isinstance(texts, str):
+            return self.features([texts], pooling, batch_tokens)[0]
+        states = self.hidden_states([self.encode(text) for text in texts], batch_tokens)
+        pooled = [hidden.mean(dim=0) if pooling == "mean" else hidden[0] for hidden in states]
+        return torch.stack(pooled) if pooled else torch.empty(0, self.encoder.config.dim)
+
+    @torch.no_grad()
+    def fill_mask(self, text: str, top: int = 5) -> List[List[Filling]]:
+        """The likeliest tokens for each <mask> of a text, likeliest first, by the masked language model.
+
+        That is the generator, of AMOS its deepest; of BERT and SCRIPT the encoder itself.
+        """
+        method = self._method("a masked language model")
+        if MASK not in text:
+            raise ValueError(f"there is no {MASK} in {text[:40]!r}: write one for each token to be filled in")
+        if not 0 < top <= len(self.tokenizer):
+            raise ValueError(f"top {top} must lie between 1 and the vocabulary's {len(self.tokenizer)}")
+        tokens = self._checked(self.tokenizer.sequence(self.tokenizer.encode_masked(text)), text).to(self.device)
+        hidden = method.masked_lm_encoder(tokens[None])[0, tokens == self.tokenizer.mask]
+        logits = full_precision(method.mlm_head(hidden))
+        logits[:, method.excluded_tokens] = float("-inf")
+        best = logits.softmax(dim=-1).topk(top)
+        return [
+            [Filling(self.tokenizer.symbols[token], probability) for token, probability in zip(*row)]
+            for row in zip(best.indices.tolist(), best.values.tolist())
+        ]
+
+    @torch.no_grad()
+    def detect(self, text: str) -> List[Detection]:
+        """How likely each token of a text was replaced, as the encoder learnt to tell."""
+        ids, spans = self.tokenizer.encode_with_spans(text)
+        tokens = self._checked(self.tokenizer.sequence(ids), text)
+        logits = self._method("a detection head").detection_logits(tokens[None].to(self.device))
+        replaced = (-full_precision(logits[0, 1:-1])).sigmoid().tolist()
+        return [Detection(self.tokenizer.symbols[i], *span, p) for i, span, p in zip(ids, spans, replaced)]
+
+    def score(self, texts: Sequence[str], masked: bool = False, special_tokens: bool = False, **options) -> List[Score]:
+        """Pseudo-log-likelihood of each text: of a SCRIPT model in one pass, else, or if `masked`, in one per token.
+
+        special_tokens: count <s> and </s>, too; options: of `scoring.one_pass_scores`
+        """
+        method = self._method("a language model")
+        sequences = [self.encode(text) for text in texts]
+        uncounted = [] if special_tokens else [self.tokenizer.bos, self.tokenizer.eos]
+        if isinstance(method, Script) and not masked:
+            return one_pass_scores(method, sequences, uncounted, **options)
+        return masked_scores(method, sequences, self.tokenizer.mask, uncounted, **options)
+
+    def _method(self, part: str) -> PretrainingMethod:
+        if self.method is None:
+            raise ValueError(f"{self.source} holds an encoder only, not {part}: name a checkpoint of pre-training")
+        return self.method
 
 
 def from_pretrained(path, data=None) -> Pretrained:

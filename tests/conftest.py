@@ -1,4 +1,4 @@
-"""Batches of random tokens for the core's tests: no corpus, no fairseq."""
+"""Batches of random tokens for the core's tests, a vocabulary and checkpoints of random methods: no fairseq."""
 
 import weakref
 
@@ -7,6 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from amos_fairseq.checkpoints import storage
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
 
@@ -101,6 +104,33 @@ def _rows_of():
 @pytest.fixture(name="make_method")
 def _make_method():
     return make_method
+
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Of 56 symbols; each of WORDS is one."""
+    texts = (" ".join(WORDS[(3 * row + column) % 8] for column in range(6)) + "," for row in range(80))
+    return Tokenizer(train_vocabulary(texts, 56, uncased=True).model)
+
+
+@pytest.fixture
+def save_checkpoint():
+    """save_checkpoint(path, name, method, tokenizer=None): a checkpoint as training leaves it, less the trainer."""
+
+    def save_checkpoint(path, name, method, tokenizer=None):
+        vocabulary = {}
+        if tokenizer is not None:
+            vocabulary["sentencepiece_model"] = torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8)
+        cfg = {"task": {"_name": name}, "model": {"_name": name, "option_of_later": 1, **vars(method.config)}}
+        state = {f"method.{key}": tensor for key, tensor in method.state_dict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = dict(number=1, score=None, purposes=[])
+        storage.write(path, {"cfg": cfg, "task_state": vocabulary, "model": state}, about)
+
+    return save_checkpoint
 
 
 def pytest_addoption(parser):

@@ -8,7 +8,8 @@ from torch import Tensor
 from amos_fairseq import checkpoints
 from amos_fairseq.analysis.inspection import Verdict, verdicts
 from amos_fairseq.data.masking import MaskedBlockDataset
-from amos_fairseq.data.vocabulary import MODEL_NAME, load_processor
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.vocabulary import MODEL_NAME
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 
 DETECTION_LOGITS = ("rtd_logits", "critic_logits")  # fields of a method's output: (B, T), positive = original
@@ -42,10 +43,8 @@ class TrainedRun(NamedTuple):
 
     def encode(self, lines: Sequence[str]) -> List[Tensor]:
         """Ids of each line, between <s> and </s>."""
-        dictionary = self.task.dictionary
-        processor = load_processor((self.data / MODEL_NAME).read_bytes(), str(self.data / MODEL_NAME))
-        pieces = (processor.encode(line, out_type=str) for line in lines)
-        return [torch.tensor([dictionary.bos(), *map(dictionary.index, line), dictionary.eos()]) for line in pieces]
+        tokenizer = Tokenizer((self.data / MODEL_NAME).read_bytes(), str(self.data / MODEL_NAME))
+        return [torch.tensor(tokenizer.sequence(tokenizer.encode(line))) for line in lines]
 
     @torch.no_grad()
     def inspect(self, dataset: MaskedBlockDataset, indices: Sequence[int]) -> List[List[Verdict]]:

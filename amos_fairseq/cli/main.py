@@ -19,7 +19,12 @@ COMMANDS = {
     "train": "fairseq-train (or fairseq-hydra-train) with this package filled in",
     "report": "figures and a summary table of a training run",
     "inspect": "show which tokens were replaced and what the encoder says about them",
-    "score": "pseudo-log-likelihoods of sentences and n-best lists, by a script_selfcritic run",
+    "score": "pseudo-log-likelihoods of sentences and n-best lists",
+    "fill-mask": "what a run's masked language model puts in the place of <mask>",
+    "detect": "mark the tokens of a text that a run's encoder takes for replaced",
+    "embed": "a vector for every line of a text",
+    "finetune": "GLUE, SQuAD or your own labelled files, over seeds and settings, from any checkpoint",
+    "export": "a folder that Hugging Face's transformers loads, from any checkpoint",
     "flops": "what a method costs: FLOPs per token, per sequence and for a whole run",
     "doctor": "what this installation has, which ops are compiled, and how to get what is missing",
 }
@@ -50,7 +55,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
 def run_command(command: str, arguments: List[str]) -> int:
     """Parse a command's arguments and run it."""
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # it recommends a package at import
-    module = importlib.import_module(f"amos_fairseq.cli.{command}")
+    module = importlib.import_module(f"amos_fairseq.cli.{command.replace('-', '_')}")
     if command == "train":  # fairseq parses these
         return module.run(arguments) or 0
     parser = argparse.ArgumentParser(prog=f"amos-fairseq {command}", description=module.HELP)

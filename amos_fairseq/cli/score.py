@@ -1,4 +1,4 @@
-"""`amos-fairseq score`: pseudo-log-likelihoods of sentences, one pass each, by a model trained with SCRIPT."""
+"""`amos-fairseq score`: pseudo-log-likelihoods of sentences, in one pass each by a model trained with SCRIPT."""
 import argparse
 import json
 import sys
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple
 
 HELP = (
-    "Print the pseudo-log-likelihood of every sentence, or find the best of each n-best list, with a "
-    "script_selfcritic run. Higher is likelier; a longer sentence has more terms."
+    "Print the pseudo-log-likelihood of every sentence, or find the best of each n-best list: in one pass with a "
+    "script_selfcritic run, in one pass for every token with others. Higher is likelier; a longer sentence has more "
+    "terms."
 )
 
 
@@ -22,9 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="sentences, one a line; - for standard input")
     parser.add_argument("--nbest", action="store_true", help="lines are id<TAB>sentence; mark the best of each id")
     parser.add_argument("--include-special", action="store_true", help="count <s> and </s> as well")
+    parser.add_argument("--masked", action="store_true", help="mask each token in turn, of script_selfcritic, too")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tab-separated columns")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
-    parser.add_argument("--data", type=Path, help="prepared data; default: RUN/data, else where the run was trained")
+    parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,25 +37,21 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from amos_fairseq.analysis.checkpoint import load_run
-    from amos_fairseq.analysis.scoring import one_pass_scores
-    from amos_fairseq.methods.script import Script
+    from amos_fairseq.pretrained import from_pretrained
 
-    trained = load_run(args.run, args.data)
-    if not isinstance(trained.method, Script):
-        raise ValueError(f"{args.run} was trained with {trained.task.method_name}: score needs a script_selfcritic run")
-    sequences = trained.encode([hypothesis.sentence for hypothesis in hypotheses])
-    for hypothesis, sequence in zip(hypotheses, sequences):
-        if len(sequence) > trained.task.max_positions():
+    model = from_pretrained(args.run, args.data)
+    for hypothesis in hypotheses:
+        tokens = len(model.tokenizer.sequence(model.tokenizer.encode(hypothesis.sentence)))
+        if tokens > model.max_tokens:
             raise ValueError(
-                f"{args.file}, line {hypothesis.line}: {len(sequence)} tokens, but the model reads "
-                f"{trained.task.max_positions()}: split the sentence"
+                f"{args.file}, line {hypothesis.line}: {tokens} tokens, but the model reads {model.max_tokens}: "
+                "split the sentence"
             )
-    dictionary = trained.task.dictionary
-    uncounted = [] if args.include_special else [dictionary.bos(), dictionary.eos()]
-    method = trained.method.to("cuda" if torch.cuda.is_available() else "cpu")
-    with tqdm(total=len(sequences), unit="sentence", desc="score", disable=None) as bar:
-        scores = one_pass_scores(method, sequences, uncounted, args.batch_tokens, bar.update)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    sentences = [hypothesis.sentence for hypothesis in hypotheses]
+    with tqdm(total=len(sentences), unit="sentence", desc="score", disable=None) as bar:
+        options = dict(batch_tokens=args.batch_tokens, progress=bar.update)
+        scores = model.score(sentences, args.masked, args.include_special, **options)
 
     rows = [
         {"id": hypothesis.group, "best": False, **score._asdict(), "sentence": hypothesis.sentence}

@@ -8,6 +8,7 @@ import sentencepiece
 from amos_fairseq.data.vocabulary import BOS, EOS, MASK, PAD, SPECIALS, UNK, load_processor, load_vocabulary
 
 SPACE = "\u2581"  # how SentencePiece writes one in a piece
+ANCHOR = "\ue000"  # a character in no vocabulary, hence a piece of its own
 # Its releases up to 0.2.1 and those after them give the places of pieces in different ways.
 OFFSET_MAPPING = "return_type" in inspect.signature(sentencepiece.SentencePieceProcessor.Encode).parameters
 
@@ -66,6 +67,16 @@ class Tokenizer:
             return mapping["ids"], mapping["offsets"]
         pieces = self.processor.encode(text, out_type="immutable_proto").pieces
         return [piece.id for piece in pieces], [(piece.begin, piece.end) for piece in pieces]
+
+    def encode_masked(self, text: str) -> List[int]:
+        """`encode` of a text in which <mask> stands for whole tokens: a piece right after one starts no word."""
+        first, *others = text.split(MASK)
+        ids = self.encode(first)
+        for part in others:
+            pieces = self.processor.encode(ANCHOR + part.replace("\n", " "), out_type=str)
+            after = next(index for index, piece in enumerate(pieces) if ANCHOR in piece) + 1
+            ids += [self.mask, *(self.id_of_piece[self.processor.piece_to_id(piece)] for piece in pieces[after:])]
+        return ids
 
     def sequence(self, *parts: Sequence[int]) -> List[int]:
         """<s> A </s>, or of a pair <s> A </s> </s> B </s>, as RoBERTa, MPNet and the released COCO-LM have it."""

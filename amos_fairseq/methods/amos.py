@@ -177,6 +177,13 @@ class Amos(PretrainingMethod):
             start = depth
         return torch.stack([*states, tower.run_layers(state, bias, start, deepest, batch.queries)])
 
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        return self.generators[-1]
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        return self.rtd_head(self.encoder(tokens, padding_mask))
+
     def mix(self, hidden: Tensor, batch: PretrainingBatch) -> Tensor:
         """gamma, (M, G) in fp32: softmax over depths of v . f_d  (Eq. 3), or an ablation's fixed or random weights."""
         depths, masked, _ = hidden.shape

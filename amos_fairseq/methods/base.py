@@ -207,6 +207,18 @@ class PretrainingMethod(nn.Module):
     def forward(self, batch: PretrainingBatch):
         raise NotImplementedError
 
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        """The network whose hidden states `mlm_head` reads. Raises ValueError if there is no masked language model."""
+        return self.encoder
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        """(B, T): how original each token of a text as it stands looks to the encoder, positive = original.
+
+        Raises ValueError if the method does not learn that.
+        """
+        raise ValueError(f"{type(self).__name__} learns to predict masked tokens, not to detect replaced ones")
+
     def losses(self, output, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         """The terms whose weighted means add up to the loss."""
         raise NotImplementedError
@@ -265,6 +277,10 @@ class GeneratorMethod(PretrainingMethod):
         )
         self.generator = Encoder(generator_config, token_embeddings)
         self.mlm_head = MaskedLMHead(dim, token_embeddings)
+
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        return self.generator
 
     def generate(self, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
         """The generator's losses and predictions at the selected positions, and a draw; `look`: see `masked_lm`."""

@@ -24,6 +24,7 @@ from amos_fairseq.methods.base import (
     detection_statistics,
     option,
 )
+from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import CorrectionHead, DetectionHead, ProjectionHead
 from amos_fairseq.objectives import (
     LossTerm,
@@ -182,6 +183,15 @@ class CocoLM(GeneratorMethod):
     def generate(self, batch: PretrainingBatch) -> Optional[MaskedLMReading]:
         """The generator's losses and predictions at the selected positions; None if there is no generator."""
         return None if self.config.random_replacements else super().generate(batch)
+
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        if self.config.random_replacements:
+            raise ValueError("a run with random_replacements has no generator, hence no masked language model")
+        return self.generator
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        return self.rtd_head(self.encoder(tokens, padding_mask))
 
     @torch.no_grad()
     def sample(self, masked_lm: Optional[MaskedLMReading], batch: PretrainingBatch) -> Tensor:

@@ -4,7 +4,7 @@
     loss = mlm + rtd_weight * rtd; no gradient passes through the sample
 """
 
-from typing import Dict, NamedTuple
+from typing import Dict, NamedTuple, Optional
 
 from torch import Tensor
 
@@ -50,10 +50,12 @@ class Electra(GeneratorMethod):
         masked_lm = self.generate(batch)
         sampled_tokens = self.sample(masked_lm, batch)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        hidden = self.encoder(corruption.corrupted_tokens, batch.padding_mask)
-        rtd_logits = self.rtd_head(hidden)
+        rtd_logits = self.detection_logits(corruption.corrupted_tokens, batch.padding_mask)
         mlm_targets = batch.at_masked(batch.original_tokens)
         return ElectraOutput(masked_lm, mlm_targets, sampled_tokens, corruption, rtd_logits)
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        return self.rtd_head(self.encoder(tokens, padding_mask))
 
     def losses(self, output: ElectraOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions

@@ -6,7 +6,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +122,10 @@ class Peer(SharedGeneratorMethod):
             masked_lm, mlm_targets, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds,
             rtd_logits,
         )
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        scores = self.tqr_head(self.encoder(tokens, padding_mask))
+        return full_precision(scores) - self.tqr_head.level_thresholds()[-1]
 
     def label(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
         """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""

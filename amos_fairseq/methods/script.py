@@ -130,6 +130,9 @@ class Script(PretrainingMethod):
         projected = self.mlm_head.project(self.encoder.run_layers(hidden, bias))
         return linear_logsumexp(projected, self.encoder.token_embeddings.weight, self.mlm_head.bias)
 
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        return self.criticize(self.encoder.token_embeddings(tokens), padding_mask)
+
     def losses(self, output: ScriptOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
         return {

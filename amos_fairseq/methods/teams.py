@@ -114,7 +114,7 @@ class Teams(SharedGeneratorMethod):
         masked_lm = self.generate(batch, propose)
         sampled_tokens = self.sample(masked_lm, batch)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        mws_states, rtd_states = self.encode(corruption, batch)
+        mws_states, rtd_states = self.encode(corruption.corrupted_tokens, batch.padding_mask)
         mws_hidden, candidate_embeddings = self.select(mws_states, candidate_tokens, batch)
         rtd_logits = self.rtd_head(rtd_states) if self.rtd_head is not None else None
         mlm_targets = batch.at_masked(batch.original_tokens)
@@ -142,18 +142,23 @@ class Teams(SharedGeneratorMethod):
 
         return tokens, propose
 
-    def encode(self, corruption: Corruption, batch: PretrainingBatch) -> Tuple[Tensor, Tensor]:
+    def encode(self, tokens: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
         """Hidden states (B, T, C) for selection and for detection, of two branches on one trunk.
 
         The branches share the relative position bias as any two layers of the encoder do.
         """
         encoder, trunk_depth = self.encoder, self.config.trunk_depth()
-        hidden = encoder.embed(encoder.token_embeddings(corruption.corrupted_tokens), batch.padding_mask)
-        bias = encoder.attention_bias(batch.padding_mask, hidden.size(1))
+        hidden = encoder.embed(encoder.token_embeddings(tokens), padding_mask)
+        bias = encoder.attention_bias(padding_mask, hidden.size(1))
         trunk = encoder.run_layers(hidden, bias, stop=trunk_depth)
         exported = encoder.run_layers(trunk, bias, start=trunk_depth)
         other = exported if self.branch_layer is None else self.branch_layer(trunk, bias)
         return (exported, other) if self.config.exported_branch == "mws" else (other, exported)
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        if self.rtd_head is None:
+            raise ValueError("a run with rtd_weight 0 does not learn to detect replaced tokens")
+        return self.rtd_head(self.encode(tokens, padding_mask)[1])
 
     def select(
         self, hidden: Tensor, candidate_tokens: Optional[Tensor], batch: PretrainingBatch

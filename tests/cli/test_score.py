@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from amos_fairseq.analysis import checkpoint
 from amos_fairseq.cli import main
 
 TRAIN = [sys.executable, "-m", "amos_fairseq.cli.main", "train"]
@@ -105,9 +104,6 @@ def test_mistakes_are_told_in_one_line(score, text, options, message):
     assert score(text, *options) == (2, [], f"amos-fairseq score: error: {message}\n")
 
 
-def test_runs_of_other_methods_are_refused(runs, score, make_method, monkeypatch):
-    trained = checkpoint.load_run(runs / "script_selfcritic")
-    trained.task.method_name = "electra_rtd"
-    monkeypatch.setattr(checkpoint, "load_run", lambda *_: trained._replace(method=make_method("electra_rtd")))
-    refusal = f"{runs / 'script_selfcritic'} was trained with electra_rtd: score needs a script_selfcritic run"
-    assert score("bada\n") == (2, [], f"amos-fairseq score: error: {refusal}\n")
+def test_masked_scores_are_others_and_cover_the_same_tokens(score):
+    one_pass, masked = (json.loads(score("bada kolu\n", "--json", *options)[1][0]) for options in ([], ["--masked"]))
+    assert masked["pll"] != one_pass["pll"] and masked["tokens"] == one_pass["tokens"]

@@ -82,7 +82,7 @@ def test_branches_are_two_layers_on_one_trunk(make_method, batch):
     method = make_method("teams_mws", encoder_layers=3, dtype=torch.double)
     output = method(batch)
     tokens, encoder = output.corruption.corrupted_tokens, method.encoder
-    mws_states, rtd_states = method.encode(output.corruption, batch)
+    mws_states, rtd_states = method.encode(output.corruption.corrupted_tokens, batch.padding_mask)
     assert torch.equal(mws_states, encoder(tokens, batch.padding_mask))
     bias = encoder.attention_bias(batch.padding_mask, tokens.size(1))
     embedded = encoder.embed(encoder.token_embeddings(tokens), batch.padding_mask)
@@ -93,7 +93,7 @@ def test_branches_are_two_layers_on_one_trunk(make_method, batch):
 def test_selection_is_the_papers_equation_seven(make_method, batch):
     method = make_method("teams_mws", dtype=torch.double, gain=5.0)
     output = method(batch)
-    hidden = batch.at_masked(method.encode(output.corruption, batch)[0])
+    hidden = batch.at_masked(method.encode(output.corruption.corrupted_tokens, batch.padding_mask)[0])
     table, total = method.encoder.token_embeddings.weight, 0.0
     for row, candidates in zip(hidden, output.candidate_tokens):
         projected = method.mws_head.layer_norm(torch.nn.functional.gelu(method.mws_head.dense(row)))
@@ -227,7 +227,7 @@ def test_the_exported_encoder_ends_in_the_chosen_branch(make_method, batch, task
 
 def test_feed_forward_heads_read_the_same_states(make_method, batch):
     method = make_method("teams_mws", task_heads="ffn")
-    mws_states, rtd_states = method.encode(method(batch).corruption, batch)
+    mws_states, rtd_states = method.encode(batch.original_tokens, batch.padding_mask)
     assert mws_states is rtd_states and method.branch_layer is None and len(method.encoder.layers) == 2
     assert method.rtd_head.dense is not None
 

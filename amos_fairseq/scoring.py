@@ -2,13 +2,12 @@
 
 from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from amos_fairseq.methods.base import PretrainingMethod
-from amos_fairseq.methods.mlm import MaskedLM
 from amos_fairseq.methods.script import Script
+from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.objectives import pseudo_log_likelihood
 from amos_fairseq.ops import full_precision
 
@@ -34,9 +33,9 @@ def one_pass_scores(
     `uncounted_tokens` are read, but not summed over. `progress` is told how many sequences each pass has finished.
     """
     scores = {}
-    for rows in _batches([len(sequence) for sequence in sequences], batch_tokens):
-        tokens, padding_mask = _pad([sequences[row] for row in rows], method)
-        critic_logits = method.criticize(method.encoder.token_embeddings(tokens), padding_mask)
+    for rows in batches([len(sequence) for sequence in sequences], batch_tokens):
+        tokens, padding_mask = padded([sequences[row] for row in rows], method.encoder)
+        critic_logits = method.detection_logits(tokens, padding_mask)
         counted = ~torch.isin(tokens, tokens.new_tensor(uncounted_tokens))
         if padding_mask is not None:
             counted &= ~padding_mask
@@ -47,41 +46,37 @@ def one_pass_scores(
 
 
 @torch.no_grad()
-def masked_score(
+def masked_scores(
     method: PretrainingMethod,
-    tokens: Tensor,
+    sequences: Sequence[Tensor],
     mask_token: int,
     uncounted_tokens: Sequence[int] = (),
     batch_tokens: int = BATCH_TOKENS,
-) -> Score:
-    """The masked pseudo-log-likelihood of one sequence (T,): sum_t log P(token_t | all others), position t masked.
+    progress: Callable[[int], object] = lambda sequences: None,
+) -> List[Score]:
+    """The masked pseudo-log-likelihood of each sequence (T,): sum_t log P(token_t | all others), position t masked.
 
-    As many readings as positions (Salazar et al., 2020); for methods that train an MLM head on their encoder.
+    As many readings as positions (Salazar et al., 2020), by the method's masked language model.
     """
-    if not isinstance(method, (MaskedLM, Script)):
-        raise ValueError(f"{type(method).__name__} has no masked language model on its encoder")
-    tokens = tokens.to(method.encoder.token_embeddings.weight.device)
-    positions = (~torch.isin(tokens, tokens.new_tensor(uncounted_tokens))).nonzero().squeeze(-1)
-    pll = 0.0
-    for part in positions.split(max(1, batch_tokens // len(tokens))):
-        rows = torch.arange(len(part), device=part.device)
-        masked_tokens = tokens.repeat(len(part), 1)
-        masked_tokens[rows, part] = mask_token
-        logits = method.mlm_head(method.encoder(masked_tokens)[rows, part])
-        pll += full_precision(logits).log_softmax(dim=-1)[rows, tokens[part]].sum().item()
-    return Score(pll, len(positions))
+    network = method.masked_lm_encoder
+    device = network.token_embeddings.weight.device
+    scores = []
+    for tokens in sequences:
+        tokens = tokens.to(device)
+        positions = (~torch.isin(tokens, tokens.new_tensor(uncounted_tokens))).nonzero().squeeze(-1)
+        pll = 0.0
+        for part in positions.split(max(1, batch_tokens // len(tokens))):
+            rows = torch.arange(len(part), device=device)
+            masked_tokens = tokens.repeat(len(part), 1)
+            masked_tokens[rows, part] = mask_token
+            logits = method.mlm_head(network(masked_tokens)[rows, part])
+            pll += full_precision(logits).log_softmax(dim=-1)[rows, tokens[part]].sum().item()
+        scores.append(Score(pll, len(positions)))
+        progress(1)
+    return scores
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rho: the correlation of ranks, equal values sharing the mean of theirs."""
-    ranks = []
-    for values in (first, second):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((counts.cumsum() - (counts - 1) / 2)[inverse])
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[List[int]]:
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[List[int]]:
     """Indices of each batch, longest sequences first: if one pass needs too much memory, it is the first."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
@@ -91,9 +86,9 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[List[int]]:
         start = stop
 
 
-def _pad(sequences: Sequence[Tensor], method: PretrainingMethod) -> Tuple[Tensor, Optional[Tensor]]:
-    """The sequences as rows (B, T) on the method's device, and where they are padding, or None."""
-    table = method.encoder.token_embeddings
+def padded(sequences: Sequence[Tensor], encoder: Encoder) -> Tuple[Tensor, Optional[Tensor]]:
+    """The sequences as rows (B, T) on the encoder's device, and where they are padding, or None."""
+    table = encoder.token_embeddings
     rows = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=table.padding_idx)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padding_mask = torch.arange(rows.size(1)) >= lengths[:, None]

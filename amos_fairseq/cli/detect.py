@@ -1,0 +1,54 @@
+"""`amos-fairseq detect`: which tokens of a text a model takes for replaced."""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+HELP = (
+    "Print a text with the tokens that the encoder takes for replaced, [token probability], by a run of any method "
+    "that learns to detect them."
+)
+BOLD_RED, END = "\033[1;31m", "\033[0m"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text", help="text to read")
+    text.add_argument("--file", help="text to read, line by line; - for standard input")
+    parser.add_argument("--threshold", type=float, default=0.5, metavar="P",
+                        help="probability of being replaced from which a token is marked (default: 0.5)")
+    parser.add_argument("--json", action="store_true", help="one JSON list of all tokens for each line")
+    parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
+
+
+def run(args: argparse.Namespace) -> None:
+    from amos_fairseq.cli.score import read
+
+    if not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold {args.threshold} is no probability: give 0 to 1")
+    text = read(args.file) if args.file else args.text
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{args.file or '--text'}: there is no text to read")
+
+    from amos_fairseq.pretrained import from_pretrained
+
+    model = from_pretrained(args.run, args.data)
+    for line in lines:
+        detections = model.detect(line)
+        if args.json:
+            print(json.dumps([detection._asdict() for detection in detections], ensure_ascii=False))
+        else:
+            print(marked(line, detections, args.threshold, sys.stdout.isatty()))
+
+
+def marked(line: str, detections, threshold: float, color: bool) -> str:
+    """The line with [token probability] for each token that is taken for replaced."""
+    text, end = "", 0
+    for detection in detections:
+        if detection.replaced >= threshold:
+            mark = f"[{line[detection.begin:detection.end]} {detection.replaced:.2f}]"
+            text += line[end:detection.begin] + (f"{BOLD_RED}{mark}{END}" if color else mark)
+            end = detection.end
+    return text + line[end:]
