@@ -7,15 +7,31 @@ HELP = "collect a small English text corpus from the documentation on this machi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="FILE", help="text file to write; blank lines end documents")
+    parser.add_argument("--out", metavar="FILE", help="text file to write; blank lines end documents")
     parser.add_argument("--megabytes", type=float, default=12, help="size to stop at")
+    parser.add_argument(
+        "--tasks", metavar="FOLDER", help="new folder for labelled tasks, in GLUE's and SQuAD's layouts, made from "
+        "documentation that --out leaves out"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    if not (args.out or args.tasks):
+        raise ValueError("there is nothing to write: give --out, --tasks, or both")
+    if args.tasks:
+        from amos_fairseq.data.documentation_tasks import write_tasks
+
+        for task, count in write_tasks(args.tasks).items():
+            print(f"{args.tasks}: {task}, {count:,} examples for training")
+    if args.out:
+        write_corpus(args.out, args.megabytes)
+
+
+def write_corpus(out: str, megabytes: float) -> None:
     from amos_fairseq.data.documentation import write_documentation
 
     started = time.monotonic()
-    size = write_documentation(args.out, args.megabytes, progress=True)
-    print(f"{args.out}: {size / 1e6:.1f} MB of documentation in {time.monotonic() - started:.0f} s")
-    if size < 0.9e6 * args.megabytes:
-        print(f"no more was found on this machine; {args.megabytes:g} MB were asked for")
+    size = write_documentation(out, megabytes, progress=True)
+    print(f"{out}: {size / 1e6:.1f} MB of documentation in {time.monotonic() - started:.0f} s")
+    if size < 0.9e6 * megabytes:
+        print(f"no more was found on this machine; {megabytes:g} MB were asked for")

@@ -7,9 +7,11 @@ import os
 import re
 import sysconfig
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 from tqdm import tqdm
 
@@ -18,6 +20,20 @@ EXCLUDED_FOLDERS = {"tests", "test", "testing", "idlelib", "lib2to3", "site-pack
 LARGEST_SOURCE = 2_000_000  # larger ones are generated
 FEWEST_WORDS, LEAST_LETTERS = 5, 0.75
 PARAGRAPH = re.compile(r"\n\s*\n")
+HELD_OUT = 8  # one module of so many is kept for labelled tasks, see `documentation_tasks`
+
+
+class Source(NamedTuple):
+    """A Python module: its file, the package it is from ("stdlib": the standard library), and its name: torch/hub.py."""
+
+    path: str
+    package: str
+    name: str
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is no part of the corpus; the same in every installation."""
+        return zlib.crc32(self.name.encode()) % HELD_OUT == 0
 
 
 def write_documentation(out: str, megabytes: float = 12, progress: bool = False) -> int:
@@ -52,7 +68,8 @@ def _documents() -> Iterator[str]:
     seen = set()
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         try:
-            for paragraphs in pool.map(module_paragraphs, source_files(), chunksize=16):
+            paths = [source.path for source in sources() if not source.held_out]
+            for paragraphs in pool.map(module_paragraphs, paths, chunksize=16):
                 new = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen]
                 seen.update(new)
                 if new:
@@ -61,14 +78,18 @@ def _documents() -> Iterator[str]:
             pool.shutdown(cancel_futures=True)
 
 
-def source_files() -> list[str]:
-    """Python sources of the standard library, then of each package that is installed."""
-    roots = [sysconfig.get_paths()["stdlib"]]
+def sources() -> list[Source]:
+    """Modules of the standard library, then of each package that is installed."""
+    roots = [("stdlib", sysconfig.get_paths()["stdlib"])]
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         if spec is not None:
-            roots.extend(spec.submodule_search_locations or [])
-    return [str(path) for root in roots for path in _sources_below(Path(root))]
+            roots.extend((package, root) for root in spec.submodule_search_locations or [])
+    return [
+        Source(str(path), package, f"{package}/{path.relative_to(root).as_posix()}")
+        for package, root in roots
+        for path in _sources_below(Path(root))
+    ]
 
 
 def _sources_below(root: Path) -> Iterator[Path]:
@@ -82,13 +103,18 @@ def _sources_below(root: Path) -> Iterator[Path]:
 
 def module_paragraphs(path: str) -> list[str]:
     """Paragraphs of prose in a module's docstrings and other texts of several lines, each as one line."""
+    tree = syntax_tree(path)
+    return [] if tree is None else [paragraph for text in texts_of(tree) for paragraph in prose_paragraphs(text)]
+
+
+def syntax_tree(path: str) -> Optional[ast.Module]:
+    """None if the file is not Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of invalid escapes in other people's code
-            tree = ast.parse(Path(path).read_bytes())
+            return ast.parse(Path(path).read_bytes())
     except (SyntaxError, ValueError):
-        return []
-    return [paragraph for text in texts_of(tree) for paragraph in prose_paragraphs(text)]
+        return None
 
 
 def texts_of(tree: ast.AST) -> Iterable[str]:

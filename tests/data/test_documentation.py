@@ -55,7 +55,7 @@ def test_corpus_has_the_size_no_repetition_and_is_deterministic(tmp_path):
 
 
 def test_a_failed_collection_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(documentation, "source_files", lambda: 1 / 0)
+    monkeypatch.setattr(documentation, "sources", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         documentation.write_documentation(str(tmp_path / "a.txt"))
     assert list(tmp_path.iterdir()) == []

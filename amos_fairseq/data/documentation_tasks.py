@@ -1,0 +1,178 @@
+"""Labelled tasks made from the documentation on this machine, of modules that `write_documentation` leaves out.
+
+    glue/CoLA     does a sentence stand as it was written (1), or were some of its words replaced by others (0)?
+    glue/RTE      does a summary describe the function whose signature comes first, or another one of its package?
+    package/      which package is a sentence from? train.tsv, valid.tsv, test.tsv with columns sentence, package
+    squad/        what does a function of a page do? train-v2.0.json, dev-v2.0.json; some are not on the page
+
+The first two have GLUE's file layouts, the last one SQuAD's, so that they go wherever those do; their names say that,
+no more: results on them are not results on GLUE. The same installation gives the same files.
+"""
+
+import ast
+import json
+import random
+import zlib
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Sequence
+
+from amos_fairseq.data.documentation import prose_paragraphs, sources, syntax_tree
+
+SPLITS = ("train", "dev", "test")  # of modules: half, a quarter, a quarter
+PACKAGES = ("stdlib", "torch", "numpy", "fairseq", "sympy", "networkx", "scipy", "sklearn")
+ENTRIES_OF_PAGE = 4
+WORDS_PER_REPLACED = 6  # one word in so many, at least one
+
+
+class Entry(NamedTuple):
+    """A documented function or class."""
+
+    package: str
+    signature: str  # name and arguments
+    summary: str  # the first sentence of its documentation
+
+    @property
+    def name(self) -> str:
+        return self.signature.split("(")[0]
+
+
+def write_tasks(folder: Path, examples: int = 1000, seed: int = 1) -> Dict[str, int]:
+    """Write the tasks with at most `examples` of each for training, half as many for the other splits.
+
+    Returns the number of training examples by task. Raises ValueError if the folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists: name a new folder")
+    sizes = {split: examples if split == "train" else examples // 2 for split in SPLITS}
+    entries = held_out_entries()
+    written = {}
+    for task, write in TASKS.items():
+        draw = random.Random(f"{seed} {task}")
+        for split in SPLITS:
+            shuffled = draw.sample(entries[split], len(entries[split]))
+            count = write(folder, split, shuffled, sizes[split], draw)
+            written.setdefault(task, count)
+    return written
+
+
+def held_out_entries() -> Dict[str, List[Entry]]:
+    """By split; a module's entries are all in one, and no summary comes twice."""
+    entries: Dict[str, List[Entry]] = {split: [] for split in SPLITS}
+    seen = set()
+    for source in sources():
+        if not source.held_out or source.package not in PACKAGES:
+            continue
+        split = ("train", "train", "dev", "test")[zlib.crc32(b"split " + source.name.encode()) % 4]
+        for entry in module_entries(source.path, source.package):
+            if entry.summary not in seen:
+                seen.add(entry.summary)
+                entries[split].append(entry)
+    return entries
+
+
+def module_entries(path: str, package: str) -> List[Entry]:
+    """Public functions and classes of a module whose documentation begins with a sentence."""
+    tree = syntax_tree(path)
+    found = []
+    for node in ast.walk(tree) if tree is not None else ():
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+            continue
+        paragraphs = list(prose_paragraphs(ast.get_docstring(node) or ""))
+        if paragraphs:
+            arguments = [a.arg for a in node.args.args if a.arg != "self"] if isinstance(node, ast.FunctionDef) else []
+            summary = paragraphs[0].split(". ")[0].rstrip(".")
+            if "\t" not in summary and len(summary.split()) > 3:
+                found.append(Entry(package, f"{node.name}({', '.join(arguments)})", summary))
+    return found
+
+
+def write_acceptability(folder: Path, split: str, entries: Sequence[Entry], size: int, draw: random.Random) -> int:
+    words = [word for entry in entries for word in entry.summary.split()]
+    rows = []
+    for number, entry in enumerate(entries[:size]):
+        original = number % 2
+        sentence = entry.summary if original else with_replaced_words(entry.summary, words, draw)
+        rows.append([str(number), sentence] if split == "test" else ["docs", str(original), "", sentence])
+    header = [["index", "sentence"]] if split == "test" else []
+    return write_table(folder / "glue/CoLA" / f"{split}.tsv", header, rows)
+
+
+def with_replaced_words(sentence: str, words: Sequence[str], draw: random.Random) -> str:
+    """One word in WORDS_PER_REPLACED, but at least one, becomes another one, drawn as often as it occurs in `words`."""
+    parts = sentence.split()
+    for place in draw.sample(range(len(parts)), max(1, len(parts) // WORDS_PER_REPLACED)):
+        parts[place] = draw.choice([word for word in draw.choices(words, k=20) if word != parts[place]])
+    return " ".join(parts)
+
+
+def write_entailment(folder: Path, split: str, entries: Sequence[Entry], size: int, draw: random.Random) -> int:
+    by_package = {entry.package: [other for other in entries if other.package == entry.package] for entry in entries}
+    rows = []
+    for entry in entries[:size]:
+        others = [other for other in by_package[entry.package] if other.name != entry.name]
+        belongs = len(rows) % 2 == 0
+        if others or belongs:
+            summary = entry.summary if belongs else draw.choice(others).summary
+            label = [] if split == "test" else ["entailment" if belongs else "not_entailment"]
+            rows.append([str(len(rows)), entry.signature, summary, *label])
+    header = ["index", "sentence1", "sentence2", *([] if split == "test" else ["label"])]
+    return write_table(folder / "glue/RTE" / f"{split}.tsv", [header], rows)
+
+
+def write_packages(folder: Path, split: str, entries: Sequence[Entry], size: int, draw: random.Random) -> int:
+    """As many of each package as there are, within its share of `size`."""
+    rows = []
+    for package in PACKAGES:
+        rows += [[entry.summary, package] for entry in entries if entry.package == package][: size // len(PACKAGES)]
+    name = "valid" if split == "dev" else split
+    return write_table(folder / "package" / f"{name}.tsv", [["sentence", "package"]], draw.sample(rows, len(rows)))
+
+
+def write_questions(folder: Path, split: str, entries: Sequence[Entry], size: int, draw: random.Random) -> int:
+    if split == "test":  # SQuAD's is not public
+        return 0
+    paragraphs, number = [], 0
+    for page in pages(entries):
+        if number >= size:
+            break
+        context, questions = "", []
+        for entry in page:
+            context += f"{entry.name}: "
+            answer = {"text": entry.summary, "answer_start": len(context)}
+            context += f"{entry.summary}. "
+            questions.append(question(f"{split}-{number}", entry.name, [answer]))
+            number += 1
+        stranger = draw.choice(entries)
+        if stranger.name not in {entry.name for entry in page}:
+            questions.append(question(f"{split}-{number}", stranger.name, []))
+            number += 1
+        paragraphs.append({"context": context.rstrip(), "qas": questions})
+    path = folder / "squad" / f"{split}-v2.0.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = [{"title": "documentation", "paragraphs": paragraphs}]
+    path.write_text(json.dumps({"version": "v2.0", "data": data}, ensure_ascii=False), encoding="utf-8")
+    return number
+
+
+def question(id: str, name: str, answers: List[dict]) -> dict:
+    return {"id": id, "question": f"What does {name} do?", "answers": answers, "is_impossible": not answers}
+
+
+def pages(entries: Sequence[Entry]) -> Iterator[List[Entry]]:
+    """ENTRIES_OF_PAGE entries of different names each."""
+    page: Dict[str, Entry] = {}
+    for entry in entries:
+        page.setdefault(entry.name, entry)
+        if len(page) == ENTRIES_OF_PAGE:
+            yield list(page.values())
+            page = {}
+
+
+def write_table(path: Path, header: List[List[str]], rows: List[List[str]]) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(row) + "\n" for row in [*header, *rows]), encoding="utf-8")
+    return len(rows)
+
+
+TASKS = {"CoLA": write_acceptability, "RTE": write_entailment, "package": write_packages, "squad": write_questions}

@@ -1,0 +1,143 @@
+"""Labelled tasks from documentation: right labels, no leaks, public layouts."""
+import csv
+import json
+import random
+
+import pytest
+
+from amos_fairseq.data import documentation, documentation_tasks
+from amos_fairseq.data.documentation_tasks import Entry
+
+SOURCE = '''
+def add(a, b):
+    """Add one number to another. There is more.
+
+    >>> add(1, 2)
+    """
+
+class Table:
+    """A table of all the rows."""
+    def find(self, key):
+        """Short."""
+    def _hidden(self):
+        """Nobody needs to know about this one."""
+'''
+
+
+@pytest.fixture(scope="module")
+def entries():
+    return documentation_tasks.held_out_entries()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "tasks"
+    documentation_tasks.write_tasks(folder, examples=120)
+    return folder
+
+
+def rows_of(path):
+    with open(path, newline="") as stream:
+        return list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def test_a_module_yields_signatures_with_first_sentences(tmp_path):
+    (tmp_path / "module.py").write_text(SOURCE)
+    assert documentation_tasks.module_entries(str(tmp_path / "module.py"), "torch") == [
+        Entry("torch", "add(a, b)", "Add one number to another"),
+        Entry("torch", "Table()", "A table of all the rows"),
+    ]
+
+
+def test_held_out_modules_are_an_eighth_and_not_in_the_corpus(tmp_path, monkeypatch):
+    sources = documentation.sources()
+    held_out = [source for source in sources if source.held_out]
+    assert 0.1 < len(held_out) / len(sources) < 0.15
+    read = []
+    monkeypatch.setattr(documentation, "sources", lambda: [*held_out[:3], *[s for s in sources if not s.held_out][:3]])
+    monkeypatch.setattr(documentation, "ProcessPoolExecutor", InOneProcess)
+    monkeypatch.setattr(documentation, "module_paragraphs", lambda path: read.append(path) or [])
+    documentation.write_documentation(str(tmp_path / "a.txt"))
+    assert read == [source.path for source in sources if not source.held_out][:3]
+
+
+class InOneProcess:
+    def __init__(self, processes):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def map(self, function, items, chunksize):
+        return map(function, items)
+
+    def shutdown(self, **_):
+        pass
+
+
+def test_splits_share_no_summary(entries):
+    summaries = {split: {entry.summary for entry in found} for split, found in entries.items()}
+    assert all(len(found) > 100 for found in entries.values())
+    for first, second in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        assert not summaries[first] & summaries[second]
+
+
+def test_acceptability_has_colas_columns_and_half_of_the_sentences_as_they_were(folder, entries):
+    summaries = {entry.summary for entry in entries["train"]}
+    rows = rows_of(folder / "glue/CoLA/train.tsv")
+    assert len(rows) == 120 and {len(row) for row in rows} == {4}
+    assert [row[1] for row in rows] == ["0", "1"] * 60
+    for _, label, _, sentence in rows:
+        assert (sentence in summaries) == (label == "1"), sentence
+    test = rows_of(folder / "glue/CoLA/test.tsv")
+    assert test[0] == ["index", "sentence"] and len(test) == 61
+
+
+def test_replaced_words_are_one_in_six_and_at_least_one():
+    draw = random.Random(1)
+    for length, replaced in ((1, 1), (6, 1), (11, 1), (12, 2), (30, 5)):
+        sentence = " ".join(f"word{i}" for i in range(length))
+        changed = documentation_tasks.with_replaced_words(sentence, ["x", "y"], draw).split()
+        assert len(changed) == length
+        assert sum(a != b for a, b in zip(changed, sentence.split())) == replaced
+
+
+def test_entailment_pairs_a_signature_with_its_own_summary_or_another_of_its_package(folder, entries):
+    rows = rows_of(folder / "glue/RTE/dev.tsv")
+    assert rows[0] == ["index", "sentence1", "sentence2", "label"]
+    known = {(entry.signature, entry.summary) for entry in entries["dev"]}
+    for index, signature, summary, label in rows[1:]:
+        assert ((signature, summary) in known) == (label == "entailment"), index
+    labels = [row[3] for row in rows[1:]]
+    assert abs(labels.count("entailment") - len(labels) / 2) < 2
+
+
+def test_packages_have_named_columns(folder):
+    rows = rows_of(folder / "package/valid.tsv")
+    assert rows[0] == ["sentence", "package"] and {row[1] for row in rows[1:]} <= set(documentation_tasks.PACKAGES)
+    assert (folder / "package/train.tsv").exists() and (folder / "package/test.tsv").exists()
+
+
+def test_answers_stand_in_their_contexts_where_they_are_said_to(folder):
+    data = json.loads((folder / "squad/train-v2.0.json").read_text())
+    questions = [(p["context"], q) for article in data["data"] for p in article["paragraphs"] for q in p["qas"]]
+    assert len({question["id"] for _, question in questions}) == len(questions) >= 120
+    for context, question in questions:
+        assert question["is_impossible"] == (not question["answers"])
+        for answer in question["answers"]:
+            assert context[answer["answer_start"] :].startswith(answer["text"])
+            name = question["question"].split()[2]
+            assert context[: answer["answer_start"]].endswith(f"{name}: ")
+    share = sum(question["is_impossible"] for _, question in questions) / len(questions)
+    assert 0.1 < share <= 0.2
+
+
+def test_the_same_installation_gives_the_same_files_and_an_existing_folder_is_refused(folder, tmp_path):
+    documentation_tasks.write_tasks(tmp_path / "again", examples=120)
+    for path in folder.rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes()
+    with pytest.raises(ValueError, match="again exists: name a new folder"):
+        documentation_tasks.write_tasks(tmp_path / "again")
