@@ -24,7 +24,7 @@ HELD_OUT = 8  # one module of so many is kept for labelled tasks, see `documenta
 
 
 class Source(NamedTuple):
-    """A Python module: its file, the package it is from ("stdlib": the standard library), and its name: torch/hub.py."""
+    """A Python module: its file, the package it is from, or "stdlib", and its name, as in torch/hub.py."""
 
     path: str
     package: str
