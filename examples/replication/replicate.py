@@ -1,0 +1,268 @@
+"""Which claims of the five papers show at a size that anyone can afford:
+
+    python examples/replication/replicate.py cpu --out runs/replication
+
+All variants are pre-trained with the same FLOPs on the same text with several seeds, then fine-tuned on labelled tasks
+made from text that pre-training has not seen. Writes OUT/results.json and OUT/results.md. What is finished is not done
+again: the same command goes on where an interrupted one stopped. Budgets: smoke (minutes), cpu (two cores, an hour or
+two), gpu (one GPU).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Sequence
+
+import torch
+from claims import CLAIMS, Measured, Runs, judge
+from tqdm import tqdm
+from variants import VARIANTS, Variant
+
+from amos_fairseq.analysis import run_log
+from amos_fairseq.analysis.flops import Geometry, hardware_flops
+from amos_fairseq.finetune import results
+from amos_fairseq.methods import METHODS, size_options
+from amos_fairseq.methods.base import Vocabulary
+
+AMOS_FAIRSEQ = [sys.executable, "-m", "amos_fairseq.cli.main"]
+TASKS = ("CoLA", "RTE", "package")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """flops: of each pre-training run, forward and backward, matrix products alone"""
+
+    flops: float
+    seeds: int
+    size: str = "tiny"
+    megabytes: float = 12
+    vocab_size: int = 1024
+    tokens_per_sample: int = 32
+    batch_size: int = 32
+    lr: float = 1e-3
+    examples: int = 1000
+    epochs: int = 5
+    finetuning_seeds: int = 3
+
+
+BUDGETS = {
+    "smoke": Budget(flops=2e10, seeds=2, megabytes=0.3, vocab_size=300, examples=64, epochs=1, finetuning_seeds=1),
+    "cpu": Budget(flops=6e12, seeds=3),
+    "gpu": Budget(
+        flops=2e15, seeds=3, size="small", megabytes=100, vocab_size=8192, tokens_per_sample=128, batch_size=128,
+        lr=5e-4,
+    ),
+}
+
+
+class Replication:
+    """The work of one budget in the folder `out`."""
+
+    def __init__(self, budget: Budget, variants: Dict[str, Variant], out: Path, jobs: int):
+        self.budget, self.variants, self.out, self.jobs = budget, variants, out, jobs
+        self.processes: List[subprocess.Popen] = []
+        self.stopped = threading.Event()
+
+    # Processes
+
+    def call(self, log: Path, *arguments: object) -> None:
+        """Run `amos-fairseq` with these arguments, what it prints in `log`. Raises RuntimeError if it fails."""
+        if self.stopped.is_set():
+            raise InterruptedError
+        threads = str(max(1, len(os.sched_getaffinity(0)) // self.jobs))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as stream:
+            process = subprocess.Popen(
+                [*AMOS_FAIRSEQ, *map(str, arguments)], stdout=stream, stderr=stream, start_new_session=True,
+                env={"GOMP_SPINCOUNT": "20000", **os.environ, "OMP_NUM_THREADS": threads},
+            )
+            self.processes.append(process)
+            status = process.wait()
+        if self.stopped.is_set():
+            raise InterruptedError
+        if status:
+            raise RuntimeError(f"amos-fairseq {arguments[0]} ended with status {status}: see {log}")
+
+    def stop(self) -> None:
+        """Every process saves and ends; the same command goes on."""
+        self.stopped.set()
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+
+    # Steps
+
+    def prepare(self) -> None:
+        """Text, labelled tasks, vocabulary and blocks, one after the other."""
+        budget, corpus, tasks, log = self.budget, self.out / "corpus.txt", self.out / "tasks", self.out / "prepare.log"
+        if not corpus.exists():
+            self.call(log, "corpus", "--out", corpus, "--megabytes", budget.megabytes)
+        if not (self.out / "tasks.done").exists():
+            shutil.rmtree(tasks, ignore_errors=True)
+            self.call(log, "corpus", "--tasks", tasks, "--examples", budget.examples)
+            (self.out / "tasks.done").touch()
+        self.call(
+            log, "prepare", corpus, "--out", self.out / "data", "--uncased", "--vocab-size", budget.vocab_size,
+            "--tokens-per-sample", budget.tokens_per_sample,
+        )
+
+    def updates(self, variant: Variant) -> int:
+        """As many as the FLOPs allow."""
+        budget = self.budget
+        geometry = Geometry(budget.batch_size, budget.tokens_per_sample, 1)
+        config = METHODS[variant.method].config_class(
+            **{**size_options(variant.method, budget.size), **variant.config_options()}
+        )
+        with torch.device("meta"):
+            method = METHODS[variant.method](config, Vocabulary(budget.vocab_size, 1, [0, 1, 2, 3]), total_updates=1)
+        update = hardware_flops(method, geometry) * budget.batch_size * budget.tokens_per_sample
+        return max(4, round(budget.flops / update))
+
+    def measure(self, name: str, seed: int) -> Measured:
+        """Pre-train, fine-tune, read what both say."""
+        run = self.out / "runs" / name.replace(", ", "-").replace(" ", "_") / str(seed)
+        done = run / "measured.json"
+        if not done.exists():
+            self.pretrain(self.variants[name], seed, run)
+            scores = self.finetune(run)
+            validation = run_log.read(run / run_log.FILE_NAME).validation
+            measured = Measured(statistics.mean(scores.values()), {**validation[-1], **scores}, validation[0])
+            done.write_text(json.dumps(measured._asdict()))
+        return Measured(**json.loads(done.read_text()))
+
+    def pretrain(self, variant: Variant, seed: int, run: Path) -> None:
+        budget, updates = self.budget, self.updates(variant)
+        precision = ["--bf16"] if torch.cuda.is_available() else ["--cpu"]
+        self.call(
+            run / run_log.FILE_NAME, "train", self.out / "data", *variant.arguments(budget.size), *precision,
+            "--seed", seed, "--tokens-per-sample", budget.tokens_per_sample, "--batch-size", budget.batch_size,
+            "--optimizer", "fused_adamw", "--adam-betas", "(0.9, 0.98)", "--adam-eps", 1e-6, "--weight-decay", 0.01,
+            "--clip-norm", 2.0, "--lr", budget.lr, "--lr-scheduler", "polynomial_decay",
+            "--warmup-updates", max(1, updates // 10), "--total-num-update", updates, "--max-update", updates,
+            "--validate-interval-updates", max(1, updates // 8), "--save-interval-updates", max(1, updates // 2),
+            "--keep-interval-updates", 1, "--no-epoch-checkpoints", "--log-format", "json",
+            "--log-interval", max(1, updates // 40), "--num-workers", 0, "--save-dir", run,
+        )
+
+    def finetune(self, run: Path) -> Dict[str, float]:
+        """By task, the median of its metric over seeds."""
+        budget, tasks = self.budget, self.out / "tasks"
+        seeds = ",".join(map(str, range(1, budget.finetuning_seeds + 1)))
+        common = ["--model", run, "--seeds", seeds, "--epochs", budget.epochs, "--lr", 3e-4, "--batch-size", 32]
+        glue, file = run / "glue", run / "package"
+        self.call(run / "finetune.log", "finetune", "glue", "--glue", tasks / "glue", "--tasks", "CoLA,RTE",
+                  *common, "--out", glue)
+        self.call(run / "finetune.log", "finetune", "file", "--train", tasks / "package/train.tsv",
+                  "--valid", tasks / "package/valid.tsv", "--text", "sentence", "--label", "package",
+                  *common, "--out", file)
+        found = [*results.read_all(glue).values(), *results.read_all(file).values()]
+        scores: Dict[str, List[float]] = {}
+        for result in found:
+            scores.setdefault(result.task, []).append(result.score)
+        return {f"finetuned_{task}": statistics.median(values) for task, values in scores.items()}
+
+    def run(self) -> Runs:
+        self.prepare()
+        work = [(name, seed) for seed in range(1, self.budget.seeds + 1) for name in self.variants]
+        measured = {}
+        with ThreadPoolExecutor(self.jobs) as pool, tqdm(total=len(work), unit="run", disable=None) as bar:
+            futures = {pool.submit(self.measure, *item): item for item in work}
+            try:
+                for future, item in futures.items():
+                    measured[item] = future.result()
+                    bar.update()
+            except BaseException:
+                self.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return {name: [measured[name, seed] for seed in range(1, self.budget.seeds + 1)] for name in self.variants}
+
+
+class Row(NamedTuple):
+    """Of the table of variants: mean and standard deviation over pre-training seeds, in percent."""
+
+    name: str
+    updates: int
+    cells: List[str]
+
+
+def spread(values: Sequence[float]) -> str:
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
+def markdown(replication: Replication, runs: Runs, seconds: float) -> str:
+    budget = replication.budget
+    tasks = [name for name in next(iter(runs.values()))[0].validation if name.startswith("finetuned_")]
+    header = ["variant", "updates", *(task.removeprefix("finetuned_") for task in tasks), "mean"]
+    lines = [
+        f"{budget.flops:.1e} FLOPs for each of {budget.seeds} pre-training seeds, {budget.finetuning_seeds} seeds of "
+        f"fine-tuning; {seconds / 60:.0f} minutes, {replication.jobs} runs at a time. Mean ± standard deviation over "
+        "pre-training seeds, in percent; CoLA's is Matthews' correlation, the others are accuracies.", "",
+        "| " + " | ".join(header) + " |", "|" + "---|" * len(header),
+    ]
+    for name, measured in runs.items():
+        cells = [spread([run.validation[task] for run in measured]) for task in tasks]
+        updates = replication.updates(replication.variants[name])
+        lines.append("| " + " | ".join([name, f"{updates:,}", *cells, spread([run.score for run in measured])]) + " |")
+    lines += ["", "| claim | source | difference | 90 % interval | verdict |", "|---|---|---|---|---|"]
+    for claim in CLAIMS:
+        try:
+            verdict = judge(claim.differences(runs))
+        except KeyError:  # of a variant that this call leaves out
+            continue
+        lines.append(
+            f"| {claim.text} | {claim.source} | {verdict.mean:+.3g} {claim.unit} | {verdict.low:+.3g} to "
+            f"{verdict.high:+.3g} | **{verdict.words}** |"
+        )
+    lines += ["", "A claim is seen, or not seen, if a t-test over pre-training seeds finds the difference above, or "
+              "below, zero at the 5 % level; else it is undecided at this size."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("budget", choices=BUDGETS)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything goes")
+    parser.add_argument("--variants", help=f"some of: {'; '.join(VARIANTS)}, separated by semicolons (default: all)")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: a core each, three on a GPU)")
+    args = parser.parse_args()
+    names = [name.strip() for name in args.variants.split(";")] if args.variants else list(VARIANTS)
+    for name in names:
+        if name not in VARIANTS:
+            sys.exit(f"replicate: error: --variants {name!r} is none of {'; '.join(VARIANTS)}")
+    jobs = args.jobs or (3 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
+    budget = BUDGETS[args.budget]
+    args.out.mkdir(parents=True, exist_ok=True)
+    kept = args.out / "budget.json"
+    if kept.exists() and json.loads(kept.read_text()) != asdict(budget):
+        sys.exit(f"replicate: error: --out {args.out} holds another budget: choose another folder, or delete it")
+    kept.write_text(json.dumps(asdict(budget)))
+
+    replication = Replication(budget, {name: VARIANTS[name] for name in names}, args.out, jobs)
+    start = time.monotonic()
+    try:
+        runs = replication.run()
+    except KeyboardInterrupt:
+        sys.exit(f"\nStopped. The same command goes on from what {args.out} holds.")
+    except RuntimeError as error:
+        sys.exit(f"replicate: error: {error}")
+    seconds = time.monotonic() - start
+    (args.out / "results.json").write_text(json.dumps(
+        {"budget": asdict(budget), "seconds": seconds, "jobs": jobs, "torch": torch.__version__,
+         "runs": {name: [run._asdict() for run in measured] for name, measured in runs.items()}}, indent=1))
+    (args.out / "results.md").write_text(markdown(replication, runs, seconds))
+    print((args.out / "results.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
