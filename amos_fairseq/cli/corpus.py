@@ -13,15 +13,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks", metavar="FOLDER", help="new folder for labelled tasks, in GLUE's and SQuAD's layouts, made from "
         "documentation that --out leaves out"
     )
+    parser.add_argument("--examples", type=int, default=1000, help="of each task for training, at most (default: 1000)")
 
 
 def run(args: argparse.Namespace) -> None:
     if not (args.out or args.tasks):
         raise ValueError("there is nothing to write: give --out, --tasks, or both")
+    if args.examples < 16:
+        raise ValueError(f"--examples {args.examples} are too few: give at least 16")
     if args.tasks:
         from amos_fairseq.data.documentation_tasks import write_tasks
 
-        for task, count in write_tasks(args.tasks).items():
+        for task, count in write_tasks(args.tasks, args.examples).items():
             print(f"{args.tasks}: {task}, {count:,} examples for training")
     if args.out:
         write_corpus(args.out, args.megabytes)

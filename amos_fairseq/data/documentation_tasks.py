@@ -1,6 +1,6 @@
 """Labelled tasks made from the documentation on this machine, of modules that `write_documentation` leaves out.
 
-    glue/CoLA     does a sentence stand as it was written (1), or were some of its words replaced by others (0)?
+    glue/CoLA     does a sentence stand as it was written (1), or were the words of half of it shuffled (0)?
     glue/RTE      does a summary describe the function whose signature comes first, or another one of its package?
     package/      which package is a sentence from? train.tsv, valid.tsv, test.tsv with columns sentence, package
     squad/        what does a function of a page do? train-v2.0.json, dev-v2.0.json; some are not on the page
@@ -16,12 +16,12 @@ import zlib
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Sequence
 
-from amos_fairseq.data.documentation import prose_paragraphs, sources, syntax_tree
+from amos_fairseq.data.documentation import module_paragraphs, prose_paragraphs, sources, syntax_tree
 
 SPLITS = ("train", "dev", "test")  # of modules: half, a quarter, a quarter
 PACKAGES = ("stdlib", "torch", "numpy", "fairseq", "sympy", "networkx", "scipy", "sklearn")
 ENTRIES_OF_PAGE = 4
-WORDS_PER_REPLACED = 6  # one word in so many, at least one
+WORDS_OF_SENTENCE = range(6, 25)
 
 
 class Entry(NamedTuple):
@@ -36,7 +36,19 @@ class Entry(NamedTuple):
         return self.signature.split("(")[0]
 
 
-def write_tasks(folder: Path, examples: int = 1000, seed: int = 1) -> Dict[str, int]:
+class Sentence(NamedTuple):
+    package: str
+    text: str
+
+
+class HeldOut(NamedTuple):
+    """What modules outside of the corpus say; none of it comes twice."""
+
+    sentences: List[Sentence]
+    entries: List[Entry]
+
+
+def write_tasks(folder: Path, examples: int = 2000, seed: int = 1) -> Dict[str, int]:
     """Write the tasks with at most `examples` of each for training, half as many for the other splits.
 
     Returns the number of training examples by task. Raises ValueError if the folder exists.
@@ -45,30 +57,37 @@ def write_tasks(folder: Path, examples: int = 1000, seed: int = 1) -> Dict[str, 
     if folder.exists():
         raise ValueError(f"{folder} exists: name a new folder")
     sizes = {split: examples if split == "train" else examples // 2 for split in SPLITS}
-    entries = held_out_entries()
+    held_out = read_held_out()
     written = {}
     for task, write in TASKS.items():
         draw = random.Random(f"{seed} {task}")
         for split in SPLITS:
-            shuffled = draw.sample(entries[split], len(entries[split]))
+            shuffled = HeldOut(*(draw.sample(part, len(part)) for part in held_out[split]))
             count = write(folder, split, shuffled, sizes[split], draw)
             written.setdefault(task, count)
     return written
 
 
-def held_out_entries() -> Dict[str, List[Entry]]:
-    """By split; a module's entries are all in one, and no summary comes twice."""
-    entries: Dict[str, List[Entry]] = {split: [] for split in SPLITS}
+def read_held_out() -> Dict[str, HeldOut]:
+    """By split; all that a module says is in one."""
+    held_out = {split: HeldOut([], []) for split in SPLITS}
     seen = set()
     for source in sources():
         if not source.held_out or source.package not in PACKAGES:
             continue
         split = ("train", "train", "dev", "test")[zlib.crc32(b"split " + source.name.encode()) % 4]
+        sentences, entries = held_out[split]
         for entry in module_entries(source.path, source.package):
             if entry.summary not in seen:
                 seen.add(entry.summary)
-                entries[split].append(entry)
-    return entries
+                entries.append(entry)
+        for paragraph in module_paragraphs(source.path):
+            for text in paragraph.split(". "):
+                text = text.rstrip(".")
+                if len(text.split()) in WORDS_OF_SENTENCE and "\t" not in text and ("s", text) not in seen:
+                    seen.add(("s", text))
+                    sentences.append(Sentence(source.package, text))
+    return held_out
 
 
 def module_entries(path: str, package: str) -> List[Entry]:
@@ -87,26 +106,29 @@ def module_entries(path: str, package: str) -> List[Entry]:
     return found
 
 
-def write_acceptability(folder: Path, split: str, entries: Sequence[Entry], size: int, draw: random.Random) -> int:
-    words = [word for entry in entries for word in entry.summary.split()]
+def write_acceptability(folder: Path, split: str, held_out: HeldOut, size: int, draw: random.Random) -> int:
     rows = []
-    for number, entry in enumerate(entries[:size]):
+    for number, sentence in enumerate(held_out.sentences[:size]):
         original = number % 2
-        sentence = entry.summary if original else with_replaced_words(entry.summary, words, draw)
-        rows.append([str(number), sentence] if split == "test" else ["docs", str(original), "", sentence])
+        text = sentence.text if original else with_half_shuffled(sentence.text, draw)
+        rows.append([str(number), text] if split == "test" else ["docs", str(original), "", text])
     header = [["index", "sentence"]] if split == "test" else []
     return write_table(folder / "glue/CoLA" / f"{split}.tsv", header, rows)
 
 
-def with_replaced_words(sentence: str, words: Sequence[str], draw: random.Random) -> str:
-    """One word in WORDS_PER_REPLACED, but at least one, becomes another one, drawn as often as it occurs in `words`."""
-    parts = sentence.split()
-    for place in draw.sample(range(len(parts)), max(1, len(parts) // WORDS_PER_REPLACED)):
-        parts[place] = draw.choice([word for word in draw.choices(words, k=20) if word != parts[place]])
-    return " ".join(parts)
+def with_half_shuffled(sentence: str, draw: random.Random) -> str:
+    """Half of the words, neighbours, in another order."""
+    words = sentence.split()
+    length = (len(words) + 1) // 2
+    start = draw.randrange(len(words) - length + 1)
+    half = words[start : start + length]
+    while half == words[start : start + length] and len(set(half)) > 1:
+        draw.shuffle(half)
+    return " ".join([*words[:start], *half, *words[start + length :]])
 
 
-def write_entailment(folder: Path, split: str, entries: Sequence[Entry], size: int, draw: random.Random) -> int:
+def write_entailment(folder: Path, split: str, held_out: HeldOut, size: int, draw: random.Random) -> int:
+    entries = held_out.entries
     by_package = {entry.package: [other for other in entries if other.package == entry.package] for entry in entries}
     rows = []
     for entry in entries[:size]:
@@ -120,19 +142,20 @@ def write_entailment(folder: Path, split: str, entries: Sequence[Entry], size: i
     return write_table(folder / "glue/RTE" / f"{split}.tsv", [header], rows)
 
 
-def write_packages(folder: Path, split: str, entries: Sequence[Entry], size: int, draw: random.Random) -> int:
+def write_packages(folder: Path, split: str, held_out: HeldOut, size: int, draw: random.Random) -> int:
     """As many of each package as there are, within its share of `size`."""
     rows = []
     for package in PACKAGES:
-        rows += [[entry.summary, package] for entry in entries if entry.package == package][: size // len(PACKAGES)]
+        texts = [sentence.text for sentence in held_out.sentences if sentence.package == package]
+        rows += [[text, package] for text in texts[: size // len(PACKAGES)]]
     name = "valid" if split == "dev" else split
     return write_table(folder / "package" / f"{name}.tsv", [["sentence", "package"]], draw.sample(rows, len(rows)))
 
 
-def write_questions(folder: Path, split: str, entries: Sequence[Entry], size: int, draw: random.Random) -> int:
+def write_questions(folder: Path, split: str, held_out: HeldOut, size: int, draw: random.Random) -> int:
     if split == "test":  # SQuAD's is not public
         return 0
-    paragraphs, number = [], 0
+    entries, paragraphs, number = held_out.entries, [], 0
     for page in pages(entries):
         if number >= size:
             break

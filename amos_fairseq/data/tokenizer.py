@@ -73,10 +73,18 @@ class Tokenizer:
         first, *others = text.split(MASK)
         ids = self.encode(first)
         for part in others:
-            pieces = self.processor.encode(ANCHOR + part.replace("\n", " "), out_type=str)
-            after = next(index for index, piece in enumerate(pieces) if ANCHOR in piece) + 1
-            ids += [self.mask, *(self.id_of_piece[self.processor.piece_to_id(piece)] for piece in pieces[after:])]
+            pieces = self._pieces(ANCHOR + part)
+            place = next(index for index, piece in enumerate(pieces) if ANCHOR in piece)
+            # SentencePiece makes one piece of all unknown characters in a row, hence of those after the anchor, too.
+            unknown = [self.unk] if not pieces[place].endswith(ANCHOR) else []
+            ids += [self.mask, *unknown, *self._ids(pieces[place + 1 :])]
         return ids
+
+    def _pieces(self, text: str) -> List[str]:
+        return self.processor.encode(text.replace("\n", " "), out_type=str)
+
+    def _ids(self, pieces: Sequence[str]) -> List[int]:
+        return [self.id_of_piece[self.processor.piece_to_id(piece)] for piece in pieces]
 
     def sequence(self, *parts: Sequence[int]) -> List[int]:
         """<s> A </s>, or of a pair <s> A </s> </s> B </s>, as RoBERTa, MPNet and the released COCO-LM have it."""

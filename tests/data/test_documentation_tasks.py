@@ -25,8 +25,8 @@ class Table:
 
 
 @pytest.fixture(scope="module")
-def entries():
-    return documentation_tasks.held_out_entries()
+def held_out():
+    return documentation_tasks.read_held_out()
 
 
 @pytest.fixture(scope="module")
@@ -78,37 +78,42 @@ class InOneProcess:
         pass
 
 
-def test_splits_share_no_summary(entries):
-    summaries = {split: {entry.summary for entry in found} for split, found in entries.items()}
-    assert all(len(found) > 100 for found in entries.values())
+def test_splits_share_no_sentence_and_no_summary(held_out):
+    sentences = {split: {sentence.text for sentence in part.sentences} for split, part in held_out.items()}
+    summaries = {split: {entry.summary for entry in part.entries} for split, part in held_out.items()}
+    assert all(len(part.entries) > 100 and len(part.sentences) > 1000 for part in held_out.values())
     for first, second in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        assert not sentences[first] & sentences[second]
         assert not summaries[first] & summaries[second]
 
 
-def test_acceptability_has_colas_columns_and_half_of_the_sentences_as_they_were(folder, entries):
-    summaries = {entry.summary for entry in entries["train"]}
+def test_acceptability_has_colas_columns_and_half_of_the_sentences_as_they_were(folder, held_out):
+    texts = {sentence.text for sentence in held_out["train"].sentences}
     rows = rows_of(folder / "glue/CoLA/train.tsv")
     assert len(rows) == 120 and {len(row) for row in rows} == {4}
     assert [row[1] for row in rows] == ["0", "1"] * 60
     for _, label, _, sentence in rows:
-        assert (sentence in summaries) == (label == "1"), sentence
+        assert (sentence in texts) == (label == "1"), sentence
     test = rows_of(folder / "glue/CoLA/test.tsv")
     assert test[0] == ["index", "sentence"] and len(test) == 61
 
 
-def test_replaced_words_are_one_in_six_and_at_least_one():
+def test_half_of_the_words_neighbours_change_their_order():
     draw = random.Random(1)
-    for length, replaced in ((1, 1), (6, 1), (11, 1), (12, 2), (30, 5)):
-        sentence = " ".join(f"word{i}" for i in range(length))
-        changed = documentation_tasks.with_replaced_words(sentence, ["x", "y"], draw).split()
-        assert len(changed) == length
-        assert sum(a != b for a, b in zip(changed, sentence.split())) == replaced
+    for length in (6, 7, 24):
+        words = [f"word{i}" for i in range(length)]
+        for _ in range(20):
+            changed = documentation_tasks.with_half_shuffled(" ".join(words), draw).split()
+            places = [i for i in range(length) if changed[i] != words[i]]
+            assert sorted(changed) == sorted(words) and len(places) >= 2
+            assert places[-1] - places[0] < (length + 1) // 2
+    assert documentation_tasks.with_half_shuffled("same same", draw) == "same same"
 
 
-def test_entailment_pairs_a_signature_with_its_own_summary_or_another_of_its_package(folder, entries):
+def test_entailment_pairs_a_signature_with_its_own_summary_or_another_of_its_package(folder, held_out):
     rows = rows_of(folder / "glue/RTE/dev.tsv")
     assert rows[0] == ["index", "sentence1", "sentence2", "label"]
-    known = {(entry.signature, entry.summary) for entry in entries["dev"]}
+    known = {(entry.signature, entry.summary) for entry in held_out["dev"].entries}
     for index, signature, summary, label in rows[1:]:
         assert ((signature, summary) in known) == (label == "entailment"), index
     labels = [row[3] for row in rows[1:]]

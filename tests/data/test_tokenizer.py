@@ -58,3 +58,12 @@ def test_spans_lie_on_the_characters_of_their_tokens_in_order(tokenizer, text):
         assert seen["alpha"] == "alpha"
     if "Gamma" in text:
         assert "".join(text[slice(*span)] for span in spans).replace(" ", "").startswith("alphaGamma,")
+
+
+def test_text_around_masks_is_encoded_as_if_they_were_words(tokenizer):
+    mask, alpha, beta = tokenizer.mask, tokenizer.encode("alpha"), tokenizer.encode("beta")
+    comma = tokenizer.symbols.index(",")
+    assert tokenizer.encode_masked("alpha <mask> beta") == [*alpha, mask, *beta]
+    assert tokenizer.encode_masked("<mask>, <mask>") == [mask, comma, mask]
+    assert tokenizer.encode_masked("alpha <mask>\u65e5") == [*alpha, mask, tokenizer.unk]
+    assert tokenizer.encode_masked("alpha beta") == [*alpha, *beta]
