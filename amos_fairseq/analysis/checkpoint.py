@@ -1,85 +1,89 @@
 """A trained run, loaded to look at what it does with text."""
+
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence
+from typing import Any, List, Mapping, NamedTuple, Optional, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from amos_fairseq import checkpoints
-from amos_fairseq.analysis.inspection import Verdict, verdicts
-from amos_fairseq.data.masking import MaskedBlockDataset
-from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.data.vocabulary import MODEL_NAME
-from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
+from amos_fairseq.analysis import pipeline
+from amos_fairseq.analysis.pipeline import Sentence
+from amos_fairseq.checkpoints import storage, store
+from amos_fairseq.data.manifest import load_manifest_for
+from amos_fairseq.data.masking import MaskingOptions
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MASK
+from amos_fairseq.pretrained import Pretrained, from_pretrained
 
-DETECTION_LOGITS = ("rtd_logits", "critic_logits")  # fields of a method's output: (B, T), positive = original
 WITHOUT_DETECTION = ("bert_mlm",)
 
 
+class Sampling(NamedTuple):
+    """What is masked and drawn, and how much is told of it."""
+
+    mask_prob: Optional[float] = None  # None: the run's own
+    seed: int = 1
+    top: int = 3  # likeliest tokens of a language model
+
+
 class TrainedRun(NamedTuple):
-    """`method` in evaluation mode, with the task that its run was trained on."""
+    """A run's method in evaluation mode and the options of its task."""
 
-    method: PretrainingMethod
-    task: "amos_fairseq.tasks.pretraining.PretrainingTask"  # noqa: F821
-    data: Path
+    model: Pretrained
+    data: str  # prepared folder
+    task: Mapping[str, Any]
 
-    def inspect_held_out(self, count: int) -> List[List[Verdict]]:
-        """Blocks from all over the validation data, with the masks of validation."""
-        self.task.load_dataset("valid")
-        dataset = self.task.dataset("valid")
-        count = min(count, len(dataset))
-        return self.inspect(dataset, [len(dataset) * (2 * i + 1) // (2 * count) for i in range(count)])
+    def inspect_text(self, lines: Sequence[str], sampling: Sampling = Sampling()) -> List[Sentence]:
+        """Lines of text, each a sentence of its own; where one has <mask>, that is all that is masked."""
+        tokenizer, longest = self.model.tokenizer, self.model.max_tokens
+        sentences = []
+        for number, line in enumerate(lines, start=1):
+            tokens = np.array(tokenizer.sequence(tokenizer.encode_masked(line)))
+            if len(tokens) > longest:
+                raise ValueError(f"line {number} has {len(tokens)} tokens, but the model reads {longest}: shorten it")
+            sentences.append(tokens)
+        return self.inspect(sentences, sampling)
 
-    def inspect_text(self, lines: Sequence[str]) -> List[List[Verdict]]:
-        """Lines of text, each a sequence of its own, cut to what the model can read."""
-        longest = self.task.max_positions()
-        blocks = [
-            tokens if len(tokens) <= longest else torch.cat([tokens[: longest - 1], tokens[-1:]])
-            for tokens in self.encode(lines)
+    def inspect_held_out(self, count: int, sampling: Sampling = Sampling()) -> List[Sentence]:
+        """`count` blocks from all over the validation data."""
+        blocks = held_out_blocks(self.data, self.model)
+        count = min(count, len(blocks))
+        chosen = [blocks[len(blocks) * (2 * i + 1) // (2 * count)].numpy() for i in range(count)]
+        return self.inspect(chosen, sampling)
+
+    def inspect(self, sentences: Sequence[np.ndarray], sampling: Sampling) -> List[Sentence]:
+        model, masking = self.model, self.masking(sampling.mask_prob)
+        model.method.noise_seed = sampling.seed
+        batches = [
+            pipeline.written_batch(model, tokens, number)
+            if model.tokenizer.mask in tokens
+            else pipeline.masked_batch(model, tokens, masking, sampling.seed, number)
+            for number, tokens in enumerate(sentences)
         ]
-        sizes = [len(block) for block in blocks]
-        dataset = self.task.masked_blocks(blocks, sizes)
-        return self.inspect(dataset, range(len(dataset)))
+        return [pipeline.follow(model, batch, sampling.top) for batch in batches]
 
-    def encode(self, lines: Sequence[str]) -> List[Tensor]:
-        """Ids of each line, between <s> and </s>."""
-        tokenizer = Tokenizer((self.data / MODEL_NAME).read_bytes(), str(self.data / MODEL_NAME))
-        return [torch.tensor(tokenizer.sequence(tokenizer.encode(line))) for line in lines]
+    def masking(self, mask_prob: Optional[float] = None) -> MaskingOptions:
+        names = {field.name for field in fields(MaskingOptions)} & set(self.task)
+        options = MaskingOptions(**{name: self.task[name] for name in names})
+        return options if mask_prob is None else replace(options, mask_prob=mask_prob)
 
-    @torch.no_grad()
-    def inspect(self, dataset: MaskedBlockDataset, indices: Sequence[int]) -> List[List[Verdict]]:
-        sequences = []
-        for index in indices:
-            batch = PretrainingBatch(**dataset.collater([dataset[index]])["net_input"])
-            output = self.method(batch)
-            fields = [getattr(output, name, None) for name in DETECTION_LOGITS]
-            logits = next((field for field in fields if field is not None), None)
-            if logits is None:
-                raise ValueError(f"{self.task.method_name} was trained without detection of replaced tokens")
-            corruption = output.corruption
-            arrays = (
-                batch.original_tokens, corruption.corrupted_tokens, corruption.replaced_positions, logits.sigmoid()
-            )
-            dictionary = self.task.dictionary
-            hidden = [dictionary.bos(), dictionary.eos(), dictionary.pad()]
-            sequences.append(verdicts(*(array[0].tolist() for array in arrays), dictionary.symbols, hidden))
-        return sequences
+
+def held_out_blocks(data: str, model: Pretrained):
+    """Token tensors of a prepared folder's validation data. Raises ValueError unless `model` has its vocabulary."""
+    from fairseq.data import Dictionary, data_utils
+
+    _, (folder, *_) = load_manifest_for(data)
+    dictionary = Dictionary.load(str(Path(folder) / DICTIONARY_NAME))
+    dictionary.add_symbol(MASK)
+    if dictionary.symbols != model.tokenizer.symbols:
+        raise ValueError(f"{data} has another vocabulary than {model.source}: name its own data with --data")
+    return data_utils.load_indexed_dataset(str(Path(folder) / "valid"), dictionary)
 
 
 def load_run(run: Path, data: Optional[Path] = None) -> TrainedRun:
     """The run's newest valid checkpoint, or the checkpoint `run`; `data` if the prepared folder is not RUN/data."""
-    checkpoint = checkpoints.find(run)
-    if data is None and (checkpoint.parent / "data").is_dir():
-        data = checkpoint.parent / "data"
-
-    from fairseq import checkpoint_utils
-
-    import amos_fairseq.models.pretraining  # noqa: F401  registers the models, and tasks their repairs of fairseq
-    import amos_fairseq.tasks  # noqa: F401
-
-    changes = {"data": str(data)} if data else None
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], arg_overrides=changes)
-    if task.method_name in WITHOUT_DETECTION:
-        raise ValueError(f"{checkpoint} was trained with {task.method_name}, which detects no replaced tokens")
-    model.eval()
-    return TrainedRun(model.method, task, Path(task.cfg.data))
+    checkpoint = store.find(run)
+    own = checkpoint.parent / "data"
+    data = data or (own if own.is_dir() else None)
+    model = from_pretrained(checkpoint, data)
+    task = storage.read(checkpoint, ["cfg"])["cfg"]["task"]
+    return TrainedRun(model, str(data or task["data"]), task)

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from amos_fairseq.analysis import run_log
+from amos_fairseq.analysis import quantities, run_log
 from amos_fairseq.analysis.run_log import RunLog
 
 SETTINGS_FILE = "quickstart.json"  # written by `amos-fairseq quickstart` into its output folder
@@ -28,26 +28,8 @@ EXPECTED: Dict[Tuple[str, str], Dict[str, Range]] = {
     },
 }
 
-MEASURES = {  # logged name, or its part before the depth -> words for the table
-    "mlm": "masked LM loss (nats)",
-    "generator_accuracy": "generator accuracy",
-    "rtd": "detection loss (nats)",
-    "critic": "self-critic loss (nats)",
-    "clm": "corrective LM loss (nats)",
-    "mws": "word selection loss (nats)",
-    "tqr": "quality ranking loss (nats)",
-    "scl": "contrastive loss (nats)",
-    "rtd_accuracy_original": "detection accuracy, original",
-    "rtd_accuracy_replaced": "detection accuracy, replaced",
-    "rtd_auc": "detection AUC (validation)",
-    "replaced_share": "share of tokens replaced",
-    "mixture_weight": "mean mixture weight",
-    "wps": "tokens per second",
-}
-
-
 class Comparison(NamedTuple):
-    words: str
+    name: str  # as logged
     measured: float
     expected: Optional[Range]
 
@@ -69,14 +51,8 @@ def of_run(folder: Path) -> Dict[str, Range]:
 
 
 def compare(log: RunLog, expected: Dict[str, Range]) -> List[Comparison]:
-    """One row for each measure that the run logged, in the order of MEASURES."""
-    rows = []
-    for measure, words in MEASURES.items():
-        for name in run_log.names(log, measure):
-            depth = run_log.split_depth(name)[1]
-            in_words = words + (f", layer {depth}" if depth else "")
-            rows.append(Comparison(in_words, measure_of(log, name), expected.get(name)))
-    return rows
+    """One row for each quantity that the run logged, in the order of QUANTITIES."""
+    return [Comparison(name, measure_of(log, name), expected.get(name)) for name in quantities.summarized([log])]
 
 
 def measure_of(log: RunLog, name: str) -> float:
@@ -86,19 +62,6 @@ def measure_of(log: RunLog, name: str) -> float:
         tail = values[-max(1, round(TAIL * len(values))) :]
         return sum(tail) / len(tail)
     return run_log.series(log.validation, name)[1][-1]
-
-
-def format_table(log: RunLog, expected: Dict[str, Range]) -> str:
-    """The comparison as aligned text; without the columns of expectations if there are none."""
-    comparisons = compare(log, expected)
-    width = max((len(row.words) for row in comparisons), default=0)
-    lines = [f"{'':<{width}}  {'measured':>9}" + (f"  {'expected':>15}" if expected else "")]
-    for row in comparisons:
-        line = f"{row.words:<{width}}  {number(row.measured):>9}"
-        if row.expected:
-            line += f"  {f'{number(row.expected[0])} - {number(row.expected[1])}':>15}  {row.mark}"
-        lines.append(line)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 # Columns of the table of methods: title, logged name; a method without one of these shows a dash.

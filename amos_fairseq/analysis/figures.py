@@ -1,134 +1,390 @@
-"""Figures of a training run: loss terms, AMOS's mixture weights, detection accuracy, over updates."""
-from pathlib import Path
-from typing import Callable, Dict, List, Optional
+"""Figures of one or several training runs over their updates: what their logs hold, and what the papers show of it.
 
+A run has one colour, line and marker in all figures that overlay runs. A figure with a panel for each run tells its
+quantities apart by shade and line instead.
+"""
+
+import math
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from amos_fairseq.analysis import run_log
-from amos_fairseq.analysis.run_log import RunLog
+from amos_fairseq.analysis import quantities, run_log
+from amos_fairseq.analysis.quantities import QUANTITIES
+from amos_fairseq.analysis.run_log import Row, Run, RunLog
 
-# Okabe and Ito's colours, told apart with any colour vision; the dashes tell them apart in black and white.
-STYLES = [
-    ("#0072B2", "-"),
-    ("#D55E00", (0, (6, 2))),
-    ("#009E73", (0, (2, 1.5))),
-    ("#CC79A7", (0, (6, 2, 1.5, 2))),
-    ("#E69F00", "-"),
-    ("#56B4E9", (0, (6, 2))),
-    ("#000000", (0, (2, 1.5))),
-]
+# Okabe and Ito's colours, told apart with any colour vision; lines and markers tell runs apart in black and white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
+MARKERS = ("o", "s", "^", "D", "v")
+SHADES = ("#00224E", "#2F6FA8", "#8A6D3B", "#C49A2C", "#7D7C78")  # of quantities, dark to light
+MAX_RUNS = len(COLORS) * len(DASHES)  # 7 and 4 have no common factor: so many pairs are all different
+POINTS = 100  # of a line; more are smoothed to about as many independent ones
+MARKS = 20  # validations marked on a line
+LOG_SPAN = 50  # updates of the last row over those of the first, from which an axis is logarithmic
+HOLLOW = dict(markerfacecolor="white", markersize=4.5, linewidth=1.7)
+FLOP_UNITS = ((1e9, "ZFLOP"), (1e6, "EFLOP"), (1e3, "PFLOP"), (1, "TFLOP"))  # in TFLOP
 
-LOSS_TERMS = {  # by what they are averaged over, hence by scale: a panel each
-    "nats per masked token": ("mlm", "clm", "mws"),
-    "nats per token": ("rtd", "critic", "tqr"),
-    "nats per sequence": ("scl",),
+
+class Picture(NamedTuple):
+    title: str
+    caption: str  # which figure of which paper, and what to look for
+    figure: Figure
+
+
+class Style(NamedTuple):
+    color: str
+    dashes: object
+    marker: str
+
+
+Draw = Callable[[Sequence[Run]], Optional[Picture]]
+
+
+def style(index: int) -> Style:
+    return Style(*(choices[index % len(choices)] for choices in (COLORS, DASHES, MARKERS)))
+
+
+def shade(index: int) -> Style:
+    return Style(*(choices[index % len(choices)] for choices in (SHADES, DASHES, MARKERS)))
+
+
+def overlay(
+    title: str, caption: str, names: Sequence[str], needs: str = "", log_updates: bool = False, validation: bool = True
+) -> Draw:
+    """A figure with a panel for each quantity, in it a line for each run that logs it; of depths, the deepest.
+
+    needs: only runs that log this are in the figure
+    validation: mark it, beside training
+    """
+
+    def draw(runs: Sequence[Run]) -> Optional[Picture]:
+        styles = {run.name: style(index) for index, run in enumerate(runs)}
+        runs = [run for run in runs if not needs or run_log.names(run.log, needs)]
+        if not validation:
+            runs = [run._replace(log=RunLog(run.log.train, [])) for run in runs]
+        panels = [name for name in names if any(run_log.names(run.log, name) for run in runs)]
+        if not panels:
+            return None
+        figure, grid = new_figure(len(panels))
+        shown = {}
+        for axes, name in zip(grid, panels):
+            for run in runs:
+                for logged in run_log.names(run.log, name)[-1:]:
+                    shown[run.name] = styles[run.name] if validation else styles[run.name]._replace(marker="")
+                    draw_line(axes, run.log, logged, styles[run.name])
+            decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, log_updates and spans(runs))
+        legend(figure, shown, any(run.log.validation for run in runs))
+        return Picture(title, caption + smoothed(runs), figure)
+
+    return draw
+
+
+def by_run(
+    title: str, caption: str, names: Sequence[str], limits: Optional[Tuple[Optional[float], float]] = None,
+    uniform: bool = False, log_updates: bool = False,
+) -> Draw:
+    """A figure with a panel for each run that logs two of the quantities, or one at two depths: a line for each.
+
+    uniform: also a line where all of them would be equal, with a sum of 1
+    """
+
+    def draw(runs: Sequence[Run]) -> Optional[Picture]:
+        logged = {run.name: [found for name in names for found in run_log.names(run.log, name)] for run in runs}
+        runs = [run for run in runs if len(logged[run.name]) > 1]
+        if not runs:
+            return None
+        lines = list(dict.fromkeys(name for run in runs for name in logged[run.name]))
+        styles = {name: shade(index) for index, name in enumerate(lines)}
+        figure, grid = new_figure(len(runs), sharey=True)
+        for axes, run in zip(grid, runs):
+            for name in logged[run.name]:
+                draw_line(axes, run.log, name, styles[name])
+            if uniform:
+                axes.axhline(1 / len(logged[run.name]), color="0.5", linewidth=1)
+            unit = QUANTITIES[names[0]].unit if axes.get_subplotspec().is_first_col() else ""
+            decorate(axes, run.name, unit, log_updates and spans(runs))
+            if limits:
+                axes.set_ylim(*limits)
+        shown = {quantities.label(name): styles[name] for name in lines}
+        more = [Line2D([], [], color="0.5", linewidth=1, label="all equal")] if uniform else []
+        legend(figure, shown, any(run.log.validation for run in runs), more)
+        return Picture(title, caption + smoothed(runs), figure)
+
+    return draw
+
+
+def learning_by_compute(runs: Sequence[Run]) -> Optional[Picture]:
+    """Validation over the model FLOPs spent, all devices together."""
+    spent = [compute(run) for run in runs]
+    panels = [name for name in ("rtd_auc", "mlm") if any(run_log.names(validation_of(run), name) for run in runs)]
+    largest = max((total for _, totals in spent for total in totals), default=0)
+    if not panels or not largest:
+        return None
+    factor, unit = next((factor, unit) for factor, unit in FLOP_UNITS if largest >= factor or factor == 1)
+    figure, grid = new_figure(len(panels))
+    for axes, name in zip(grid, panels):
+        for index, (run, (updates, totals)) in enumerate(zip(runs, spent)):
+            color, dashes, marker = style(index)
+            for logged in run_log.names(validation_of(run), name)[-1:] if totals else ():
+                at, values = run_log.series(run.log.validation, logged)
+                flops = np.interp(at, updates, totals) / factor
+                axes.plot(flops, values, color=color, linestyle=dashes, marker=marker, **HOLLOW)
+        decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, log_updates=False)
+        axes.set_xlabel(f"{unit} spent in training", fontsize=9)
+    legend(figure, {run.name: style(index) for index, run in enumerate(runs)}, validated=False)
+    return Picture(
+        "Learning by compute",
+        "Validation over the FLOPs of all matrix products of training, on all devices; of AMOS the deepest generator's "
+        "masked LM. AMOS Fig. 4, COCO-LM Fig. 3 and TEAMS Fig. 3 have downstream accuracy over hours.",
+        figure,
+    )
+
+
+def validation_of(run: Run) -> RunLog:
+    return RunLog([], run.log.validation)
+
+
+def compute(run: Run) -> Tuple[List[float], List[float]]:
+    """(updates, TFLOP spent until then), from the rows that say how many FLOPs a token took."""
+    devices = run.options.get("distributed_world_size", 1)
+    updates, totals = [0.0], [0.0]
+    for row in run.log.train:
+        if row.get("wps") and "tflops" in row and "wpb" in row:
+            tokens = (row["num_updates"] - updates[-1]) * row["wpb"]
+            updates.append(row["num_updates"])
+            totals.append(totals[-1] + tokens * devices * row["tflops"] / row["wps"])
+    return (updates, totals) if len(updates) > 1 else ([], [])
+
+
+def by_option(runs: Sequence[Run]) -> Optional[Picture]:
+    """Where runs differ in one number: the last validation over it, a line for each value of one other option."""
+    differing = {name: values for name, values in run_log.differing_options(runs).items() if None not in values}
+    numbers = [name for name, values in differing.items() if all(type(value) in (int, float) for value in values)]
+    others = [name for name in differing if name not in numbers]
+    panels = [
+        name for name in ("rtd_auc", "rtd_accuracy_replaced", "mlm", "mws_accuracy")
+        if all(run_log.names(validation_of(run), name) for run in runs)
+    ]
+    if len(runs) < 3 or len(numbers) != 1 or len(others) > 1 or not panels:
+        return None
+    (number,), groups = numbers, differing[others[0]] if others else [""] * len(runs)
+    lines = {group: style(index) for index, group in enumerate(dict.fromkeys(map(str, groups)))}
+    figure, grid = new_figure(len(panels))
+    for axes, name in zip(grid, panels):
+        for group, (color, dashes, marker) in lines.items():
+            points = sorted(
+                (value, last_validation(run, name))
+                for run, value, of in zip(runs, differing[number], groups) if str(of) == group
+            )
+            axes.plot(*zip(*points), color=color, linestyle=dashes, marker=marker, **HOLLOW)
+        decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, log_updates=False)
+        axes.set_xlabel(number, fontsize=9)
+    if others:
+        legend(figure, {f"{others[0]} {group}": style for group, style in lines.items()}, validated=False)
+    return Picture(
+        f"Last validation by {number}",
+        "The runs differ in this option. TEAMS Fig. 4 (generator_layers), TEAMS Fig. 5 (num_negatives, by kind of "
+        "negatives) and COCO-LM Fig. 4 (crop_keep_fraction) have downstream scores here: detection that gets harder "
+        "is no fault by itself.",
+        figure,
+    )
+
+
+def last_validation(run: Run, name: str) -> float:
+    """As drawn; of depths, the deepest."""
+    _, values = run_log.series(run.log.validation, run_log.names(run.log, name)[-1])
+    return QUANTITIES[name].scale * values[-1]
+
+
+# By file name, in the order of the page.
+CURVES: Dict[str, Draw] = {
+    "losses": overlay(
+        "Loss terms",
+        "Unweighted, of AMOS the deepest generator's masked LM. Detection, ranking and criticism get harder behind a "
+        "better generator: between methods, these losses rank nothing.",
+        ("mlm", "clm", "mws", "rtd", "critic", "tqr", "scl"), log_updates=True,
+    ),
+    "detection": overlay(
+        "Detection of replaced tokens",
+        "Accuracy on replaced tokens is AMOS Fig. 3b: it falls as replacements become harder, and must not stay at 0. "
+        "A young encoder calls everything original (100 % and 0 %); AUC shows what it has learnt before that.",
+        ("rtd_accuracy_replaced", "rtd_accuracy_original", "rtd_auc", "replaced_share"),
+    ),
+    "generators": overlay(
+        "Masked language model",
+        "Generator accuracy is of AMOS that of the mixture, of SCRIPT the encoder's own; masked LM accuracy is BERT's, "
+        "and AMOS's deepest generator's. Draws are right less often than the likeliest tokens: the share of selected "
+        "positions that stay as they were.",
+        ("generator_accuracy", "sampled_accuracy", "mlm_accuracy"),
+    ),
+    "learning_by_compute": learning_by_compute,
+    "by_option": by_option,
 }
 
-LABELS = {
-    "mlm": "masked LM",
-    "clm": "corrective LM",
-    "mws": "word selection",
-    "rtd": "detection",
-    "critic": "self-critic",
-    "tqr": "quality ranking",
-    "scl": "contrast",
-    "mixture_weight": "generator",
-    "rtd_accuracy_original": "original tokens",
-    "rtd_accuracy_replaced": "replaced tokens",
+PAPERS: Dict[str, Draw] = {
+    "generator_depths": by_run(
+        "AMOS: loss by generator depth",
+        "AMOS Fig. 1b. The drop is steep at first and slow afterwards; the deepest generator should end lowest.",
+        ("mlm",), log_updates=True,
+    ),
+    "mixture_weights": by_run(
+        "AMOS: weight of each generator depth",
+        "AMOS Fig. 3a, the mean over selected positions. In the paper the deepest gains weight late in training: its "
+        "replacements are the hardest to detect.",
+        ("mixture_weight",), limits=(0, 1), uniform=True,
+    ),
+    "cosines": by_run(
+        "COCO-LM: cosine of contrasted sequences",
+        "COCO-LM Fig. 7a and b. With SCL the positive pairs (a corrupted sequence and its crop) part from the negative "
+        "ones; without (scl_weight 0, validation only) both stay together and near 1.",
+        ("scl_cosine_positive", "scl_cosine_negative"), limits=(None, 1.02),
+    ),
+    "correction": overlay(
+        "COCO-LM: copying and correction",
+        "COCO-LM Fig. 8. Copying is detection; correction is the language model with its copy mechanism. Look for "
+        "originals near 100 % while replaced tokens rise; an all-token LM without copying stays behind on both.",
+        ("rtd_accuracy_replaced", "rtd_accuracy_original", "clm_accuracy_replaced", "clm_accuracy_original"),
+        needs="clm_accuracy_replaced",
+    ),
+    "word_selection": overlay(
+        "TEAMS: selection of the original among candidates",
+        "The multi-word selection task of TEAMS, Sec. 3.1. It starts at 1 / (1 + num_negatives) and keeps rising only "
+        "while the generator's candidates do not get harder faster.",
+        ("mws_accuracy", "mws"), needs="mws_accuracy",
+    ),
+    "unknown_share": overlay(
+        "PEER: replaced tokens of unknown quality",
+        "PEER Figs. 4 and 5: the share of selected tokens whose rank label is unknown. It falls as the generator "
+        "improves, in the paper from 45 % to 40 % (small) and from 36 % to 27 % (base).",
+        ("unknown_share",),
+    ),
+    "quality_levels": by_run(
+        "PEER: accuracy by quality level",
+        "Level k asks whether a token is at most of quality k; the highest one is detection. All should rise above the "
+        "share of the more frequent answer.",
+        ("level_accuracy",),
+    ),
+    "level_thresholds": by_run(
+        "PEER: thresholds of the quality levels",
+        "The scores that part the levels (Eq. 3); they stay in order by construction.",
+        ("level_threshold",),
+    ),
+    "critic_logits": by_run(
+        "SCRIPT: critic logits",
+        "Mean logit of original and of replaced tokens, positive = original (Eq. 5). They start near log V and should "
+        "part, replaced tokens below 0.",
+        ("critic_logit_original", "critic_logit_replaced"),
+    ),
+}
+
+COURSE: Dict[str, Draw] = {
+    "speed": overlay(
+        "Throughput",
+        "MFU is the share of the devices' peak that the model's matrix products take; dips are validations and saves.",
+        ("wps", "tflops", "mfu"), validation=False,
+    ),
+    "optimization": overlay(
+        "Optimisation",
+        "A gradient norm that keeps growing, or an fp16 loss scale that keeps falling, announces divergence.",
+        ("lr", "gnorm", "loss_scale"),
+    ),
 }
 
 
-def write(log: RunLog, folder: Path) -> List[Path]:
-    """Draw every figure that the run has numbers for; returns the PNG files written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, draw in FIGURES.items():
-        figure = draw(log)
-        if figure is not None:
-            paths.append(folder / f"{name}.png")
-            figure.savefig(paths[-1], dpi=200)
-    return paths
+def new_figure(panels: int, sharey: bool = False) -> Tuple[Figure, Iterable[Axes]]:
+    """A figure of so many panels, at most three in a row."""
+    columns = min(panels, 2 if panels in (2, 4) else 3)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=((6.0, 7.8, 11.1)[columns - 1], 0.9 + 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey).flatten()
+    for unused in grid[panels:]:
+        unused.remove()
+    return figure, grid[:panels]
 
 
-def loss_terms(log: RunLog) -> Optional[Figure]:
-    """The unweighted loss terms, those of one scale in one panel."""
-    panels = {unit: [name for term in terms for name in run_log.names(log, term)] for unit, terms in LOSS_TERMS.items()}
-    panels = {unit: names for unit, names in panels.items() if names}
-    if not panels:
-        return None
-    figure = new_figure(height=2.2 * len(panels) + 0.4)
-    for axes, (unit, names) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items()):
-        draw_lines(axes, log, names, f"loss ({unit})")
-    axes.set_xlabel("updates")
-    figure.suptitle("Loss terms", fontsize=11)
-    return figure
+def draw_line(axes: Axes, log: RunLog, name: str, style: Style) -> None:
+    """Training as a line, over what it smoothes if that is long; validation as markers, joined if there is no line."""
+    color, dashes, marker = style
+    scale = QUANTITIES[run_log.split_depth(name)[0]].scale
+    updates, values = scaled(log.train, name, scale)
+    window = smoothing(len(values))
+    if window > 1:
+        axes.plot(updates, values, color=color, linewidth=0.6, alpha=0.25)
+    axes.plot(updates, smooth(values, window), color=color, linestyle=dashes, linewidth=1.7)
+    joined = "none" if updates else dashes
+    updates, values = scaled(log.validation, name, scale)
+    every = math.ceil(len(updates) / MARKS) or 1
+    axes.plot(updates[::-every], values[::-every], color=color, linestyle=joined, marker=marker, **HOLLOW)
 
 
-def mixture_weights(log: RunLog) -> Optional[Figure]:
-    """Mean weight of each generator depth in AMOS's mixture (AMOS Fig. 3a); the dotted line is a uniform mixture."""
-    names = run_log.names(log, "mixture_weight")
-    if not names:
-        return None
-    figure = new_figure()
-    axes = figure.subplots()
-    axes.axhline(1 / len(names), color="0.5", linewidth=1, linestyle=":", label=f"uniform (1/{len(names)})")
-    draw_lines(axes, log, names, "mean mixture weight (sum 1)")
-    axes.set_xlabel("updates")
-    figure.suptitle("Weight of each generator depth", fontsize=11)
-    return figure
+def scaled(rows: List[Row], name: str, scale: float) -> Tuple[List[float], List[float]]:
+    updates, values = run_log.series(rows, name)
+    return updates, [scale * value for value in values]
 
 
-def detection_accuracy(log: RunLog) -> Optional[Figure]:
-    """Share of original and of replaced tokens that the encoder recognises as such (replaced: AMOS Fig. 3b)."""
-    names = [name for name in ("rtd_accuracy_original", "rtd_accuracy_replaced") if run_log.names(log, name)]
-    if not names:
-        return None
-    figure = new_figure()
-    axes = figure.subplots()
-    draw_lines(axes, log, names, "detection accuracy (% of tokens)", scale=100.0)
-    axes.set_ylim(0, 102)
-    axes.set_xlabel("updates")
-    figure.suptitle("Replaced token detection", fontsize=11)
-    return figure
+def smoothing(points: int) -> int:
+    """How many neighbouring points are averaged into one; odd."""
+    return max(1, points // POINTS) // 2 * 2 + 1
 
 
-FIGURES: Dict[str, Callable[[RunLog], Optional[Figure]]] = {
-    "loss_terms": loss_terms,
-    "mixture_weights": mixture_weights,
-    "detection_accuracy": detection_accuracy,
-}
+def smooth(values: Sequence[float], window: int) -> List[float]:
+    """Each value's mean with its (window - 1) / 2 neighbours to either side, as many as there are on both."""
+    half = window // 2
+    reach = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
+    return [float(np.mean(values[i - r : i + r + 1])) for i, r in enumerate(reach)]
 
 
-def new_figure(height: float = 3.4) -> Figure:
-    return Figure(figsize=(7.2, height), layout="constrained")
+def smoothed(runs: Sequence[Run]) -> str:
+    """What was averaged, for a caption."""
+    windows = {run.name: smoothing(len(run.log.train)) for run in runs}
+    words = [f"{name} over {window} logged intervals" for name, window in windows.items() if window > 1]
+    return f" Smoothed: {', '.join(words)}; the faint line is not." if words else ""
 
 
-def draw_lines(axes: Axes, log: RunLog, names: List[str], ylabel: str, scale: float = 1.0) -> None:
-    """One line a name from the training rows, one hollow circle in its colour a validation."""
-    for name, (color, dashes) in zip(names, STYLES):
-        updates, values = run_log.series(log.train, name)
-        values = [scale * value for value in values]
-        axes.plot(updates, values, color=color, linestyle=dashes, linewidth=1.8, label=label_of(name))
-    validated = False
-    for name, (color, _) in zip(names, STYLES):
-        updates, values = run_log.series(log.validation, name)
-        values = [scale * value for value in values]
-        axes.plot(updates, values, "o", color=color, markerfacecolor="white", markersize=4.5)
-        validated = validated or bool(updates)
-    if validated:
-        axes.plot([], [], "o", color="0.3", markerfacecolor="white", markersize=4.5, label="validation")
-    axes.set_ylabel(ylabel)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+def spans(runs: Sequence[Run]) -> bool:
+    """Whether some run has rows so far apart that only a logarithmic axis shows its start."""
+    return any(run.log.train[-1]["num_updates"] >= LOG_SPAN * run.log.train[0]["num_updates"] for run in runs)
+
+
+def decorate(axes: Axes, title: str, ylabel: str, log_updates: bool) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_ylabel(ylabel, fontsize=9)
+    axes.set_xlabel("updates (log scale)" if log_updates else "updates", fontsize=9)
+    if log_updates:
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    low, high = axes.get_ylim()
+    if high >= 1000:
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    if ylabel.startswith("%") and high - low < 1:  # of an axis that would show noise
+        axes.set_ylim(max(low - 0.5, -0.05), min(high + 0.5, 100.05))
+    axes.tick_params(labelsize=8)
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.02)
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))  # never on the lines
 
 
-def label_of(name: str) -> str:
-    """mlm_4 -> masked LM, layer 4"""
-    base, depth = run_log.split_depth(name)
-    return LABELS[base] + (f", layer {depth}" if depth else "")
+def legend(figure: Figure, shown: Dict[str, Style], validated: bool, more: Sequence[Line2D] = ()) -> None:
+    """Below the panels, never on the lines."""
+    handles = [
+        Line2D([], [], color=color, linestyle=dashes, marker=marker, label=name, **HOLLOW)
+        for name, (color, dashes, marker) in shown.items()
+    ]
+    handles += more
+    widest = max(len(handle.get_label()) for handle in handles)
+    columns = int(figure.get_figwidth() / (0.7 + 0.085 * widest))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), columns)), frameon=False,
+        fontsize=8.5, handlelength=3.5, title="lines: training, markers: validation" if validated else None,
+        title_fontsize=8.5,
+    )

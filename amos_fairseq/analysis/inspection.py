@@ -1,117 +1,235 @@
-"""Corrupted text as a person reads it: what was replaced by what, and what the encoder says about every token."""
-from typing import Iterable, List, NamedTuple, Sequence
+"""The stages of a sentence as a person reads them: masked, proposed and drawn, corrupted with the encoder's verdicts.
 
-WORD_START = "\u2581"  # what SentencePiece writes for a space
-WIDTH = 100            # columns of a line
+Marks and words say everything; colour only makes them easier to see, and is told apart with any colour vision.
+"""
 
-FOUND, MISSED, MISTAKEN = "found", "missed", "mistaken"
-ANSI = {FOUND: "\033[1;34m", MISSED: "\033[1;31m", MISTAKEN: "\033[33m"}  # bold blue, bold red, yellow
-ANSI_END = "\033[0m"
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from amos_fairseq.analysis.pipeline import Choice, Position, Ranking, Sentence, Token
+from amos_fairseq.data.tokenizer import SPACE
+from amos_fairseq.data.vocabulary import MASK
+
+WIDTH = 100  # columns of a line where there is no terminal
+
+FOUND, MISSED, MISTAKEN, FILLED = "found", "missed", "mistaken", "filled"
+STYLES = {FOUND: "bold blue", MISSED: "bold red", MISTAKEN: "yellow", FILLED: "bold", "": ""}
+SELECTED = "bold"
 
 LEGEND = {
     FOUND: "[original -> drawn p]  replaced, and found by the encoder; p is its P(original)",
     MISSED: "[original -> drawn p missed]  replaced, taken for original",
     MISTAKEN: "{token p}  original, taken for replaced",
 }
+STAGES_LEGEND = (
+    "[1 <mask>]  selected position 1, in the table: tokens with probabilities, = before the original;\n"
+    "            weight: AMOS's mixture weight; p: the encoder's P(original) of what was drawn"
+)
+HIDDEN = ("<s>", "</s>", "<pad>")
 
 
-class Verdict(NamedTuple):
-    """One token of a corrupted sequence. Pieces are SentencePiece's; `probability` is the encoder's P(original)."""
+class Mark(NamedTuple):
+    """One token as it is printed."""
 
-    original: str
-    corrupted: str
-    replaced: bool
-    probability: float
-    threshold: float = 0.5  # a token of lower probability is taken for replaced
-
-    @property
-    def kind(self) -> str:
-        """FOUND, MISSED, MISTAKEN, or nothing to tell about an original token that is taken for one."""
-        called_replaced = self.probability < self.threshold
-        if self.replaced:
-            return FOUND if called_replaced else MISSED
-        return MISTAKEN if called_replaced else ""
+    text: str
+    style: str
+    starts_word: bool
 
 
-def verdicts(
-    original_tokens: Iterable[int],
-    corrupted_tokens: Iterable[int],
-    replaced_positions: Iterable[bool],
-    probabilities: Iterable[float],
-    pieces: Sequence[str],
-    hidden_tokens: Iterable[int] = (),
-) -> List[Verdict]:
-    """One verdict for each position of a sequence (T,), `pieces` being the vocabulary; `hidden_tokens` are left out."""
-    return [
-        Verdict(pieces[original], pieces[corrupted], bool(replaced), float(probability))
-        for original, corrupted, replaced, probability in zip(
-            original_tokens, corrupted_tokens, replaced_positions, probabilities
-        )
-        if original not in hidden_tokens
-    ]
+def kind(token: Token, threshold: float) -> str:
+    """FOUND, MISSED, MISTAKEN, FILLED where the text had <mask>, or nothing to tell about an original token.
+
+    A token whose probability is below `threshold` is taken for replaced.
+    """
+    if token.original is None:
+        return FILLED
+    called_replaced = token.probability < threshold
+    if token.replaced:
+        return FOUND if called_replaced else MISSED
+    return MISTAKEN if called_replaced else ""
 
 
-def matched_threshold(sequences: List[List[Verdict]]) -> float:
+def matched_threshold(sentences: Sequence[Sentence]) -> float:
     """The threshold that takes as many tokens for replaced as were replaced: it shows how the encoder ranks tokens.
 
     A model that has learnt little gives every token a P(original) near the share of originals, and says nothing at 0.5.
     """
-    tokens = [verdict for sequence in sequences for verdict in sequence]
-    ranked = sorted(verdict.probability for verdict in tokens)
-    return ranked[min(sum(verdict.replaced for verdict in tokens), len(ranked) - 1)]
+    tokens = list(shown_tokens(sentences))
+    ranked = sorted(token.probability for token in tokens)
+    return ranked[min(sum(bool(token.replaced) for token in tokens), len(ranked) - 1)]
 
 
-def judged(sequences: List[List[Verdict]], threshold: float) -> List[List[Verdict]]:
-    """The same tokens, taken for replaced below `threshold`."""
-    return [[verdict._replace(threshold=threshold) for verdict in sequence] for sequence in sequences]
+def shown_tokens(sentences: Iterable[Sentence]) -> Iterable[Token]:
+    return (token for sentence in sentences for token in sentence.tokens if token.original not in HIDDEN)
 
 
-def render(sequence: List[Verdict], color: bool) -> str:
-    """The sequence as wrapped text. The markers say everything; colour only makes them easier to see."""
-    words: List[List[Verdict]] = []
-    for verdict in sequence:
-        if verdict.original.startswith(WORD_START) or not words:
+def is_judged(sentences: Sequence[Sentence]) -> bool:
+    """Whether the encoder says which tokens are original."""
+    return any(token.probability is not None for token in shown_tokens(sentences))
+
+
+def render_verdicts(sentence: Sentence, threshold: float, width: int = WIDTH) -> Text:
+    """The corrupted sentence with the encoder's verdicts."""
+    return wrapped([mark_verdict(token, threshold) for token in shown_tokens([sentence])], width)
+
+
+def mark_verdict(token: Token, threshold: float) -> Mark:
+    verdict = kind(token, threshold)
+    if verdict in (FOUND, MISSED, FILLED):
+        missed = " missed" if verdict == MISSED else ""
+        text = f"[{piece(token.original or MASK)} -> {piece(token.corrupted)} {token.probability:.2f}{missed}]"
+    else:
+        text = token.corrupted.replace(SPACE, "")
+        text = f"{{{text} {token.probability:.2f}}}" if verdict == MISTAKEN else text
+    return Mark(text, STYLES[verdict], (token.original or SPACE).startswith(SPACE))
+
+
+def render_masked(sentence: Sentence, width: int = WIDTH) -> Text:
+    """The sentence with its selected positions numbered: [1 <mask>], [2 token kept], [3 token random]."""
+    marks, number = [], 0
+    for token in sentence.tokens:
+        number += token.selected
+        if token.original not in HIDDEN or token.selected:
+            marks.append(mark_masked(token, number))
+    return wrapped(marks, width)
+
+
+def mark_masked(token: Token, number: int) -> Mark:
+    starts_word = (token.original or SPACE).startswith(SPACE)
+    if not token.selected:
+        return Mark(token.masked.replace(SPACE, ""), "", starts_word)
+    fate = "" if token.masked == MASK else " kept" if token.masked == token.original else " random"
+    return Mark(f"[{number} {piece(token.masked)}{fate}]", SELECTED, starts_word)
+
+
+def piece(text: str) -> str:
+    """A token that stands alone; letters inside a word are told from a word's first ones by a dash."""
+    return text.replace(SPACE, "") if text.startswith(SPACE) or not text[0].isalnum() else f"-{text}"
+
+
+def wrapped(marks: Sequence[Mark], width: int) -> Text:
+    """Lines of at most `width` columns, broken between words only."""
+    words: List[List[Mark]] = []
+    for mark in marks:
+        if mark.starts_word or not words:
             words.append([])
-        words[-1].append(verdict)
-    lines, column = [""], 0
+        words[-1].append(mark)
+    text, column = Text(), 0
     for word in words:
-        width = sum(len(mark(verdict)) for verdict in word)
-        if column and column + 1 + width > WIDTH:
-            lines.append("")
-            column = 0
-        lines[-1] += " " * (column > 0) + "".join(paint(mark(verdict), verdict.kind, color) for verdict in word)
-        column += (column > 0) + width
-    return "\n".join(lines)
+        size = sum(len(mark.text) for mark in word)
+        if column:
+            text.append("\n" if column + 1 + size > width else " ")
+            column = 0 if column + 1 + size > width else column + 1
+        for mark in word:
+            text.append(mark.text, mark.style)
+        column += size
+    return text
 
 
-def mark(verdict: Verdict) -> str:
-    """The token with what there is to say about it; a letter inside a word is told from a word's first one."""
-    if verdict.replaced:
-        original, corrupted = (
-            piece.replace(WORD_START, "") if piece.startswith(WORD_START) or not piece[0].isalnum() else f"-{piece}"
-            for piece in (verdict.original, verdict.corrupted)
+def render_stages(sentence: Sentence, threshold: float, width: int = WIDTH) -> Group:
+    """All stages, one below the other."""
+    parts = [heading(f"{sentence.method}: original"), Text(sentence.text)]
+    parts += [heading("masked"), render_masked(sentence, width)]
+    if sentence.positions:
+        drawn = sentence.positions[0].sampled is not None
+        parts += [heading("proposed, drawn, judged" if drawn else "proposed"), render_positions(sentence, threshold)]
+    if is_judged([sentence]):
+        parts += [heading("corrupted"), render_verdicts(sentence, threshold, width)]
+    return Group(*parts)
+
+
+def heading(text: str) -> Text:
+    return Text(f"-- {text}", "dim")
+
+
+def render_positions(sentence: Sentence, threshold: float) -> Table:
+    """A row for each selected position, a column for each generator and for what else the method has there."""
+    rows = [cells_of(sentence, position, threshold) for position in sentence.positions]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), leading=1)
+    for title in ("", *rows[0]):
+        table.add_column(title)
+    for number, cells in enumerate(rows, start=1):
+        table.add_row(str(number), *cells.values())
+    return table
+
+
+def cells_of(sentence: Sentence, position: Position, threshold: float) -> Dict[str, Text]:
+    """By title of the column."""
+    token = sentence.tokens[position.index]
+    original = token.original
+    cells = {"original": Text("?" if original is None else piece(original))}
+    for proposal in position.proposals:
+        weight = () if proposal.mixture_weight is None else (f"weight {proposal.mixture_weight:.3f}",)
+        cells[proposal.generator] = lines(*weight, *listed(proposal.top, original), *share(proposal.original))
+    if position.sampled is not None:
+        cells["drawn"] = lines(*listed([position.sampled], original))
+    if token.probability is not None:
+        title = "critic" if sentence.method == "script_selfcritic" else "encoder"
+        cells[title] = lines(f"p {token.probability:.3f}", f"logit {token.logit:.2f}", verdict_words(token, threshold))
+        cells[title].stylize(STYLES[kind(token, threshold)])
+    if position.candidates is not None:
+        cells["candidates"] = lines(*listed(position.candidates, original))
+    if position.ranking is not None:
+        cells["level"] = level_cell(position.ranking)
+    if position.correction is not None:
+        correction = position.correction
+        copy = () if correction.copy is None else (f"copy {correction.copy:.3f}",)
+        corrected = (f"-> {line}" for line in listed([correction.corrected], original))
+        cells["correction"] = lines(
+            *copy, *listed(correction.language_model, original), *corrected, *share(correction.original)
         )
-        missed = " missed" if verdict.kind == MISSED else ""
-        return f"[{original} -> {corrupted} {verdict.probability:.2f}{missed}]"
-    text = verdict.corrupted.replace(WORD_START, "")
-    return f"{{{text} {verdict.probability:.2f}}}" if verdict.kind == MISTAKEN else text
+    return cells
 
 
-def paint(text: str, kind: str, color: bool) -> str:
-    return f"{ANSI[kind]}{text}{ANSI_END}" if color and kind else text
+def lines(*texts: str) -> Text:
+    return Text("\n".join(texts), no_wrap=True)
 
 
-def legend(color: bool) -> str:
-    """What the markers mean, one a line."""
-    return "\n".join(paint(text, kind, color) for kind, text in LEGEND.items())
+def listed(choices: Iterable[Choice], original: Optional[str]) -> List[str]:
+    """A line for each; = stands before the original token."""
+    return [
+        f"{'=' if choice.token == original else ''}{piece(choice.token)} {choice.probability:.3f}" for choice in choices
+    ]
 
 
-def summary(sequences: List[List[Verdict]]) -> str:
+def share(original: Optional[float]) -> List[str]:
+    return [] if original is None else [f"(original {original:.3f})"]
+
+
+def verdict_words(token: Token, threshold: float) -> str:
+    words = {FOUND: "replaced, found", MISSED: "replaced, missed", MISTAKEN: "original, mistaken", FILLED: "filled in"}
+    return words.get(kind(token, threshold), "original")
+
+
+def level_cell(ranking: Ranking) -> Text:
+    """The generator's level of the draw, in a buffer those on its sides, and the encoder's."""
+    if ranking.level is None:
+        given = "unknown"
+    else:
+        given = f"{ranking.level:g}" if ranking.level % 1 == 0 else f"{ranking.level - 0.5:g}|{ranking.level + 0.5:g}"
+    probability = ranking.probabilities[ranking.predicted - 1]
+    return lines(
+        f"{given} of {len(ranking.probabilities)}", f"encoder {ranking.predicted}, p {probability:.3f}",
+        f"score {ranking.score:.2f}",
+    )
+
+
+def legend(stages: bool) -> Text:
+    """What the marks mean, one a line."""
+    text = Text("\n").join(Text(words, STYLES[kind]) for kind, words in LEGEND.items())
+    return Text("\n").join([Text(STAGES_LEGEND), text]) if stages else text
+
+
+def summary(sentences: Sequence[Sentence], threshold: float) -> str:
     """How often the encoder was right, in one line."""
-    tokens = [verdict for sequence in sequences for verdict in sequence]
-    counts = {kind: sum(verdict.kind == kind for verdict in tokens) for kind in (FOUND, MISSED, MISTAKEN)}
-    replaced = counts[FOUND] + counts[MISSED]
+    kinds = [kind(token, threshold) for token in shown_tokens(sentences)]
+    known = len(kinds) - kinds.count(FILLED)
+    replaced = kinds.count(FOUND) + kinds.count(MISSED)
     return (
-        f"{replaced} of {len(tokens)} tokens were replaced; the encoder found {counts[FOUND]} of them "
-        f"and took {counts[MISTAKEN]} of the other {len(tokens) - replaced} for replaced."
+        f"{replaced} of {known} tokens were replaced; the encoder found {kinds.count(FOUND)} of them "
+        f"and took {kinds.count(MISTAKEN)} of the other {known - replaced} for replaced."
     )

@@ -3,12 +3,17 @@
 Written by `fairseq-train --log-format json`: one JSON object a line, with or without a time stamp in front, among lines
 of other text. A row maps a name (`loss`, `mlm_4`, `rtd`, ...) to its value; `num_updates` says when it was taken.
 """
+import ast
 import json
 import re
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 FILE_NAME = "train.log"
+OPTIONS_START = "{'_name': None, 'common': {"  # of the line on which fairseq prints its whole configuration
+
+# Options that say where a run was, not what it was.
+PLACES = ("save_dir", "log_file", "restore_file", "tensorboard_logdir", "distributed_init_method", "distributed_port")
 
 Row = Dict[str, float]
 
@@ -16,6 +21,31 @@ Row = Dict[str, float]
 class RunLog(NamedTuple):
     train: List[Row]       # means over --log-interval updates
     validation: List[Row]  # means over the validation data, same names as in training
+
+
+class Run(NamedTuple):
+    name: str
+    folder: Path             # where its checkpoints are, if there are any
+    log: RunLog
+    options: Dict[str, Any]  # by name, as training printed them; `task`, `model`, `optimizer` are registered names
+
+
+def open_run(path: Path, name: str = "") -> Run:
+    """A run by its folder, which holds FILE_NAME, or by its log, whatever its name. Default name: the folder's.
+
+    Raises ValueError, in one line, if there is no log or no training row in it.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(
+            f"{path} holds no {FILE_NAME}: name a run's folder, or its log" if path.is_dir() else
+            f"{path} does not exist: name a run's folder, or its log"
+        )
+    log, options = read(file), read_options(file)
+    if not log.train:
+        raise ValueError(f"{file} holds no training line yet (train with --log-format json)")
+    folder = path if path.is_dir() else Path(options.get("save_dir", path.parent))
+    return Run(name or (path.resolve().name if path.is_dir() else path.stem), folder, log, options)
 
 
 def read(path: Path) -> RunLog:
@@ -56,6 +86,44 @@ def parse_line(line: str) -> Optional[Row]:
         except (TypeError, ValueError):  # None, or text
             continue
     return row
+
+
+def read_options(path: Path) -> Dict[str, Any]:
+    """The options that the last start of training printed; none if its log lacks them."""
+    options: Dict[str, Any] = {}
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if OPTIONS_START in line:
+                options = parse_options(line) or options
+    return options
+
+
+def parse_options(line: str) -> Dict[str, Any]:
+    """fairseq's groups of options as one dictionary: on the command line, too, they share one namespace."""
+    try:
+        groups = ast.parse(line[line.index(OPTIONS_START) :].strip(), mode="eval").body
+    except SyntaxError:
+        return {}
+    options: Dict[str, Any] = {}
+    for key, group in zip(groups.keys, groups.values):
+        try:
+            values = ast.literal_eval(group)
+        except ValueError:  # an argparse.Namespace: it repeats the other groups
+            continue
+        if isinstance(values, dict):
+            name = values.pop("_name", None)
+            options.update(values, **({key.value: name} if name else {}))
+    return options
+
+
+def differing_options(runs: Sequence[Run]) -> Dict[str, List[Any]]:
+    """By name, the values of options that are not the same in all runs that have them; None where one has it not.
+
+    Options of one run only, as those of its method are, tell no two runs apart.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.options if name not in PLACES)
+    values = {name: [run.options.get(name) for run in runs] for name in names}
+    return {name: row for name, row in values.items() if len({repr(value) for value in row if value is not None}) > 1}
 
 
 def forget_after(update: float, *tables: Dict[int, Row]) -> None:

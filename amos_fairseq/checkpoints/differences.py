@@ -3,10 +3,14 @@
 import json
 from typing import Any, Collection, Dict, List, Mapping, NamedTuple
 
+from amos_fairseq.supervision.options import NAMES
+
 # Options of a task or model that name places or apply to a new run only.
 FREE = {
     "_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "allow_change", "allow_scratch",
-    "init_checkpoint", "generator_checkpoint", "compile_layers",
+    "verify_data", "max_tokens",
+    "init_checkpoint", "generator_checkpoint", "pretrained", "compile_layers",
+    *NAMES,  # of supervision: none of them changes what an undisturbed run computes
 }
 PRECISIONS = ("fp16", "bf16", "amp")
 PRECISION_OPTIONS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16_no_flatten_grads", "fp16_adam_stats")

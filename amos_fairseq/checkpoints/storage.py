@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from amos_fairseq.data.manifest import file_record
+from amos_fairseq.user_errors import Damaged
 
 FORMAT = 1
 MODEL, TRAINER, STATE, MANIFEST = "model.safetensors", "trainer.safetensors", "state.json", "manifest.json"
@@ -32,10 +33,6 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }
-
-
-class Damaged(ValueError):
-    """A folder does not hold what its manifest says."""
 
 
 def write(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:

@@ -171,6 +171,15 @@ def as_file(path: Path) -> str:
     return str(path / storage.MANIFEST)
 
 
+def goes_on_from(task_options) -> Optional[Path]:
+    """The checkpoint that a run with such `save_dir` and `restore_file` takes up; None if it is a new run."""
+    given = task_options.restore_file != FAIRSEQ_DEFAULT
+    try:
+        return store.find(Path(task_options.restore_file if given else task_options.save_dir))
+    except ValueError:
+        return None
+
+
 def newest(save_dir: Path, trainer) -> Optional[Path]:
     try:
         path = store.newest_valid(save_dir)

@@ -1,31 +1,49 @@
-"""`amos-fairseq inspect`: what a trained generator replaces, and what the encoder says about every token."""
+"""`amos-fairseq inspect`: what a trained model does with a text, stage by stage, and what its encoder says about it."""
 import argparse
 import contextlib
+import io
+import json
 import sys
 from pathlib import Path
 from typing import List, Optional
 
 HELP = (
-    "Corrupt text with the generators of a trained run and print it with the encoder's verdicts: "
-    "held-out text of the run, unless --text or --file gives another."
+    "Follow text through a trained model: what is masked, what each generator would put there and what is drawn, the "
+    "corrupted text, and what the encoder says about every token. Held-out text of the run, unless --text or --file "
+    "gives another."
 )
+HTML_WIDTH = 120  # columns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--text", help="text to corrupt")
-    text.add_argument("--file", type=Path, help="text to corrupt, line by line")
-    parser.add_argument("--data", type=Path, help="prepared data; default: RUN/data, else where the run was trained")
+    text.add_argument("--text", help="text to read; where it has <mask>, nothing else is masked")
+    text.add_argument("--file", help="text to read, line by line; - for standard input")
+    parser.add_argument(
+        "--data", type=Path,
+        help="prepared data, for held-out text and for a checkpoint that holds no vocabulary; default: RUN/data, else "
+        "where the run was trained",
+    )
     parser.add_argument("--count", type=int, default=3, help="how many held-out blocks (default: 3)")
+    parser.add_argument("--mask-prob", type=float, metavar="P", help="share that is masked (default: the run's)")
+    parser.add_argument("--seed", type=int, default=1, help="of what is masked and drawn (default: 1)")
+    parser.add_argument("--top", type=int, default=3, help="how many tokens of each language model (default: 3)")
+    parser.add_argument(
+        "--stages", action=argparse.BooleanOptionalAction,
+        help="all stages (the default for given text), or the corrupted text only (for held-out text)",
+    )
     parser.add_argument(
         "--threshold", type=threshold, default=0.5, metavar="P",
         help="P(original) below which a token is taken for replaced (default: 0.5), or `matched`: takes as many for "
         "replaced as were, which shows how a young model, sure of nothing, ranks the tokens",
     )
-    parser.add_argument(
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
         "--color", choices=("auto", "always", "never"), default="auto", help="auto: only to a terminal (the default)"
     )
+    output.add_argument("--json", action="store_true", help="one JSON object for each sentence, with all numbers")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no other file")
 
 
 def threshold(text: str) -> Optional[float]:
@@ -41,34 +59,86 @@ def threshold(text: str) -> Optional[float]:
 def run(args: argparse.Namespace) -> None:
     if args.count < 1:
         raise ValueError(f"--count must be at least 1, got {args.count}")
-    lines = [args.text] if args.text else None
-    if args.file:
-        lines = [line for line in args.file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if lines is not None and not any(line.strip() for line in lines):
-        raise ValueError("there is no text to inspect")
+    if args.seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {args.seed}")
+    if args.html and args.html.exists():
+        raise ValueError(f"--html {args.html} exists: name a new file")
+    lines = given_lines(args)
 
-    show(args.run, args.count, lines, args.data, args.color, args.threshold)
+    from rich.console import Console
+
+    from amos_fairseq.analysis.checkpoint import Sampling, load_run
+
+    trained = load_run(args.run, args.data)
+    vocabulary = len(trained.model.tokenizer)
+    if not 0 < args.top <= vocabulary:
+        raise ValueError(f"--top {args.top} must lie between 1 and the vocabulary's {vocabulary}")
+    sampling = Sampling(args.mask_prob, args.seed, args.top)
+    if lines:
+        sentences = trained.inspect_text(lines, sampling)
+    else:
+        sentences = trained.inspect_held_out(args.count, sampling)
+    if args.json:
+        for sentence in sentences:
+            print(json.dumps(sentence.as_json(), ensure_ascii=False))
+        return
+    stages = bool(lines) if args.stages is None else args.stages
+    if args.html:
+        console = Console(record=True, file=io.StringIO(), width=HTML_WIDTH)
+        write(console, sentences, args.threshold, stages)
+        args.html.write_text(console.export_html(), encoding="utf-8")
+        print(args.html)
+    else:
+        write(terminal(args.color), sentences, args.threshold, stages)
 
 
-def show(
-    run: Path,
-    count: int,
-    lines: Optional[List[str]] = None,
-    data: Optional[Path] = None,
-    color: str = "auto",
-    threshold: Optional[float] = 0.5,
-) -> None:
-    """Print `lines`, or else `count` held-out blocks, as the run's model corrupts and judges them."""
-    from amos_fairseq.analysis import inspection
+def given_lines(args: argparse.Namespace) -> List[str]:
+    """Of --text or --file those that are not blank; [] without either."""
+    from amos_fairseq.cli.score import read
+
+    if args.text is None and args.file is None:
+        return []
+    lines = [args.text] if args.file is None else read(args.file).splitlines()
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        raise ValueError(f"{args.file or '--text'}: there is no text to inspect")
+    return lines
+
+
+def show(run: Path, count: int, threshold: Optional[float]) -> None:
+    """Print `count` held-out blocks of a run as its model corrupts and judges them."""
     from amos_fairseq.analysis.checkpoint import load_run
 
-    trained = load_run(run, data)
-    sequences = trained.inspect_text(lines) if lines else trained.inspect_held_out(count)
-    threshold = inspection.matched_threshold(sequences) if threshold is None else threshold
-    sequences = inspection.judged(sequences, threshold)
-    color = color == "always" or (color == "auto" and sys.stdout.isatty())
-    for sequence in sequences:
-        print(inspection.render(sequence, color) + "\n")
-    print(inspection.legend(color))
-    print(inspection.summary(sequences))
-    print(f"Taken for replaced: tokens whose P(original) is below {threshold:.2f}.")
+    write(terminal("auto"), load_run(run).inspect_held_out(count), threshold, stages=False)
+
+
+def write(console, sentences: List, threshold: Optional[float], stages: bool) -> None:
+    """Sentences, then what the marks mean and how often the encoder was right; without an encoder that judges, stages.
+
+    threshold: None for that which takes as many tokens for replaced as were
+    """
+    from amos_fairseq.analysis import inspection
+
+    judged = inspection.is_judged(sentences)
+    if threshold is None:
+        threshold = inspection.matched_threshold(sentences) if judged else 0.5
+    stages = stages or not judged
+    render = inspection.render_stages if stages else inspection.render_verdicts
+    for sentence in sentences:
+        console.print(render(sentence, threshold, console.width))
+        console.print()
+    if judged:
+        console.print(inspection.legend(stages))
+        console.print(inspection.summary(sentences, threshold), highlight=False, soft_wrap=True)
+        console.print(f"Taken for replaced: tokens whose P(original) is below {threshold:.2f}.", highlight=False)
+
+
+def terminal(color: str):
+    """Where to print: as wide as the terminal; through a pipe without colour, unless it is asked for."""
+    from rich.console import Console
+
+    from amos_fairseq.analysis.inspection import WIDTH
+
+    width = None if sys.stdout.isatty() else WIDTH
+    systems = {"auto": "auto", "always": "standard", "never": None}
+    return Console(color_system=systems[color], force_terminal=color == "always" or None, width=width)

@@ -5,37 +5,39 @@ is asked for, so `amos-fairseq --help` needs neither torch nor fairseq.
 """
 import argparse
 import importlib
-import logging
 import os
 import sys
 from typing import List, Optional
 
 from amos_fairseq import __version__
+from amos_fairseq.user_errors import status_of, tell_mistakes
 
 COMMANDS = {
     "quickstart": "corpus, vocabulary, a small model, figures and examples in five minutes on a CPU",
     "corpus": "collect a small text corpus from this machine",
     "prepare": "turn text into a vocabulary and binarised training data",
     "train": "fairseq-train (or fairseq-hydra-train) with this package filled in",
-    "report": "figures and a summary table of a training run",
-    "inspect": "show which tokens were replaced and what the encoder says about them",
+    "report": "a page of figures and a summary table of training runs",
+    "inspect": "follow a text through a model: masked, proposed, drawn, corrupted, judged",
+    "probe": "what each frozen layer knows about labelled words",
     "score": "pseudo-log-likelihoods of sentences and n-best lists",
     "fill-mask": "what a run's masked language model puts in the place of <mask>",
     "detect": "mark the tokens of a text that a run's encoder takes for replaced",
     "embed": "a vector for every line of a text",
     "finetune": "GLUE, SQuAD or your own labelled files, over seeds and settings, from any checkpoint",
     "export": "a folder that Hugging Face's transformers loads, from any checkpoint",
+    "convert": "checkpoints in the layouts of Microsoft's AMOS and COCO-LM, and between them",
     "flops": "what a method costs: FLOPs per token, per sequence and for a whole run",
     "doctor": "what this installation has, which ops are compiled, and how to get what is missing",
 }
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for a mistake in the input, 130 when interrupted."""
+    """Run one command; returns the exit status: 0, one of `user_errors` for a mistake, 130 when interrupted."""
     parser = build_parser()
     if not (sys.argv[1:] if arguments is None else arguments):
         parser.print_help()
-        return 2
+        return os.EX_USAGE
     chosen = parser.parse_args(arguments)
     try:
         return run_command(chosen.command, chosen.arguments)
@@ -49,17 +51,17 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if chosen.command == "train" or os.environ.get("AMOS_FAIRSEQ_TRACEBACK") == "1":
             raise
         print(f"amos-fairseq {chosen.command}: error: {describe(error)}", file=sys.stderr)
-        return 2
+        return status_of(error)
 
 
 def run_command(command: str, arguments: List[str]) -> int:
     """Parse a command's arguments and run it."""
-    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # it recommends a package at import
     module = importlib.import_module(f"amos_fairseq.cli.{command.replace('-', '_')}")
     if command == "train":  # fairseq parses these
         return module.run(arguments) or 0
     parser = argparse.ArgumentParser(prog=f"amos-fairseq {command}", description=module.HELP)
     module.add_arguments(parser)
+    tell_mistakes(parser, parser.prog)
     return module.run(parser.parse_args(arguments)) or 0
 
 
@@ -71,9 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Pre-train text encoders with ELECTRA-style methods on fairseq.",
         epilog=f"commands:\n{lines}\n\n"
         "`amos-fairseq <command> --help` lists a command's options.\n"
-        "AMOS_FAIRSEQ_TRACEBACK=1 shows where in the code an error arose.",
+        "AMOS_FAIRSEQ_TRACEBACK=1 shows where in the code an error arose.\n\n"
+        "Exit status: 64 wrong command or configuration, 65 damaged files, 74 disk: slurm/README.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    tell_mistakes(parser, parser.prog)
     parser.add_argument("--version", action="version", version=f"amos-fairseq {__version__}")
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """`amos-fairseq quickstart`: from nothing to a small pre-trained model and what it learnt, in one command.
 
-Corpus, vocabulary and binarised data, training, figures, examples: all land in one folder. What is there already is not
-done again, so the same command goes on where an interrupted one stopped.
+Corpus, vocabulary and binarised data, training, figures, examples, fine-tuning, export: all land in one folder. What is
+there already is not done again, so the same command goes on where an interrupted one stopped.
 """
 import argparse
 import contextlib
@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -35,6 +36,9 @@ POLL_SECONDS = 0.5
 
 ALL = "all"  # --method
 CORPUS, DATA, CHECKPOINT = "corpus.txt", "data", "checkpoint_last"
+TASKS, HUGGINGFACE = "tasks", "huggingface"
+EXAMPLES = 2000
+PROGRAM = [sys.executable, "-m", "amos_fairseq.cli.main"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +73,9 @@ def run(args: argparse.Namespace) -> None:
                 if args.method not in WITHOUT_DETECTION:
                     print()
                     inspect.show(out, HELD_OUT_BLOCKS, threshold=None)
+                if args.corpus is None:  # the labelled sentences are of the documentation, too
+                    finetune(out)
+                export(out)
         except KeyboardInterrupt:
             print(f"\nStopped. The same command goes on from what {out} holds.", file=sys.stderr)
             raise
@@ -94,6 +101,48 @@ def train_all(args: argparse.Namespace, settings: Dict, out: Path, lock: int) ->
             train({**settings, "method": method}, out / DATA, out / method, lock)
     logs = {method: run_log.read(out / method / run_log.FILE_NAME) for method in METHODS}
     print(f"\n{expectations.format_methods(logs)}")
+
+
+def finetune(out: Path) -> None:
+    """What pre-training is worth: the network of this run and the same one untrained, on a task of held-out text."""
+    from amos_fairseq.data.documentation_tasks import write_tasks
+    from amos_fairseq.finetune import results
+
+    tasks = out / TASKS
+    if not tasks.exists():
+        write_tasks(tasks.with_name(f"{TASKS}.partial"), examples=EXAMPLES)
+        tasks.with_name(f"{TASKS}.partial").rename(tasks)
+    print("\nFine-tuning: are the words of a sentence in their order, or are half of them shuffled?", flush=True)
+    medians = []
+    for kind, options in (("pre-trained", []), ("untrained", ["--from-scratch"])):
+        folder = out / f"finetuned-{kind}"
+        run_quietly(
+            ["finetune", "file", "--model", out, "--out", folder, "--name", "order", "--text", "sentence",
+             "--label", "order", "--train", tasks / "order/train.tsv", "--valid", tasks / "order/valid.tsv",
+             "--seeds", "1,2,3", "--lr", "1e-3", "--epochs", "5", *options],
+            out / f"finetuned-{kind}.log",
+        )
+        scores = [result.score for result in results.read_all(folder).values()]
+        medians.append(statistics.median(scores))
+        spread = f"{min(scores):.3f} to {max(scores):.3f}"
+        print(f"  {kind:<12} accuracy {medians[-1]:.3f}, median of {len(scores)} seeds ({spread})")
+    print(f"  pre-training is worth {100 * (medians[0] - medians[1]):+.1f} points here", flush=True)
+
+
+def export(out: Path) -> None:
+    folder = out / HUGGINGFACE
+    if not folder.exists():
+        run_quietly(["export", out, "--out", folder], out / "export.log")
+    print(f"\nExport: AutoModel.from_pretrained(\"{folder}\"); {(out / 'export.log').read_text().strip()}", flush=True)
+
+
+def run_quietly(arguments: List, log_path: Path) -> None:
+    """`amos-fairseq` with these arguments in a process of its own, its words in a log."""
+    with open(log_path, "wb") as log:
+        done = subprocess.run([*PROGRAM, *map(str, arguments)], stdout=log, stderr=log)
+    if done.returncode:
+        print(last_lines(log_path, 15), file=sys.stderr)
+        sys.exit(f"amos-fairseq quickstart: error: {arguments[0]} ended with status {done.returncode}; see {log_path}")
 
 
 def check_settings(args: argparse.Namespace) -> Dict:
@@ -227,8 +276,7 @@ def training_command(settings: Dict, data: Path, out: Path) -> List[str]:
         "seed": 1,
     }
     pairs = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    program = [sys.executable, "-m", "amos_fairseq.cli.main", "train", str(data.resolve())]
-    return [*program, *pairs, "--cpu", "--no-epoch-checkpoints"]
+    return [*PROGRAM, "train", str(data.resolve()), *pairs, "--cpu", "--no-epoch-checkpoints"]
 
 
 def follow(process: subprocess.Popen, log_path: Path, updates: int, interrupt_point: Callable[[], None]) -> None:

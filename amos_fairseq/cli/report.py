@@ -1,26 +1,130 @@
-"""`amos-fairseq report`: figures and a summary table of a training run."""
+"""`amos-fairseq report`: a page of figures and a summary table of one or several training runs."""
 import argparse
+import logging
+import math
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, List, Optional, Sequence
 
-HELP = "Write the figures of a training run into RUN/figures and print what it measured, against what is expected."
+if TYPE_CHECKING:
+    from amos_fairseq.analysis.run_log import Run
+
+HELP = (
+    "Write the figures of training runs as one page, report.html, and as PNG files beside it, and print what the runs "
+    "measured. Most figures come from the logs, those of sequences and pseudo-likelihoods from the newest checkpoints."
+)
+BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+TREND = 12  # characters of a trend
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that holds the run's train.log")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that holds a train.log, or a log")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: RUN/report, of one run)")
+    parser.add_argument(
+        "--names", type=lambda text: text.split(","), default=[], metavar="NAME,..", help="of the runs, in their order"
+    )
+    parser.add_argument(
+        "--pairs", type=Path, metavar="FILE",
+        help="tab-separated sentence1, sentence2, score, as STS-B has them: those of the highest score are the similar "
+        "pairs, in place of held-out sequences and their crops",
+    )
+    parser.add_argument("--logs-only", action="store_true", help="read no checkpoints")
 
 
 def run(args: argparse.Namespace) -> None:
-    show(args.run)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # before fairseq's imports do it otherwise
+    if args.out is None and (len(args.runs) > 1 or not args.runs[0].is_dir()):
+        raise ValueError("--out FOLDER says where a report of several runs, or of a log, is written")
+    show(*args.runs, out=args.out, names=args.names, pairs=args.pairs, logs_only=args.logs_only)
 
 
-def show(run: Path) -> None:
-    """Print the run's table and draw its figures."""
-    from amos_fairseq.analysis import expectations, figures, run_log
+def show(
+    *paths: Path,
+    out: Optional[Path] = None,
+    names: Sequence[str] = (),
+    pairs: Optional[Path] = None,
+    logs_only: bool = False,
+) -> None:
+    """Print the runs' table and write their report; `out` is the only run's folder `report` by default."""
+    from tqdm import tqdm
 
-    log = run_log.read(run / run_log.FILE_NAME)
-    if not log.train:
-        raise ValueError(f"{run / run_log.FILE_NAME} holds no training line yet (train with --log-format json)")
-    print(expectations.format_table(log, expectations.of_run(run)))
-    print()
-    for path in figures.write(log, run / "figures"):
-        print(f"figure  {path}")
+    from amos_fairseq.analysis import probe_figures, probes, report
+
+    out = out or paths[0] / "report"
+    report.check_replaceable(out)
+    runs = report.open_runs(paths, names)
+    scored = probes.read_pairs(pairs) if pairs else None
+    print_table(one_run(runs[0]) if len(runs) == 1 else several_runs(runs))
+    read = [] if logs_only else tqdm(runs, desc="checkpoints", unit="run", leave=False, disable=None)
+    kind = f"Similar: the pairs of the highest score in {pairs.name}." if pairs else probe_figures.CROPS
+    found, left_out = report.read_checkpoints(read, scored)
+    page = report.write(runs, out, found, left_out, kind)
+    for line in left_out:
+        print(f"without checkpoint or held-out text  {line}")
+    print(f"\nfigures   {page}, and as PNG files beside it")
+
+
+def one_run(run: "Run") -> List[List[str]]:
+    """What it measured, over updates, in the last validation, and against what is expected of its settings."""
+    from amos_fairseq.analysis import expectations, quantities, run_log
+    from amos_fairseq.analysis.expectations import number
+    from amos_fairseq.analysis.report import RATES
+
+    expected = expectations.of_run(run.folder)
+    rows = [["", "trend", "measured", "validation", *(["expected", ""] if expected else [])]]
+    for comparison in expectations.compare(run.log, expected):
+        name, validated = comparison.name, run_log.series(run.log.validation, comparison.name)[1]
+        measured = [number(comparison.measured), number(validated[-1]) if validated and name not in RATES else ""]
+        limits = " - ".join(map(number, comparison.expected or ()))
+        trend = sparkline(run_log.series(run.log.train, name)[1] or validated)
+        rows.append([quantities.title(name), trend, *measured, *([limits, comparison.mark] if expected else [])])
+    return rows
+
+
+def several_runs(runs: Sequence["Run"]) -> List[List[str]]:
+    """Last validation of each beside the others, the best marked; the trend is that of the loss."""
+    from amos_fairseq.analysis import quantities, report, run_log
+    from amos_fairseq.analysis.expectations import number
+
+    rows = [["", *(run.name for run in runs)]]
+    rows.append(["trend", *(sparkline(run_log.series(run.log.train, "loss")[1]) for run in runs)])
+    for line in report.summary(runs):
+        cells = ["-" if value is None else number(value) for value in line.values]
+        marks = [" *" if best else "  " for best in line.best]
+        rows.append([quantities.title(line.name), *map(str.__add__, cells, marks)])
+    return rows
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """At most TREND of the values, evenly taken, from lowest to highest; not the first tenth, which dwarfs the rest."""
+    values = [value for value in values[len(values) // 10 :] if math.isfinite(value)]
+    count = min(TREND, len(values))
+    taken = [values[i * (len(values) - 1) // max(1, count - 1)] for i in range(count)]
+    low, high = min(taken, default=0), max(taken, default=0)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0
+    return "".join(BARS[round((value - low) * scale)] for value in taken)
+
+
+def print_table(rows: List[List[str]]) -> None:
+    """The first row and column are titles. To a terminal with rich, else as aligned text, without trends."""
+    if not sys.stdout.isatty() or "utf" not in (sys.stdout.encoding or "utf-8").lower():
+        return print(aligned(rows))
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for index, title in enumerate(rows[0]):
+        table.add_column(title, justify="right" if index else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(Text(text, style="bold" if text.endswith("*") else "") for text in row))
+    Console().print(table)
+
+
+def aligned(rows: List[List[str]]) -> str:
+    if "trend" in rows[0]:
+        rows = [[cell for title, cell in zip(rows[0], row) if title != "trend"] for row in rows]
+    rows = [row for row in rows if row[0] != "trend"]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    padded = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in padded)

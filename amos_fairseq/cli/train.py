@@ -1,13 +1,17 @@
 """`amos-fairseq train`: fairseq's own trainer, which finds this package and its repairs without being told."""
+import contextlib
 import importlib
+import os
 import sys
 from pathlib import Path
-from typing import List
+from typing import Dict, Iterator, List, NoReturn
 
 import amos_fairseq
+from amos_fairseq.user_errors import stop
 
 HELP = "fairseq-train with --user-dir filled in; with --config-name or --config-dir, fairseq-hydra-train"
-HYDRA_OPTIONS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
+HYDRA_NAMES = ("--config-dir", "-cd"), ("--config-name", "-cn")
+HYDRA_OPTIONS = (*HYDRA_NAMES[0], *HYDRA_NAMES[1], "--config-path", "-cp")
 
 
 def run(arguments: List[str]) -> None:
@@ -19,20 +23,43 @@ def run(arguments: List[str]) -> None:
     # The repairs come with the tasks.
     importlib.import_module("amos_fairseq.tasks")
     importlib.import_module("amos_fairseq.models.pretraining")
+    importlib.import_module("amos_fairseq.models.finetuned")
     # Processes that fairseq spawns, one per GPU, import the main program. It has to be fairseq's: with ours they would
     # have this package imported, too.
     ours, sys.modules["__main__"] = sys.modules["__main__"], program
     try:
-        program.cli_main()
+        with mistakes_in_configurations_told():
+            program.cli_main()
     finally:
         sys.modules["__main__"] = ours
+
+
+@contextlib.contextmanager
+def mistakes_in_configurations_told() -> Iterator[None]:
+    """hydra's errors about what it composes in one line; it alone would end with 1 after several.
+
+    What the training itself raises keeps its traceback.
+    """
+    import yaml
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from amos_fairseq.fairseq_options import described
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through
+    try:
+        yield
+    except (HydraException, yaml.YAMLError) as error:
+        cause = error.__cause__
+        reason = f": {described(cause)}" if isinstance(cause, OmegaConfBaseException) else ""
+        stop(" ".join(str(error).split("\nTo append")[0].split()) + reason, os.EX_USAGE)
 
 
 def fairseq_command(arguments: List[str]) -> List[str]:
     """The full command line: the program's name, the user directory unless it is given, then the arguments."""
     user_dir = str(Path(amos_fairseq.__file__).resolve().parent)
-    options = [argument.split("=")[0] for argument in arguments]
-    check_user_dir(arguments)
+    options = values_of(arguments)
+    check_places(options)
     if any(option in HYDRA_OPTIONS for option in options):
         given = "common.user_dir" in options
         return ["fairseq-hydra-train", *arguments, *([] if given else [f"common.user_dir={user_dir}"])]
@@ -40,14 +67,28 @@ def fairseq_command(arguments: List[str]) -> List[str]:
     return ["fairseq-train", *([] if given else ["--user-dir", user_dir]), *arguments]
 
 
-def check_user_dir(arguments: List[str]) -> None:
-    """Refuse a user directory that is not there, which fairseq answers with a traceback."""
-    for argument, following in zip(arguments, [*arguments[1:], ""]):
-        option, _, value = argument.partition("=")
-        if option in ("--user-dir", "common.user_dir"):
-            path = value or following
-            if not Path(path).is_dir():
-                sys.exit(
-                    f"amos-fairseq train: error: {option} {path} is no folder, seen from {Path.cwd()}: leave it out, "
-                    "this package fills it in"
-                )
+def values_of(arguments: List[str]) -> Dict[str, str]:
+    """What follows each argument, after = or as the next one."""
+    pairs = (argument.partition("=") for argument in arguments)
+    return {
+        option: value if equals else following
+        for (option, equals, value), following in zip(pairs, [*arguments[1:], ""])
+    }
+
+
+def check_places(options: Dict[str, str]) -> None:
+    """Refuse a user directory that is not there, which fairseq answers with a traceback, and a missing configuration.
+
+    For want of a file of that name, hydra would take fairseq's defaults.
+    """
+    for option in ("--user-dir", "common.user_dir"):
+        path = options.get(option)
+        if path is not None and not Path(path).is_dir():
+            refuse(f"{option} {path} is no folder, seen from {Path.cwd()}: leave it out, this package fills it in")
+    folder, name = (options.get(long, options.get(short)) for long, short in HYDRA_NAMES)
+    if folder and name and not Path(folder, f"{name.removesuffix('.yaml')}.yaml").is_file():
+        refuse(f"--config-dir {folder} holds no {name.removesuffix('.yaml')}.yaml, seen from {Path.cwd()}")
+
+
+def refuse(message: str) -> NoReturn:
+    stop(message, os.EX_USAGE, "amos-fairseq train")

@@ -1,3 +1,3 @@
 """fairseq's view of the methods' losses."""
 
-from amos_fairseq.criterions import pretraining  # noqa: F401
+from amos_fairseq.criterions import finetuning, pretraining  # noqa: F401

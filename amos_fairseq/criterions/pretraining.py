@@ -11,6 +11,8 @@ Its loss is then near the mean loss of one micro-batch, whatever the batch size,
 frequency, so fp16 gradients stay where fairseq's default loss scale expects them.
 """
 
+import os
+
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.distributed import utils as distributed_utils
@@ -20,6 +22,7 @@ from amos_fairseq.flops import peak_flops
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import PretrainingBatch
 from amos_fairseq.objectives import COUNTED
+from amos_fairseq.user_errors import stop
 
 DIGITS = 5
 HIDDEN = "_weighted "  # fairseq prints no metric whose name starts with an underscore
@@ -37,9 +40,9 @@ class PretrainingCriterion(FairseqCriterion):
     def __init__(self, task):
         super().__init__(task)
         if task.method_name != self.method_name:
-            raise SystemExit(
-                f"amos_fairseq: error: criterion {self.method_name} and task {task.method_name} are two methods: "
-                "use one name for task, arch and criterion"
+            stop(
+                f"criterion {self.method_name} and task {task.method_name} are two methods: use one name for task, "
+                "arch and criterion", os.EX_USAGE,
             )
 
     def forward(self, model, sample, reduce=True):

@@ -4,6 +4,7 @@
     glue/RTE      does a summary describe the function whose signature comes first, or another one of its package?
     package/      which package is a sentence from? train.tsv, valid.tsv, test.tsv with columns sentence, package
     squad/        what does a function of a page do? train-v2.0.json, dev-v2.0.json; some are not on the page
+    probe/        did a word stand in backticks, as code? train.tsv, valid.tsv, test.tsv for `amos-fairseq probe`
 
 The first two have GLUE's file layouts, the last one SQuAD's, so that they go wherever those do; their names say that,
 no more: results on them are not results on GLUE. The same installation gives the same files.
@@ -12,9 +13,10 @@ no more: results on them are not results on GLUE. The same installation gives th
 import ast
 import json
 import random
+import re
 import zlib
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 from amos_fairseq.data.documentation import module_paragraphs, prose_paragraphs, sources, syntax_tree
 
@@ -22,6 +24,8 @@ SPLITS = ("train", "dev", "test")  # of modules: half, a quarter, a quarter
 PACKAGES = ("stdlib", "torch", "numpy", "fairseq", "sympy", "networkx", "scipy", "sklearn")
 ENTRIES_OF_PAGE = 4
 WORDS_OF_SENTENCE = range(6, 25)
+CODE, TEXT, UNLABELLED = "code", "text", "_"
+BACKTICKS = re.compile(r"(?::[\w:]+:)?`+")  # with Sphinx's role, as in :func:`name`
 
 
 class Entry(NamedTuple):
@@ -192,10 +196,51 @@ def pages(entries: Sequence[Entry]) -> Iterator[List[Entry]]:
             page = {}
 
 
+def write_code_words(folder: Path, split: str, held_out: HeldOut, size: int, draw: random.Random) -> int:
+    """Up to `size` sentences. Each word, as written, is labelled CODE as often as TEXT, so that alone it tells nothing.
+
+    CODE is what stood in backticks, which are taken away; authors are not always consistent. Words that would be
+    too many of one label are UNLABELLED, and so is punctuation.
+    """
+    sentences = [words for words in map(code_words, held_out.sentences) if words][:size]
+    places: Dict[Tuple[str, str], List[Tuple[int, int]]] = {}  # by word and label
+    for row, words in enumerate(sentences):
+        for column, (word, label) in enumerate(words):
+            if any(map(str.isalnum, word)):
+                places.setdefault((word, label), []).append((row, column))
+    labelled = set()
+    for (word, label), found in places.items():
+        others = places.get((word, TEXT if label == CODE else CODE), [])
+        labelled.update(draw.sample(found, min(len(found), len(others))))
+    rows: List[List[str]] = []
+    for row, words in enumerate(sentences):
+        rows += [[word, label if (row, n) in labelled else UNLABELLED] for n, (word, label) in enumerate(words)]
+        rows.append([])
+    name = "valid" if split == "dev" else split
+    write_table(folder / "probe" / f"{name}.tsv", [], rows)
+    return len(sentences)
+
+
+def code_words(sentence: Sentence) -> List[Tuple[str, str]]:
+    """Words with their labels; [] if none stood in backticks, or some began or ended elsewhere."""
+    parts = BACKTICKS.split(sentence.text)
+    if len(parts) == 1 or len(parts) % 2 == 0:
+        return []
+    parts[1::2] = [" ".join(f"`{word}" for word in part.split()) for part in parts[1::2]]
+    words = [(word.replace("`", ""), CODE if "`" in word else TEXT) for word in "".join(parts).split()]
+    return [(word, label) for word, label in words if word]
+
+
 def write_table(path: Path, header: List[List[str]], rows: List[List[str]]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join("\t".join(row) + "\n" for row in [*header, *rows]), encoding="utf-8")
     return len(rows)
 
 
-TASKS = {"CoLA": write_acceptability, "RTE": write_entailment, "package": write_packages, "squad": write_questions}
+TASKS = {
+    "CoLA": write_acceptability,
+    "RTE": write_entailment,
+    "package": write_packages,
+    "squad": write_questions,
+    "probe": write_code_words,
+}

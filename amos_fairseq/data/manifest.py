@@ -1,19 +1,30 @@
 """The manifest of a prepared folder: what it holds, what it was made from, and whether the files still are those."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import socket
+import struct
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from amos_fairseq.data.vocabulary import DICTIONARY_NAME
+import numpy as np
+
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME, token_dtype
+from amos_fairseq.user_errors import Damaged
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 READ_BYTES = 1 << 20
+HASHED_BYTES = 1 << 28  # of token files: so much is read in well under a second
+INDEX_HEADER = struct.Struct("<9sQBQ")  # of fairseq's index; all sizes follow in 4 bytes each, then all offsets in 8
+INDEX_ENTRY = 12
+INDEX_DTYPES = {np.uint16: 8, np.uint32: 9}  # as an index names them
+CHECKED_BLOCKS = 1 << 20  # at a time
 
 
 @dataclass
@@ -66,6 +77,10 @@ def file_record(path: str) -> dict[str, Any]:
     return {"bytes": os.path.getsize(path), "sha256": sha256_of(path)}
 
 
+def index_header(dtype: np.dtype, blocks: int) -> bytes:
+    return INDEX_HEADER.pack(b"MMIDIDX", 1, INDEX_DTYPES[dtype.type], blocks)
+
+
 @contextlib.contextmanager
 def durably_written(path: str) -> Iterator[BinaryIO]:
     """Write a file that is there in full or not at all, whatever happens meanwhile, on whichever machines."""
@@ -78,28 +93,65 @@ def durably_written(path: str) -> Iterator[BinaryIO]:
 
 
 def read_manifest(folder: str) -> Manifest:
-    """The manifest of a prepared folder."""
+    """The manifest of a prepared folder. Raises ValueError if there is none, Damaged unless it is one."""
     path = os.path.join(folder, MANIFEST_NAME)
-    if not os.path.exists(path):
+    if not os.path.isfile(path):
         raise ValueError(f"{folder} holds no {MANIFEST_NAME}: run amos-fairseq prepare")
     try:
         with open(path) as stream:
-            manifest = Manifest(**json.load(stream))
-        for name, split in manifest.splits.items():
-            shards = [Shard(**shard) for shard in split.pop("shards")]
-            manifest.splits[name] = Split(**split, shards=shards)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"{path} is damaged: run amos-fairseq prepare again") from None
-    if manifest.version != FORMAT_VERSION:
-        raise ValueError(f"{path} has version {manifest.version}, not {FORMAT_VERSION}: run amos-fairseq prepare again")
+            document = json.load(stream)
+        version = document["version"]
+        if version == FORMAT_VERSION:
+            return _manifest(document)
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise Damaged(f"{path} is damaged: run amos-fairseq prepare again") from None
+    raise Damaged(f"{path} has version {version}, not {FORMAT_VERSION}: run amos-fairseq prepare again")
+
+
+def _manifest(document: Any) -> Manifest:
+    """Raises ValueError, TypeError, LookupError or AttributeError unless it is as `asdict` made it."""
+    manifest = _typed(Manifest, document)
+    itemsize = token_dtype(manifest.vocabulary_size).itemsize
+    for name, split in manifest.splits.items():
+        split = manifest.splits[name] = _typed(Split, split)
+        split.shards = [_typed(Shard, shard) for shard in split.shards]
+        for number, shard in enumerate(split.shards):
+            prefix = f"data{number}/{name}"
+            if shard.files.keys() != {f"{prefix}.bin", f"{prefix}.idx"}:
+                raise ValueError(f"files of {prefix}")
+            sizes = [shard.tokens * itemsize, INDEX_HEADER.size + shard.blocks * INDEX_ENTRY]
+            for file, size in zip((".bin", ".idx"), sizes):
+                record = shard.files[prefix + file]
+                if record.keys() != {"bytes", "sha256"} or record["bytes"] != size or len(record["sha256"]) != 64:
+                    raise ValueError(f"record of {prefix}{file}")
+    if not manifest.splits["train"].shards:
+        raise ValueError("no shard")
     return manifest
 
 
+def _typed(kind: type, document: Any) -> Any:
+    """A dataclass of a JSON object: its fields, of their types, no number negative."""
+    built = kind(**document)
+    for field in dataclasses.fields(kind):
+        value = getattr(built, field.name)
+        if type(value) is not (typing.get_origin(field.type) or field.type) or (field.type is int and value < 0):
+            raise TypeError(field.name)
+    return built
+
+
 def load_manifest_for(data: str) -> tuple[Manifest, list[str]]:
-    """The manifest and the shard folders that `data` names, checked against it.
+    """The manifest and the shard folders that `data` names, their files compared with it.
 
     data: a prepared folder (all its shards), one of its dataN folders, or several joined by ':' as fairseq has it.
-    Sizes are compared for all files, sha256 for dict.txt and the indices only: hashing all data takes long.
+
+    Read whole, hence found whatever has changed in them: dict.txt and the indices, 1 % of the data, whose headers,
+    sizes and offsets must besides be those of blocks that lie one after the other. Of the token files (.bin) the
+    sizes are compared, and the content if they have at most HASHED_BYTES together; in more, `verify_tokens` finds any
+    change, and training one that makes an impossible block.
+
+    Raises ValueError if this is no prepared data, Damaged if files are not those that were written.
     """
     paths = [os.path.normpath(path) for path in os.fspath(data).split(":")]
     if os.path.exists(os.path.join(paths[0], MANIFEST_NAME)):
@@ -113,23 +165,75 @@ def load_manifest_for(data: str) -> tuple[Manifest, list[str]]:
         if not os.path.exists(os.path.join(folder, MANIFEST_NAME)):
             raise ValueError(f"{paths[0]} holds no {MANIFEST_NAME}, nor does its parent: run amos-fairseq prepare")
         manifest = read_manifest(folder)
-    for path in paths:
-        dictionary = os.path.join(path, DICTIONARY_NAME)
-        if not os.path.exists(dictionary):
-            raise ValueError(f"{dictionary} does not exist: run amos-fairseq prepare again")
-        if sha256_of(dictionary) != manifest.dictionary_sha256:
-            raise ValueError(f"{dictionary}: the dictionary does not match the data, run amos-fairseq prepare again")
-        for shard in (shard for split in manifest.splits.values() for shard in split.shards):
-            for name, recorded in shard.files.items():
-                if os.path.dirname(name) == os.path.basename(path):
-                    _check_file(os.path.join(path, os.path.basename(name)), recorded)
+    with _unreadable_is_damaged():
+        for path in paths:
+            if not recorded_files(manifest, [path]):
+                raise ValueError(f"{path} is no part of what {folder} holds: name {folder} or its folders data0, ..")
+            dictionary = os.path.join(path, DICTIONARY_NAME)
+            _check_exists(dictionary)
+            if sha256_of(dictionary) != manifest.dictionary_sha256:
+                raise Damaged(f"{dictionary}: the dictionary does not match the data, run amos-fairseq prepare again")
+        for path, record in recorded_files(manifest, paths):
+            _check_exists(path)
+            if (size := os.path.getsize(path)) != record["bytes"]:
+                raise Damaged(f"{path} has {size} bytes, not {record['bytes']}: run amos-fairseq prepare again")
+        for path, record in recorded_files(manifest, paths, ".idx"):
+            _check_sha256(path, record)
+            _check_index(path, manifest)
+    if sum(record["bytes"] for _, record in recorded_files(manifest, paths, ".bin")) <= HASHED_BYTES:
+        verify_tokens(manifest, paths)
     return manifest, paths
 
 
-def _check_file(path: str, recorded: dict[str, Any]) -> None:
-    if not os.path.exists(path):
-        raise ValueError(f"{path} does not exist: run amos-fairseq prepare again")
-    if (size := os.path.getsize(path)) != recorded["bytes"]:
-        raise ValueError(f"{path} has {size} bytes, not {recorded['bytes']}: run amos-fairseq prepare again")
-    if path.endswith(".idx") and sha256_of(path) != recorded["sha256"]:
-        raise ValueError(f"{path} differs from what was written: run amos-fairseq prepare again")
+def recorded_files(manifest: Manifest, paths: list[str], ending: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """The files of these shard folders with what is recorded of them."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    return [
+        (os.path.join(path, os.path.basename(name)), record)
+        for path in paths for shard in shards for name, record in shard.files.items()
+        if os.path.dirname(name) == os.path.basename(path) and name.endswith(ending)
+    ]
+
+
+def verify_tokens(manifest: Manifest, paths: list[str], process: int = 0, processes: int = 1) -> None:
+    """Compare this process's share of the token files with their SHA-256, at some GB a second. Raises Damaged."""
+    with _unreadable_is_damaged():
+        for path, record in recorded_files(manifest, paths, ".bin")[process::processes]:
+            _check_sha256(path, record)
+
+
+@contextlib.contextmanager
+def _unreadable_is_damaged() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Damaged(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+def _check_exists(path: str) -> None:
+    if not os.path.isfile(path):
+        raise Damaged(f"{path} does not exist: run amos-fairseq prepare again")
+
+
+def _check_sha256(path: str, record: dict[str, Any]) -> None:
+    if sha256_of(path) != record["sha256"]:
+        raise Damaged(f"{path} differs from what was written: run amos-fairseq prepare again")
+
+
+def _check_index(path: str, manifest: Manifest) -> None:
+    """Raises Damaged unless this is fairseq's index of all of its .bin in blocks, one after the other."""
+    dtype = token_dtype(manifest.vocabulary_size)
+    count, rest = divmod(os.path.getsize(path) - INDEX_HEADER.size, INDEX_ENTRY)
+    with open(path, "rb") as stream:
+        sound = rest == 0 and stream.read(INDEX_HEADER.size) == index_header(dtype, count)
+    end = 0  # of the blocks so far, in bytes
+    for begin in range(0, count if sound else 0, CHECKED_BLOCKS):
+        some = min(CHECKED_BLOCKS, count - begin)
+        sizes = np.fromfile(path, "<i4", some, offset=INDEX_HEADER.size + 4 * begin).astype(np.int64)
+        starts = np.fromfile(path, "<i8", some, offset=INDEX_HEADER.size + 4 * count + 8 * begin)
+        ends = end + np.cumsum(sizes) * dtype.itemsize
+        sound &= 0 < sizes.min() and sizes.max() <= manifest.tokens_per_sample
+        sound &= np.array_equal(starts, ends - sizes * dtype.itemsize)
+        end = int(ends[-1])
+    if not sound or end != os.path.getsize(path.removesuffix(".idx") + ".bin"):
+        raise Damaged(f"{path} is no index of blocks of its .bin: run amos-fairseq prepare again")

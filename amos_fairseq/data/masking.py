@@ -140,6 +140,7 @@ class MaskedBlockDataset(FairseqDataset):
         return {
             "net_input": net_input,
             "counts": {"selected": sum(num_masked), "valid": sum(lengths), "sequences": len(samples)},
+            "lengths": lengths,
             "nsentences": len(samples),
             "ntokens": sum(lengths),
         }
@@ -161,6 +162,33 @@ class MaskedBlockDataset(FairseqDataset):
     @property
     def supports_prefetch(self) -> bool:
         return False
+
+
+def split(sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
+    """A collated batch as batches of equally many sequences, the last of fewer: `parts`, or one of each sequence.
+
+    They are as wide as it is. An empty batch stays one.
+    """
+    if not sample:
+        return [sample]
+    rows = sample["nsentences"]
+    size = -(-rows // parts)
+    return [rows_of(sample, slice(start, min(start + size, rows))) for start in range(0, rows, size)]
+
+
+def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
+    """Some of a collated batch's sequences."""
+    inputs, lengths = sample["net_input"], sample["lengths"][rows]
+    first, last = (sum(inputs["num_masked"][:row]) for row in (rows.start, rows.stop))
+    net_input = {k: v[rows] if isinstance(v, (torch.Tensor, list)) else v for k, v in inputs.items()}
+    net_input["masked_index"] = inputs["masked_index"][first:last] - rows.start * inputs["original_tokens"].size(1)
+    return {
+        "net_input": net_input,
+        "counts": {"selected": last - first, "valid": sum(lengths), "sequences": len(lengths)},
+        "lengths": lengths,
+        "nsentences": len(lengths),
+        "ntokens": sum(lengths),
+    }
 
 
 def stack(rows: Sequence[np.ndarray], fill) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -11,12 +10,11 @@ from typing import Optional
 import numpy as np
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.manifest import Shard, Split, durably_written, file_record
+from amos_fairseq.data.manifest import Shard, Split, durably_written, file_record, index_header
 from amos_fairseq.data.vocabulary import BOS, EOS, SPECIALS, UNK, token_dtype
 
 LONGEST_COMPARED = 1 << 24  # tokens; a longer document is never taken for a duplicate, since it is not held in memory
 BUFFERED_TOKENS = 1 << 16
-INDEX_DTYPES = {np.uint16: 8, np.uint32: 9}  # as an index names them
 
 
 class SeenDocuments:
@@ -177,7 +175,7 @@ class ShardWriter:
         ends = np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
         index = os.path.join(self.folder, f"{self.prefix}.idx")
         with durably_written(index) as stream:
-            stream.write(struct.pack("<9sQBQ", b"MMIDIDX", 1, INDEX_DTYPES[self.dtype.type], len(sizes)))
+            stream.write(index_header(self.dtype, len(sizes)))
             stream.write(sizes)
             stream.write(ends - sizes * self.dtype.itemsize)
         tokens = int(sizes.sum(dtype=np.int64))

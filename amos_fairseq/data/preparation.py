@@ -45,6 +45,7 @@ from amos_fairseq.data.vocabulary import (
     read_vocabulary,
     train_vocabulary,
 )
+from amos_fairseq.user_errors import Damaged
 
 # In the folder of an unfinished preparation, beside MODEL_NAME:
 LOCK_NAME, SETUP_LOCK_NAME = "lock", "setup.lock"
@@ -180,8 +181,8 @@ def _existing(out: str, options: dict[str, Any], inputs: list[dict[str, Any]]) -
         raise ValueError(f"{out} was prepared from other inputs or options: choose another --out or add --overwrite")
     try:
         load_manifest_for(out)
-    except ValueError as error:
-        raise ValueError(f"{error} (--overwrite replaces it)") from None
+    except Damaged as error:
+        raise Damaged(f"{error} (--overwrite replaces it)") from None
     logger.info("%s is already prepared from these inputs and options", out)
     return manifest
 

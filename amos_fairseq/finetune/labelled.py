@@ -10,9 +10,11 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from amos_fairseq.data.manifest import durably_written
 
@@ -60,6 +62,47 @@ class Examples(NamedTuple):
     candidates: Optional[np.ndarray] = None
 
 
+class Batch(NamedTuple):
+    """B examples, right-padded to the longest, of T tokens."""
+
+    tokens: Tensor  # (B, T)
+    padding_mask: Optional[Tensor] = None  # (B, T) bool, True = padding; None: no padding at all
+    targets: Optional[Tensor] = None  # (B,) classes, (B,) numbers in fp64, (B, 2) positions
+    candidates: Optional[Tensor] = None  # (B, T) bool
+
+
+class Collater:
+    """Batches of some of the examples, padded with the id `padding`."""
+
+    def __init__(self, examples: Examples, padding: int):
+        self.examples, self.padding = examples, padding
+        self.lengths = examples.lengths.astype(np.int64)
+        self.starts = np.cumsum(self.lengths) - self.lengths
+
+    def __call__(self, rows: Sequence[int]) -> Batch:
+        rows, examples = np.asarray(rows), self.examples
+        lengths = self.lengths[rows, None]
+        positions = np.arange(lengths.max())
+        valid = positions < lengths
+        places = (self.starts[rows, None] + positions)[valid]
+
+        def padded(values: np.ndarray, fill) -> Tensor:
+            array = np.full(valid.shape, fill)
+            array[valid] = values[places]
+            return torch.from_numpy(array)
+
+        targets = examples.targets
+        if targets is not None:  # numbers in fp64, which fairseq does not round to half precision
+            targets = targets[rows].astype(np.float64 if targets.dtype.kind == "f" else np.int64)
+            targets = torch.from_numpy(targets)
+        return Batch(
+            padded(examples.tokens, self.padding),
+            None if valid.all() else torch.from_numpy(~valid),
+            targets,
+            None if examples.candidates is None else padded(examples.candidates, False),
+        )
+
+
 def write(folder: Path, problem: Problem, splits: Mapping[str, Examples]) -> None:
     """Write a new folder; problem.json comes last, so that a folder without it is not complete."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,3 +129,42 @@ def read_examples(folder: Path, split: str) -> Examples:
         raise ValueError(f"{folder} holds no split {split!r}")
     with np.load(path, allow_pickle=False) as arrays:
         return Examples(**arrays)
+
+
+def check(problem: Problem, examples: Examples, source: str, vocabulary_size: int, mask_token: int, max_tokens: int):
+    """Raises ValueError, which names the first example that a network could not be trained or validated on."""
+    lengths, targets = examples.lengths.astype(np.int64), examples.targets
+    starts = np.cumsum(lengths) - lengths
+
+    def refuse(wrong: np.ndarray, what: str) -> None:
+        if wrong.any():
+            number = int(wrong.argmax())
+            values = dict(length=lengths[number], target=None if targets is None else targets[number])
+            raise ValueError(f"example {number} of {source} {what.format(**values)}")
+
+    def any_in(places: np.ndarray) -> np.ndarray:
+        """(sum of lengths,) -> (N,)"""
+        return np.add.reduceat(places, starts) > 0
+
+    if not len(lengths) or lengths.min() < 1 or lengths.sum() != len(examples.tokens):
+        raise ValueError(f"{source} is empty or damaged: its {len(lengths)} lengths are not those of its tokens")
+    if targets is None or len(targets) != len(lengths):
+        raise ValueError(f"{source} has no targets for its {len(lengths)} examples: it can be predicted only")
+    remedy = f"encode it anew with a --max-length of at most {max_tokens}"
+    refuse(lengths > max_tokens, f"has {{length}} tokens, more than the encoder's {max_tokens} positions: {remedy}")
+    outside = (examples.tokens < 0) | (examples.tokens >= vocabulary_size)
+    refuse(any_in(outside), f"has ids outside of the vocabulary of {vocabulary_size}")
+    if problem.kind in ("classification", "prompt"):
+        classes = len(problem.labels)
+        refuse((targets < 0) | (targets >= classes), f"has label {{target}}, which is none of the {classes} labels")
+    if problem.kind == "regression":
+        refuse(~np.isfinite(targets), "has target {target}, which is no finite number")
+    if problem.kind == "prompt":
+        masks = np.add.reduceat(examples.tokens == mask_token, starts, dtype=np.int64)
+        refuse(masks != 1, "has not one <mask>, but several or none")
+    if problem.kind == "span":
+        first, last = targets.astype(np.int64).T
+        outside = (first < 0) | (first > last) | (last >= lengths)
+        refuse(outside, "has span {target}, which is none of its {length} tokens")
+        allowed = examples.candidates[starts + first] & examples.candidates[starts + last]
+        refuse(~allowed, "has span {target}, which is outside of its candidates")

@@ -29,6 +29,7 @@ from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
 from amos_fairseq.ops import (
     SPARSE_TEMPERATURE,
     MaskedLMReading,
+    Noise,
     full_precision,
     gradient_reversal,
     gumbel_noise,
@@ -151,10 +152,11 @@ class Amos(PretrainingMethod):
         projected = self.mlm_head.project(hidden)  # h, (G, M, E)
         mixture_weights = self.mix(hidden, batch)
         mlm_targets = batch.at_masked(batch.original_tokens)
-        masked_lm = self.sample(projected, mixture_weights, mlm_targets, batch)
+        noise = self.sampling_noise(batch)
+        masked_lm = self.sample(projected, mixture_weights, mlm_targets, noise)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, masked_lm.sampled)
         mixed = self.mixed_embedding(mixture_weights, projected)
-        rtd_logits = self.detect(corruption, mixed, masked_lm, batch)
+        rtd_logits = self.detect(corruption, mixed, masked_lm, noise, batch)
         return AmosOutput(masked_lm, mlm_targets, mixture_weights, masked_lm.sampled, corruption, rtd_logits)
 
     def generate(self, batch: PretrainingBatch) -> Tensor:
@@ -213,7 +215,7 @@ class Amos(PretrainingMethod):
         return torch.einsum("mg,gme->me", mixture_weights.to(held.dtype), held)
 
     def sample(
-        self, projected: Tensor, mixture_weights: Tensor, mlm_targets: Tensor, batch: PretrainingBatch
+        self, projected: Tensor, mixture_weights: Tensor, mlm_targets: Tensor, noise: Noise
     ) -> MaskedLMReading:
         """Losses of (G, M, E) projected states by depth, and draws from their mixture, in one pass over the logits."""
         return self.mlm_head.read(
@@ -221,13 +223,13 @@ class Amos(PretrainingMethod):
             mlm_targets,
             weights=mixture_weights,
             excluded=self.excluded_tokens,
-            noise=self.sampling_noise(batch),
+            noise=noise,
             temperature=self.config.gumbel_temperature,
             candidates=self.lists_candidates and mixture_weights.requires_grad,
         )
 
     def detect(
-        self, corruption: Corruption, mixed: Tensor, masked_lm: MaskedLMReading, batch: PretrainingBatch
+        self, corruption: Corruption, mixed: Tensor, masked_lm: MaskedLMReading, noise: Noise, batch: PretrainingBatch
     ) -> Tensor:
         """(B, T) logits of the encoder on the corrupted sequence.
 
@@ -243,7 +245,7 @@ class Amos(PretrainingMethod):
                 table.weight,
                 self.mlm_head.bias,
                 batch.masked_index,
-                self.sampling_noise(batch),
+                noise,
                 self.config.gumbel_temperature,
                 masked_lm.candidates if self.lists_candidates else None,
                 self.excluded_tokens,

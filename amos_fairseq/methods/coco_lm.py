@@ -318,9 +318,9 @@ class CocoLM(GeneratorMethod):
 
 def draw_evenly(excluded_tokens: Tensor, noise: Noise) -> Tensor:
     """(M,) draws of any token that is not among `excluded_tokens` (V,) bool: a masked LM's whose logits are all 0."""
-    hidden = torch.zeros(len(noise), 1, device=noise.rows.device)
+    hidden = torch.zeros(len(noise.rows), 1, device=noise.rows.device)
     table = hidden.new_zeros(len(excluded_tokens), 1)
-    targets = noise.rows.new_zeros(len(noise))
+    targets = noise.rows.new_zeros(len(noise.rows))
     return masked_lm(hidden, table, table.squeeze(1), targets, excluded=excluded_tokens, noise=noise).sampled
 
 

@@ -25,7 +25,7 @@ from amos_fairseq.methods.base import (
 )
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, critic_loss, mlm_loss
-from amos_fairseq.ops import MaskedLMReading, linear_logsumexp, soft_embedding, straight_through_gumbel_softmax
+from amos_fairseq.ops import MaskedLMReading, Noise, linear_logsumexp, soft_embedding, straight_through_gumbel_softmax
 
 CRITIC_BIAS_INITS = ("paper", "neutral")
 SAMPLE_GRADIENTS = ("none", "straight_through", "soft")
@@ -87,10 +87,10 @@ class Script(PretrainingMethod):
     def forward(self, batch: PretrainingBatch) -> ScriptOutput:
         projected = self.generate(batch)
         mlm_targets = batch.at_masked(batch.original_tokens)
-        draw = dict(excluded=self.excluded_tokens, noise=self.sampling_noise(batch))
-        masked_lm = self.mlm_head.read(projected, mlm_targets, **draw)
+        noise = self.sampling_noise(batch)
+        masked_lm = self.mlm_head.read(projected, mlm_targets, excluded=self.excluded_tokens, noise=noise)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, masked_lm.sampled)
-        embeddings = self.corrupted_embeddings(corruption, projected, batch)
+        embeddings = self.corrupted_embeddings(corruption, projected, noise, batch)
         critic_logits = self.criticize(embeddings, batch.padding_mask)
         return ScriptOutput(masked_lm, mlm_targets, masked_lm.sampled, corruption, critic_logits)
 
@@ -98,7 +98,9 @@ class Script(PretrainingMethod):
         """(M, E): projected hidden states at the selected positions."""
         return self.mlm_head.project(self.encoder(batch.masked_tokens, batch.padding_mask, batch.queries))
 
-    def corrupted_embeddings(self, corruption: Corruption, projected: Tensor, batch: PretrainingBatch) -> Tensor:
+    def corrupted_embeddings(
+        self, corruption: Corruption, projected: Tensor, noise: Noise, batch: PretrainingBatch
+    ) -> Tensor:
         """(B, T, E): the critic's input, rows of the token table.
 
         By `sample_gradient`, its gradient at the selected positions also reaches `projected`, hence the encoder, as
@@ -108,7 +110,7 @@ class Script(PretrainingMethod):
         embeddings = table(corruption.corrupted_tokens)
         if config.sample_gradient == "none":
             return embeddings
-        noise, excluded = self.sampling_noise(batch), self.excluded_tokens
+        excluded = self.excluded_tokens
         output_layer = table.weight, self.mlm_head.bias
         if config.sample_gradient == "soft":
             mixtures = soft_embedding(projected, *output_layer, noise, config.gumbel_temperature, excluded)

@@ -36,6 +36,10 @@ class MaskedLMHead(ProjectionHead):
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.token_embeddings = token_embeddings
 
+    def output_layer(self, hidden: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """(..., C) -> (..., E), (V, E), (V,), as `CorrectionHead.output_layer`."""
+        return self.project(hidden), self.token_embeddings.weight, self.bias
+
     def logits(self, projected: Tensor) -> Tensor:
         """(..., E) -> (..., V)"""
         return F.linear(projected, self.token_embeddings.weight, self.bias)

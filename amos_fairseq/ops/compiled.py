@@ -168,7 +168,7 @@ def read_rows(
     _check_temperature(temperature)
     if weights is None and heads > 1 and noise is not None:
         raise ValueError(f"weights are missing: to draw from {heads} heads, say how they are mixed")
-    seed, noise_rows = (0, None) if noise is None else noise
+    seed, noise_rows = (0, None) if noise is None else (noise.seed, noise.rows)
     return RowReading(
         *_read_rows(
             logits, bias, targets, weights, excluded, seed, noise_rows, temperature, candidates, write_gradient

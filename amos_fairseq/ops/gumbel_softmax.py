@@ -57,7 +57,7 @@ def gumbel_softmax(
         raise ValueError(f"logits are {tuple(logits.shape)}: they must be (M, V)")
     if noise is None:
         noise = torch.empty_like(full_precision(logits)).exponential_().clamp_(min=1e-38).log_().neg_()
-    shape = (len(noise), logits.size(1)) if isinstance(noise, Noise) else noise.shape
+    shape = (len(noise.rows), logits.size(1)) if isinstance(noise, Noise) else noise.shape
     if shape != logits.shape:
         raise ValueError(f"noise is for {tuple(shape)}, logits are {tuple(logits.shape)}: they must be alike")
     return _GumbelSoftmax.apply(logits, noise, temperature, hard)

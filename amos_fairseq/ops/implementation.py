@@ -6,6 +6,7 @@ import warnings
 from types import ModuleType
 from typing import Iterator
 
+import torch
 from torch import Tensor
 
 from amos_fairseq.ops import compiled, pytorch
@@ -29,13 +30,17 @@ def use(choice: str) -> Iterator[None]:
 
 
 def row_functions(tensor: Tensor) -> ModuleType:
-    """The module whose functions read logits of this tensor's device and type.
+    """The module whose functions read logits of this tensor's device and type; see `functions_for`."""
+    return functions_for(tensor.device.type, tensor.dtype)
+
+
+def functions_for(device: str, dtype: torch.dtype) -> ModuleType:
+    """The module whose functions read logits of this type on this kind of device.
 
     Raises ValueError if the choice is "compiled" and there is no kernel, naming the build command.
     """
     if _choice not in CHOICES:
         raise ValueError(f"AMOS_FAIRSEQ_OPS is {_choice!r}: choose {', '.join(CHOICES)}")
-    device, dtype = tensor.device.type, tensor.dtype
     if _choice == "pytorch":
         return pytorch
     if compiled.available(device) and compiled.supports(device, dtype):

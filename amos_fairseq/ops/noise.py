@@ -5,7 +5,8 @@ four random words. Here the key is a seed and the counter is (token // 4, positi
 depends neither on the device, nor on the number of processes, nor on how rows are grouped into batches and chunks.
 """
 
-from typing import NamedTuple, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ ROUNDS = 10
 WORD = 0xFFFFFFFF
 
 
-class Noise(NamedTuple):
+@dataclass(frozen=True)
+class Noise:
     """Names the Gumbel noise of M rows over a vocabulary, without holding it; see `gumbel_noise`."""
 
     seed: int  # 0 <= seed < 2**63, one for each (run, update, purpose)
@@ -25,9 +27,6 @@ class Noise(NamedTuple):
     def __getitem__(self, rows) -> "Noise":
         """The noise of some of the rows."""
         return Noise(self.seed, self.rows[rows])
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 def philox(seed: int, counter: Sequence[Tensor]) -> Tuple[Tensor, Tensor, Tensor, Tensor]:

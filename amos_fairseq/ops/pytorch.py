@@ -21,10 +21,10 @@ GATHERED = 2**24  # elements of the token table that are gathered at a time
 
 def gumbel_noise(noise: Noise, vocabulary_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(M, V) Gumbel(0, 1) in fp32 or fp64."""
-    result = torch.empty(len(noise), vocabulary_size, dtype=dtype, device=noise.rows.device)
+    result = torch.empty(len(noise.rows), vocabulary_size, dtype=dtype, device=noise.rows.device)
     blocks = torch.arange(-(-vocabulary_size // 4), device=noise.rows.device)
-    rows = max(1, IN_CACHE // len(blocks) if noise.rows.device.type == "cpu" else len(noise))
-    for chunk in map(slice, range(0, len(noise), rows), range(rows, len(noise) + rows, rows)):
+    rows = max(1, IN_CACHE // len(blocks) if noise.rows.device.type == "cpu" else len(noise.rows))
+    for chunk in map(slice, range(0, len(noise.rows), rows), range(rows, len(noise.rows) + rows, rows)):
         words = philox(noise.seed, (blocks, *_counters(noise[chunk])))
         result[chunk] = gumbel(torch.stack(words, dim=-1).flatten(1))[:, :vocabulary_size]
     return result

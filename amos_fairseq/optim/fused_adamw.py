@@ -12,15 +12,31 @@ from omegaconf import II
 from torch import Tensor
 
 
+def lr_factor(parameter: Tensor) -> float:
+    """What the learning rate is multiplied by for this parameter: 1 unless a task has tagged it otherwise.
+
+    The tag is fairseq's, which hands it on to the fp32 copies that it trains in half precision.
+    """
+    return getattr(parameter, "optim_overrides", {}).get("lr_factor", 1.0)
+
+
 def decay_groups(parameters: List[Tensor], weight_decay: float) -> List[dict]:
     """Two parameter groups: what has two or more dimensions decays; biases and LayerNorm weights do not.
 
     Source: `exclude_from_weight_decay` of google-research/bert and electra, in terms of shapes, since the fp32 copies
-    that fairseq trains in half precision have no names.
+    that fairseq trains in half precision have no names. The scripts of AMOS and COCO-LM decay all in fine-tuning, too.
+    If parameters differ in `lr_factor`, two groups for each, those of the highest first.
     """
-    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
-    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
-    return [dict(params=matrices, weight_decay=weight_decay), dict(params=vectors, weight_decay=0.0)]
+    groups = []
+    for factor in sorted(set(map(lr_factor, parameters)), reverse=True):
+        alike = [parameter for parameter in parameters if lr_factor(parameter) == factor]
+        matrices = [parameter for parameter in alike if parameter.dim() > 1]
+        vectors = [parameter for parameter in alike if parameter.dim() < 2]
+        groups += [
+            dict(params=matrices, weight_decay=weight_decay, lr_factor=factor),
+            dict(params=vectors, weight_decay=0.0, lr_factor=factor),
+        ]
+    return groups
 
 
 class AdamW(torch.optim.AdamW):
@@ -87,20 +103,34 @@ class FusedAdamW(FairseqOptimizer):
     def __init__(self, cfg: FusedAdamWConfig, params):
         super().__init__(cfg)
         parameters = list(params)
+        groups = decay_groups(parameters, cfg.weight_decay)
+        self._lr_factors = [group.pop("lr_factor") for group in groups]  # the command's, not a checkpoint's
         self._optimizer = AdamW(
-            decay_groups(parameters, cfg.weight_decay),
+            groups,
             fused=all(parameter.is_cuda for parameter in parameters) or None,
             **self.optimizer_config,
         )
+        self.set_lr(cfg.lr[0])
 
     @property
     def optimizer_config(self) -> dict:
         cfg = self.cfg
         return dict(lr=cfg.lr[0], betas=betas(cfg.adam_betas), eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
 
+    def get_lr(self) -> float:
+        """Of the parameters with `lr_factor` 1, which the first group has."""
+        return self._lr
+
+    def set_lr(self, lr: float) -> None:
+        """Called by the scheduler before every update."""
+        self._lr = lr
+        for group, factor in zip(self.param_groups, self._lr_factors):
+            group["lr"] = factor * lr
+
     def load_state_dict(self, state_dict, optimizer_overrides=None):
         super().load_state_dict(state_dict, optimizer_overrides)
-        self.param_groups[1]["weight_decay"] = 0.0  # fairseq overrides all groups alike
+        for vectors in self.param_groups[1::2]:
+            vectors["weight_decay"] = 0.0  # fairseq overrides all groups alike
 
 
 def betas(value: Any) -> Tuple[float, float]:

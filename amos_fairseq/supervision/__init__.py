@@ -6,8 +6,18 @@
            64   another run uses the folder
 
 `faults` decides and knows no trainer, `watch` is the thread that hears signals and sees deadlines, `lock` keeps a
-folder to one run, `supervisor` ties them to fairseq's trainer. The hooks are in `fairseq_repairs` and in the task.
+folder to one run, `supervisor` ties them to fairseq's trainer, `task` is what a task derives from to be made under it.
+The other hooks are in `fairseq_repairs`.
 """
 
 from amos_fairseq.supervision.options import SupervisionConfig  # noqa: F401
-from amos_fairseq.supervision.supervisor import begin, current, end, run_in_processes, saving, spawns  # noqa: F401
+from amos_fairseq.supervision.supervisor import (  # noqa: F401
+    begin,
+    check,
+    current,
+    end,
+    run_in_processes,
+    saving,
+    spawns,
+)
+from amos_fairseq.supervision.task import SupervisedTask  # noqa: F401

@@ -1,12 +1,14 @@
 """What counts as a fault, and when there are too many. No trainer, no processes."""
 
 import collections
+import contextlib
+import functools
 import math
 import statistics
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, Mapping, Optional, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BUDGET_WINDOW = 1000  # updates
 LOSS_WINDOW = 100  # updates
@@ -20,6 +22,10 @@ class UpdateSkipped(Exception):
     def __init__(self, reason: str, counts: bool = True):
         super().__init__(reason)
         self.counts = counts
+
+
+class OutOfMemory(Exception):
+    """Ends an update before the optimizer's step, on all processes alike: one of them could not hold its part."""
 
 
 class Budget:
@@ -56,41 +62,63 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return "out of memory" in str(error)
 
 
-def reversible(criterion: Callable, repeatable: bool, on_out_of_memory: Callable[[], None]) -> Callable:
-    """`criterion`, whose gradients are nan if its loss is not finite, or if memory runs out before there is a loss.
+def empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def finite_or_nan(criterion: Callable) -> Callable:
+    """`criterion`, whose gradients are nan if its loss is not finite.
 
     That is how all processes learn of it without a word more between them: nan in one gradient is nan in their sum.
-    Factor 1 + 0 * loss: 1 exactly, or nan. For want of memory the first sequence stands in, so that this process takes
-    part in what the others wait for; not if the forward pass itself waits for them, which cannot be `repeatable`.
+    Factor 1 + 0 * loss: 1 exactly, or nan.
     """
     def forward(model, sample):
-        try:
-            loss, sample_size, logs = criterion(model, sample)
-            return loss * (1 + 0 * loss.detach()), sample_size, logs
-        except RuntimeError as error:
-            if not (is_out_of_memory(error) and repeatable):
-                raise
-        on_out_of_memory()  # here, where the failed pass's frames, and with them its memory, are gone
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        loss, _, logs = criterion(model, first_sequence(sample))
+        loss, sample_size, logs = criterion(model, sample)
+        return loss * (1 + 0 * loss.detach()), sample_size, logs
+    return forward
+
+
+def nan_that_does_not_count(criterion: Callable) -> Callable:
+    """`criterion`, whose gradients are nan and whose logs are 0."""
+    def forward(model, sample):
+        loss, _, logs = criterion(model, sample)
         return loss * math.nan, 0, {key: 0 * value for key, value in logs.items()}
     return forward
 
 
-def first_sequence(sample: Dict[str, Any]) -> Dict[str, Any]:
-    """A batch with one of its sequences, which does not count."""
-    inputs = sample["net_input"]
-    one = {key: value[:1] if isinstance(value, (Tensor, list)) else value for key, value in inputs.items()}
-    one.update(masked_index=inputs["masked_index"][: inputs["num_masked"][0]], stand_in=True)
-    return {**sample, "net_input": one}
+@contextlib.contextmanager
+def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, these parameters get no gradient."""
+    parameters = list(parameters)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
-def not_finite(micro_batches: Sequence[Tuple[Tensor, Dict[str, Any]]]) -> List[str]:
-    """Of (sample ids, logs): which logged sums are nan or infinite, and in which samples."""
+def not_finite(logs: Mapping[str, Any]) -> List[str]:
+    """Which of the logged sums are nan or infinite."""
+    return [key for key, value in logs.items() if not math.isfinite(value)]
+
+
+@torch.no_grad()
+def first_not_finite(model: nn.Module, forward: Callable[[], Any]) -> Optional[str]:
+    """Name of the module whose output is the first in forward() to be nan or infinite; None if there is none."""
     found = []
-    for sample_ids, logs in micro_batches:
-        names = [key for key, value in logs.items() if not math.isfinite(value)]
-        if names:
-            found.append(f"{', '.join(names)} of samples {' '.join(map(str, sample_ids.tolist()))}")
-    return found
+
+    def look(name, module, inputs, output):
+        outputs = filter(torch.is_tensor, output if isinstance(output, tuple) else [output])
+        if not found and not all(tensor.isfinite().all() for tensor in outputs):
+            found.append(name)
+
+    hooks = [module.register_forward_hook(functools.partial(look, name)) for name, module in model.named_modules()]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None

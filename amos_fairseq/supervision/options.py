@@ -4,7 +4,6 @@ from dataclasses import dataclass, fields
 
 from fairseq.dataclass import FairseqDataclass
 
-from amos_fairseq.checkpoints import differences
 from amos_fairseq.methods.base import option
 
 
@@ -23,7 +22,6 @@ class SupervisionConfig(FairseqDataclass):
 
 
 NAMES = [field.name for field in fields(SupervisionConfig) if field.name != "_name"]
-differences.FREE.update(NAMES)  # none of them changes what an undisturbed run computes
 
 
 def check(options, no_save: bool) -> None:

@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 
+from amos_fairseq import fairseq_options
 from amos_fairseq.supervision import faults, lock, options, watch
 from amos_fairseq.supervision.faults import UpdateSkipped
 from amos_fairseq.user_errors import stop, told_in_one_line
@@ -21,6 +22,9 @@ from amos_fairseq.user_errors import stop, told_in_one_line
 logger = logging.getLogger(__name__)
 
 STOPPED, FAULTS = os.EX_TEMPFAIL, os.EX_PROTOCOL  # 75, 76
+FOR_ONE_SEQUENCE = "take shorter --tokens-per-sample, --bf16, or a smaller model"
+FOR_THE_BATCH = "give a smaller --batch-size and a larger --update-freq"
+FOR_THE_STEP = "the optimizer's state does not fit: take a smaller model, or --memory-efficient-bf16"
 PHASES = ("startup", "update", "validation", "save")
 _current: Optional["Supervisor"] = None
 
@@ -29,12 +33,21 @@ def current() -> Optional["Supervisor"]:
     return _current
 
 
+def check(cfg) -> bool:
+    """Whether the task of fairseq's whole configuration has the options of supervision; ends the run if any is wrong.
+    """
+    supervised = hasattr(cfg.task, options.NAMES[0])
+    if supervised:
+        with told_in_one_line():
+            options.check(cfg.task, cfg.checkpoint.no_save)
+            fairseq_options.check(cfg)
+    return supervised
+
+
 def begin(cfg) -> Optional["Supervisor"]:
     """The supervisor of the run that fairseq's whole configuration describes; None if its task has no such options."""
     global _current
-    if _current is None and hasattr(cfg.task, options.NAMES[0]):
-        with told_in_one_line():
-            options.check(cfg.task, cfg.checkpoint.no_save)
+    if _current is None and check(cfg):
         _current = Supervisor(cfg.task)
     return _current
 
@@ -86,7 +99,7 @@ def run_in_processes(run: Callable[[], None]) -> None:
     try:
         run()
     except torch.multiprocessing.ProcessExitedException as error:
-        if error.exit_code not in (STOPPED, FAULTS, watch.TIMED_OUT, os.EX_USAGE):
+        if error.exit_code not in (STOPPED, FAULTS, watch.TIMED_OUT, os.EX_USAGE, os.EX_DATAERR, os.EX_IOERR):
             raise
         raise SystemExit(error.exit_code) from None
     finally:
@@ -106,7 +119,10 @@ class Supervisor:
         self.epoch_itr = self.batches = None  # fairseq's, of the current epoch; the latter by update
         self.stop_votes: Optional[torch.Tensor] = None  # summed over processes with what else an update begins with
         self._stopping = self._stepping = False
-        self._micro_batches: List[tuple] = []  # of the current update: sample ids and logs
+        self.parts = 1  # that each micro-batch is made in since memory ran out
+        self._out_of_memory = False  # on this process, in the current update
+        self._micro_batches: List[tuple] = []  # of the current update: samples and their logs
+        self._reached: Optional[set] = None  # the parameters that the current backward pass has reached
 
     # Start
 
@@ -118,7 +134,8 @@ class Supervisor:
             self._lock = lock.lock(Path(trainer.cfg.checkpoint.save_dir))
 
         if not trainer.cfg.checkpoint.no_save:
-            decided_by_first(trainer, lock_folder, {lock.Locked: (str, os.EX_USAGE)})
+            failures = {lock.Locked: (str, os.EX_USAGE), OSError: (lambda error: f"save_dir {error}", os.EX_USAGE)}
+            decided_by_first(trainer, lock_folder, failures)
 
     def resume(self, extra_state: Optional[Dict[str, Any]]) -> None:
         """Go on with what a checkpoint says about the run."""
@@ -132,10 +149,27 @@ class Supervisor:
 
     # Updates
 
-    def begin_update(self, trainer, samples) -> Optional[list]:
+    def train_step(self, trainer, make: Callable, samples) -> Optional[Dict[str, Any]]:
+        """One update, make(samples), or None: it was skipped by all processes, or the epoch ends before it.
+
+        If memory runs out on any process, all make it anew with every micro-batch in twice as many parts, where the
+        task allows that, and so all updates from then on, until this process ends.
+        """
+        samples = self._begin_update(trainer, samples)
+        with metrics.aggregate("train"):
+            try:
+                output = None if samples is None else self._made(trainer, make, samples)
+            except UpdateSkipped as skipped:
+                output = self._skip(trainer, skipped)
+            if output is not None and self.parts > 1:
+                metrics.log_scalar("micro_batch_parts", self.parts, weight=0)
+        if output is not None and self.losses.factor and self.losses.spikes(output["loss"]):
+            output = self._rewind(trainer, output["loss"])
+        return output
+
+    def _begin_update(self, trainer, samples) -> Optional[list]:
         """What to make the update with: `samples`, unless they are to be skipped; None if that ends the epoch."""
         self.update = trainer.get_num_updates()
-        self._micro_batches, self._stepping = [], False
         self._take()
         while self.to_skip:
             self.to_skip -= 1
@@ -149,71 +183,127 @@ class Supervisor:
         self.attempts += 1
         self.watch.enter("update", self.update)
 
-    def guarded(self, criterion: Callable, sample: Dict[str, Any], repeatable: bool) -> Callable:
-        """The criterion of one micro-batch; see `faults.reversible`."""
-        self.watch.enter("update", self.update)
-        sample_ids = sample["net_input"]["sample_ids"]
-
-        def tell() -> None:
-            logger.warning("rank %d is out of memory in the forward pass of update %d", watch.rank(), self.update)
-
-        def noted(model, sample):
-            output = criterion(model, sample)
-            self._micro_batches.append((sample_ids, output[2]))
-            return output
-
-        return faults.reversible(noted, repeatable, tell)
-
-    def train_step(self, trainer, original: Callable, samples) -> Optional[Dict[str, Any]]:
-        """fairseq's `Trainer.train_step`; None if the update was skipped, by all processes."""
-        # Without fairseq's decorator, which does not expect exceptions.
-        with metrics.aggregate("train"):
+    def _made(self, trainer, make: Callable, samples) -> Optional[Dict[str, Any]]:
+        while True:
+            parts = [part for sample in samples for part in trainer.task.split_batch(sample, self.parts)]
+            self._micro_batches, self._stepping, self._out_of_memory, self.stop_votes = [], False, False, None
             try:
-                output = original.__wrapped__(trainer, samples, raise_oom=True)
-            except UpdateSkipped as skipped:
-                output = self._skip(trainer, skipped)
+                return make(parts)
+            except faults.OutOfMemory:
+                pass
             except RuntimeError as error:
                 if not faults.is_out_of_memory(error):
                     raise
                 # Too late for this process to take part in what others wait for, or to take the update back.
                 if trainer.data_parallel_world_size > 1 or self._stepping:
-                    self._fail_alone(f"out of memory in update {self.update}: give a smaller --batch-size, a larger "
-                                     f"--update-freq ({' '.join(str(error).split())[:200]})")
-                output = self._skip(trainer, UpdateSkipped("out of memory"))
-        if output is not None and self.losses.factor and self.losses.spikes(output["loss"]):
-            output = self._rewind(trainer, output["loss"])
+                    self._fail_alone(f"update {self.update}", FOR_THE_STEP if self._stepping else FOR_THE_BATCH, error)
+            self._make_smaller(trainer, parts)
+
+    def _make_smaller(self, trainer, parts: list) -> None:
+        """Let micro-batches be made in twice as many parts. Raises UpdateSkipped if they must not be divided."""
+        if not trainer.task.divides_batches:
+            raise UpdateSkipped("out of memory")
+        if self._greatest(trainer, max((part["nsentences"] for part in parts if part), default=0)) == 1:
+            self._fail(trainer, f"update {self.update}: out of memory for one sequence: {FOR_ONE_SEQUENCE}")
+        self._clear(trainer)
+        self.parts *= 2
+        if trainer.is_data_parallel_master:
+            logger.warning(
+                "update %d: out of memory: from here on micro-batches are made in %d parts; a --batch-size so much "
+                "smaller with an --update-freq so much larger saves this attempt", self.update, self.parts,
+            )
+
+    def _greatest(self, trainer, value: float) -> float:
+        """Of all processes, which all have to call this."""
+        if trainer.data_parallel_world_size == 1:
+            return value
+        greatest = torch.tensor(float(value), device=trainer.device)
+        distributed_utils.all_reduce(greatest, group=trainer.data_parallel_process_group, op="max")
+        return greatest.item()
+
+    def micro_batch(self, task, step: Callable, sample, model, criterion: Callable, *arguments, **options):
+        """step(sample, model, criterion, ..), forward and backward; see `faults.finite_or_nan`.
+
+        If memory runs out, one sequence stands in, whose gradients are nan: so this process takes part in what the
+        others wait for. A backward pass that was cut short has had some gradients summed over all processes already;
+        the stand-in's is for the rest. A forward pass in which the others wait, too, cannot be made up for.
+        """
+        self.watch.enter("update", self.update)
+        module = model
+        while hasattr(module, "module"):
+            module = module.module
+        if self._reached is None:
+            self._reached = set()
+            for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
+                parameter.register_post_accumulate_grad_hook(self._reached.add)
+        self._reached.clear()
+        try:
+            output = step(sample, model, faults.finite_or_nan(criterion), *arguments, **options)
+        except RuntimeError as error:
+            if not (faults.is_out_of_memory(error) and task.forward_is_local):
+                raise
+            output = None
+        if output is None:  # here, where the failed pass's frames, and with them its memory, are gone
+            self._out_of_memory = True
+            logger.warning("rank %d is out of memory in update %d", watch.rank(), self.update)
+            faults.empty_cache()
+            sample = task.split_batch(sample, sample["nsentences"])[0]
+            # The wrapper that sums gradients expects a new pass only where none has begun.
+            with faults.frozen(self._reached):
+                whole = model if not self._reached else module
+                output = step(sample, whole, faults.nan_that_does_not_count(criterion), *arguments, **options)
+        self._micro_batches.append((sample, output[2]))
         return output
 
     def clip_grad_norm(self, trainer, original: Callable, clip_norm: float) -> torch.Tensor:
-        """fairseq's `Trainer.clip_grad_norm` of the gradients summed over all processes. Raises UpdateSkipped."""
+        """fairseq's `Trainer.clip_grad_norm` of the gradients summed over all processes.
+
+        Raises UpdateSkipped or OutOfMemory, the same on all processes: what makes gradients nan, they all see.
+        """
+        from amos_fairseq.checkpoints.training import scaler_state, set_scaler_state
+
+        scaler = scaler_state(trainer.optimizer)
         try:
-            norm = original(trainer, clip_norm)
-        except OverflowError as error:  # the fp16 loss scaler's, which lowers its scale: nothing unusual
-            raise UpdateSkipped(str(error), counts=False) from None
-        except FloatingPointError as error:
-            reason = " ".join(str(error).split()).split(". ")[0]
-            self._fail(trainer, f"update {self.update}: {reason}: train with --bf16, or a smaller --lr")
-        if not trainer.cfg.common.amp and not torch.isfinite(norm).all():
-            raise UpdateSkipped("loss or gradient is nan or infinite")
-        self._count_votes()
+            norm, fault = original(trainer, clip_norm), None
+            if not trainer.cfg.common.amp and not torch.isfinite(norm).all():
+                fault = UpdateSkipped("loss or gradient is nan or infinite")
+        except (OverflowError, FloatingPointError) as error:  # of the fp16 loss scaler
+            fault = error
+        if fault is not None:
+            if self._greatest(trainer, self._out_of_memory):
+                set_scaler_state(trainer.optimizer, scaler)
+                raise faults.OutOfMemory
+            if isinstance(fault, OverflowError):  # it lowers its scale: nothing unusual
+                raise UpdateSkipped(str(fault), counts=False)
+            if isinstance(fault, FloatingPointError):
+                reason = " ".join(str(fault).split()).split(". ")[0]
+                self._fail(trainer, f"update {self.update}: {reason}: train with --bf16, or a smaller --lr")
+            self._tell_origin(trainer)
+            raise fault
+        self._count_votes(trainer)
         self._stepping = True
         return norm
 
-    def _count_votes(self) -> None:
+    def _count_votes(self, trainer) -> None:
         """Where the device is waited for anyway: fairseq, too, asks here whether the norm is finite."""
-        if self.stop_votes is not None and self.stop_votes.item():
+        if self.stop_votes is None:  # the task has not summed them with what it sums
+            votes = self._greatest(trainer, bool(self.watch.requested))
+        else:
+            votes = self.stop_votes.item()
+        if votes:
             self._stopping = True
 
-    def _skip(self, trainer, skipped: UpdateSkipped) -> None:
-        self._count_votes()
+    def _clear(self, trainer) -> None:
         trainer.zero_grad()
         if getattr(trainer.optimizer, "scaler", 0) is None:  # bf16, in whose factor the norm is already
             trainer.optimizer._multiply_factor = 1.0
+
+    def _skip(self, trainer, skipped: UpdateSkipped) -> None:
+        self._count_votes(trainer)
+        self._clear(trainer)
         if not skipped.counts:
             logger.info("NOTE: gradient overflow detected, ignoring gradient, %s", skipped)
             return
-        for found in faults.not_finite(self._micro_batches):
-            logger.warning("rank %d: nan or inf in %s", watch.rank(), found)
         count, allowed = self.budget.spend(self.attempts), self.budget.allowed
         told = f"{count} of the last {faults.BUDGET_WINDOW} updates skipped, {allowed} allowed"
         if trainer.is_data_parallel_master:
@@ -222,15 +312,41 @@ class Supervisor:
             remedy = "lower --lr, look at the samples named above, or raise --max-skipped-updates"
             self._fail(trainer, f"update {self.update}: {skipped}: {told}; the last checkpoint is good: {remedy}")
 
+    def _tell_origin(self, trainer) -> None:
+        """Which samples have a loss that is nan or infinite, and where it begins; if none have, which gradients are."""
+        told = False
+        for sample, logs in self._micro_batches:
+            names = faults.not_finite(logs)
+            if names:
+                told = True
+                logger.warning(
+                    "rank %d: nan or inf in %s of samples %s, first in %s", watch.rank(), ", ".join(names),
+                    " ".join(map(str, trainer.task.sample_ids(sample))), self._origin(trainer, sample),
+                )
+        if not told and trainer.is_data_parallel_master:
+            gradients = {name: p.grad for name, p in trainer.get_model().named_parameters() if p.grad is not None}
+            names = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+            logger.warning("nan or inf in the gradients of %d parameters: %s", len(names), ", ".join(names[:3]))
+
+    def _origin(self, trainer, sample) -> str:
+        """Of a loss that is not finite, by a repetition of the forward pass."""
+        if not trainer.task.forward_is_local:
+            return "what one process cannot repeat alone"
+        trainer._set_seed()  # as the update has begun: the dropout of its first micro-batch
+        model, criterion = trainer.get_model(), trainer.get_criterion()
+        module = faults.first_not_finite(model, lambda: criterion(model, sample))
+        return f"the output of {module}" if module else "no module's output when repeated"
+
     def _fail(self, trainer, message: str) -> NoReturn:
         """On all processes."""
         if trainer.is_data_parallel_master:
             stop(message, FAULTS)
         raise SystemExit(FAULTS)
 
-    def _fail_alone(self, message: str) -> NoReturn:
-        """Without what Python does at its end, which may wait for other processes: those see this one gone."""
-        watch.say(f"error: {message}")
+    def _fail_alone(self, when: str, remedy: str, error: RuntimeError) -> NoReturn:
+        """For want of memory, without what Python does at its end, which may wait for others: they see this one gone.
+        """
+        watch.say(f"error: out of memory in {when}: {remedy} ({' '.join(str(error).split())[:200]})")
         os._exit(FAULTS)
 
     # Loss spikes
@@ -277,14 +393,21 @@ class Supervisor:
         if due and updates and updates % faults.REWIND == 0 and not (interval > 0 and updates % interval == 0):
             self._save(trainer)
 
-    def before_validation_step(self, trainer) -> None:
-        """Called by all processes before each validation batch: stop here if any was asked to."""
-        self.watch.enter("validation", self.update)
-        votes = torch.tensor(float(bool(self.watch.requested)), device=trainer.device)
-        if trainer.data_parallel_world_size > 1:
-            distributed_utils.all_reduce(votes, group=trainer.data_parallel_process_group)
-        if votes.item():
-            self._leave(trainer)
+    def valid_step(self, trainer, original: Callable, sample, again: bool) -> Dict[str, Any]:
+        """fairseq's `Trainer.valid_step`, unless any process was asked to stop, which stops all before the batch.
+
+        again: this process repeats the step by itself, having freed what memory it could.
+        """
+        if not again:
+            self.watch.enter("validation", self.update)
+            if self._greatest(trainer, bool(self.watch.requested)):
+                self._leave(trainer)
+        try:
+            return original(trainer, sample, again)
+        except RuntimeError as error:
+            if not (again and faults.is_out_of_memory(error)):
+                raise
+            self._fail_alone(f"validation at update {self.update}", "give a smaller --batch-size-valid", error)
 
     def _leave(self, trainer) -> NoReturn:
         self._save(trainer)

@@ -8,4 +8,4 @@ from amos_fairseq import fairseq_repairs
 fairseq_repairs.install()
 
 from amos_fairseq import criterions, optim  # noqa: E402, F401
-from amos_fairseq.tasks import pretraining  # noqa: E402, F401
+from amos_fairseq.tasks import finetuning, pretraining  # noqa: E402, F401

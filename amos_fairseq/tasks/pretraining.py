@@ -4,44 +4,51 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, make_dataclass
+from typing import Optional
 
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils
 from fairseq.distributed import utils as distributed_utils
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
-from amos_fairseq import checkpoints, supervision
+from amos_fairseq import supervision
+from amos_fairseq.checkpoints.training import goes_on_from
+from amos_fairseq.data import loading
 from amos_fairseq.data.cropping import CroppingOptions
-from amos_fairseq.data.manifest import load_manifest_for
-from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens
-from amos_fairseq.data.vocabulary import MODEL_NAME
+from amos_fairseq.data.manifest import load_manifest_for, verify_tokens
+from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens, split
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MODEL_NAME
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary, option
 from amos_fairseq.methods.continuation import EarlierRun, load_generator, start_from
 from amos_fairseq.objectives import COUNTED
 from amos_fairseq.pretrained import VOCABULARY
-from amos_fairseq.supervision import SupervisionConfig
-from amos_fairseq.user_errors import told_in_one_line
+from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
+from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
 
 
 @dataclass
 class PretrainingTaskConfig(SupervisionConfig):
     data: str = option(MISSING, "folder written by `amos-fairseq prepare`, or its shards data0:data1:..")
     tokens_per_sample: int = option(512, "longest block of tokens; the corpus is prepared with at most this")
+    verify_data: bool = option(
+        False, "compare all data with the SHA-256 that prepare recorded before training; each process a share of them"
+    )
     mask_prob: float = option(0.15, "share of the maskable positions that are selected for prediction")
     mask_special_tokens: bool = option(False, "let <s> and </s> be selected as well (COCO-LM, App.)")
     allow_change: str = option("", "what a resumed run may do otherwise than before, as the refusal names it: seed,..")
     allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged")
     seed: int = II("common.seed")
     max_update: int = II("optimization.max_update")
+    max_tokens: Optional[int] = II("dataset.max_tokens")
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
 
 
-class PretrainingTask(FairseqTask):
+class PretrainingTask(SupervisedTask):
     method_name: str
 
     @classmethod
@@ -62,9 +69,29 @@ class PretrainingTask(FairseqTask):
                 f"{cfg.data} holds blocks of {self.manifest.tokens_per_sample} tokens, more than tokens_per_sample "
                 f"{cfg.tokens_per_sample}: raise --tokens-per-sample, or prepare the corpus with shorter blocks"
             )
-        self.dictionary = Dictionary.load(os.path.join(self.shards[0], "dict.txt"))
-        self.dictionary.add_symbol("<mask>")
+        if cfg.max_tokens is not None and cfg.max_tokens < self.manifest.tokens_per_sample:
+            raise ValueError(
+                f"max_tokens {cfg.max_tokens} is less than one block of {cfg.data}, {self.manifest.tokens_per_sample}: "
+                "raise --max-tokens, or give --batch-size"
+            )
+        if cfg.verify_data:
+            process, processes = distributed_utils.get_global_rank(), distributed_utils.get_global_world_size()
+            verify_tokens(self.manifest, self.shards, process, processes)
+        self.dictionary = self.load_dictionary()
         self.term_scales = None
+        self.iterators = {}  # by split, the current one
+
+    def load_dictionary(self) -> Dictionary:
+        """Of the data, and `<mask>` as its last symbol."""
+        path = os.path.join(self.shards[0], DICTIONARY_NAME)
+        try:
+            dictionary = Dictionary.load(path)
+        except Exception as error:  # fairseq's word for what is not UTF-8
+            raise Damaged(f"{path} is no dictionary: {error}: run amos-fairseq prepare again") from None
+        size = self.manifest.vocabulary_size
+        if dictionary.add_symbol("<mask>") != size - 1:
+            raise Damaged(f"{path} is not of {size} symbols with <mask> as the last: run amos-fairseq prepare again")
+        return dictionary
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -75,23 +102,18 @@ class PretrainingTask(FairseqTask):
             model = super().build_model(cfg, from_checkpoint)
             if not from_checkpoint:
                 self.load_earlier_runs(model.method)
-        self.check_batch_size = model.method.check_batch_size
+        method = model.method
+        self.check_batch_size = method.check_batch_size
+        self.forward_is_local = not getattr(method.config, "scl_gather", False)
+        self.divides_batches = not any(getattr(method.config, f"{term}_weight") for term in method.batchwise_terms)
         return model
 
     def load_earlier_runs(self, method) -> None:
         """What the options take from other runs' checkpoints, unless this run goes on from its own, which holds it."""
         for option_name, load in (("init_checkpoint", start_from), ("generator_checkpoint", load_generator)):
             path = getattr(method.config, option_name, "")
-            if path and not self.restores_checkpoint():
+            if path and goes_on_from(self.cfg) is None:
                 load(method, self.earlier_run(path, option_name))
-
-    def restores_checkpoint(self) -> bool:
-        """Whether the trainer will go on from a checkpoint of this run."""
-        given = self.cfg.restore_file != "checkpoint_last.pt"
-        try:
-            return bool(checkpoints.find(self.cfg.restore_file if given else self.cfg.save_dir))
-        except ValueError:
-            return False
 
     def earlier_run(self, path: str, option_name: str) -> EarlierRun:
         source = f"{option_name} {path}"
@@ -100,9 +122,11 @@ class PretrainingTask(FairseqTask):
         try:
             checkpoint = checkpoint_utils.load_checkpoint_to_cpu(path)
             model, task, vocabulary = checkpoint["cfg"]["model"], checkpoint["cfg"]["task"], checkpoint["task_state"]
-        except (RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
-            reason = (str(error) or "it ends early").splitlines()[0].split(". ")[0]
-            raise ValueError(f"{source} is no checkpoint that training wrote: {reason}") from None
+        except ValueError as error:
+            kind = Damaged if isinstance(error, Damaged) else ValueError
+            raise kind(f"{option_name} {error}") from None
+        except (LookupError, TypeError) as error:
+            raise Damaged(f"{source} is no checkpoint that training wrote: {error}") from None
         if task._name not in METHODS:
             raise ValueError(f"{source} is of a run of {task._name}, none of {', '.join(METHODS)}")
         own = self.manifest.dictionary_sha256
@@ -122,10 +146,6 @@ class PretrainingTask(FairseqTask):
             "data_sha256": self.data_sha256(), VOCABULARY: torch.from_numpy(np.fromfile(model, np.uint8)),
         }
 
-    def get_checkpoint_dict(self):
-        """Part of every checkpoint, too, as fairseq's `extra_state`."""
-        return {} if supervision.current() is None else supervision.current().state_dict()
-
     def data_sha256(self) -> str:
         """Of all that the blocks which this run reads were recorded as."""
         folders = [os.path.basename(path) for path in self.shards]
@@ -135,9 +155,11 @@ class PretrainingTask(FairseqTask):
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """Shard (epoch - 1) modulo their number for training, the first for any other split."""
         shard = self.shards[(epoch - 1) % len(self.shards) if split == "train" else 0]
-        blocks = data_utils.load_indexed_dataset(os.path.join(shard, split), self.dictionary)
+        blocks = None
+        if split in self.manifest.splits:
+            blocks = data_utils.load_indexed_dataset(os.path.join(shard, split), self.dictionary)
         if blocks is None:
-            raise SystemExit(f"amos_fairseq: error: {shard} holds no split {split!r}: prepare writes train and valid")
+            stop(f"{shard} holds no split {split!r}: prepare writes train and valid", os.EX_USAGE)
         self.datasets[split] = self.masked_blocks(blocks, blocks.sizes)
 
     def masked_blocks(self, blocks, sizes) -> MaskedBlockDataset:
@@ -151,6 +173,9 @@ class PretrainingTask(FairseqTask):
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         # Workers keep the epoch, hence the masks, that they were started with: start them anew for every epoch.
         iterator.reuse_dataloader = False
+        name = next(name for name, loaded in self.datasets.items() if loaded is dataset)
+        loading.end_epoch(self.iterators.get(name))  # left early, as by --max-valid-steps
+        self.iterators[name] = iterator
         with told_in_one_line():
             self.check_batch_size(max(map(len, iterator.frozen_batches)))
         return iterator
@@ -166,11 +191,12 @@ class PretrainingTask(FairseqTask):
         micro-batches, ragged ones included, at the price of one reduction of five numbers per update, of which the
         last says how many processes were asked to stop.
         """
+        self.refuse_impossible(samples)
         present = [sample["counts"] for sample in samples if sample]
         counts = [sum(part[over] for part in present) for over in COUNTED]
         supervisor = supervision.current()
-        stop = supervisor is not None and bool(supervisor.watch.requested)
-        counts = torch.tensor([len(present), *counts, stop], dtype=torch.double)
+        asked_to_stop = supervisor is not None and bool(supervisor.watch.requested)
+        counts = torch.tensor([len(present), *counts, asked_to_stop], dtype=torch.double)
         if distributed_utils.get_data_parallel_world_size() > 1:
             counts = counts.to(device)
             distributed_utils.all_reduce(counts, group=distributed_utils.get_data_parallel_group())
@@ -179,16 +205,35 @@ class PretrainingTask(FairseqTask):
         if supervisor is not None:
             supervisor.stop_votes = counts[-1]
 
+    def refuse_impossible(self, samples) -> None:
+        """End the run if a batch holds ids beyond the vocabulary: of what else is damaged, see `load_manifest_for`."""
+        for sample in filter(None, samples):
+            tokens, mask = sample["net_input"]["original_tokens"], len(self.dictionary) - 1
+            if tokens.max() >= mask:
+                blocks = [block for block, row in zip(self.sample_ids(sample), tokens) if row.max() >= mask]
+                stop(
+                    f"{self.cfg.data}: ids beyond the vocabulary in blocks {blocks}, so files are damaged: "
+                    "--verify-data says which; run amos-fairseq prepare again", os.EX_DATAERR,
+                )
+
+    def valid_step(self, sample, model, criterion, **kwargs):
+        self.refuse_impossible([sample])
+        return super().valid_step(sample, model, criterion, **kwargs)
+
+    def split_batch(self, sample, parts):
+        return split(sample, parts)
+
+    def sample_ids(self, sample):
+        return sample["net_input"]["sample_ids"].tolist()
+
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
-        if ignore_grad:
-            sample = {**sample, "net_input": {**sample["net_input"], "stand_in": True}}
-        if supervision.current() is not None:
-            gathers = getattr(model.method.config, "scl_gather", False)  # waits for other processes in forward
-            criterion = supervision.current().guarded(criterion, sample, repeatable=not gathers)
+        if ignore_grad:  # a process without data repeats an earlier batch, which must not count: one sequence will do
+            sample = split(sample, sample["nsentences"])[0]
+            sample["net_input"]["stand_in"] = True
         loss, sample_size, logs = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
         )
-        if ignore_grad:  # a process without data repeats an earlier batch, which must not count
+        if ignore_grad:
             return loss, 0, {key: 0 * value for key, value in logs.items()}
         return loss, sample_size, logs
 

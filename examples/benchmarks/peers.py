@@ -5,15 +5,13 @@ Shapes: B sequences, T tokens, M selected positions, G generator depths, E embed
 """
 
 import argparse
-import sys
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec, module_from_spec
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amos_fairseq.export.libraries import import_transformers
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder, EncoderLayer
@@ -271,15 +269,6 @@ class HuggingFaceElectra(nn.Module):
             corrupted = batch.original_tokens.masked_scatter(masked, (full(logits) + gumbel).argmax(-1))
         replaced = (corrupted != batch.original_tokens).long()
         return mlm_loss + self.rtd_weight * self.discriminator(corrupted, labels=replaced).loss
-
-
-def import_transformers():
-    """Without torchaudio: one built for another torch, as fairseq may bring, would break models without audio."""
-    if find_spec("torchaudio"):
-        sys.modules.setdefault("torchaudio", module_from_spec(ModuleSpec("torchaudio", None)))
-    import transformers
-
-    return transformers
 
 
 class FairseqRoberta(nn.Module):

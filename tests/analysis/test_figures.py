@@ -1,64 +1,161 @@
+from pathlib import Path
+
 import pytest
 
-from amos_fairseq.analysis import figures
-from amos_fairseq.analysis.run_log import RunLog
+from amos_fairseq.analysis import figures, quantities, run_log
+from amos_fairseq.analysis.figures import CURVES, PAPERS
+from amos_fairseq.analysis.run_log import Run, RunLog
+from amos_fairseq.methods import METHODS
 
 AMOS = RunLog(
     train=[
         {"num_updates": 10.0, "mlm": 15.9, "mlm_4": 8.0, "mlm_6": 7.9, "rtd": 0.4,
-         "mixture_weight_4": 0.5, "mixture_weight_6": 0.5, "rtd_accuracy_original": 1.0, "rtd_accuracy_replaced": 0.0},
+         "mixture_weight_4": 0.5, "mixture_weight_6": 0.5, "rtd_accuracy_replaced": 0.1},
         {"num_updates": 20.0, "mlm": 13.5, "mlm_4": 7.0, "mlm_6": 6.5, "rtd": 0.3,
-         "mixture_weight_4": 0.4, "mixture_weight_6": 0.6, "rtd_accuracy_original": 0.9, "rtd_accuracy_replaced": 0.2},
+         "mixture_weight_4": 0.4, "mixture_weight_6": 0.6, "rtd_accuracy_replaced": 0.2},
     ],
-    validation=[{"num_updates": 20.0, "mlm_4": 6.9, "mlm_6": 6.4, "rtd": 0.31}],
+    validation=[{"num_updates": 20.0, "mlm_4": 6.9, "mlm_6": 6.4, "rtd": 0.31, "rtd_auc": 0.6}],
 )
-MASKED_LM = RunLog([{"num_updates": 10.0, "mlm": 8.0}], [])
+MASKED_LM = RunLog([{"num_updates": 10.0, "mlm": 8.0}, {"num_updates": 20.0, "mlm": 7.0}], [])
 
 
-def lines_of(axes):
-    return {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()
-            if not line.get_label().startswith("_")}
+def runs(*logs, **options):
+    return [Run(f"run {index}", Path("."), log, options) for index, log in enumerate(logs)]
 
 
-def test_loss_terms_share_the_updates_but_not_the_scale():
-    mlm, rtd = figures.loss_terms(AMOS).axes
-    assert lines_of(mlm) == {
-        "masked LM, layer 4": [[10, 8.0], [20, 7.0]],
-        "masked LM, layer 6": [[10, 7.9], [20, 6.5]],
-        "validation": [],
-    }
-    assert lines_of(rtd)["detection"] == [[10, 0.4], [20, 0.3]]
-    assert (mlm.get_ylabel(), rtd.get_ylabel()) == ("loss (nats per masked token)", "loss (nats per token)")
-    assert rtd.get_xlabel() == "updates"
+def drawn(axes):
+    """(colour, points) of each line that has any."""
+    lines = [(line.get_color(), line.get_xydata().tolist()) for line in axes.get_lines()]
+    return [(color, points) for color, points in lines if points]
 
 
-def test_validation_is_drawn_as_points():
-    mlm, _ = figures.loss_terms(AMOS).axes
-    points = [line.get_xydata().tolist() for line in mlm.get_lines() if line.get_marker() == "o"]
-    assert points == [[[20, 6.9]], [[20, 6.4]], []]  # the last one is the legend's
+def panels(picture):
+    return {axes.get_title(loc="left"): axes for axes in picture.figure.axes}
 
 
-def test_mixture_weights_are_drawn_beside_the_uniform_mixture():
-    (axes,) = figures.mixture_weights(AMOS).axes
-    lines = lines_of(axes)
-    assert lines["generator, layer 6"] == [[10, 0.5], [20, 0.6]]
-    assert [y for _, y in lines["uniform (1/2)"]] == [0.5, 0.5]
+def legend(picture):
+    return [text.get_text() for text in picture.figure.legends[0].get_texts()]
 
 
-def test_detection_accuracy_is_in_percent():
-    (axes,) = figures.detection_accuracy(AMOS).axes
-    assert lines_of(axes)["replaced tokens"] == [[10, 0.0], [20, pytest.approx(20.0)]]
-    assert axes.get_ylabel() == "detection accuracy (% of tokens)"
+def test_runs_overlay_in_one_panel_for_each_quantity_in_their_colours():
+    picture = CURVES["losses"](runs(AMOS, MASKED_LM))
+    mlm, rtd = panels(picture).values()
+    first, second = figures.COLORS[:2]
+    assert drawn(mlm) == [  # of depths the deepest; training, then validation
+        (first, [[10, 7.9], [20, 6.5]]), (first, [[20, 6.4]]), (second, [[10, 8.0], [20, 7.0]]),
+    ]
+    assert drawn(rtd) == [(first, [[10, 0.4], [20, 0.3]]), (first, [[20, 0.31]])]
+    assert [mlm.get_ylabel(), rtd.get_ylabel()] == ["nats per masked token", "nats per token"]
+    assert {mlm.get_xlabel(), rtd.get_xlabel()} == {"updates"}
+    assert legend(picture) == ["run 0", "run 1"]
 
 
-def test_lines_differ_in_colour_and_in_dashes():
-    assert len({color for color, _ in figures.STYLES}) == len(figures.STYLES)
-    assert all(a[1] != b[1] for a, b in zip(figures.STYLES, figures.STYLES[1:]))
+def test_a_run_keeps_its_colour_where_others_are_missing():
+    detection = CURVES["detection"](runs(MASKED_LM, AMOS))
+    assert {color for axes in panels(detection).values() for color, _ in drawn(axes)} == {figures.COLORS[1]}
+    assert legend(detection) == ["run 1"]
 
 
-def test_figures_without_numbers_are_not_written(tmp_path):
-    assert [path.name for path in figures.write(MASKED_LM, tmp_path)] == ["loss_terms.png"]
-    assert {path.name for path in figures.write(AMOS, tmp_path)} == {
-        "loss_terms.png", "mixture_weights.png", "detection_accuracy.png"
-    }
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+def test_shares_are_in_percent():
+    axes = panels(CURVES["detection"](runs(AMOS)))["detection accuracy, replaced"]
+    assert drawn(axes)[0][1] == [[10, 10.0], [20, 20.0]]
+    assert axes.get_ylabel() == "% of replaced tokens"
+
+
+def test_updates_are_logarithmic_where_a_run_is_long():
+    long = RunLog([{"num_updates": 10.0, "mlm": 8.0}, {"num_updates": 500.0, "mlm": 7.0}], [])
+    scales = [panels(CURVES["losses"](runs(log)))["masked LM loss"].get_xscale() for log in (MASKED_LM, long)]
+    assert scales == ["linear", "log"]
+
+
+def test_depths_are_lines_in_a_panel_of_their_run():
+    picture = PAPERS["mixture_weights"](runs(MASKED_LM, AMOS))
+    (axes,) = picture.figure.axes
+    assert axes.get_title(loc="left") == "run 1"
+    shallow, deep, uniform = drawn(axes)
+    assert [shallow[1], deep[1]] == [[[10, 0.5], [20, 0.4]], [[10, 0.5], [20, 0.6]]] and shallow[0] != deep[0]
+    assert [y for _, y in uniform[1]] == [0.5, 0.5]
+    assert legend(picture) == ["mean mixture weight, layer 4", "mean mixture weight, layer 6", "all equal"]
+
+
+def test_figures_without_numbers_are_none():
+    assert [name for name, draw in CURVES.items() if draw(runs(MASKED_LM))] == ["losses"]
+    assert [name for name, draw in PAPERS.items() if draw(runs(MASKED_LM))] == []
+    assert [name for name, draw in PAPERS.items() if draw(runs(AMOS))] == ["generator_depths", "mixture_weights"]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_compute_is_tokens_times_flops_of_a_token(devices):
+    rows = [  # 1 MFLOP a token on each device: 0.001 TFLOP/s for 1000 tokens/s in all
+        {"num_updates": 10.0, "wpb": 2000.0, "wps": 1000.0, "tflops": 0.001},
+        {"num_updates": 30.0, "wpb": 500.0, "wps": 1000.0, "tflops": 0.001},
+    ]
+    (run,) = runs(RunLog(rows, []), distributed_world_size=devices)
+    updates, totals = figures.compute(run)
+    assert updates == [0, 10, 30]
+    assert totals == pytest.approx([0, 0.02 * devices, 0.03 * devices])
+    assert figures.compute(runs(MASKED_LM)[0]) == ([], [])
+
+
+def test_validation_stands_over_the_compute_spent_until_then():
+    rows = [{"num_updates": 10.0 * i, "wpb": 1e6, "wps": 1e3, "tflops": 1.0} for i in (1, 2)]  # 1 GFLOP a token
+    validation = [{"num_updates": 15.0, "rtd_auc": 0.6}, {"num_updates": 20.0, "rtd_auc": 0.7}]
+    picture = figures.learning_by_compute(runs(RunLog(rows, validation)))
+    (axes,) = picture.figure.axes
+    assert drawn(axes)[0][1] == [[pytest.approx(15), 0.6], [pytest.approx(20), 0.7]]  # 15 updates: 1.5e16
+    assert axes.get_xlabel() == "PFLOP spent in training"
+
+
+def test_runs_that_differ_in_a_number_are_drawn_over_it():
+    def run(depth, negatives, auc):
+        log = RunLog(MASKED_LM.train, [{"num_updates": 20.0, "rtd_auc": auc}])
+        return Run(f"{depth} {negatives}", Path("."), log, {"generator_layers": depth, "mws_negatives": negatives})
+
+    sweep = [run(6, "sampled", 0.7), run(3, "sampled", 0.6), run(3, "hardest", 0.5)]
+    picture = figures.by_option(sweep)
+    (axes,) = picture.figure.axes
+    assert [points for _, points in drawn(axes)] == [[[3, 0.6], [6, 0.7]], [[3, 0.5]]]
+    assert axes.get_xlabel() == "generator_layers"
+    assert legend(picture) == ["mws_negatives sampled", "mws_negatives hardest"]
+    assert figures.by_option(sweep[:2]) is None  # two points are no curve
+
+
+def test_smoothing_is_a_centred_mean_that_keeps_the_ends():
+    assert figures.smooth([1.0, 2.0, 6.0, 3.0], 3) == [1, 3, pytest.approx(11 / 3), 3]
+    assert figures.smooth([1.0, 2.0], 1) == [1, 2]
+    assert [figures.smoothing(points) for points in (0, 100, 299, 300, 1000)] == [1, 1, 3, 3, 11]
+
+
+def test_smoothed_lines_are_drawn_over_faint_ones_and_said_to_be():
+    log = RunLog([{"num_updates": float(i), "mlm": float(i % 2)} for i in range(1, 401)], [])
+    picture = CURVES["losses"](runs(log))
+    faint, smooth = picture.figure.axes[0].get_lines()[:2]
+    assert list(faint.get_ydata()) == [i % 2 for i in range(1, 401)] and faint.get_alpha() < 0.5
+    assert list(smooth.get_ydata()[200:202]) == pytest.approx([3 / 5, 2 / 5])
+    assert "run 0 over 5 logged intervals" in picture.caption
+
+
+def test_every_run_differs_from_every_other_in_colour_and_line():
+    styles = {(figures.style(index).color, figures.style(index).dashes) for index in range(figures.MAX_RUNS)}
+    assert len(styles) == figures.MAX_RUNS == 28
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_all_that_a_method_logs_is_known(make_method, batch, name):
+    method = make_method(name)
+    for output in (method.train()(batch), method.eval()(batch)):
+        logged = {**method.losses(output, batch), **method.statistics(output, batch)}
+        assert {run_log.split_depth(key)[0] for key in logged} <= set(quantities.QUANTITIES)
+
+
+def test_names_are_put_in_words():
+    assert quantities.label("mlm_4") == "masked LM loss, layer 4"
+    assert quantities.title("mlm_4b") == "masked LM loss (nats), layer 4b"
+    assert quantities.title("level_accuracy_2") == "quality accuracy, level 2"
+
+
+def test_what_methods_log_is_summarized_in_one_order():
+    assert quantities.summarized([MASKED_LM, AMOS]) == [
+        "mlm", "mlm_4", "mlm_6", "rtd", "rtd_accuracy_replaced", "rtd_auc", "mixture_weight_4", "mixture_weight_6",
+    ]
+    assert run_log.names(AMOS, "mlm") == ["mlm_4", "mlm_6"]

@@ -3,6 +3,8 @@ import json
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.run_log import RunLog
 
+LOG = RunLog([{"num_updates": 10.0, "loss": 9.0}], [])
+
 
 def line(update, stamp="2026-11-20 12:00:00 | INFO | train_inner | ", **values):
     return stamp + json.dumps({"epoch": 1, "update": 0.5, **values, "num_updates": str(update)}) + "\n"
@@ -66,3 +68,45 @@ def test_sum_over_depths_is_no_depth():
 def test_series_holds_the_rows_that_have_the_value():
     rows = run_log.parse([line(10, loss="9"), line(20, loss="8", rtd="0.5")]).train
     assert run_log.series(rows, "rtd") == ([20.0], [0.5])
+
+
+# As fairseq prints its configuration: groups of options, and one of its objects that is no literal.
+OPTIONS = (
+    "2026-11-20 12:00:00 | INFO | fairseq_cli.train | {'_name': None, 'common': {'_name': None, 'seed': 1}, "
+    "'model': {'_name': 'amos_rtd_tiny', 'generator_depths': [1, 2]}, 'task': {'_name': 'amos_rtd', 'data': 'data'}, "
+    "'criterion': Namespace(seed=7, data='other'), 'checkpoint': {'save_dir': 'SAVED'}, 'scoring': None}\n"
+)
+
+
+def test_options_are_those_of_all_groups(tmp_path):
+    (tmp_path / "log").write_text(OPTIONS + line(10, loss="9"))
+    assert run_log.read_options(tmp_path / "log") == {
+        "seed": 1, "model": "amos_rtd_tiny", "generator_depths": [1, 2], "task": "amos_rtd", "data": "data",
+        "save_dir": "SAVED",
+    }
+
+
+def test_options_are_those_of_the_last_start_that_printed_them_whole(tmp_path):
+    (tmp_path / "log").write_text(OPTIONS + OPTIONS.replace("'seed': 1", "'seed': 2") + OPTIONS[:150] + "\n")
+    assert run_log.read_options(tmp_path / "log")["seed"] == 2
+
+
+def test_run_is_named_by_its_folder_or_by_its_log(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "train.log").write_text(line(10, loss="9"))
+    run = run_log.open_run(folder)
+    assert (run.name, run.folder, len(run.log.train), run.options) == ("base", folder, 1, {})
+    (tmp_path / "job-1.log").write_text(OPTIONS.replace("SAVED", str(folder)) + line(10, loss="9"))
+    run = run_log.open_run(tmp_path / "job-1.log")
+    assert (run.name, run.folder, run.options["task"]) == ("job-1", folder, "amos_rtd")
+    assert run_log.open_run(folder, "mine").name == "mine"
+
+
+def test_options_that_differ_are_those_of_two_runs_at_least(tmp_path):
+    runs = [
+        run_log.Run("a", tmp_path, LOG, {"seed": 1, "lr": [0.1], "save_dir": "a", "mixture": "learned"}),
+        run_log.Run("b", tmp_path, LOG, {"seed": 1, "lr": [0.2], "save_dir": "b"}),
+        run_log.Run("c", tmp_path, LOG, {"seed": 1}),
+    ]
+    assert run_log.differing_options(runs) == {"lr": [[0.1], [0.2], None]}

@@ -33,7 +33,7 @@ def test_help_names_every_command(capsys):
 
 
 def test_no_arguments_show_the_help(capsys):
-    assert main.main([]) == 2
+    assert main.main([]) == 64
     assert "commands:" in capsys.readouterr().out
 
 
@@ -46,7 +46,7 @@ def test_version(capsys):
 def test_unknown_command_is_refused_with_the_choices(capsys):
     with pytest.raises(SystemExit) as ended:
         main.main(["reprot"])
-    assert ended.value.code == 2
+    assert ended.value.code == 64
     assert "invalid choice: 'reprot'" in capsys.readouterr().err
 
 
@@ -72,7 +72,7 @@ def test_mistake_is_told_in_one_line(command, capsys, error, line):
     def fail(args: argparse.Namespace):
         raise error
 
-    assert command(fail) == 2
+    assert command(fail) == 64
     assert capsys.readouterr().err == f"amos-fairseq report: error: {line}\n"
 
 
@@ -109,4 +109,4 @@ def test_module_runs_as_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "amos_fairseq.cli.main", "report", os.devnull], capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (2, "amos-fairseq report: error: /dev/null/train.log: Not a directory\n")
+    assert (done.returncode, done.stderr) == (64, "amos-fairseq report: error: /dev/null/train.log: Not a directory\n")

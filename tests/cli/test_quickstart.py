@@ -46,10 +46,10 @@ def finished(corpus, tmp_path_factory):
 
 def test_quickstart_prepares_trains_reports_and_inspects(finished):
     _, out, printed = finished
-    assert {"data", "train.log", "checkpoint_last", "figures", "quickstart.json"} <= set(os.listdir(out))
-    assert {path.name for path in (out / "figures").iterdir()} == {
-        "loss_terms.png", "mixture_weights.png", "detection_accuracy.png"
-    }
+    assert {"data", "train.log", "checkpoint_last", "report", "quickstart.json"} <= set(os.listdir(out))
+    figures = {path.stem for path in (out / "report").glob("*.png")}
+    assert {"losses", "detection", "mixture_weights", "sequence_cosines"} <= figures
+    assert "<h2>Summary</h2>" in (out / "report" / "report.html").read_text()
     for text in ("masked LM loss (nats), layer 2", "mean mixture weight, layer 1", "[original -> drawn p]", " -> "):
         assert text in printed
     assert "expected" not in printed  # of these settings, nothing is
@@ -82,7 +82,7 @@ def test_all_methods_train_on_one_corpus_and_end_in_one_table(corpus, tmp_path, 
 
 def test_other_settings_are_refused(finished, capsys):
     arguments, out, _ = finished
-    assert main.main(["quickstart", *arguments[:-1], "7"]) == 2
+    assert main.main(["quickstart", *arguments[:-1], "7"]) == 64
     assert capsys.readouterr().err == (
         f"amos-fairseq quickstart: error: {out} is a quick start with updates 6, not 7: "
         "choose another --out, or delete it\n"
@@ -129,14 +129,14 @@ def test_interrupted_run_can_go_on(corpus, tmp_path):
 )
 def test_mistakes_are_told_before_any_work(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main.main(["quickstart", *arguments]) == 2
+    assert main.main(["quickstart", *arguments]) == 64
     assert capsys.readouterr().err.startswith(f"amos-fairseq quickstart: error: {message}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").touch()
-    assert main.main(["quickstart", "--out", str(tmp_path)]) == 2
+    assert main.main(["quickstart", "--out", str(tmp_path)]) == 64
     assert "is in use by something else" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -145,7 +145,7 @@ def test_folder_at_work_is_refused(tmp_path, capsys):
     out = tmp_path / "out"
     settings = quickstart.check_settings(argparse.Namespace(method="amos_rtd", updates=quickstart.UPDATES, corpus=None))
     with quickstart.claimed(out, settings):
-        assert main.main(["quickstart", "--out", str(out)]) == 2
+        assert main.main(["quickstart", "--out", str(out)]) == 64
     assert "another quick start is at work" in capsys.readouterr().err
     assert json.loads((out / "quickstart.json").read_text())["setting"] == "quickstart"
 

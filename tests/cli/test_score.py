@@ -101,7 +101,7 @@ def test_standard_input_is_read(runs, score, monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_told_in_one_line(score, text, options, message):
-    assert score(text, *options) == (2, [], f"amos-fairseq score: error: {message}\n")
+    assert score(text, *options) == (64, [], f"amos-fairseq score: error: {message}\n")
 
 
 def test_masked_scores_are_others_and_cover_the_same_tokens(score):

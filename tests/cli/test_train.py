@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import amos_fairseq
 from amos_fairseq.cli.train import fairseq_command
 
 USER_DIR = str(Path(amos_fairseq.__file__).parent)
+RECIPES = Path(__file__).parents[2] / "examples" / "amos_rtd"
 
 
 def test_user_dir_is_filled_in():
@@ -20,7 +22,7 @@ def test_given_user_dir_is_kept(tmp_path):
 
 
 def test_configuration_means_hydra(tmp_path):
-    arguments = ["--config-dir", "examples", "--config-name=base", "task.data=x"]
+    arguments = ["--config-dir", str(RECIPES), "--config-name=base", "task.data=x"]
     assert fairseq_command(arguments) == ["fairseq-hydra-train", *arguments, f"common.user_dir={USER_DIR}"]
     given = f"common.user_dir={tmp_path}"
     assert fairseq_command([*arguments, given])[-1] == given
@@ -51,10 +53,24 @@ def test_spawned_processes_start_as_fairseq_starts_them(tmp_path):
     assert done.stdout.endswith("\nFalse\n")
 
 
+def test_configuration_that_is_not_there_is_told_in_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        fairseq_command(["-cd", str(RECIPES), "-cn=bse"])
+    assert ended.value.code == os.EX_USAGE
+    line = f"amos-fairseq train: error: --config-dir {RECIPES} holds no bse.yaml, seen from {Path.cwd()}\n"
+    assert capsys.readouterr().err == line
+
+
 @pytest.mark.parametrize(
     "given", [["--user-dir", "amos"], ["--user-dir=amos"], ["--config-name", "base", "common.user_dir=amos"]]
 )
-def test_user_directory_that_is_not_there_is_told_in_one_line(given, tmp_path, monkeypatch):
+def test_user_directory_that_is_not_there_is_told_in_one_line(given, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"(--user-dir|common.user_dir) amos is no folder, seen from .*: leave it out"):
+    with pytest.raises(SystemExit) as ended:
         fairseq_command(["data", *given])
+    option = "common.user_dir" if "base" in given else "--user-dir"
+    assert ended.value.code == os.EX_USAGE
+    assert capsys.readouterr().err == (
+        f"amos-fairseq train: error: {option} amos is no folder, seen from {tmp_path}: leave it out, this package "
+        "fills it in\n"
+    )

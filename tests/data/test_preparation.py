@@ -274,7 +274,7 @@ def test_standard_input_gives_the_blocks_of_the_file(text, prepared, tmp_path):
 def test_the_command_reports_a_mistake_in_one_line(tmp_path, name, reason):
     (tmp_path / "e.txt").write_text("")
     result = run_command(tmp_path / name, "--out", tmp_path / "out")
-    assert result.returncode == 2
+    assert result.returncode == os.EX_USAGE
     assert result.stderr.decode() == f"amos-fairseq prepare: error: {reason.format(tmp_path / name)}\n"
     assert os.listdir(tmp_path) == ["e.txt"]
 

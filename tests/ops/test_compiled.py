@@ -384,7 +384,7 @@ def test_soft_sample_gradient_does_not_cancel_where_all_scores_are_large_and_ali
 
 def operator_calls():
     logits, bias, targets, weights, excluded = case(3, 2, 40)
-    seed, rows = noise_of(3)
+    seed, rows = noise_of(3).seed, noise_of(3).rows
     flat, table = logits[:, 0].contiguous(), torch.randn(40, 6, generator=generator())
     hidden, candidates = torch.randn(3, 6, generator=generator(1)), torch.arange(12, dtype=torch.int32).view(3, 4)
     return {

@@ -97,6 +97,48 @@ def test_overriding_the_decay_at_a_resume_leaves_vectors_without():
     assert [(group["weight_decay"], group["eps"]) for group in optimizer.param_groups] == [(0.5, 1e-4), (0.0, 1e-4)]
 
 
+def parameters_of_two_rates(factor=0.5):
+    """Matrix, vector, and the same with their learning rate multiplied."""
+    parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,), (3, 3), (3,))]
+    for parameter in parameters[2:]:
+        parameter.optim_overrides = {"lr_factor": factor}
+    return parameters
+
+
+def test_parameters_of_other_rates_are_groups_of_their_own_the_highest_first():
+    parameters = parameters_of_two_rates()
+    groups = decay_groups(parameters[::-1], 0.1)
+    assert [group["params"][0] is parameter for group, parameter in zip(groups, parameters)] == [True] * 4
+    assert [(group["weight_decay"], group["lr_factor"]) for group in groups] == [(0.1, 1), (0, 1), (0.1, 0.5), (0, 0.5)]
+
+
+def test_the_schedulers_rate_is_multiplied_for_each_group_and_read_back_as_it_was():
+    optimizer = optimizer_of(parameters_of_two_rates(0.3))
+    for rate in (0.7, 1e-3):
+        optimizer.set_lr(rate)
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, rate, 0.3 * rate, 0.3 * rate]
+        assert optimizer.get_lr() == rate
+
+
+def test_factors_are_those_of_the_command_not_of_the_checkpoint():
+    """Nor does one from before there were any lack them."""
+    optimizer, earlier = optimizer_of(parameters_of_two_rates(0.5)), optimizer_of(parameters_of_two_rates(0.25))
+    optimizer.load_state_dict(earlier.state_dict(), dict(weight_decay=0.5))
+    optimizer.set_lr(1.0)
+    groups = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert groups == [(1.0, 0.5), (1.0, 0.0), (0.5, 0.5), (0.5, 0.0)]
+
+
+def test_a_parameter_with_half_the_rate_goes_half_as_far():
+    parameters = parameters_of_two_rates(0.5)
+    optimizer = optimizer_of(parameters, weight_decay=0.0)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for parameter, value in zip(parameters, (0.9, 0.9, 0.95, 0.95)):
+        torch.testing.assert_close(parameter.data, torch.full_like(parameter, value))
+
+
 @pytest.mark.parametrize("value", ["(0.9, 0.98)", "0.9,0.98", (0.9, 0.98), OmegaConf.create([0.9, 0.98])])
 def test_betas_are_a_pair_in_any_spelling(value):
     assert betas(value) == (0.9, 0.98)

@@ -13,7 +13,7 @@ _spec = importlib.util.spec_from_file_location(
 _fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_fixtures)
 launch, text, corpus = _fixtures.launch, _fixtures.text, _fixtures.corpus
-arguments, training = _fixtures.arguments, _fixtures.training
+arguments, training, yaml_config = _fixtures.arguments, _fixtures.training, _fixtures.yaml_config
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
 """fairseq-train with something happening at given points.
 
 Arguments: a JSON list of [rank, place, number, what], then fairseq-train's. Rank None is all of them. Places, each
-visited number times before: startup, update (the forward pass; backward, its end), validation (a batch), save, loader
-(a sample, in a worker process if there are any). After each update every process prints "parameters", its update
-number and the parameters' SHA-256.
+visited number times before: startup, update (the forward pass; backward, its end), optimizer (its step), validation (a
+batch), validation pass (forward), save, loader (a sample, in a worker process if there are any). After each update
+every process prints "parameters", its update number and the parameters' SHA-256.
 """
 
 import ctypes
@@ -21,6 +21,7 @@ import time
 import fairseq_cli.train
 import torch
 from fairseq import checkpoint_utils
+from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 
 RANK = int(os.environ.get("RANK", 0))
@@ -31,6 +32,7 @@ def main():
     sys.argv = ["fairseq-train", *arguments]
     importlib.import_module("amos_fairseq.tasks")
     importlib.import_module("amos_fairseq.models.pretraining")
+    importlib.import_module("amos_fairseq.models.finetuned")
     from amos_fairseq.criterions.pretraining import PretrainingCriterion
     from amos_fairseq.data.masking import MaskedBlockDataset
 
@@ -55,14 +57,23 @@ def main():
 
     before(checkpoint_utils, "load_checkpoint", "startup")
     before(Trainer, "valid_step", "validation")
+    before(FairseqTask, "optimizer_step", "optimizer")
     before(importlib.import_module("amos_fairseq.checkpoints.store"), "save", "save")
     before(MaskedBlockDataset, "__getitem__", "loader")
     forward, train_step = PretrainingCriterion.forward, Trainer.train_step
 
     def disturbed_forward(self, model, sample, reduce=True):
-        what = happens("update") if model.training else None
+        if model.training and not torch.is_grad_enabled():  # a repetition that looks for the origin of a fault
+            return forward(self, model, sample, reduce)
+        what = happens("update" if model.training else "validation pass")
         if what == "memory":
-            raise RuntimeError("CUDA out of memory.")
+            end_of_memory()
+        layer = model.method.encoder.layers[0]
+        if what == "memory amid backward":
+            hook = layer.fc1.weight.register_hook(lambda gradient: (hook.remove(), end_of_memory()))
+        elif what == "nan layer":  # once, and once more when it is looked for
+            times = iter([math.nan, math.nan])
+            layer.fc1.register_forward_hook(lambda module, inputs, output: output * next(times, 1.0))
         loss, sample_size, logs = forward(self, model, sample, reduce)
         if not model.training:
             return loss, sample_size, logs
@@ -126,10 +137,19 @@ def stuck_in_c():
     ctypes.PyDLL(None).sleep(100)
 
 
+def forget_votes():
+    """As under a task that does not sum them with what it sums."""
+    from amos_fairseq import supervision
+
+    supervision.current().stop_votes = None
+
+
 ACTIONS = {
     **{number.name: lambda number=number: os.kill(os.getpid(), number) for number in signal.Signals},
     "SIGTERM to all": lambda: os.killpg(0, signal.SIGTERM),  # its loader's workers, too
     "interrupts": interrupt_twice,
     "stuck in C": stuck_in_c,
+    "out of memory": end_of_memory,
+    "votes forgotten": forget_votes,
     "stuck": lambda: time.sleep(100),
 }

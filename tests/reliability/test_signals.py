@@ -93,6 +93,14 @@ def test_a_signal_before_the_last_update_of_a_run_lets_it_end_with_success(distu
     assert updates(disturbed(1, [(0, "update", 7, "SIGTERM")], disable_validation=True)) == [8]
 
 
+@pytest.mark.parametrize("processes", [2, soak(1)])
+def test_a_signal_stops_a_task_that_sums_no_votes(disturbed, processes):
+    forgotten = [(None, "update", number, "votes forgotten") for number in range(8)]
+    stopped = disturbed(processes, [*forgotten, (processes - 1, "optimizer", 3, "SIGTERM")], True, num_workers=0)
+    assert stopped.codes == [75] * processes
+    assert set(updates(stopped)) in ({5}, {6})
+
+
 # The launcher of one process per GPU
 
 @pytest.mark.parametrize("code, status", [(75, 75), (70, 70), (3, 1)])

@@ -62,13 +62,13 @@ def test_mistake_ends_the_run_with_one_line(launch, arguments, folders, tmp_path
     assert not list(tmp_path.rglob("*.pt*"))
 
 
-def test_command_line_exits_with_1_and_the_line(arguments, user_dir, tmp_path):
+def test_command_line_exits_with_64_and_the_line(arguments, user_dir, tmp_path):
     """The command itself, from another folder and with a slash at the end of the user directory."""
     command = [sys.executable, "-m", "fairseq_cli.train"]
     command += arguments(NAME, mask_prob=1.5, user_dir=f"{user_dir}{os.sep}", save_dir=tmp_path / "run")
     environment = {**os.environ, "PYTHONPATH": str(user_dir.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
+    assert done.returncode == 64
     *before, message = done.stderr.splitlines()
     assert message == "amos_fairseq: error: mask_prob must lie between 0 and 1, got 1.5: 0.15 is usual"
     assert "amos_fairseq: error" not in "".join(before) + done.stdout and "Traceback" not in done.stderr

@@ -1,0 +1,196 @@
+"""What a checkpoint says about held-out text: geometry of its sequences, loss on replaced tokens, pseudo-likelihoods.
+
+Sequences are held-out blocks of the run's data, cut to SEQUENCE_TOKENS. Similar pairs are a sequence and its 90 % crop,
+or of a file of scored pairs (STS-B's, for example) those of the highest score.
+"""
+
+import csv
+from dataclasses import fields
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fairseq.data import Dictionary, data_utils
+from torch import Tensor
+
+from amos_fairseq.analysis.run_log import Run
+from amos_fairseq.corruption import Corruption, corrupt
+from amos_fairseq.data.cropping import CroppingOptions
+from amos_fairseq.data.manifest import load_manifest_for
+from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MASK
+from amos_fairseq.methods.amos import Amos
+from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
+from amos_fairseq.methods.script import Script
+from amos_fairseq.ops import full_precision
+from amos_fairseq.pretrained import Pretrained, from_pretrained
+from amos_fairseq.scoring import masked_scores, one_pass_scores
+
+SEQUENCES = 200
+SEQUENCE_TOKENS = 64
+BATCH = 32
+CROSSED = 500  # pairs whose members are also compared with those of all others
+SCORED_SEQUENCES = 24  # masked scores take a pass for each token
+SCORED_TOKENS = 32
+TOKENS_PER_RANDOM = 6  # of the scored sequences' unlikely versions, one token in so many is random
+PAIR_COLUMNS = ("sentence1", "sentence2", "score")
+
+
+class Pairs(NamedTuple):
+    """Texts, and which of them belong together."""
+
+    first: List[str]
+    second: List[str]
+    scores: List[float]
+
+
+class Scores(NamedTuple):
+    """Pseudo-log-likelihoods per token (N,) of N sequences, then of the same with some random tokens."""
+
+    one_pass: np.ndarray
+    masked: np.ndarray
+
+
+class Probe(NamedTuple):
+    """N similar pairs; embeddings are hidden states at <s>, as pre-training left them."""
+
+    name: str
+    first: np.ndarray  # (N, C) embeddings
+    second: np.ndarray  # (N, C) of what is similar to `first`
+    random_cosines: np.ndarray  # (P,) of pairs that do not belong together
+    replaced_losses: Dict[str, np.ndarray]  # by generator, the detection loss of each replaced token, in nats
+    scores: Optional[Scores]  # of SCRIPT
+
+    @property
+    def similar_cosines(self) -> np.ndarray:
+        """(N,)"""
+        return (normalized(self.first) * normalized(self.second)).sum(axis=1)
+
+
+def probe(run: Run, pairs: Optional[Pairs] = None) -> Probe:
+    """Load a run's newest checkpoint and read held-out text with it.
+
+    Raises ValueError or OSError, in one line, if there is no checkpoint or no held-out text of its vocabulary.
+    """
+    model = from_pretrained(run.folder)
+    held_out = held_out_sequences(run, model)
+    items = [held_out[index] for index in range(len(held_out))]
+    originals = [torch.from_numpy(item["block"].original_tokens).long() for item in items]
+    if pairs is None:
+        crops = [torch.from_numpy(item["cropped_tokens"]).long() for item in items]
+        first, second = embeddings(model, originals), embeddings(model, crops)
+        similar = np.arange(len(items))
+    else:
+        first, second = (embeddings(model, [model.encode(text) for text in texts]) for texts in pairs[:2])
+        similar = np.flatnonzero(np.array(pairs.scores) == max(pairs.scores))
+    cosines = normalized(first[:CROSSED]) @ normalized(second[:CROSSED]).T
+    return Probe(
+        run.name,
+        first[similar],
+        second[similar],
+        cosines[~np.eye(len(cosines), dtype=bool)],
+        replaced_losses(model.method, [held_out.collater(items[i : i + BATCH]) for i in range(0, len(items), BATCH)]),
+        scores(model, held_out, originals) if isinstance(model.method, Script) else None,
+    )
+
+
+def held_out_sequences(run: Run, model: Pretrained) -> MaskedBlockDataset:
+    """SEQUENCES blocks from all over the validation data, with masks as the run draws them and 90 % crops."""
+    data = run.folder / "data" if (run.folder / "data").is_dir() else run.options.get("data")
+    if not data:
+        raise ValueError(f"{run.folder} holds no data, and its log does not name them")
+    _, shards = load_manifest_for(str(data))
+    dictionary = Dictionary.load(str(Path(shards[0]) / DICTIONARY_NAME))
+    dictionary.add_symbol(MASK)
+    if dictionary.symbols != model.tokenizer.symbols:
+        raise ValueError(f"{data} has another vocabulary than {model.source}")
+    blocks = data_utils.load_indexed_dataset(str(Path(shards[0]) / "valid"), dictionary)
+    count = min(SEQUENCES, len(blocks))
+    chosen = [shortened(blocks[len(blocks) * (2 * i + 1) // (2 * count)], SEQUENCE_TOKENS) for i in range(count)]
+    masking = {field.name: run.options[field.name] for field in fields(MaskingOptions) if field.name in run.options}
+    sizes = [len(block) for block in chosen]
+    return MaskedBlockDataset(chosen, sizes, dictionary, MaskingOptions(**masking), 1, CroppingOptions())
+
+
+def shortened(tokens: Tensor, length: int) -> Tensor:
+    """<s> .. </s> of at most `length` tokens."""
+    return tokens if len(tokens) <= length else torch.cat([tokens[: length - 1], tokens[-1:]])
+
+
+def embeddings(model: Pretrained, sequences: Sequence[Tensor]) -> np.ndarray:
+    """(N, C) hidden states at <s>."""
+    return torch.stack([hidden[0] for hidden in model.hidden_states(sequences)]).double().numpy()
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@torch.no_grad()
+def replaced_losses(method: PretrainingMethod, batches: Sequence[dict]) -> Dict[str, np.ndarray]:
+    """By generator, -log P(replaced) of the encoder at each replaced token; {} if it does not detect."""
+    losses: Dict[str, List[Tensor]] = {}
+    for sample in batches:
+        batch = PretrainingBatch(**sample["net_input"])
+        for generator, corruption in corruptions(method, batch).items():
+            logits = method.detection_logits(corruption.corrupted_tokens, batch.padding_mask)
+            at_replaced = F.softplus(full_precision(logits))[corruption.replaced_positions]
+            losses.setdefault(generator, []).append(at_replaced)
+    found = {generator: torch.cat(parts).numpy() for generator, parts in losses.items()}
+    return {generator: array for generator, array in found.items() if len(array)}
+
+
+def corruptions(method: PretrainingMethod, batch: PretrainingBatch) -> Dict[str, Corruption]:
+    """What each generator alone makes of a batch: of AMOS one for each depth, as if the mixture were that depth."""
+    if not isinstance(method, Amos):
+        corruption = getattr(method(batch), "corruption", None)
+        return {} if corruption is None else {"generator": corruption}
+    projected = method.mlm_head.project(method.generate(batch))
+    depths, masked, _ = projected.shape
+    originals = batch.at_masked(batch.original_tokens)
+    found = {}
+    for index, name in enumerate(method.config.depth_names()):
+        alone = F.one_hot(torch.full((masked,), index), depths).float()
+        sampled = method.sample(projected, alone, originals, method.sampling_noise(batch)).sampled
+        found[f"layer {name}"] = corrupt(batch.original_tokens, batch.masked_positions, sampled)
+    return found
+
+
+def scores(model: Pretrained, held_out: MaskedBlockDataset, originals: Sequence[Tensor]) -> Scores:
+    """Of some sequences, and of the same with random tokens in them."""
+    draw = np.random.default_rng(1)
+    likely = [shortened(tokens, SCORED_TOKENS) for tokens in originals[:SCORED_SEQUENCES]]
+    sequences = [*likely, *(with_random_tokens(tokens, held_out.regular_tokens, draw) for tokens in likely)]
+    uncounted = [model.tokenizer.bos, model.tokenizer.eos]
+    one_pass = one_pass_scores(model.method, sequences, uncounted)
+    masked = masked_scores(model.method, sequences, model.tokenizer.mask, uncounted)
+    return Scores(*(np.array([score.pll / score.tokens for score in found]) for found in (one_pass, masked)))
+
+
+def with_random_tokens(tokens: Tensor, regular_tokens: np.ndarray, draw: np.random.Generator) -> Tensor:
+    """One token in TOKENS_PER_RANDOM, but none of the ends, becomes another one."""
+    changed = tokens.clone()
+    inner = np.arange(1, len(tokens) - 1)
+    chosen = draw.choice(inner, size=max(1, len(inner) // TOKENS_PER_RANDOM), replace=False)
+    changed[chosen] = torch.from_numpy(draw.choice(regular_tokens, size=len(chosen)))
+    return changed
+
+
+def read_pairs(path: Path) -> Pairs:
+    """Tab-separated columns sentence1, sentence2 and score, named in the first line, others ignored: STS-B's train.tsv.
+
+    Raises ValueError, in one line, for anything else.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        first, second, scores = ([row[name] for row in rows] for name in PAIR_COLUMNS)
+        pairs = Pairs(first, second, [float(score) for score in scores])
+    except (KeyError, TypeError, ValueError):
+        pairs = None
+    if pairs is None or len(rows) < 2 or None in first + second:
+        columns = ", ".join(PAIR_COLUMNS)
+        raise ValueError(f"{path} must have two lines or more of {columns}, between tabs, below a line of these names")
+    return pairs

@@ -1,0 +1,234 @@
+"""A report of training runs: one page with its figures inlined, and the same figures as PNG files beside it."""
+
+import base64
+import html
+import io
+import math
+from pathlib import Path
+from string import Template
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from amos_fairseq.analysis import figures, probe_figures, quantities, run_log
+from amos_fairseq.analysis.expectations import measure_of, number
+from amos_fairseq.analysis.figures import MAX_RUNS, Picture
+from amos_fairseq.analysis.probes import Pairs, Probe, probe
+from amos_fairseq.analysis.quantities import HIGHER, LOWER, QUANTITIES
+from amos_fairseq.analysis.run_log import Run
+
+PAGE = "report.html"
+MARK = "<!-- amos-fairseq report -->"  # by it, a report is known from what must not be replaced
+DPI = 150
+RATES = ("wps", "tflops", "mfu")  # of training, whatever validation logs
+DASH = "\u2013"
+
+TEMPLATE = Template(f"""<!doctype html>
+{MARK}
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #111; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }}
+h1, h2 {{ line-height: 1.2 }}
+h2 {{ margin-top: 3rem; border-bottom: 1px solid #bbb }}
+table {{ border-collapse: collapse; font-size: 0.9rem; display: block; overflow-x: auto }}
+th, td {{ padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
+th:first-child, td:first-child {{ text-align: left }}
+td.best {{ font-weight: bold; text-decoration: underline }}
+figure {{ margin: 2rem 0; break-inside: avoid }}
+img {{ max-width: 100% }}
+figcaption, .note {{ color: #333; max-width: 46rem }}
+</style>
+<h1>$title</h1>
+$body
+</html>
+""")
+
+
+class Line(NamedTuple):
+    """One quantity of all runs; None where a run did not log it."""
+
+    name: str
+    values: List[Optional[float]]
+
+    @property
+    def best(self) -> List[bool]:
+        """The runs that show no worse number than any other; none if all show the same, or there is no better."""
+        better = QUANTITIES[run_log.split_depth(self.name)[0]].better
+        known = [value for value in self.values if value is not None and math.isfinite(value)]
+        if not better or len(set(map(number, known))) < 2:
+            return [False] * len(self.values)
+        best = number({LOWER: min, HIGHER: max}[better](known))
+        return [value is not None and number(value) == best for value in self.values]
+
+
+class Section(NamedTuple):
+    title: str
+    note: str
+    pictures: Dict[str, Picture]  # by file name
+
+
+def open_runs(paths: Sequence[Path], names: Sequence[str] = ()) -> List[Run]:
+    """Runs by distinct names: those given, else their folders', with the parents' where they are alike."""
+    if names and len(names) != len(paths):
+        raise ValueError(f"--names gives {len(names)} names for {len(paths)} runs: one for each, separated by commas")
+    if len(paths) > MAX_RUNS:
+        raise ValueError(f"{len(paths)} runs are more than can be told apart in a figure: give {MAX_RUNS} at most")
+    runs = [run_log.open_run(path, name) for path, name in zip(paths, names or [""] * len(paths))]
+    if not names and len({run.name for run in runs}) < len(runs):
+        runs = [run._replace(name=f"{run.folder.resolve().parent.name}/{run.name}") for run in runs]
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"two runs have the name {most_frequent(runs)}: tell them apart with --names")
+    return runs
+
+
+def most_frequent(runs: Sequence[Run]) -> str:
+    names = [run.name for run in runs]
+    return max(names, key=names.count)
+
+
+def write(runs: Sequence[Run], out: Path, probes: Sequence[Probe], left_out: Sequence[str], pairs: str) -> Path:
+    """Write the page and its figures into `out`, whose earlier report it replaces; returns the page.
+
+    probes, left_out: what `read_checkpoints` gives; pairs: a sentence that says which pairs are similar
+    """
+    check_replaceable(out)
+    page, images = render(runs, sections(runs, probes, left_out, pairs))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / PAGE).write_text(page, encoding="utf-8")
+    for name in (*figures.CURVES, *figures.PAPERS, *figures.COURSE, *probe_figures.FIGURES):
+        path = out / f"{name}.png"
+        path.unlink(missing_ok=True)
+        if name in images:
+            path.write_bytes(images[name])
+    return out / PAGE
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises ValueError unless `out` is new, empty, or an earlier report."""
+    page = out / PAGE
+    if page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:200]:
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} holds something else than a report: name another folder")
+
+
+def read_checkpoints(runs: Iterable[Run], pairs: Optional[Pairs]) -> Tuple[List[Probe], List[str]]:
+    """What the runs' checkpoints say, and of those that cannot be read why."""
+    probes, left_out = [], []
+    for run in runs:
+        try:
+            probes.append(probe(run, pairs))
+        except (ValueError, OSError) as error:
+            left_out.append(f"{run.name}: {' '.join(str(error).split())}")
+    return probes, left_out
+
+
+def sections(runs: Sequence[Run], probes: Sequence[Probe], left_out: Sequence[str], pairs: str) -> List[Section]:
+    def drawn(draws, *arguments) -> Dict[str, Picture]:
+        pictures = {name: draw(*arguments) for name, draw in draws.items()}
+        return {name: picture for name, picture in pictures.items() if picture is not None}
+
+    from_checkpoints = drawn(probe_figures.FIGURES, probes, pairs) if probes else {}
+    without = f"Without checkpoint or held-out text: {'; '.join(left_out)}." if left_out else ""
+    found = [
+        Section("Curves", "", drawn(figures.CURVES, runs)),
+        Section("The papers' figures", "", drawn(figures.PAPERS, runs)),
+        Section("From the checkpoints", without, from_checkpoints),
+        Section("Course of training", "", drawn(figures.COURSE, runs)),
+    ]
+    return [section for section in found if section.pictures or section.note]
+
+
+def summary(runs: Sequence[Run]) -> List[Line]:
+    """Last validation of each quantity, and of RATES the mean over the last tenth of training."""
+    return [
+        Line(name, [final(run, name) for run in runs]) for name in quantities.summarized([run.log for run in runs])
+    ]
+
+
+def final(run: Run, name: str) -> Optional[float]:
+    """The last validation's value; of RATES, and of what was never validated, training's. No sums over depths."""
+    if name not in run_log.names(run.log, run_log.split_depth(name)[0]):
+        return None
+    validated = run_log.series(run.log.validation, name)[1]
+    return validated[-1] if validated and name not in RATES else measure_of(run.log, name)
+
+
+def render(runs: Sequence[Run], sections: Sequence[Section]) -> Tuple[str, Dict[str, bytes]]:
+    """The page, and its figures as PNG."""
+    images = {name: png(picture) for section in sections for name, picture in section.pictures.items()}
+    names = ", ".join(run.name for run in runs)
+    body = [
+        table(["run", "method", "architecture", "updates", "tokens"], [plain(about(run)) for run in runs]),
+        "<h2>Summary</h2>",
+        note(
+            "Last validation; of speed, and of what was not validated, the mean over the last tenth of training. The "
+            "best is bold and underlined. Losses of detection depend on the generator: they compare runs of one method."
+        ),
+        table(
+            ["", *(run.name for run in runs)],
+            [[(quantities.title(line.name), False), *zip(map(cell, line.values), line.best)] for line in summary(runs)],
+        ),
+    ]
+    for section in sections:
+        body += [f"<h2>{html.escape(section.title)}</h2>", note(section.note)]
+        body += [figure(picture, images[name]) for name, picture in section.pictures.items()]
+    differing = run_log.differing_options(runs)
+    if differing:
+        rows = [plain([name, *map(shown, values)]) for name, values in differing.items()]
+        body += ["<h2>Options that differ</h2>", table(["", *(run.name for run in runs)], rows)]
+    return TEMPLATE.substitute(title=html.escape(f"Training: {names}"), body="\n".join(body)), images
+
+
+def about(run: Run) -> List[str]:
+    last = run.log.train[-1]["num_updates"]
+    tokens = sum(
+        (row["num_updates"] - before) * row.get("wpb", 0)
+        for before, row in zip([0, *(row["num_updates"] for row in run.log.train)], run.log.train)
+    )
+    named = [str(run.options.get(option, DASH)) for option in ("task", "model")]
+    return [run.name, *named, f"{last:,.0f}", f"{tokens:,.0f}" if tokens else DASH]
+
+
+def plain(texts: Sequence[str]) -> List[Tuple[str, bool]]:
+    """Cells of which none is the best."""
+    return [(text, False) for text in texts]
+
+
+def cell(value: Optional[float]) -> str:
+    return DASH if value is None else number(value)
+
+
+def shown(value) -> str:
+    return DASH if value is None else str(value)
+
+
+def png(picture: Picture) -> bytes:
+    stream = io.BytesIO()
+    picture.figure.savefig(stream, format="png", dpi=DPI)
+    return stream.getvalue()
+
+
+def figure(picture: Picture, image: bytes) -> str:
+    title, caption = html.escape(picture.title), html.escape(picture.caption)
+    width = round(picture.figure.get_figwidth() * 96)
+    source = base64.b64encode(image).decode()
+    return (
+        f'<figure><img src="data:image/png;base64,{source}" width="{width}" alt="{title}">'
+        f"<figcaption><b>{title}.</b> {caption}</figcaption></figure>"
+    )
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>' if text else ""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Tuple[str, bool]]]) -> str:
+    """Cells of the rows are (text, whether it is the best)."""
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
+    lines = [
+        "<tr>" + "".join(f"<td{' class=best' if best else ''}>{html.escape(text)}</td>" for text, best in row) + "</tr>"
+        for row in rows
+    ]
+    return "\n".join(["<table>", f"<tr>{head}</tr>", *lines, "</table>"])

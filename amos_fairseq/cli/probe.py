@@ -1,0 +1,80 @@
+"""`amos-fairseq probe`: what each frozen layer of a model knows about labelled words."""
+import argparse
+import json
+from pathlib import Path
+from typing import List, Optional
+
+HELP = (
+    "Train a linear probe on the frozen hidden states of each layer of a run's generator and encoder, beside the "
+    "commonest label and the same network untrained. Files have a word, a tab and its label on each line; a blank line "
+    "ends a sentence, and a word labelled _ is read but not probed. `amos-fairseq corpus --tasks` makes such files."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
+    parser.add_argument("--train", type=Path, required=True, metavar="FILE", help="labelled words to learn from")
+    parser.add_argument("--test", type=Path, required=True, metavar="FILE", help="labelled words to be tested on")
+    parser.add_argument("--layers", type=layers, default=None, metavar="N,..", help="0: embeddings (default: all)")
+    parser.add_argument("--network", help="encoder or generator (default: each that the method has)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="also draw accuracy over layers")
+    parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
+
+
+def layers(text: str) -> Optional[List[int]]:
+    """Increasing layer numbers, or None for `all`."""
+    try:
+        return None if text == "all" else sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither `all` nor layer numbers: for example 0,4,8") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.png and args.png.exists():
+        raise ValueError(f"--png {args.png} exists: name a new file")
+
+    import torch
+    from tqdm import tqdm
+
+    from amos_fairseq.analysis import probing
+    from amos_fairseq.pretrained import from_pretrained
+
+    sentences = [probing.read_labelled(path) for path in (args.train, args.test)]
+    probing.check_labels(*sentences, args.train, args.test)
+    model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
+    networks = probing.networks_of(model.method)
+    if args.network is not None and args.network not in networks:
+        raise ValueError(f"--network {args.network} is none of this {model.name} run's: {', '.join(networks)}")
+    chosen = [args.network] if args.network else list(networks)
+    encoded = [
+        probing.encode(of_file, model.tokenizer, model.max_tokens, path)
+        for of_file, path in zip(sentences, (args.train, args.test))
+    ]
+    twins = probing.networks_of(probing.untrained_twin(model))
+    results = []
+    for name in tqdm(chosen, unit="network", desc="probe", disable=None):
+        results += probing.probe_network(name, networks[name], twins[name], *encoded, args.layers)
+    label, share = probing.majority(*(of_file.labels for of_file in encoded))
+
+    depths = {name: probing.marked_depths(model.method, name) for name in chosen}
+    if args.png:
+        probing.curves(results, share, depths).savefig(args.png, dpi=150)
+    if args.json:
+        baseline = {"label": label, "accuracy": share}
+        counts = {"train": len(encoded[0].labels), "test": len(encoded[1].labels)}
+        rows = [result._asdict() for result in results]
+        print(json.dumps({"words": counts, "majority": baseline, "probes": rows}, ensure_ascii=False))
+    else:
+        print_table(results, depths)
+        print(f"\n{len(encoded[0].labels):,} words to learn from, {len(encoded[1].labels):,} to be tested on. "
+              f"Always saying {label} is right for {100 * share:.1f} %.")
+        print("layer 0: embeddings; *: with a head of AMOS's masked LM; untrained: the same network with new weights.")
+
+
+def print_table(results: List, depths: dict) -> None:
+    print(f"{'network':<16}{'layer':>6}{'accuracy':>11}{'macro-F1':>11}{'untrained':>13}{'macro-F1':>11}")
+    for result in results:
+        scores = "".join(f"{100 * score:>{width}.1f}" for score, width in zip(result[2:], (11, 11, 13, 11)))
+        mark = "*" if result.layer in depths[result.network] else " "
+        print(f"{result.network:<16}{result.layer:>5}{mark}{scores}".rstrip())

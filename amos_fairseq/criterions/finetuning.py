@@ -1,0 +1,37 @@
+"""The criterion of fine-tuning: the head's loss, summed over sequences, of which fairseq's trainer makes the mean."""
+
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.logging import metrics
+
+from amos_fairseq.finetune.labelled import Batch
+from amos_fairseq.finetune.model import TASK
+from amos_fairseq.user_errors import told_in_one_line
+
+DIGITS = 5
+
+
+@register_criterion(TASK)
+class FinetuningCriterion(FairseqCriterion):
+    def __init__(self, task):
+        super().__init__(task)
+        with told_in_one_line():
+            if task.cfg._name != TASK:
+                raise ValueError(f"criterion {TASK} is of task {TASK}, not {task.cfg._name}: name the task's own")
+
+    def forward(self, model, sample, reduce=True):
+        batch = Batch(**sample["net_input"], targets=sample["targets"], candidates=sample["candidates"])
+        outputs = model(**sample["net_input"])
+        loss = model.network.head.loss(outputs, batch)
+        if not model.training:
+            self.task.note(sample, outputs)
+        sequences = sample["nsentences"]
+        return loss, sequences, {"loss": loss.detach(), "ntokens": sample["ntokens"], "nsentences": sequences}
+
+    @staticmethod
+    def reduce_metrics(logging_outputs) -> None:
+        total, sequences = (sum(float(logs[key]) for logs in logging_outputs) for key in ("loss", "nsentences"))
+        metrics.log_scalar("loss", total / max(1, sequences), sequences, round=DIGITS)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True

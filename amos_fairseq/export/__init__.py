@@ -1,0 +1,1 @@
+"""Checkpoints for other tools, and from them."""

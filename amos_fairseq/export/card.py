@@ -1,0 +1,205 @@
+"""The model card of an exported folder: what was trained, on what and how well, and how it is used."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from amos_fairseq import __version__
+from amos_fairseq.checkpoints import storage
+from amos_fairseq.data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.export.choices import Choice, Source
+from amos_fairseq.export.layouts import AUTO_CLASSES
+from amos_fairseq.finetune.model import Finetuned
+
+PAPERS = {
+    "amos_rtd": "Meng et al., Pretraining Text Encoders with Adversarial Mixture of Training Signal Generators, "
+    "ICLR 2022, arXiv:2204.03243",
+    "coco_lm": "Meng et al., COCO-LM: Correcting and Contrasting Text Sequences for Language Model Pretraining, "
+    "NeurIPS 2021, arXiv:2102.08473",
+    "teams_mws": "Shen et al., Training ELECTRA Augmented with Multi-word Selection, Findings of ACL 2021, "
+    "arXiv:2106.00139",
+    "peer_tqr": "He et al., PEER: Pre-training ELECTRA Extended by Ranking, Findings of ACL 2023, "
+    "aclanthology.org/2023.findings-acl.405",
+    "script_selfcritic": "Nijkamp et al., SCRIPT: Self-Critic PreTraining of Transformers, NAACL 2021, "
+    "aclanthology.org/2021.naacl-main.409",
+    "electra_rtd": "Clark et al., ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators, "
+    "ICLR 2020, arXiv:2003.10555",
+    "bert_mlm": "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding, "
+    "NAACL 2019, arXiv:1810.04805",
+}
+PIPELINES = {
+    "encoder": "feature-extraction",
+    "masked_lm": "fill-mask",
+    "sequence": "text-classification",
+    "span": "question-answering",
+}
+# Of a run's configuration; paths are nobody's business.
+OPTIONS = {
+    "task": ("tokens_per_sample", "mask_prob", "mask_token_prob", "keep_prob", "random_prob", "seed"),
+    "dataset": ("batch_size", "max_tokens"),
+    "distributed_training": ("distributed_world_size",),
+    "optimization": ("update_freq", "max_update", "lr", "clip_norm"),
+    "optimizer": ("_name", "adam_betas", "adam_eps", "weight_decay", "layer_decay"),
+    "lr_scheduler": ("_name", "warmup_updates", "total_num_update", "power"),
+    "common": ("fp16", "bf16"),
+}
+NOT_METRICS = ("wps", "wpb", "bsz", "ups", "loss")
+PATH_OPTIONS = ("init_checkpoint", "generator_checkpoint", "pretrained")
+
+
+def text(name: str, source: Source, report, checkpoint: Optional[Path], data) -> str:
+    """README.md of the folder `name`; report: of `huggingface.export`; checkpoint: None if it is not one of ours."""
+    (choice, _), *_ = report.models
+    method = source.origin.method if isinstance(source, Finetuned) else source.name
+    state = {} if checkpoint is None else read_state(checkpoint)
+    sections = [
+        front_matter(choice, method),
+        f"# {name}",
+        introduction(choice, source, method),
+        "## Use",
+        usage(report),
+        "## Training",
+        table("option", training(state)) if state else "Not known: the model comes from another format.",
+        "## Data",
+        data_counts(manifest_of(state, source.tokenizer, data), source),
+        "## Validation",
+        table("at the last validation", validation(state)) if validation(state) else "Not known.",
+        "## Contents",
+        contents(report),
+        "## Citation",
+        f"{PAPERS[method]}. Trained and exported by amos_fairseq {__version__}.",
+        "## Licence",
+        "Not stated. Whoever publishes this model states one, here and as `license` above.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def front_matter(choice: Choice, method: str) -> str:
+    lines = ["---", "library_name: transformers", f"tags: [amos_fairseq, {method}]"]
+    if choice.part.task in PIPELINES:
+        lines.append(f"pipeline_tag: {PIPELINES[choice.part.task]}")
+    return "\n".join([*lines, "---"])
+
+
+def introduction(choice: Choice, source: Source, method: str) -> str:
+    shape = choice.part.encoder.config
+    positions = "absolute positions"
+    if shape.rel_pos_buckets:
+        bucketing = "" if shape.rel_pos_bucketing == "t5" else f" ({shape.rel_pos_bucketing} bucketing)"
+        positions += f" and {shape.rel_pos_buckets} buckets of distances up to {shape.rel_pos_max_distance}{bucketing}"
+    parameters = sum(parameter.numel() for parameter in choice.part.encoder.parameters())
+    sentences = [
+        f"A text encoder, pre-trained with `{method}`: {shape.layers} layers, width {shape.dim}, {shape.heads} heads, "
+        f"{positions}, {parameters:,} parameters. It reads up to {shape.max_positions} tokens of a vocabulary of "
+        f"{shape.vocab_size:,}."
+    ]
+    if isinstance(source, Finetuned):
+        problem = source.problem
+        labels = f" into {', '.join(problem.labels)}" if problem.labels else ""
+        sentences.append(f"It was fine-tuned on `{problem.name}`, a problem of {problem.kind}{labels}.")
+    if isinstance(source, Finetuned) and source.problem.kind == "prompt":
+        words = (source.tokenizer.symbols[token] for token in problem.label_tokens)
+        readings = ", ".join(f"`{word}` for {label}" for word, label in zip(words, problem.labels))
+        sentences.append(f"The answer is the likeliest of these tokens at the only `<mask>`: {readings}.")
+    return " ".join(sentences)
+
+
+def usage(report) -> str:
+    (choice, _), *others = report.models
+    auto_class = AUTO_CLASSES[choice.part.task]
+    trust = ", trust_remote_code=True" if choice.needs_code else ""
+    code = [
+        f"from transformers import {auto_class}, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        f'model = {auto_class}.from_pretrained("FOLDER"{trust})',
+        'output = model(**tokenizer(["A text.", "Another one."], padding=True, truncation=True, return_tensors="pt"))',
+    ]
+    notes = [
+        "A pair of texts is `<s> A </s> </s> B </s>`. `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>` in a text are the "
+        "special tokens; with `split_special_tokens=True` they are text, as in training."
+    ]
+    if choice.part.task == "detection":
+        notes.append("A positive logit means that the token was replaced.")
+    if choice.part.task == "encoder":
+        notes.append("No pooler was trained: `pooler_output`, where there is one, is tanh of the state of `<s>`.")
+    if choice.needs_code:
+        notes.append(f"No class of transformers has this shape: `{auto_class}` runs `modeling_amos.py` of this folder.")
+    if others:
+        notes.append('`"FOLDER/generator"` holds the generator, of `AutoModelForMaskedLM`.')
+    if report.pooling is not None:
+        states = "the mean of all states" if report.pooling == "mean" else "the state of `<s>`"
+        notes.append(f"`SentenceTransformer(\"FOLDER\"{trust})` gives {states}; it was not trained for similarity.")
+    return "\n".join(["```python", *code, "```", "", " ".join(notes)])
+
+
+def training(state: Mapping[str, Any]) -> List[Tuple[str, Any]]:
+    """The updates that were made, and the options of the network and of training."""
+    config = state["cfg"]
+    rows = [("updates", state["optimizer_history"][-1]["num_updates"])] if state.get("optimizer_history") else []
+    for section, names in {"model": tuple(config["model"]), **OPTIONS}.items():
+        values = config.get(section) or {}
+        for name in names:
+            value = values.get(name)
+            if value not in (None, "") and name not in PATH_OPTIONS:
+                rows.append((section if name == "_name" else name, value))
+    return rows
+
+
+def validation(state: Mapping[str, Any]) -> List[Tuple[str, str]]:
+    """Means over the whole split."""
+    extra, rows = state.get("extra_state") or {}, []
+    if extra.get("val_loss") is not None:
+        rows.append((state["cfg"]["checkpoint"]["best_checkpoint_metric"], f"{float(extra['val_loss']):.4f}"))
+    for _, name, kind, meter in extra.get("metrics", {}).get("valid", ()):
+        if kind == "AverageMeter" and meter["count"] and not name.startswith("_") and name not in NOT_METRICS:
+            rows.append((name, f"{float(meter['sum']) / float(meter['count']):.4f}"))
+    return rows
+
+
+def manifest_of(state: Mapping[str, Any], tokenizer: Tokenizer, data) -> Optional[Manifest]:
+    """Of the prepared data, if they still are where they were, or at `data`."""
+    for folder in filter(None, (data, state and state["cfg"]["task"].get("data"))):
+        if (Path(folder) / MANIFEST_NAME).is_file():
+            manifest = read_manifest(str(folder))
+            if manifest.sentencepiece_sha256 == hashlib.sha256(tokenizer.model).hexdigest():
+                return manifest
+    return None
+
+
+def data_counts(manifest: Optional[Manifest], source: Source) -> str:
+    vocabulary = f"Vocabulary: {len(source.tokenizer):,} symbols, SentencePiece, `sentencepiece.model`."
+    if isinstance(source, Finetuned):
+        about = [(name, value) for name, value in source.problem.about.items() if isinstance(value, (str, int, float))]
+        return "\n\n".join([*([table("of fine-tuning", about)] if about else []), vocabulary])
+    if manifest is None:
+        return f"{vocabulary} What the text was is not known: `--data` names the prepared folder."
+    lines = ["| split | documents | characters | tokens |", "|---|---|---|---|"]
+    for name, split in manifest.splits.items():
+        lines.append(f"| {name} | {split.documents:,} | {split.characters:,} | {split.text_tokens:,} |")
+    return "\n".join(lines) + f"\n\n{vocabulary} Say here where the text comes from."
+
+
+def contents(report) -> str:
+    """Which classes, and how close they are."""
+    lines = ["| folder | class | hidden states | logits |", "|---|---|---|---|"]
+    for choice, gaps in report.models:
+        logits = "" if gaps.logits is None else f"{gaps.logits:.1e}"
+        lines.append(f"| `{choice.place or '.'}` | `{choice.class_name}` | {gaps.hidden:.1e} | {logits} |")
+    lines.append("\nThe figures are largest differences from the trained network, in float32, as loaded again.")
+    if report.left_out:
+        lines.append(f"Not in it: {'; '.join(report.left_out)}.")
+    return "\n".join(lines)
+
+
+def table(title: str, rows: Sequence[Tuple[str, Any]]) -> str:
+    lines = [f"| {title} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines)
+
+
+def read_state(checkpoint: Path) -> Dict[str, Any]:
+    """What the card tells of."""
+    document, tensors = storage.read_document(checkpoint), storage.Tensors(checkpoint)
+    keys = {"cfg", "optimizer_history", "extra_state"} & set(document)
+    return {key: storage.decode(document[key], tensors) for key in keys}

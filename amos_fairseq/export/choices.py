@@ -1,0 +1,118 @@
+"""Which of Hugging Face's classes a checkpoint can be written as, and which of them are."""
+
+from typing import Iterator, List, NamedTuple, Sequence, Union
+
+from torch import nn
+
+from amos_fairseq.export.layouts import AMOS, BERT, ELECTRA, MPNET, Layout, Part
+from amos_fairseq.finetune.heads import PromptHead
+from amos_fairseq.finetune.model import Finetuned
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
+from amos_fairseq.pretrained import Pretrained
+
+GENERATOR = "generator"  # subfolder
+ONE_LAYER = " (one linear layer, where ElectraForPreTraining has two)"
+HEADS = {"classification": "sequence", "regression": "sequence", "span": "span", "prompt": "masked_lm"}
+
+Source = Union[Pretrained, Finetuned]
+
+
+class Choice(NamedTuple):
+    """One model: "" or the subfolder that it is written to, and as what."""
+
+    place: str
+    layout: Layout
+    part: Part
+
+    @property
+    def class_name(self) -> str:
+        return self.layout.class_name(self.part.task)
+
+    @property
+    def needs_code(self) -> bool:
+        """Whether the class is in modeling_amos.py, not in transformers."""
+        return self.layout is AMOS
+
+
+def candidates(source: Source) -> List[Choice]:
+    """All that are equal to a network of the checkpoint: the encoder's first, and of each those with a head first."""
+    if isinstance(source, Finetuned):
+        parts = list(finetuned_parts(source))
+        return [choice for part in parts for choice in fitting("", part, (MPNET, BERT, ELECTRA, AMOS))]
+    parts, generators = [Part("encoder", source.encoder)], []
+    detects = hasattr(source.method, "generator") or hasattr(source.method, "generators")
+    order = (MPNET, ELECTRA, BERT, AMOS) if detects else (MPNET, BERT, ELECTRA, AMOS)
+    if source.method is not None:
+        parts = [*head_parts(source.method), *parts]
+        generators = list(generator_parts(source.method))
+    places = [("", part) for part in parts] + [(GENERATOR, part) for part in generators]
+    return [choice for place, part in places for choice in fitting(place, part, order)]
+
+
+def fitting(place: str, part: Part, order: Sequence[Layout]) -> Iterator[Choice]:
+    for layout in order:
+        if layout.fits(part.encoder.config) and (part.head is None or part.task in layout.heads):
+            yield Choice(place, layout, part)
+
+
+def head_parts(method: PretrainingMethod) -> Iterator[Part]:
+    """The encoder with a head that they have, too."""
+    if masked_lm_encoder(method) is method.encoder:
+        yield Part("masked_lm", method.encoder, method.mlm_head)
+    rtd_head = getattr(method, "rtd_head", None)
+    on_a_branch = getattr(method, "branch_layer", None) is not None and method.config.exported_branch != "rtd"
+    if rtd_head is not None and rtd_head.dense is not None and not on_a_branch:
+        yield Part("detection", method.encoder, rtd_head)
+
+
+def generator_parts(method: PretrainingMethod) -> Iterator[Part]:
+    generator = masked_lm_encoder(method)
+    if generator is not None and generator is not method.encoder:
+        yield Part("masked_lm", generator, method.mlm_head)
+
+
+def masked_lm_encoder(method: PretrainingMethod):
+    try:
+        return method.masked_lm_encoder
+    except ValueError:
+        return None
+
+
+def finetuned_parts(source: Finetuned) -> Iterator[Part]:
+    encoder, head, task = source.network.encoder, source.network.head, HEADS[source.problem.kind]
+    if isinstance(head, PromptHead):
+        head = head.lm_head
+    if task != "masked_lm" or isinstance(head, MaskedLMHead):
+        yield Part(task, encoder, head, source.problem.labels)
+    yield Part("encoder", encoder)
+
+
+def choose(found: List[Choice], class_names: Sequence[str]) -> List[Choice]:
+    """Those with these names, or the first of each place; the encoder's is the first. Raises ValueError."""
+    if not class_names:
+        return list({choice.place: choice for choice in reversed(found)}.values())[::-1]
+    by_name = {choice.class_name: choice for choice in reversed(found)}
+    for name in class_names:
+        if name not in by_name:
+            raise ValueError(f"class {name} does not fit this checkpoint: choose {', '.join(reversed(by_name))}")
+    chosen = sorted((by_name[name] for name in dict.fromkeys(class_names)), key=lambda choice: choice.place)
+    encoders = [choice.class_name for choice in chosen if not choice.place]
+    if len(encoders) != 1:
+        names = {choice.class_name for choice in found if not choice.place}
+        raise ValueError(f"name one class for the encoder, not {len(encoders)}: of {', '.join(sorted(names))}")
+    return chosen
+
+
+def left_out(source: Source, chosen: Sequence[Choice]) -> List[str]:
+    """Modules of the method, or of the fine-tuned network, that are in none of the chosen."""
+    whole = source.network if isinstance(source, Finetuned) else source.method
+    modules = [module for choice in chosen for module in (choice.part.encoder, choice.part.head) if module is not None]
+    written = {id(parameter) for module in modules for parameter in module.parameters()}
+    children = whole.named_children() if whole is not None else ()
+    missing = {name: child for name, child in children if any(id(p) not in written for p in child.parameters())}
+    return [f"{name}{ONE_LAYER}" if is_one_layer(child) else name for name, child in missing.items()]
+
+
+def is_one_layer(head: nn.Module) -> bool:
+    return isinstance(head, DetectionHead) and head.dense is None

@@ -1,0 +1,289 @@
+"""Hugging Face's transformers: a folder that its Auto classes load, of any checkpoint, and back.
+
+    config.json, model.safetensors           of the stock class that the network is equal to, where there is one
+    modeling_amos.py                         else: the class itself, for trust_remote_code=True
+    tokenizer.json, tokenizer_config.json    a fast tokenizer with our ids
+    sentencepiece.model                      what it was made of, which `load` reads
+    generator/                               the same of a method's generator, a masked language model
+    modules.json, 1_Pooling/config.json      for sentence-transformers, if a pooling is given
+    README.md                                the model card
+
+What is written is loaded again and its outputs are compared with ours before the folder gets its name.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from amos_fairseq import __version__
+from amos_fairseq.checkpoints import storage, store
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.vocabulary import MODEL_NAME
+from amos_fairseq.export import card
+from amos_fairseq.export.choices import Choice, Source, candidates, choose, left_out
+from amos_fairseq.export.layouts import AUTO_CLASSES, LAYOUTS, config_of, encoder_of, tensors_of
+from amos_fairseq.export.libraries import import_transformers
+from amos_fairseq.export.tokenizer import write_tokenizer
+from amos_fairseq.finetune.model import TASK, Finetuned, load_finetuned
+from amos_fairseq.modules.encoder import EncoderConfig
+from amos_fairseq.pretrained import Pretrained, from_pretrained
+from amos_fairseq.scoring import padded
+
+TOLERANCE = 1e-5  # of hidden states, and of logits relative to the largest one
+POOLINGS = ("mean", "cls")
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+OURS = "amos_fairseq"  # in config.json: the method and the version that wrote it
+MODELLING_FILE = Path(__file__).with_name("modeling_amos.py")
+TEXTS = (
+    "Pre-training gives every token a vector that depends on all the others.",
+    "The caf\u00e9 on the corner was closed; we walked on to the river, in the rain.",
+    "Yes.",
+    "In 1969, three people flew 384,400 km, and two of them walked about where nobody had been before.",
+)
+
+
+class Gaps(NamedTuple):
+    """Largest differences between a loaded model and ours: of hidden states, and of logits where it has any."""
+
+    hidden: float
+    logits: Optional[float]
+
+
+def told(gaps: Gaps) -> str:
+    logits = "" if gaps.logits is None else f", {gaps.logits:.1e} in logits"
+    return f"{gaps.hidden:.1e} in hidden states{logits}"
+
+
+class Report(NamedTuple):
+    models: List[Tuple[Choice, Gaps]]  # the encoder's first
+    left_out: List[str]  # modules of the checkpoint that are in none of them
+    pooling: Optional[str]
+
+
+def export(path, out, class_names: Sequence[str] = (), pooling: Optional[str] = None, data=None) -> Report:
+    """Write the new folder `out` of a checkpoint or a run, pre-trained or fine-tuned.
+
+    class_names   of transformers: the encoder's, and the generator's if it is wanted; default: those with most heads
+    pooling       mean or cls: of a sentence-transformers model
+    data          the run's prepared folder: for the card, and for a checkpoint that holds no vocabulary
+    Raises ValueError, in one line; then nothing is left behind.
+    """
+    out = Path(out)
+    transformers = import_transformers()
+    if os.path.lexists(out):
+        raise ValueError(f"{out} exists: name another folder")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder to write {out.name} into")
+    if pooling not in (None, *POOLINGS):
+        raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+    source, checkpoint = read(Path(path), data)
+    if type(source.tokenizer) is not Tokenizer:
+        raise ValueError(f"{path} has a tokenizer that transformers cannot read: write it with `amos-fairseq convert`")
+    chosen = choose(candidates(source), class_names)
+    partial = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        for choice in chosen:
+            write_model(partial / choice.place, choice, source)
+        shape = chosen[0].part.encoder.config
+        if pooling is not None:
+            write_pooling(partial, pooling, shape)
+        with quiet(transformers):
+            check_tokenizer(transformers, partial, source.tokenizer, shape.max_positions)
+            models = [(choice, compare(transformers, partial, choice, source.tokenizer)) for choice in chosen]
+        report = Report(models, left_out(source, chosen), pooling)
+        (partial / CARD).write_text(card.text(out.name, source, report, checkpoint, data), encoding="utf-8")
+        sync(partial)
+        os.rename(partial, out)
+        storage.sync_folder(out.absolute().parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def read(path: Path, data) -> Tuple[Source, Optional[Path]]:
+    """What is to be written, and its checkpoint unless that is in another's format."""
+    try:
+        folder = store.find(path)
+    except ValueError:
+        folder = path
+    if not (folder / storage.STATE).exists():
+        return from_pretrained(path, data), None
+    if storage.read_document(folder)["cfg"]["task"]["_name"] != TASK:
+        return from_pretrained(folder, data), folder
+    best = path / store.BEST
+    folder = store.find(best) if best.exists() else folder
+    return load_finetuned(folder), folder
+
+
+def method_name(source: Source) -> str:
+    return source.origin.method if isinstance(source, Finetuned) else source.name
+
+
+# Writing
+
+def write_model(folder: Path, choice: Choice, source: Source) -> None:
+    folder.mkdir(exist_ok=True)
+    config = {**config_of(choice.part, choice.layout), OURS: {"method": method_name(source), "version": __version__}}
+    write_json(folder / CONFIG, config)
+    tensors = tensors_of(choice.part, choice.layout)
+    storage.write_durably(folder / WEIGHTS, storage.safetensors_bytes(tensors))
+    if choice.needs_code:
+        shutil.copyfile(MODELLING_FILE, folder / MODELLING_FILE.name)
+    write_tokenizer(source.tokenizer, choice.part.encoder.config.max_positions, folder)
+    (folder / MODEL_NAME).write_bytes(source.tokenizer.model)
+
+
+def write_pooling(folder: Path, pooling: str, shape: EncoderConfig) -> None:
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
+    kinds = [
+        {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for name, path, kind in modules
+    ]
+    write_json(folder / "modules.json", kinds)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": shape.max_positions, "do_lower_case": False})
+    (folder / "1_Pooling").mkdir()
+    modes = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
+    write_json(folder / "1_Pooling" / CONFIG, {"word_embedding_dimension": shape.dim, **modes})
+
+
+def write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sync(folder: Path) -> None:
+    """All of a folder is on the disk when this returns."""
+    for path in (folder, *folder.rglob("*")):
+        storage.sync_folder(path)  # files, too
+
+
+# Loading again
+
+@contextlib.contextmanager
+def quiet(transformers) -> Iterator[None]:
+    """Without what it says of classes that use a part of a folder, as AutoModel does."""
+    logging = transformers.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def sample_texts(max_positions: int) -> List[str]:
+    """Of several lengths, one longer than a model reads."""
+    return [*TEXTS, " ".join(TEXTS * (1 + max_positions // len(TEXTS)))]
+
+
+def sequences(tokenizer: Tokenizer, max_positions: int) -> List[List[int]]:
+    """`sample_texts` as ids, each cut to what the model reads."""
+    texts = sample_texts(max_positions)
+    return [tokenizer.sequence(tokenizer.encode(text)[: max_positions - 2]) for text in texts]
+
+
+def check_tokenizer(transformers, folder: Path, tokenizer: Tokenizer, max_positions: int) -> None:
+    """Raises ValueError unless it gives our ids."""
+    loaded = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    ids = loaded(sample_texts(max_positions), truncation=True)["input_ids"]
+    pair = loaded(*TEXTS[:2])["input_ids"]
+    expected_pair = tokenizer.sequence(*map(tokenizer.encode, TEXTS[:2]))
+    if ids != sequences(tokenizer, max_positions) or pair != expected_pair or loaded.mask_token_id != tokenizer.mask:
+        raise ValueError("the exported tokenizer gives other ids than ours: nothing was written; please report this")
+
+
+@torch.no_grad()
+def compare(transformers, folder: Path, choice: Choice, tokenizer: Tokenizer) -> Gaps:
+    """On short texts, with padding, and on one as long as can be. Raises ValueError if it is not within TOLERANCE."""
+    part, place = choice.part, folder / choice.place
+    *short, longest = map(torch.tensor, sequences(tokenizer, part.encoder.config.max_positions))
+    batches = [padded(rows, part.encoder) for rows in (short, [longest])]
+    hidden = [part.encoder(*batch) for batch in batches]
+    model = load_again(transformers, "AutoModel", place, choice)
+    theirs = [run(model, *batch).last_hidden_state for batch in batches]
+    masks = [padding_mask for _, padding_mask in batches]
+    gaps = Gaps(largest_gap(theirs, hidden, masks), None)
+    if not gaps.hidden <= TOLERANCE:
+        raise ValueError(different(choice, told(gaps)))
+    if part.head is not None:
+        model = load_again(transformers, AUTO_CLASSES[part.task], place, choice)
+        theirs, ours = [logits_of(run(model, *batch)) for batch in batches], [part.logits(states) for states in hidden]
+        masks = [None] * len(batches) if part.task == "sequence" else masks  # one output for each text
+        gaps = gaps._replace(logits=largest_gap(theirs, ours, masks))
+        if not gaps.logits <= TOLERANCE * max(1.0, *(logits.abs().max().item() for logits in ours)):
+            raise ValueError(different(choice, told(gaps)))
+    return gaps
+
+
+def run(model, tokens: Tensor, padding_mask: Optional[Tensor]):
+    attention_mask = None if padding_mask is None else (~padding_mask).long()
+    return model(input_ids=tokens, attention_mask=attention_mask)
+
+
+def logits_of(output) -> Tensor:
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    return output.logits
+
+
+def largest_gap(theirs: List[Tensor], ours: List[Tensor], masks: List[Optional[Tensor]]) -> float:
+    """Over batches; masks: where each is padding, which does not count, or None."""
+    gaps = [(left - right).abs() for left, right in zip(theirs, ours)]
+    return max((gap if mask is None else gap[~mask]).max().item() for gap, mask in zip(gaps, masks))
+
+
+def load_again(transformers, auto_class: str, folder: Path, choice: Choice):
+    """By an Auto class; of their code nothing is run but the file that was written."""
+    own_code = {"trust_remote_code": True} if choice.needs_code else {}
+    model, info = getattr(transformers, auto_class).from_pretrained(folder, output_loading_info=True, **own_code)
+    if auto_class == AUTO_CLASSES[choice.part.task]:
+        strange = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        if strange or type(model).__name__ != choice.class_name:
+            raise ValueError(different(choice, f"{type(model).__name__}, parameters {strange}"))
+    return model.float().eval()
+
+
+def different(choice: Choice, how: str) -> str:
+    return f"{choice.class_name} as loaded again differs from the checkpoint by {how}: nothing was written"
+
+
+# Back
+
+def is_exported(path) -> bool:
+    """Whether `load` reads it."""
+    return (Path(path) / CONFIG).is_file() and OURS in read_config(Path(path))
+
+
+def load(path) -> Pretrained:
+    """The encoder and the vocabulary of a folder that `export` wrote. Raises ValueError, in one line, if it is none."""
+    folder = Path(path)
+    if not is_exported(folder):
+        raise ValueError(f"{folder} was not written by `amos-fairseq export`")
+    if not (folder / MODEL_NAME).is_file():
+        raise ValueError(f"{folder} holds no {MODEL_NAME}: copy it from the folder that was exported")
+    config = read_config(folder)
+    try:
+        encoder = encoder_of(config, safetensors.torch.load_file(folder / WEIGHTS))
+    except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged: {type(error).__name__} {error}") from None
+    tokenizer = Tokenizer((folder / MODEL_NAME).read_bytes(), str(folder / MODEL_NAME))
+    return Pretrained(str(folder), config[OURS]["method"], encoder.eval(), tokenizer)
+
+
+def read_config(folder: Path) -> Dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is damaged: {error}") from None
+    return config if isinstance(config, dict) and config.get("model_type") in LAYOUTS else {}

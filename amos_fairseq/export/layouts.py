@@ -1,0 +1,266 @@
+"""Which of Hugging Face's models an encoder of ours is, and what these call its parameters."""
+
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from amos_fairseq.data.vocabulary import BOS, EOS, PAD
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.initialization import LAYER_NORM_EPS
+
+Names = Dict[str, Union[str, List[str]]]  # our modules -> theirs; of several, ours has the rows one after the other
+MPNET_BUCKETS = (32, 128, "t5")  # constants of its code, whatever its config says
+MPNET_FIRST_POSITION = PAD + 1
+
+SUFFIXES = {
+    "encoder": "Model",
+    "masked_lm": "ForMaskedLM",
+    "detection": "ForPreTraining",
+    "sequence": "ForSequenceClassification",
+    "span": "ForQuestionAnswering",
+}
+AUTO_CLASSES = {
+    "encoder": "AutoModel",
+    "masked_lm": "AutoModelForMaskedLM",
+    "detection": "AutoModelForPreTraining",
+    "sequence": "AutoModelForSequenceClassification",
+    "span": "AutoModelForQuestionAnswering",
+}
+
+BERT_NAMES: Names = {
+    "token_embeddings": "embeddings.word_embeddings",
+    "embeddings.positions": "embeddings.position_embeddings",
+    "embeddings.layer_norm": "embeddings.LayerNorm",
+    "embeddings.projection": "embeddings_project",  # ELECTRA's
+    "layers.{i}.self_attn.in_proj": [
+        "encoder.layer.{i}.attention.self.query",
+        "encoder.layer.{i}.attention.self.key",
+        "encoder.layer.{i}.attention.self.value",
+    ],
+    "layers.{i}.self_attn.out_proj": "encoder.layer.{i}.attention.output.dense",
+    "layers.{i}.self_attn_layer_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+    "layers.{i}.fc1": "encoder.layer.{i}.intermediate.dense",
+    "layers.{i}.fc2": "encoder.layer.{i}.output.dense",
+    "layers.{i}.final_layer_norm": "encoder.layer.{i}.output.LayerNorm",
+}
+MPNET_NAMES: Names = BERT_NAMES | {
+    "relative_position_bias": "encoder.relative_attention_bias",
+    "layers.{i}.self_attn.in_proj": [f"encoder.layer.{{i}}.attention.attn.{part}" for part in "qkv"],
+    "layers.{i}.self_attn.out_proj": "encoder.layer.{i}.attention.attn.o",
+    "layers.{i}.self_attn_layer_norm": "encoder.layer.{i}.attention.LayerNorm",
+}
+
+# Heads of ours, by task; "" is the head itself, whose bias is the masked LM's.
+ROBERTA_HEADS: Dict[str, Names] = {
+    "masked_lm": {"": "lm_head", "dense": "lm_head.dense", "layer_norm": "lm_head.layer_norm"},
+    "sequence": {"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
+    "span": {"out_proj": "qa_outputs"},
+}
+BERT_HEADS: Dict[str, Names] = {
+    "masked_lm": {
+        "": "cls.predictions",
+        "dense": "cls.predictions.transform.dense",
+        "layer_norm": "cls.predictions.transform.LayerNorm",
+    },
+    "sequence": {"dense": "bert.pooler.dense", "out_proj": "classifier"},
+    "span": {"out_proj": "qa_outputs"},
+}
+ELECTRA_HEADS: Dict[str, Names] = {  # its sequence classifier has a GELU where ours has tanh
+    "masked_lm": {
+        "": "generator_lm_head",
+        "dense": "generator_predictions.dense",
+        "layer_norm": "generator_predictions.LayerNorm",
+    },
+    "detection": {"dense": "discriminator_predictions.dense", "score": "discriminator_predictions.dense_prediction"},
+    "span": {"out_proj": "qa_outputs"},
+}
+
+
+class Layout(NamedTuple):
+    """How one of their models is made.
+
+    model_type   in config.json
+    prefix       what their heads call the encoder
+    fits         whether an encoder of ours is one of theirs
+    names        of an encoder's modules, {i} a layer's number; None: they are named as ours
+    heads        names of the modules of heads, by task
+    """
+
+    model_type: str
+    prefix: str
+    class_prefix: str
+    fits: Callable[[EncoderConfig], bool]
+    names: Optional[Names]
+    heads: Dict[str, Names]
+
+    def class_name(self, task: str) -> str:
+        return self.class_prefix + SUFFIXES[task]
+
+
+def absolute(config: EncoderConfig) -> bool:
+    return not config.rel_pos_buckets
+
+
+def unfactorised(config: EncoderConfig) -> bool:
+    return config.embedding_width == config.dim
+
+
+def is_mpnet(config: EncoderConfig) -> bool:
+    buckets = config.rel_pos_buckets, config.rel_pos_max_distance, config.rel_pos_bucketing
+    return unfactorised(config) and buckets == MPNET_BUCKETS
+
+
+def is_bert(config: EncoderConfig) -> bool:
+    return unfactorised(config) and absolute(config)
+
+
+MPNET = Layout("mpnet", "mpnet", "MPNet", is_mpnet, MPNET_NAMES, ROBERTA_HEADS)
+BERT = Layout("bert", "bert", "Bert", is_bert, BERT_NAMES, BERT_HEADS)
+ELECTRA = Layout("electra", "electra", "Electra", absolute, BERT_NAMES, ELECTRA_HEADS)
+AMOS = Layout("amos_encoder", "amos", "Amos", lambda config: True, None, ROBERTA_HEADS)  # modeling_amos.py
+LAYOUTS = {layout.model_type: layout for layout in (MPNET, BERT, ELECTRA, AMOS)}
+
+
+class Part(NamedTuple):
+    """One network as a class of theirs has it.
+
+    task    a key of SUFFIXES; its head is None for `encoder`
+    labels  of a classification; empty for a regression
+    """
+
+    task: str
+    encoder: Encoder
+    head: Optional[nn.Module] = None
+    labels: Sequence[str] = ()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, T, C) hidden states -> what their class puts out.
+
+        Detection has its sign turned, here and in `head_tensors` only: their positive logit says `replaced`.
+        """
+        if self.task == "sequence":
+            return self.head(hidden[:, 0]).view(len(hidden), -1)
+        return -self.head(hidden) if self.task == "detection" else self.head(hidden)
+
+
+def their_names(name: str, names: Optional[Names], prefix: str) -> List[str]:
+    """Of the parameter that ours calls `name`."""
+    module, _, kind = name.rpartition(".")
+    if names is None:
+        return [prefix + name]
+    parts = module.split(".")
+    number = parts[1] if parts[0] == "layers" else ""
+    theirs = names[".".join(["layers", "{i}", *parts[2:]]) if number else module]
+    return [f"{prefix}{their.format(i=number)}.{kind}" for their in ([theirs] if isinstance(theirs, str) else theirs)]
+
+
+def encoder_tensors(part: Part, layout: Layout) -> Iterator[Tuple[str, Tensor]]:
+    """The encoder's parameters by their names, and those that only theirs has."""
+    prefix = "" if part.task == "encoder" else f"{layout.prefix}."
+    for name, tensor in part.encoder.state_dict().items():
+        if layout is MPNET and name == "embeddings.positions.weight":
+            tensor = torch.cat([tensor.new_zeros(MPNET_FIRST_POSITION, tensor.size(1)), tensor])
+        names = their_names(name, layout.names, prefix)
+        yield from zip(names, tensor.chunk(len(names)))
+    dim = part.encoder.config.dim
+    if layout in (BERT, ELECTRA):  # token types, which add nothing
+        yield f"{prefix}embeddings.token_type_embeddings.weight", torch.zeros(2, part.encoder.config.embedding_width)
+    if layout in (MPNET, BERT) and part.task == "encoder":
+        # AutoModel has a pooler. No method trains one: it gives tanh of <s> instead of a random projection of it.
+        yield "pooler.dense.weight", torch.eye(dim)
+        yield "pooler.dense.bias", torch.zeros(dim)
+
+
+def head_tensors(part: Part, layout: Layout) -> Iterator[Tuple[str, Tensor]]:
+    if part.head is None:
+        return
+    for name, tensor in part.head.state_dict().items():
+        if name.startswith("token_embeddings."):  # tied, which their config says
+            continue
+        turned = part.task == "detection" and name.startswith("score.")
+        (theirs,) = their_names(name, layout.heads[part.task], "")
+        yield theirs, -tensor if turned else tensor
+
+
+def tensors_of(part: Part, layout: Layout) -> Dict[str, Tensor]:
+    """model.safetensors, in float32."""
+    tensors = [*encoder_tensors(part, layout), *head_tensors(part, layout)]
+    return {name: tensor.detach().float().contiguous() for name, tensor in tensors}
+
+
+def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
+    """config.json"""
+    shape = part.encoder.config
+    config = {
+        "model_type": layout.model_type,
+        "architectures": [layout.class_name(part.task)],
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.dim,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.ffn_dim,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": shape.dropout,
+        "attention_probs_dropout_prob": shape.attention_dropout,
+        "max_position_embeddings": shape.max_positions + (MPNET_FIRST_POSITION if layout is MPNET else 0),
+        "layer_norm_eps": LAYER_NORM_EPS,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "tie_word_embeddings": True,
+    }
+    if layout is MPNET:
+        config["relative_attention_num_buckets"] = shape.rel_pos_buckets
+    if layout in (BERT, ELECTRA):
+        config["type_vocab_size"] = 2
+    if layout in (ELECTRA, AMOS):
+        config["embedding_size"] = shape.embedding_width
+    if layout is AMOS:
+        config |= {
+            "relative_buckets": shape.rel_pos_buckets,
+            "relative_max_distance": shape.rel_pos_max_distance,
+            "relative_bucketing": shape.rel_pos_bucketing,
+        }
+        classes = {AUTO_CLASSES[task]: layout.class_name(task) for task in ("encoder", *layout.heads)}
+        names = {"AutoConfig": "AmosConfig", **classes}
+        config["auto_map"] = {auto: f"modeling_amos.{name}" for auto, name in names.items()}
+    if part.task == "sequence":
+        names = dict(enumerate(part.labels)) or {0: "value"}
+        config |= {"id2label": names, "label2id": {label: index for index, label in names.items()}}
+        config["problem_type"] = "single_label_classification" if part.labels else "regression"
+    return config
+
+
+def encoder_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
+    """The encoder of a folder that was written with `config_of` and `tensors_of`."""
+    layout = LAYOUTS[config["model_type"]]
+    mpnet = layout is MPNET
+    none = {"relative_buckets": 0, "relative_max_distance": 128, "relative_bucketing": "t5"}
+    buckets, max_distance, bucketing = MPNET_BUCKETS if mpnet else ({**none, **config}[name] for name in none)
+    encoder = Encoder(
+        EncoderConfig(
+            vocab_size=config["vocab_size"],
+            padding_idx=config["pad_token_id"],
+            layers=config["num_hidden_layers"],
+            dim=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            ffn_dim=config["intermediate_size"],
+            embedding_dim=config.get("embedding_size", config["hidden_size"]),
+            max_positions=config["max_position_embeddings"] - (MPNET_FIRST_POSITION if mpnet else 0),
+            dropout=config["hidden_dropout_prob"],
+            attention_dropout=config["attention_probs_dropout_prob"],
+            rel_pos_buckets=buckets,
+            rel_pos_max_distance=max_distance,
+            rel_pos_bucketing=bucketing,
+        )
+    )
+    prefix = "" if config["architectures"] == [layout.class_name("encoder")] else f"{layout.prefix}."
+    state = {
+        name: torch.cat([tensors[theirs] for theirs in their_names(name, layout.names, prefix)])
+        for name in encoder.state_dict()
+    }
+    if mpnet:
+        state["embeddings.positions.weight"] = state["embeddings.positions.weight"][MPNET_FIRST_POSITION:]
+    encoder.load_state_dict(state)
+    return encoder

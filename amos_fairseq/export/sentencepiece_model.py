@@ -1,0 +1,75 @@
+"""What a SentencePiece model file says, read without protobuf's library.
+
+The fields are those of sentencepiece_model.proto, https://github.com/google/sentencepiece/tree/master/src
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Iterator, List, NamedTuple, Tuple, Union
+
+UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece.Type
+
+
+class Piece(NamedTuple):
+    text: str
+    score: float
+    kind: int
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """charsmap: its rules of normalisation in SentencePiece's own form; empty: none"""
+
+    pieces: List[Piece]
+    model_type: int
+    byte_fallback: bool
+    charsmap: bytes
+    usual_whitespaces: bool  # U+2581 before each word, the first too, however many spaces there are
+
+
+def parse(model: bytes) -> SentencePieceModel:
+    """Fields that are absent have the defaults of the proto."""
+    pieces, trainer, normalizer = [], {}, {}
+    for number, value in fields(model):
+        if number == 1:
+            piece = dict(fields(value))
+            (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+            pieces.append(Piece(piece[1].decode(), score, piece.get(3, NORMAL)))
+        elif number == 2:
+            trainer = dict(fields(value))
+        elif number == 3:
+            normalizer = dict(fields(value))
+    return SentencePieceModel(
+        pieces=pieces,
+        model_type=trainer.get(3, UNIGRAM),
+        byte_fallback=bool(trainer.get(35, False)),
+        charsmap=normalizer.get(2, b""),
+        usual_whitespaces=all(normalizer.get(number, True) for number in (3, 4, 5)) and not trainer.get(24, False),
+    )
+
+
+def fields(message: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
+    """(number, value) of each field of a protobuf message; a number that is no integer stays bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        key = varint()
+        if key & 7 == 0:
+            yield key >> 3, varint()
+            continue
+        size = {1: 8, 5: 4}.get(key & 7) or varint()
+        yield key >> 3, message[at : at + size]
+        at += size
+

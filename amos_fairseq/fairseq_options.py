@@ -1,0 +1,177 @@
+"""Values of fairseq's options that it takes and then fails with late, or trains with wrongly. Here they are refused.
+
+    RANGES    what a number may be
+    check     those, and what cannot be combined, of a whole configuration
+    check_literals    options in which fairseq runs what is written there as Python
+"""
+
+import ast
+import math
+import os
+import re
+from typing import Any, Dict, Mapping, NamedTuple
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from amos_fairseq.ops.implementation import functions_for
+from amos_fairseq.user_errors import suggestion
+
+
+class Range(NamedTuple):
+    low: float
+    high: float = math.inf
+    without_low: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """False for nan and infinity, too."""
+        return isinstance(value, (int, float)) and self.low <= value < self.high and (
+            not self.without_low or value > self.low
+        )
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.without_low else 'at least'} {self.low:g}"
+        return low if self.high == math.inf else f"{low} and below {self.high:.10g}"
+
+
+POSITIVE, NOT_NEGATIVE, COUNT, SHARE = Range(0, without_low=True), Range(0), Range(1), Range(0, 1)
+RANGES: Dict[str, Dict[str, Range]] = {  # None means that an option is not given; lists hold numbers of the range
+    "common": dict(
+        seed=Range(0, 2**32), log_interval=COUNT, fp16_init_scale=POSITIVE, fp16_scale_window=COUNT,
+        min_loss_scale=POSITIVE, empty_cache_freq=NOT_NEGATIVE,
+    ),
+    "distributed_training": dict(distributed_world_size=COUNT, bucket_cap_mb=COUNT),
+    "dataset": dict(
+        batch_size=COUNT, batch_size_valid=COUNT, max_tokens=COUNT, max_tokens_valid=COUNT, max_valid_steps=COUNT,
+        num_workers=NOT_NEGATIVE, data_buffer_size=NOT_NEGATIVE, required_batch_size_multiple=COUNT,
+        validate_interval=COUNT, validate_interval_updates=NOT_NEGATIVE, validate_after_updates=NOT_NEGATIVE,
+    ),
+    "optimization": dict(
+        lr=POSITIVE, update_freq=COUNT, clip_norm=NOT_NEGATIVE, max_update=NOT_NEGATIVE, max_epoch=NOT_NEGATIVE,
+        stop_time_hours=NOT_NEGATIVE,
+    ),
+    "checkpoint": dict(save_interval=COUNT, save_interval_updates=NOT_NEGATIVE),
+    "optimizer": dict(adam_eps=POSITIVE, weight_decay=NOT_NEGATIVE),
+    "lr_scheduler": dict(
+        warmup_updates=NOT_NEGATIVE, total_num_update=POSITIVE, end_learning_rate=NOT_NEGATIVE, power=POSITIVE
+    ),
+    "task": dict(tokens_per_sample=COUNT),
+    "model": dict(
+        encoder_layers=COUNT, encoder_embed_dim=COUNT, encoder_ffn_embed_dim=COUNT, encoder_attention_heads=COUNT,
+        max_positions=COUNT, token_embed_dim=NOT_NEGATIVE, rel_pos_buckets=NOT_NEGATIVE, dropout=SHARE,
+        attention_dropout=SHARE, activation_dropout=SHARE, generator_dropout=SHARE, generator_layers=NOT_NEGATIVE,
+        generator_embed_dim=NOT_NEGATIVE, rtd_weight=NOT_NEGATIVE,
+    ),
+}
+PAIRS = {  # literals of two numbers
+    "adam_betas": SHARE, "adamax_betas": SHARE, "lamb_betas": SHARE, "adafactor_eps": NOT_NEGATIVE,
+}
+DICTIONARIES = ("model_overrides", "optimizer_overrides")
+PRECISIONS = ("fp16", "bf16", "amp")
+STARTED_BY_OTHERS = ("WORLD_SIZE", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises ValueError, in one line, if fairseq's whole configuration describes no training."""
+    for group, ranges in RANGES.items():
+        for name, allowed in ranges.items():
+            value = OmegaConf.select(cfg, f"{group}.{name}")
+            for number in value if isinstance(value, ListConfig) else [value]:
+                if number is not None and not allowed.holds(number):
+                    raise ValueError(f"{name} {number} is out of range: it must be {allowed}")
+    check_literals({**cfg.optimizer, **cfg.checkpoint})
+    common, dataset, optimization, schedule = cfg.common, cfg.dataset, cfg.optimization, cfg.lr_scheduler
+    check_precision(common)
+    if dataset.batch_size is None and dataset.max_tokens is None:
+        raise ValueError("batch_size is not given: give --batch-size or --max-tokens")
+    limits = [optimization[name] for name in ("max_update", "max_epoch", "stop_time_hours")]
+    if not any(limits) and optimization.stop_min_lr < 0:
+        raise ValueError("max_update 0 has the run never end: give --max-update, as the schedule and methods need it")
+    total, warmup = schedule.get("total_num_update"), schedule.get("warmup_updates")
+    if warmup and total and warmup > total:  # a run that ends within its warm-up is a trial
+        raise ValueError(f"warmup_updates {warmup} exceeds total_num_update {total:g}: lower it")
+    device = "cuda" if torch.cuda.is_available() and not common.cpu else "cpu"
+    functions_for(device, torch.bfloat16 if common.bf16 else torch.half if common.fp16 else torch.float)
+    check_processes(cfg.distributed_training)
+    check_paths(cfg)
+
+
+def check_precision(common: Mapping[str, Any]) -> None:
+    chosen = [name for name in PRECISIONS if common.get(name)]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} are two precisions: give one of them; bf16 is for A100 and later")
+
+
+def check_processes(cfg: DictConfig) -> None:
+    """fairseq starts one process for each GPU that it sees; torchrun and srun start them themselves."""
+    if cfg.pipeline_model_parallel:
+        raise ValueError("pipeline_model_parallel is for some of fairseq's own models: leave it out")
+    size, seen = cfg.distributed_world_size, max(1, torch.cuda.device_count())
+    started = cfg.distributed_init_method is not None or any(name in os.environ for name in STARTED_BY_OTHERS)
+    if size > seen and not started:
+        raise ValueError(
+            f"distributed_world_size {size} exceeds the {seen} devices seen here: start the processes with torchrun or "
+            "srun, or leave it out"
+        )
+
+
+def check_paths(cfg: DictConfig) -> None:
+    if OmegaConf.is_missing(cfg.task, "data"):
+        raise ValueError("task.data is not given: name the folder that `amos-fairseq prepare` wrote")
+    if not cfg.checkpoint.save_dir:
+        raise ValueError("save_dir is empty: name a folder for the checkpoints")
+    log_file = cfg.common.log_file
+    if log_file and not os.path.isdir(os.path.dirname(os.path.abspath(log_file))):
+        raise ValueError(f"log_file {log_file} is in no folder that exists: make it")
+
+
+def check_literals(options: Mapping[str, Any]) -> None:
+    """Raises ValueError unless strings that fairseq evaluates as Python are plain numbers or a plain dictionary."""
+    for name, allowed in PAIRS.items():
+        value = options.get(name)
+        if value is not None and not is_pair(literal(value), allowed):
+            raise ValueError(f"{name} {value!r} must be two numbers, each {allowed}, as in '(0.9, 0.98)'")
+    for name in DICTIONARIES:
+        value = options.get(name)
+        if value is not None and not isinstance(literal(value), Mapping):
+            raise ValueError(f"{name} {value!r} must be a dictionary of plain values, as in \"{{'dropout': 0.1}}\"")
+
+
+def literal(value: Any) -> Any:
+    """The plain value that a string writes; None if it writes none. What is no string is itself."""
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def is_pair(value: Any, allowed: Range) -> bool:
+    return isinstance(value, (tuple, list, ListConfig)) and len(value) == 2 and all(map(allowed.holds, value))
+
+
+def check_names(cfg: DictConfig) -> None:
+    """Raises ValueError if a group of the configuration names what is not registered, or nothing."""
+    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+    from fairseq.registry import REGISTRIES
+    from fairseq.tasks import TASK_REGISTRY
+
+    registries = {
+        "task": TASK_REGISTRY, "model": {**MODEL_REGISTRY, **ARCH_MODEL_REGISTRY},
+        **{name: REGISTRIES[name]["registry"] for name in ("criterion", "optimizer", "lr_scheduler")},
+    }
+    for group, registry in registries.items():
+        name = getattr(cfg.get(group), "_name", None)
+        if name is None:
+            raise ValueError(f"{group} is not given: name it")
+        if name not in registry:
+            raise ValueError(f"{group} {name} is not known{suggestion(name, registry)}")
+
+
+def described(error: OmegaConfBaseException, prefix: str = "") -> str:
+    """In one line, an option that a configuration has not, or whose value is of another type."""
+    name = ".".join(part for part in (prefix, error.full_key or str(error.key or "")) if part)
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        known = OmegaConf.structured(error.object_type) if error.parent_node is None else error.parent_node
+        return f"{name} is no option{suggestion(str(error.key), map(str, known))}"
+    return f"{name}: {re.sub(r'[^ -~]+', ' ', str(error).splitlines()[0])}"

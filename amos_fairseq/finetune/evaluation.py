@@ -1,0 +1,54 @@
+"""What a network answers for a whole split, and what its answers are worth."""
+
+from pathlib import Path
+from typing import Callable, Dict
+
+import numpy as np
+import torch
+
+from amos_fairseq.finetune import metrics, prompts, squad
+from amos_fairseq.finetune.labelled import Collater, Examples, Problem, read_examples
+from amos_fairseq.finetune.model import Network
+from amos_fairseq.scoring import BATCH_TOKENS, batches
+
+
+@torch.no_grad()
+def predict(
+    network: Network,
+    examples: Examples,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], object] = lambda sequences: None,
+) -> np.ndarray:
+    """The outputs in the order of the examples, in fp32: (N, L) logits, (N,) numbers; (sum of lengths, 2) of spans.
+
+    Without dropout, on the network's device; at most `batch_tokens` positions at a time, padding included.
+    """
+    table = network.encoder.token_embeddings
+    collate, outputs = Collater(examples, table.padding_idx), {}
+    network.eval()
+    for rows in batches(examples.lengths.tolist(), batch_tokens):
+        batch = collate(rows)
+        inputs = (None if tensor is None else tensor.to(table.weight.device) for tensor in batch[:2])
+        outputs.update(zip(rows, of_sequences(network(*inputs), examples.lengths[rows])))
+        progress(len(rows))
+    return in_order([outputs[row] for row in range(len(examples.lengths))])
+
+
+def of_sequences(outputs: torch.Tensor, lengths) -> list:
+    """Each sequence's own part of a batch's outputs, in fp32."""
+    outputs = outputs.float().cpu().numpy()
+    return [row[:length] for row, length in zip(outputs, lengths)] if outputs.ndim == 3 else list(outputs)
+
+
+def in_order(outputs: list) -> np.ndarray:
+    """Those of all sequences, one after the other."""
+    return np.concatenate(outputs) if outputs[0].ndim == 2 else np.stack(outputs)
+
+
+def evaluate(folder: Path, problem: Problem, split: str, outputs: np.ndarray) -> Dict[str, float]:
+    """Metrics by name, those of `problem.metrics` and more, of `predict`'s outputs for a split of a labelled folder."""
+    if problem.kind == "span":
+        return squad.evaluate(folder, split, outputs)
+    if problem.kind == "prompt":
+        return prompts.evaluate(folder, split, outputs)
+    return metrics.compute(problem.metrics, problem.kind, outputs, read_examples(folder, split).targets)

@@ -1,0 +1,167 @@
+"""GLUE from its public folders: files as distributed, the papers' metrics, predictions for the leaderboard's server.
+
+    FOLDER/CoLA/train.tsv, dev.tsv, test.tsv and so on; MRPC also as msr_paraphrase_train.txt, msr_paraphrase_test.txt
+    and dev_ids.tsv. MNLI's diagnostic set, FOLDER/diagnostic/diagnostic.tsv, is a further test set if it is there.
+
+Source: Wang et al., 2019, and the files themselves.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from amos_fairseq.data.manifest import durably_written
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.finetune import labelled, tables
+from amos_fairseq.finetune.labelled import Problem
+from amos_fairseq.finetune.tables import Scale, Table
+
+LOWEST, HIGHEST = 0.0, 5.0  # scores of STS-B
+STS_B_SCALE = Scale(0.0, 5.0)  # as the released AMOS and COCO-LM learn them
+
+
+class Task(NamedTuple):
+    """texts, label, index: columns; test files have the index and no label. labels: () for scores."""
+
+    texts: Tuple[str, ...]
+    label: str
+    labels: Tuple[str, ...] = ("0", "1")
+    metrics: Tuple[str, ...] = ("accuracy",)
+    index: str = "index"
+    files: Mapping[str, str] = {"train": "train.tsv", "valid": "dev.tsv", "test": "test.tsv"}
+    header: Optional[Tuple[str, ...]] = None  # of training and dev files whose first line is an example
+
+
+ENTAILMENT = ("entailment", "not_entailment")
+SENTENCES = ("sentence1", "sentence2")
+TASKS: Dict[str, Task] = {
+    "MNLI": Task(
+        SENTENCES, "gold_label", ("contradiction", "entailment", "neutral"), files={
+            "train": "train.tsv", "valid": "dev_matched.tsv", "valid1": "dev_mismatched.tsv",
+            "test": "test_matched.tsv", "test1": "test_mismatched.tsv", "test2": "../diagnostic/diagnostic.tsv",
+        },
+    ),
+    "QQP": Task(("question1", "question2"), "is_duplicate", metrics=("accuracy", "f1"), index="id"),
+    "QNLI": Task(("question", "sentence"), "label", ENTAILMENT),
+    "SST-2": Task(("sentence",), "label"),
+    "CoLA": Task(
+        ("sentence",), "label", metrics=("matthews", "accuracy"), header=("source", "label", "mark", "sentence")
+    ),
+    "RTE": Task(SENTENCES, "label", ENTAILMENT),
+    "MRPC": Task(("#1 String", "#2 String"), "Quality", metrics=("accuracy", "f1")),
+    "STS-B": Task(SENTENCES, "score", (), ("spearman", "pearson")),
+    "WNLI": Task(SENTENCES, "label"),
+}
+SERVER_FILES = {("MNLI", "test"): "MNLI-m.tsv", ("MNLI", "test1"): "MNLI-mm.tsv", ("MNLI", "test2"): "AX.tsv"}
+MSR_FILES = {"train": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
+MSR_DEV_IDS = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
+
+
+def prepare(out: Path, name: str, folder: Path, tokenizer: Tokenizer, max_length: int = 512) -> Problem:
+    """Encode a task of FOLDER into `out`, unless that holds it already.
+
+    Raises ValueError, in one line, for a file that is missing or another than expected, and for a label outside the
+    task's. Lines of train and dev with too few or too many fields, as QQP has, are left out and counted.
+    """
+    if name not in TASKS:
+        raise ValueError(f"GLUE has no task {name!r}: choose from {', '.join(TASKS)}")
+    task, files = TASKS[name], files_of(name, Path(folder))
+    source = tables.source_of(files, tokenizer, max_length)
+    if tables.is_written(out, source):
+        return labelled.read_problem(out)
+    splits = read_paraphrases(files) if "dev_ids" in files else {
+        split: read(task, split, path) for split, path in files.items()
+    }
+    about = {"source": source}
+    if task.labels:
+        kind, targets = "classification", {split: tables.classes(table, task.labels) for split, table in splits.items()}
+    else:
+        kind, about = "regression", {**about, "scale": STS_B_SCALE._asdict(), "limits": [LOWEST, HIGHEST]}
+        targets = {split: tables.numbers(table, STS_B_SCALE, LOWEST, HIGHEST) for split, table in splits.items()}
+    problem = Problem(name, kind, list(task.metrics), source["vocabulary"], list(task.labels), about=about)
+    return tables.write(out, problem, splits, tokenizer, max_length, targets)
+
+
+def files_of(name: str, folder: Path) -> Dict[str, Path]:
+    """The task's files by split; test files need not be there. `dev_ids` stands for the dev set of MRPC's own files."""
+    place, task = folder / name, TASKS[name]
+    files = {split: place / file for split, file in task.files.items()}
+    if name == "MRPC" and not files["train"].is_file() and (place / MSR_FILES["train"]).is_file():
+        files = {split: place / file for split, file in MSR_FILES.items()}
+        files["dev_ids"] = next((place / ids for ids in MSR_DEV_IDS if (place / ids).is_file()), place / MSR_DEV_IDS[0])
+    for split, path in files.items():
+        if not path.is_file() and not split.startswith("test"):
+            expected = ", ".join(file for file in task.files.values() if not file.startswith(".."))
+            raise ValueError(
+                f"{path} does not exist: {folder} should have the folder {name} of GLUE, with {expected}"
+                + (f", or {', '.join(MSR_FILES.values())} and {MSR_DEV_IDS[0]}" if name == "MRPC" else "")
+            )
+    return {split: path for split, path in files.items() if path.is_file()}
+
+
+def read(task: Task, split: str, path: Path) -> Table:
+    is_test = split.startswith("test")
+    header = None if is_test else task.header
+    if header:
+        check_headerless(path, header)
+    skipped: List[int] = []
+    records = tables.tab_records(path, header, None if is_test else skipped)
+    label, index = (None, task.index) if is_test else (task.label, None)
+    return tables.to_table(path, records, task.texts, label, index, skipped)
+
+
+def check_headerless(path: Path, header: Sequence[str]) -> None:
+    fields = next(tables.lines_of(path), (1, ""))[1].split("\t")
+    if len(fields) != len(header):
+        raise ValueError(
+            f"{path}, line 1: {len(fields)} fields; expected are {len(header)}, {', '.join(header)}, and no line "
+            "that names them"
+        )
+
+
+def read_paraphrases(files: Mapping[str, Path]) -> Dict[str, Table]:
+    """MRPC's own files: dev are the pairs of the training file whose ids a third file lists. Labels of test are left
+    out, as GLUE does."""
+    task, path = TASKS["MRPC"], files["dev_ids"]
+    dev = {tuple(line.split("\t")[:2]) for _, line in tables.lines_of(path)}
+    records = list(tables.tab_records(files["train"]))
+    table = tables.to_table(files["train"], iter(records), task.texts, task.label)
+    is_dev = [(record.get("#1 ID"), record.get("#2 ID")) in dev for _, record in records]
+    if sum(is_dev) != len(dev):
+        raise ValueError(f"{path}: {sum(is_dev)} of its {len(dev)} pairs are in {files['train']}: they do not fit")
+    splits = {
+        "train": table.part([row for row, held_out in enumerate(is_dev) if not held_out]),
+        "valid": table.part([row for row, held_out in enumerate(is_dev) if held_out]),
+    }
+    if "test" in files:
+        splits["test"] = tables.to_table(files["test"], tables.tab_records(files["test"]), task.texts, None)
+    return splits
+
+
+# Predictions
+
+
+def server_file(name: str, split: str) -> str:
+    return SERVER_FILES.get((name, split), f"{name}.tsv")
+
+
+def answers(problem: Problem, outputs: np.ndarray) -> Iterator[str]:
+    """Outputs as labels are written; numbers in the unit of the labels, within the limits of these if there are any."""
+    if problem.kind != "regression":
+        return (problem.labels[place] for place in outputs.argmax(axis=-1))
+    scale = Scale(**problem.about["scale"])
+    values = outputs.astype(np.float64) * scale.unit + scale.offset
+    return (f"{value:.5g}" for value in values.clip(*problem.about.get("limits", (None, None))))
+
+
+def write_predictions(path: Path, folder: Path, problem: Problem, split: str, outputs: np.ndarray) -> None:
+    """index<TAB>prediction of a split of `folder`, as the server of GLUE wants it, and for own files alike."""
+    indices = Path(folder) / f"{split}.json"
+    names = json.loads(indices.read_bytes()) if indices.exists() else range(len(outputs))
+    rows = [f"{index}\t{answer}\n" for index, answer in zip(names, answers(problem, outputs))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with durably_written(os.fspath(path)) as stream:
+        stream.write("".join(["index\tprediction\n", *rows]).encode())

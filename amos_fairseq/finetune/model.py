@@ -1,0 +1,152 @@
+"""A fine-tuned network: what it is made of, how it starts, and how it is loaded again."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from amos_fairseq.checkpoints import storage, store
+from amos_fairseq.data.released_tokenizer import load_tokenizer
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.finetune.heads import ClassificationHead, PromptHead, RegressionHead, SpanHead
+from amos_fairseq.finetune.labelled import Problem
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.heads import CorrectionHead, MaskedLMHead
+from amos_fairseq.modules.queries import Queries
+from amos_fairseq.pretrained import Pretrained, vocabulary_of
+
+TASK = "finetuning"
+LM_HEADS = {  # the language model on a method's encoder itself: its name there, its class
+    "bert_mlm": ("mlm_head", MaskedLMHead),
+    "script_selfcritic": ("mlm_head", MaskedLMHead),
+    "coco_lm": ("clm_head", CorrectionHead),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a network comes from: the pre-training method's registered name, and its encoder."""
+
+    method: str
+    encoder: EncoderConfig
+
+
+class Network(nn.Module):
+    """An encoder and a head of `finetune.heads`."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        """tokens (B, T), padding_mask (B, T) bool or None -> (B, L) logits, (B,) numbers, or (B, T, 2) logits."""
+        batch, length = tokens.shape
+        read_at = self.head.read_at(tokens)
+        if read_at is not None:  # the last layer computes nothing else
+            index = length * torch.arange(batch, device=tokens.device) + read_at
+            read_at = Queries.of(index, [1] * batch, length)
+        return self.head(self.encoder(tokens, padding_mask, read_at))
+
+
+def new_network(
+    origin: Origin,
+    problem: Problem,
+    mask_token: int,
+    dropout: float = 0.1,
+    attention_dropout: float = 0.1,
+    head_dropout: float = 0.1,
+) -> Network:
+    """With new parameters, drawn from torch's generator; `start_from` gives it the pre-trained ones.
+
+    Raises ValueError for a prompt if the method trains no language model on the encoder itself.
+    """
+    encoder = Encoder(replace(origin.encoder, dropout=dropout, attention_dropout=attention_dropout))
+    dim = origin.encoder.dim
+    if problem.kind == "classification":
+        return Network(encoder, ClassificationHead(dim, len(problem.labels), head_dropout))
+    if problem.kind == "regression":
+        return Network(encoder, RegressionHead(dim, head_dropout))
+    if problem.kind == "span":
+        return Network(encoder, SpanHead(dim))
+    if origin.method not in LM_HEADS:
+        raise ValueError(without_language_model(f"{origin.method} trains"))
+    _, lm_head_class = LM_HEADS[origin.method]
+    lm_head = lm_head_class(dim, encoder.token_embeddings)
+    return Network(encoder, PromptHead(lm_head, problem.label_tokens, mask_token))
+
+
+def start_from(network: Network, pretrained: Pretrained) -> None:
+    """Give the network what was pre-trained: the encoder, and for prompts its language model.
+
+    Raises ValueError if there is no such language model.
+    """
+    network.encoder.load_state_dict(pretrained.encoder.state_dict())
+    if isinstance(network.head, PromptHead):
+        name, _ = LM_HEADS[pretrained.name]
+        lm_head = getattr(pretrained.method, name, None)
+        if lm_head is None:
+            raise ValueError(without_language_model(f"{pretrained.source} holds"))
+        network.head.lm_head.load_state_dict(lm_head.state_dict())
+
+
+def without_language_model(whose: str) -> str:
+    return f"{whose} no language model on the encoder for a prompt to ask: take a checkpoint of {', '.join(LM_HEADS)}"
+
+
+def learning_rate_factors(network: Network, layer_decay: float) -> Dict[str, float]:
+    """By parameter: layer_decay ** (L - l), of layer l of the encoder's L (Clark et al., 2020, App. B).
+
+    Embeddings are layer 0; the head has 1, as the top layer. The table of relative positions, which all layers share,
+    has that of the lowest, l = 1. google-research/electra's code starts the top layer at layer_decay ** 2 by mistake.
+    """
+    layers = len(network.encoder.layers)
+
+    def layer_of(name: str) -> int:
+        part, *rest = name.removeprefix("encoder.").split(".")
+        if part == "head":
+            return layers
+        if part == "layers":
+            return int(rest[0]) + 1
+        return 1 if part == "relative_position_bias" else 0
+
+    return {name: layer_decay ** (layers - layer_of(name)) for name, _ in network.named_parameters()}
+
+
+# Checkpoints
+
+def described(origin: Origin, problem: Problem) -> Dict[str, Any]:
+    """Plain values of which a checkpoint's network can be built again."""
+    return {"origin": asdict(origin), "problem": asdict(problem)}
+
+
+def understood(description: Mapping[str, Any]) -> Tuple[Origin, Problem]:
+    method, encoder = description["origin"]["method"], description["origin"]["encoder"]
+    return Origin(method, EncoderConfig(**encoder)), Problem(**description["problem"])
+
+
+class Finetuned(NamedTuple):
+    problem: Problem
+    network: Network  # in evaluation mode, on the CPU
+    tokenizer: Tokenizer
+    origin: Origin
+
+
+def load_finetuned(path) -> Finetuned:
+    """Of a checkpoint of fine-tuning, or of a run's folder the best one, or, if none was validated, the newest.
+
+    Raises ValueError, in one line, if it is none.
+    """
+    best = Path(path) / store.BEST
+    folder = store.find(best if best.exists() else Path(path))
+    state = storage.read(folder, ["cfg", "task_state", "model"]) if folder.is_dir() else {"cfg": {"task": {}}}
+    name = state["cfg"]["task"].get("_name")
+    if name != TASK:
+        raise ValueError(f"{folder} is no checkpoint of fine-tuning" + (f": it is of a run of {name}" if name else ""))
+    tokenizer = load_tokenizer(vocabulary_of(state["task_state"], None, folder), str(folder))
+    origin, problem = understood(state["task_state"]["finetuned"])
+    network = new_network(origin, problem, tokenizer.mask)
+    network.load_state_dict({key.removeprefix("network."): tensor for key, tensor in state["model"].items()})
+    return Finetuned(problem, network.eval(), tokenizer, origin)

@@ -1,0 +1,220 @@
+"""What runs reached: medians over seeds, the best setting of each task, and a table with the papers' values beside.
+
+Settings are compared by the median of the first metric on `valid`, of those with the most seeds; of equal ones the
+first by name. Of prompts, as in LM-BFF, each seed is a split of the data, for which the setting that is best on its
+`valid` is taken, and mean and standard deviation over splits of what that reaches on the test sets are reported.
+"""
+
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from amos_fairseq.data.manifest import durably_written
+from amos_fairseq.finetune.presets import EIGHT, PUBLISHED, Setting
+
+RESULT, RUNS = "result.json", "runs"
+NOT_RUN = "not run"
+COLUMNS = ("task", "metric", "paper", "ours", "seeds", "middle half", "range", "setting")
+
+
+class Result(NamedTuple):
+    """One finished run. scores: by split and metric, all as `evaluation.evaluate` gives them."""
+
+    task: str
+    kind: str
+    metrics: List[str]
+    setting: Setting
+    seed: int
+    scores: Dict[str, Dict[str, float]]
+    updates: int
+    seconds: float
+
+    @property
+    def score(self) -> float:
+        """What is compared."""
+        return self.scores["valid"][self.metrics[0]]
+
+
+class Summary(NamedTuple):
+    """Of one setting: the compared score over seeds. spread: quartiles. shown: medians of what the table shows."""
+
+    setting: Setting
+    seeds: List[int]
+    median: float
+    spread: Tuple[float, float]
+    lowest: float
+    highest: float
+    shown: List[float]
+
+
+def write(folder: Path, result: Result) -> None:
+    with durably_written(os.fspath(folder / RESULT)) as stream:
+        stream.write(json.dumps({**result._asdict(), "setting": result.setting._asdict()}, indent=1).encode())
+
+
+def read(folder: Path) -> Result:
+    fields = json.loads((folder / RESULT).read_bytes())
+    setting = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["setting"].items()}
+    return Result(**{**fields, "setting": Setting(**setting)})
+
+
+def read_all(out: Path) -> Dict[Path, Result]:
+    """Every finished run of a sweep, by its folder."""
+    tasks = sorted(path.name for path in (out / RUNS).glob("*"))
+    return {folder: result for task in tasks for folder, result in read_task(out, task).items()}
+
+
+def read_task(out: Path, task: str) -> Dict[Path, Result]:
+    return {path.parent: read(path.parent) for path in sorted((out / RUNS / task).glob(f"*/*/{RESULT}"))}
+
+
+def best_run(found: Dict[Path, Result]) -> Optional[Path]:
+    """The folder of the run with the highest score, of equal ones the first by name."""
+    return min(found, key=lambda folder: (-found[folder].score, str(folder)), default=None)
+
+
+# Over seeds
+
+
+def shown_scores(result: Result) -> List[Tuple[str, str]]:
+    """(split, metric) of what the table shows, in the order of the papers: MNLI-m/mm, EM/F1."""
+    if result.kind == "span":
+        return [("valid", metric) for metric in sorted(result.metrics[:2])]
+    kind = "test" if result.kind == "prompt" else "valid"
+    return [(split, result.metrics[0]) for split in sorted(result.scores) if split.startswith(kind)]
+
+
+def summarize(results: Sequence[Result]) -> List[Summary]:
+    """By setting, those of one task, the best first."""
+    by_setting: Dict[Setting, List[Result]] = {}
+    for result in results:
+        by_setting.setdefault(result.setting, []).append(result)
+    summaries = []
+    for setting, runs in by_setting.items():
+        scores = [run.score for run in runs]
+        shown = [
+            statistics.median(run.scores[split][metric] for run in runs) for split, metric in shown_scores(runs[0])
+        ]
+        spread = tuple(np.percentile(scores, [25, 75]).tolist())
+        seeds = sorted(run.seed for run in runs)
+        summaries.append(
+            Summary(setting, seeds, statistics.median(scores), spread, min(scores), max(scores), shown)
+        )
+    return sorted(summaries, key=lambda summary: (-len(summary.seeds), -summary.median, summary.setting.name))
+
+
+def over_splits(results: Sequence[Result]) -> List[Tuple[float, float]]:
+    """(mean, standard deviation) of each shown score over splits of few examples, the best setting of each."""
+    best = {}
+    for result in sorted(results, key=lambda result: result.setting.name):
+        if result.seed not in best or result.score > best[result.seed].score:
+            best[result.seed] = result
+    columns = [[run.scores[split][metric] for run in best.values()] for split, metric in shown_scores(results[0])]
+    return [(float(np.mean(values)), float(np.std(values))) for values in columns]
+
+
+# The table
+
+
+def percent(values: Sequence[float]) -> str:
+    return "/".join(f"{100 * value:.1f}" for value in values)
+
+
+def published(paper: Optional[str], task: str) -> str:
+    """The paper's value; the average of eight is computed where the paper gives all of them."""
+    values = PUBLISHED[paper].values if paper else {}
+    value = values.get(task)
+    if task == "average" and value is None and all(name in values for name in EIGHT):
+        value = statistics.mean(first(values[name]) for name in EIGHT)
+    if value is None:
+        return ""
+    return "/".join(f"{number:.1f}" for number in (value if isinstance(value, tuple) else (value,)))
+
+
+def first(value) -> float:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def table_row(task: str, results: Sequence[Result], paper: Optional[str]) -> List[str]:
+    if not results:
+        return [task, "", published(paper, task), NOT_RUN, "", "", "", ""]
+    names = "/".join(dict.fromkeys(metric for _, metric in shown_scores(results[0])))
+    best = summarize(results)[0]
+    if results[0].kind == "prompt":
+        ours = "/".join(f"{100 * mean:.1f} ({100 * deviation:.1f})" for mean, deviation in over_splits(results))
+        splits = len({result.seed for result in results})
+        return [task, names, published(paper, task), ours, str(splits), "", "", "best of each split"]
+    return [
+        task, names, published(paper, task), percent(best.shown), str(len(best.seeds)),
+        " to ".join(percent([value]) for value in best.spread),
+        " to ".join(percent([value]) for value in (best.lowest, best.highest)), best.setting.name,
+    ]
+
+
+def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
+    """Markdown: the eight tasks of GLUE if any was run, and their average; then all others.
+
+    paper: a row of `PUBLISHED`
+    """
+    by_task: Dict[str, List[Result]] = {}
+    for result in results:
+        by_task.setdefault(result.task, []).append(result)
+    of_glue = EIGHT if any(task in by_task for task in EIGHT) else ()
+    rows = [table_row(task, by_task.get(task, []), paper) for task in of_glue]
+    if of_glue:
+        rows.append(["average", "", published(paper, "average"), average(by_task), "", "", "", ""])
+    rows += [table_row(task, by_task[task], paper) for task in sorted(by_task) if task not in of_glue]
+    cells = [list(COLUMNS), *rows]
+    cells[0][2] = f"paper ({paper}: {PUBLISHED[paper].source})" if paper else "paper"
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    lines.insert(1, "|" + "---|" * len(COLUMNS))
+    notes = ["In per cent. Ours: the median over seeds of the best setting; middle half and range of what selects it."]
+    if of_glue:
+        notes.append("MNLI is matched/mismatched; matched selects and is in the average.")
+    if any(runs[0].kind == "span" for runs in by_task.values()):
+        notes.append("Of SQuAD, F1 selects.")
+    if any(runs[0].kind == "prompt" for runs in by_task.values()):
+        notes.append("Of few examples: mean (standard deviation) over their splits.")
+    return "\n".join([*lines, "", " ".join(notes), ""])
+
+
+def average(by_task: Dict[str, List[Result]]) -> str:
+    """Of the eight tasks' medians."""
+    missing = [task for task in EIGHT if task not in by_task]
+    if missing:
+        return f"{NOT_RUN}: {', '.join(missing)}"
+    return percent([statistics.mean(summarize(by_task[task])[0].median for task in EIGHT)])
+
+
+def to_json(results: Sequence[Result], paper: Optional[str] = None) -> Dict[str, Any]:
+    """Every setting of every task, the best first, and each run's scores."""
+    tasks: Dict[str, Any] = {}
+    for task in sorted({result.task for result in results}):
+        runs = [result for result in results if result.task == task]
+        tasks[task] = {
+            "metrics": runs[0].metrics,
+            "paper": PUBLISHED[paper].values.get(task) if paper else None,
+            "settings": [
+                {
+                    **summary._asdict(), "setting": summary.setting._asdict(),
+                    "scores": {str(run.seed): run.scores for run in runs if run.setting == summary.setting},
+                }
+                for summary in summarize(runs)
+            ],
+        }
+    return {"paper": paper, "source": PUBLISHED[paper].source if paper else None, "tasks": tasks}
+
+
+def write_tables(out: Path, results: Sequence[Result], paper: Optional[str] = None, title: str = "") -> str:
+    """OUT/results.md, below a title, and OUT/results.json of what was run so far; returns the first."""
+    table = (title and f"{title}\n\n") + format_table(results, paper)
+    for name, text in (
+        ("results.md", table), ("results.json", json.dumps(to_json(results, paper), indent=1, sort_keys=True))
+    ):
+        with durably_written(os.fspath(out / name)) as stream:
+            stream.write(text.encode())
+    return table

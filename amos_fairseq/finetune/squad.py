@@ -1,0 +1,387 @@
+"""SQuAD 1.1 and 2.0: public files to windows, and logits to answers and their scores.
+
+    question, context  ->  <s> question </s> </s> part of the context </s>: windows, `stride` context tokens apart
+    start, end logits  ->  best span of all windows; null odds = lowest <s> score of the windows - score of that span
+    2.0                    no answer where the null odds are above a threshold
+
+Windows are those of BERT (Devlin et al., 2019) and COCO-LM's released scripts. Exact match, F1 and the best thresholds
+are those of the official evaluation scripts (Rajpurkar et al., 2016; 2018), but in [0, 1].
+
+A folder that `prepare` wrote holds, beside what training reads, all that `evaluate` needs:
+    <split>.questions.json  contexts, and the id, context and answers of each question
+    <split>.windows.npz     `Windows`
+"""
+
+import itertools
+import json
+import logging
+import os
+import re
+import string
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from amos_fairseq.data.manifest import durably_written
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.finetune import labelled, tables
+from amos_fairseq.finetune.labelled import Examples, Problem
+
+N_BEST = 20  # starts and ends that are paired
+MAX_ANSWER = 30  # tokens
+METRICS = {"1.1": ["f1", "em"], "2.0": ["best_f1", "best_em", "f1", "em"]}
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+logger = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """`text`, said to stand at character `begin` of the context."""
+
+    text: str
+    begin: int
+
+
+class Question(NamedTuple):
+    """answers: [] if the context has none, None if the file does not say; context: which one"""
+
+    id: str
+    text: str
+    context: int
+    answers: Optional[List[Answer]]
+
+
+class Dataset(NamedTuple):
+    """One public file; version 1.1, or 2.0 where questions may have no answer."""
+
+    version: str
+    contexts: List[str]
+    questions: List[Question]
+
+
+class Windows(NamedTuple):
+    """Where the windows lie: token t of window w is token t - prefix[w] + begin[w] of its question's context.
+
+    question        (W,) of which question
+    prefix          (W,) tokens before those of the context
+    begin           (W,) first token of the context
+    spans           (tokens of all contexts, 2) the characters of each, begin and end
+    context_tokens  (contexts,) number of tokens
+    """
+
+    question: np.ndarray
+    prefix: np.ndarray
+    begin: np.ndarray
+    spans: np.ndarray
+    context_tokens: np.ndarray
+
+
+class Predictions(NamedTuple):
+    """Of each question: its id, the text of its best span, and how much better no answer is than that span."""
+
+    ids: List[str]
+    texts: List[str]
+    null_odds: np.ndarray
+
+
+def read(path) -> Dataset:
+    """Read train-v1.1.json, dev-v2.0.json or any file in their format; ValueError in one line if it is in another."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+    def field(entry: Any, key: str, kind: type) -> Any:
+        if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
+            raise ValueError(f"{path} is not in SQuAD's format: no {key!r} ({kind.__name__}) in {str(entry)[:80]!r}")
+        return entry[key]
+
+    paragraphs = [part for article in field(content, "data", list) for part in field(article, "paragraphs", list)]
+    entries = [(number, entry) for number, part in enumerate(paragraphs) for entry in field(part, "qas", list)]
+    ids = Counter(field(entry, "id", str) for _, entry in entries)
+    if not ids:
+        raise ValueError(f"{path} has no questions")
+    if ids.most_common(1)[0][1] > 1:
+        raise ValueError(f"{path} has two questions with the id {ids.most_common(1)[0][0]!r}")
+    version = "2.0" if any("is_impossible" in entry for _, entry in entries) else "1.1"
+    questions = []
+    for number, entry in entries:
+        answers = [
+            Answer(field(answer, "text", str), field(answer, "answer_start", int))
+            for answer in (field(entry, "answers", list) if "answers" in entry else [])
+        ]
+        known = bool(answers) or (version == "2.0" and "answers" in entry)
+        if entry.get("is_impossible"):
+            answers, known = [], True
+        questions.append(Question(entry["id"], field(entry, "question", str), number, answers if known else None))
+    return Dataset(version, [field(part, "context", str) for part in paragraphs], questions)
+
+
+def prepare(
+    out: Path, files: Mapping[str, Path], tokenizer: Tokenizer, max_length: int = 512, stride: int = 128,
+    max_question: int = 64,
+) -> Problem:
+    """Encode {"train": train-v2.0.json, "valid": dev-v2.0.json}, unless the folder `out` holds it already.
+
+    max_length      tokens of a window, special ones included
+    stride          tokens of the context from one window to the next
+    max_question    tokens; longer questions are cut and counted
+
+    A window's target is the first answer, or <s> where the window lacks a part of it. Questions of `train` whose answer
+    does not stand where the file says are left out and counted.
+    Raises ValueError, before anything is written, if the files are not in SQuAD's format or of different versions, or
+    the lengths leave no room.
+    """
+    room = max_length - max_question - len(tokenizer.sequence([], []))
+    if not 1 <= stride <= room:
+        raise ValueError(
+            f"a stride of {stride} tokens: windows of {max_length} with questions of up to {max_question} hold {room} "
+            "of the context, so it is from 1 to that"
+        )
+    out, files = Path(out), {split: Path(path) for split, path in files.items()}
+    source = tables.source_of(files, tokenizer, max_length, stride=stride, max_question=max_question)
+    if tables.is_written(out, source):
+        return labelled.read_problem(out)
+    datasets = {split: read(path) for split, path in files.items()}
+    versions = {
+        str(files[split]): dataset.version
+        for split, dataset in datasets.items()
+        if any(question.answers is not None for question in dataset.questions)
+    }
+    if len(set(versions.values())) != 1:
+        found = ", ".join(f"{name} is {version}" for name, version in versions.items())
+        raise ValueError(f"files of one version of SQuAD are needed, one of them with answers: {found or 'none has'}")
+    asked = {split: len(dataset.questions) for split, dataset in datasets.items()}
+    if "train" in datasets:
+        datasets["train"] = trainable(datasets["train"], str(files["train"]))
+    version = next(iter(versions.values()))
+    about = {"source": source, "version": version}
+    out.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for split, dataset in datasets.items():
+        splits[split], windows, cut = encode(dataset, tokenizer, max_length, stride, max_question)
+        left_out = asked[split] - len(dataset.questions)
+        about[split] = {"questions": len(dataset.questions), "left_out": left_out, "cut_questions": cut}
+        logger.info(
+            "%s: %d questions, %d windows; %d questions are cut to %d tokens",
+            files[split], len(dataset.questions), len(windows.question), cut, max_question,
+        )  # fmt: skip
+        with durably_written(os.fspath(out / f"{split}.windows.npz")) as stream:
+            np.savez(stream, **windows._asdict())
+        with durably_written(os.fspath(out / f"{split}.questions.json")) as stream:
+            stream.write(json.dumps(_sidecar(dataset), ensure_ascii=False).encode())
+    problem = Problem(f"SQuAD {version}", "span", METRICS[version], source["vocabulary"], about=about)
+    labelled.write(out, problem, splits)
+    return problem
+
+
+def trainable(dataset: Dataset, name: str) -> Dataset:
+    """Without the questions whose answer nobody knows, or does not stand in its place; they are counted in the log."""
+    kept, left_out = [], []
+    for question in dataset.questions:
+        usable = question.answers == [] or answer_in_place(question, dataset.contexts[question.context])
+        (kept if usable else left_out).append(question)
+    if left_out:
+        logger.warning(
+            "%s: %d questions are left out, whose answer does not stand in its place in the context: %s",
+            name, len(left_out), ", ".join([q.id for q in left_out[:5]] + [".."] * (len(left_out) > 5)),
+        )  # fmt: skip
+    if not kept:
+        raise ValueError(f"{name} has no question with an answer that stands in its place in the context")
+    return dataset._replace(questions=kept)
+
+
+def answer_in_place(question: Question, context: str) -> Optional[Answer]:
+    """The first answer that the context has at the character where the file says."""
+    for answer in question.answers or []:
+        if answer.text.strip() and context.startswith(answer.text, answer.begin) and answer.begin >= 0:
+            return answer
+    return None
+
+
+def encode(
+    dataset: Dataset, tokenizer: Tokenizer, max_length: int, stride: int, max_question: int
+) -> Tuple[Examples, Windows, int]:
+    """The windows of all questions, one after the other, and how many questions were cut.
+
+    Targets are None if the answers of a question are not known.
+    """
+    contexts, spans = [], []
+    for context in dataset.contexts:
+        ids, places = tokenizer.encode_with_spans(context)
+        contexts.append(ids)
+        spans.append(np.array(places, dtype=np.int32).reshape(-1, 2))
+    tokens, targets, candidates, windows = [], [], [], []
+    cut = 0
+    for number, question in enumerate(dataset.questions):
+        ids, places = contexts[question.context], spans[question.context]
+        # Some tokens stand for no character of their own: a space, the first ones of a ligature.
+        visible = places[:, 0] < places[:, 1]
+        answer = answer_in_place(question, dataset.contexts[question.context]) or Answer("", 0)
+        shared = visible & (places[:, 0] < answer.begin + len(answer.text)) & (places[:, 1] > answer.begin)
+        answered = np.flatnonzero(shared)
+        asked = tokenizer.encode(question.text)
+        cut += len(asked) > max_question
+        prefix = len(tokenizer.sequence(asked[:max_question], [])) - 1
+        room = max_length - prefix - 1
+        for begin in itertools.count(0, stride):
+            part = slice(begin, begin + room)
+            tokens.append(np.array(tokenizer.sequence(asked[:max_question], ids[part]), dtype=np.int32))
+            inside = len(answered) > 0 and begin <= answered[0] and answered[-1] < begin + room
+            targets.append([answered[0] - begin + prefix, answered[-1] - begin + prefix] if inside else [0, 0])
+            candidates.append(np.concatenate([[True], np.zeros(prefix - 1, dtype=bool), visible[part], [False]]))
+            windows.append([number, prefix, begin])
+            if begin + room >= len(ids):
+                break
+    known = all(question.answers is not None for question in dataset.questions)
+    examples = Examples(
+        np.concatenate(tokens),
+        np.array([len(sequence) for sequence in tokens]),
+        np.array(targets) if known else None,
+        np.concatenate(candidates),
+    )
+    return examples, Windows(*np.array(windows).T, np.concatenate(spans), np.array([len(s) for s in spans])), cut
+
+
+def best_span(
+    logits: np.ndarray, candidates: np.ndarray, n_best: int = N_BEST, max_answer: int = MAX_ANSWER
+) -> Tuple[float, int, int]:
+    """(score, first, last) of the highest logits[first, 0] + logits[last, 1] with first <= last < first + max_answer.
+
+    Of pairs of the `n_best` starts and ends among candidates (T,); the score is -inf if there is no pair.
+    """
+    start, end = np.where(candidates[:, None], logits, -np.inf).T
+    firsts, lasts = (np.argsort(-scores, kind="stable")[:n_best] for scores in (start, end))
+    apart = lasts - firsts[:, None]
+    scores = np.where((apart >= 0) & (apart < max_answer), start[firsts][:, None] + end[lasts], -np.inf)
+    first, last = np.unravel_index(scores.argmax(), scores.shape)
+    return float(scores[first, last]), int(firsts[first]), int(lasts[last])
+
+
+def decode(
+    folder, split: str, outputs: np.ndarray, n_best: int = N_BEST, max_answer: int = MAX_ANSWER
+) -> Predictions:
+    """Answers from outputs (tokens of all windows, 2): start and end logits; a question without any span has ""."""
+    examples = labelled.read_examples(Path(folder), split)
+    if outputs.shape != (len(examples.tokens), 2):
+        raise ValueError(f"outputs {outputs.shape} are not start and end logits of {len(examples.tokens)} tokens")
+    content, windows = _read_sidecars(folder, split)
+    questions = content["questions"]
+    best = [(-np.inf, 0, 0)] * len(questions)  # score, begin and end characters
+    null = np.full(len(questions), np.inf)
+    context_start = np.cumsum(windows.context_tokens) - windows.context_tokens
+    window_end = np.cumsum(examples.lengths)
+    for window, question in enumerate(windows.question.tolist()):
+        tokens = slice(window_end[window] - examples.lengths[window], window_end[window])
+        logits = outputs[tokens].astype(np.float64)
+        null[question] = min(null[question], logits[0].sum())
+        allowed = examples.candidates[tokens].copy()
+        allowed[0] = False
+        score, first, last = best_span(logits, allowed, n_best, max_answer)
+        if score > best[question][0]:
+            shift = context_start[questions[question]["context"]] + windows.begin[window] - windows.prefix[window]
+            best[question] = (score, windows.spans[first + shift, 0], windows.spans[last + shift, 1])
+    texts = [content["contexts"][q["context"]][begin:end] for q, (_, begin, end) in zip(questions, best)]
+    return Predictions([q["id"] for q in questions], texts, null - np.array([score for score, _, _ in best]))
+
+
+def _sidecar(dataset: Dataset) -> Dict[str, Any]:
+    def texts(answers: Optional[List[Answer]]) -> Optional[List[str]]:
+        return answers if answers is None else [answer.text for answer in answers]
+
+    questions = [{"id": q.id, "context": q.context, "answers": texts(q.answers)} for q in dataset.questions]
+    return {"contexts": dataset.contexts, "questions": questions}
+
+
+def _read_sidecars(folder, split: str) -> Tuple[Dict[str, Any], Windows]:
+    content = json.loads((Path(folder) / f"{split}.questions.json").read_bytes())
+    with np.load(Path(folder) / f"{split}.windows.npz", allow_pickle=False) as arrays:
+        return content, Windows(**arrays)
+
+
+def normalize(text: str) -> str:
+    """Lower case without punctuation, articles and doubled spaces."""
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(PUNCTUATION)).split())
+
+
+def compare(text: str, answers: Sequence[str]) -> Tuple[float, float]:
+    """(exact match, F1 of the bags of words) of normalised texts, the best of the answers; without any, "" is right.
+
+    F1 = 2 common / (words of text + words of answer), 0 where there is no word at all, as in 1.1's script
+    """
+    text = normalize(text)
+    if not answers:
+        return float(not text), float(not text)
+    words = Counter(text.split())
+    scores = []
+    for answer in map(normalize, answers):
+        wanted = Counter(answer.split())
+        scores.append(2 * (words & wanted).total() / max(words.total() + wanted.total(), 1))
+    return float(text in map(normalize, answers)), max(scores)
+
+
+def measure(
+    texts: Sequence[str], answers: Sequence[Sequence[str]], null_odds: Optional[np.ndarray] = None
+) -> Dict[str, float]:
+    """The official scores of one text per question, given all its answers.
+
+    1.1   em, f1
+    2.0   null_odds (questions,) given: em, f1 with no answer where the odds are above 0, each also of the questions
+          with (has_answer_) and without (no_answer_) an answer; best_em, best_f1 over all thresholds, and
+          best_em_threshold, best_f1_threshold
+    """
+    if null_odds is None:
+        em, f1 = np.mean([compare(*pair) for pair in zip(texts, answers)], axis=0)
+        return {"em": float(em), "f1": float(f1)}
+    has_answer = np.array([bool(known) for known in answers])
+    raw = np.array([compare(text, list(filter(normalize, known))) for text, known in zip(texts, answers)])
+    silent = np.array([not text for text in texts])
+    results = {}
+    for name, scores in zip(["em", "f1"], raw.T):
+        at_zero = np.where(null_odds > 0, ~has_answer, scores)
+        results[name] = float(at_zero.mean())
+        for group, members in [("has_answer", has_answer), ("no_answer", ~has_answer)]:
+            if members.any():
+                results[f"{group}_{name}"] = float(at_zero[members].mean())
+        # Threshold by threshold, from none answered to all: one more question is answered, by text.
+        order = np.argsort(null_odds, kind="stable")
+        gains = np.where(has_answer, scores, np.where(silent, 0.0, -1.0))[order]
+        totals = np.concatenate([[0.0], np.cumsum(gains)]) + (~has_answer).sum()
+        results[f"best_{name}"] = float(totals.max() / len(totals[1:]))
+        results[f"best_{name}_threshold"] = float(np.concatenate([[0.0], null_odds[order]])[totals.argmax()])
+    return results
+
+
+def evaluate(folder, split: str, outputs: np.ndarray) -> Dict[str, float]:
+    """`measure` of the answers that outputs (tokens of all windows, 2), start and end logits, give."""
+    predictions = decode(folder, split, outputs)
+    answers = [question["answers"] for question in _read_sidecars(folder, split)[0]["questions"]]
+    if None in answers:
+        raise ValueError(f"{folder} does not hold the answers of {split!r}: it can be predicted, not evaluated")
+    version = labelled.read_problem(Path(folder)).about["version"]
+    return measure(predictions.texts, answers, predictions.null_odds if version == "2.0" else None)
+
+
+def write_predictions(folder, split: str, outputs: np.ndarray, out, threshold: float = 0.0) -> None:
+    """Write what the leaderboards read: out/predictions.json {id: text}, and of 2.0 null_odds.json {id: odds}.
+
+    threshold   of 2.0: no answer, "", where the null odds are above it
+    """
+    predictions = decode(folder, split, outputs)
+    files = {"predictions.json": dict(zip(predictions.ids, predictions.texts))}
+    if labelled.read_problem(Path(folder)).about["version"] == "2.0":
+        odds = dict(zip(predictions.ids, predictions.null_odds.tolist()))
+        files = {
+            "predictions.json": {key: "" if odds[key] > threshold else text for key, text in zip(*predictions[:2])},
+            "null_odds.json": odds,
+        }
+    for name in files:
+        if (Path(out) / name).exists():
+            raise ValueError(f"{Path(out) / name} is there already: name another folder")
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with durably_written(os.fspath(Path(out) / name)) as stream:
+            stream.write(json.dumps(content, ensure_ascii=False).encode())

@@ -1,0 +1,260 @@
+"""Many fine-tunings of one model: tasks x settings x seeds, each run once, in processes that start warm.
+
+    OUT/sweep.json                       what is fine-tuned
+    OUT/data/<task>                      labelled data (`finetune.labelled`)
+    OUT/runs/<task>/<setting>/seed<N>    train.log, result.json; of each task's best run the checkpoint, too
+
+A run is a `fairseq-train` of its own. A finished one is not repeated, one that was stopped goes on from its checkpoint.
+"""
+
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import signal
+import time
+from functools import cache
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+
+from amos_fairseq.checkpoints import store
+from amos_fairseq.data.manifest import durably_written
+from amos_fairseq.finetune import labelled, results
+from amos_fairseq.finetune.evaluation import evaluate, predict
+from amos_fairseq.finetune.model import Finetuned, load_finetuned
+from amos_fairseq.finetune.presets import Setting
+from amos_fairseq.finetune.results import RESULT, RUNS, Result
+
+ABOUT, DATA, LOG = "sweep.json", "data", "train.log"
+STOPPED = os.EX_TEMPFAIL  # 75: saved, the same command goes on
+SPLIT = re.compile(r"(train|valid|test)\d*")
+LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")  # by which srun's tasks find each other
+VALIDATIONS = 10  # of runs whose length is a number of updates, as in LM-BFF
+PRECISIONS = {
+    "fp32": [],
+    "bf16": ["--bf16"],
+    "fp16": ["--fp16", "--fp16-init-scale", "4", "--threshold-loss-scale", "1", "--fp16-scale-window", "128"],
+}
+
+
+class Model(NamedTuple):
+    """What is fine-tuned, and in which arithmetic."""
+
+    pretrained: str  # a checkpoint
+    from_scratch: bool = False
+    cpu: bool = False
+    precision: str = "fp32"
+
+
+class Run(NamedTuple):
+    task: str
+    data: Path
+    setting: Setting
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} {self.setting.name} seed {self.seed}"
+
+
+class Outcome(NamedTuple):
+    """failed: why, by run. stopped: before all runs were done."""
+
+    failed: Dict[Run, str]
+    stopped: bool
+
+
+@contextlib.contextmanager
+def claimed(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    """Hold OUT for this process: a new folder, or one of a sweep that was `about` the same.
+
+    A mistake that is told before anything is there leaves no folder, so that the next command may be about another.
+    """
+    path = out / ABOUT
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"--out {out} is in use by something else: choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        with durably_written(os.fspath(path)) as stream:
+            stream.write(json.dumps(about, indent=1).encode())
+    with open(path, encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another sweep is at work in {out}: wait for it, or choose another --out") from None
+        then = json.load(stream)
+        changed = [f"{name} {then.get(name)}, not {value}" for name, value in about.items() if then.get(name) != value]
+        if changed:
+            raise ValueError(f"{out} was begun with {'; '.join(changed)}: choose another --out, or delete it")
+        try:
+            yield
+        except ValueError:
+            if list(out.iterdir()) == [path]:
+                path.unlink()
+                out.rmdir()
+            raise
+
+
+def plan(out: Path, data: Mapping[int, Path], settings: Sequence[Setting], seeds: Sequence[int]) -> List[Run]:
+    """All runs of a task. data: its labelled folder by seed, the same for all unless the data are drawn, too."""
+    runs = []
+    for setting in settings:
+        for seed in seeds:
+            task = labelled.read_problem(data[seed]).name
+            runs.append(Run(task, data[seed], setting, seed, out / RUNS / task / setting.name / f"seed{seed}"))
+    return runs
+
+
+# One run
+
+
+@cache
+def splits_of(data: Path) -> List[str]:
+    return sorted(path.stem for path in data.glob("*.npz") if SPLIT.fullmatch(path.stem))
+
+
+@cache
+def num_examples(data: Path) -> int:
+    with np.load(data / "train.npz") as arrays:
+        return len(arrays["lengths"])
+
+
+def training_arguments(run: Run, model: Model) -> List[str]:
+    """The run as `fairseq-train` takes it; the length follows from the data, the batch size and the epochs."""
+    setting, examples = run.setting, num_examples(run.data)
+    updates = setting.num_updates(examples)
+    options: Dict[str, Any] = {
+        "task": "finetuning", "arch": "finetuned", "criterion": "finetuning",
+        "pretrained": model.pretrained, "layer-decay": setting.layer_decay,
+        "optimizer": "fused_adamw", "adam-betas": setting.adam_betas, "adam-eps": 1e-6,
+        "weight-decay": setting.weight_decay, "clip-norm": 0.0,
+        "lr": setting.lr, "lr-scheduler": "polynomial_decay",
+        "warmup-updates": setting.num_warmup_updates(examples), "total-num-update": updates, "max-update": updates,
+        "batch-size": setting.batch_size, "seed": run.seed, "distributed-world-size": 1, "num-workers": 0,
+        "valid-subset": ",".join(split for split in splits_of(run.data) if split.startswith("valid")),
+        "best-checkpoint-metric": labelled.read_problem(run.data).metrics[0],
+        "save-dir": run.folder.resolve(), "log-format": "json", "log-interval": 100,
+    }
+    if setting.updates:
+        interval = max(1, updates // VALIDATIONS)
+        options.update({
+            "validate-interval-updates": interval, "save-interval-updates": interval, "keep-interval-updates": 1
+        })
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    switches = ["--maximize-best-checkpoint-metric", "--no-epoch-checkpoints", *PRECISIONS[model.precision]]
+    switches += ["--cpu"] * model.cpu + ["--from-scratch"] * model.from_scratch
+    return [str(run.data.resolve()), *words, *switches]
+
+
+def carry_out(run: Run, model: Model, device: Optional[str], train: Callable[[List[str]], None]) -> None:
+    """Train and measure, in a process of its own; the last thing is the result. device: CUDA's number of a GPU."""
+    os.setsid()  # Ctrl-C is for the sweep, which stops its runs
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    with open(run.folder / LOG, "ab") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    start = time.monotonic()
+    train(training_arguments(run, model))
+    finetuned = load_finetuned(run.folder)
+    network = finetuned.network.to("cuda" if torch.cuda.is_available() and not model.cpu else "cpu")
+    scores = {}
+    for split in splits_of(run.data):
+        examples = labelled.read_examples(run.data, split)
+        if split != "train" and examples.targets is not None:
+            scores[split] = evaluate(run.data, finetuned.problem, split, predict(network, examples))
+    problem, updates = finetuned.problem, run.setting.num_updates(num_examples(run.data))
+    seconds = round(time.monotonic() - start, 1)
+    results.write(
+        run.folder, Result(run.task, problem.kind, problem.metrics, run.setting, run.seed, scores, updates, seconds)
+    )
+
+
+def reason_of(run: Run, status: Optional[int]) -> str:
+    """Why a run failed: its last word."""
+    lines = (run.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines() or ["no word"]
+    told = [line for line in lines if "error:" in line] or lines
+    return f"{told[-1].strip()[:300]} (status {status}, {run.folder / LOG})"
+
+
+# All runs
+
+
+def carry_out_all(
+    runs: Sequence[Run], model: Model, train: Callable[[List[str]], None], preload: Sequence[str] = (),
+    devices: Sequence[Optional[str]] = (None,), keep_checkpoints: bool = False,
+    progress: Callable[[Run, Optional[Result]], object] = lambda run, result: None,
+) -> Outcome:
+    """Every run that has no result yet; a KeyboardInterrupt stops them where they can go on.
+
+    train: what takes the words of fairseq-train, in a process forked from one that has imported the modules `preload`
+    devices: one for each run at a time: GPUs by CUDA's numbers, or None for what a run finds
+    progress: told of each run that has ended, with its result unless it failed
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    waiting = [run for run in runs if not (run.folder / RESULT).exists()]
+    free, running, failed, stopped = list(devices), {}, {}, False
+    try:
+        while running or (waiting and not stopped):
+            while waiting and free and not stopped:
+                run, device = waiting.pop(0), free.pop(0)
+                run.folder.mkdir(parents=True, exist_ok=True)
+                process = context.Process(target=carry_out, args=(run, model, device, train))
+                running[process] = run, device
+                process.start()
+            wait([process.sentinel for process in running])
+            for process in [process for process in running if not process.is_alive()]:
+                run, device = running.pop(process)
+                free.append(device)
+                if process.exitcode == STOPPED:
+                    stopped = True
+                elif (run.folder / RESULT).exists():
+                    if not keep_checkpoints:
+                        prune(run.folder.parents[3], run.task)
+                    progress(run, results.read(run.folder))
+                else:
+                    failed[run] = reason_of(run, process.exitcode)
+                    progress(run, None)
+    except KeyboardInterrupt:
+        stopped = True
+        for process in running:
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
+        for process in running:
+            process.join()
+    return Outcome(failed, stopped)
+
+
+def prune(out: Path, task: str) -> None:
+    """Delete the checkpoints of the task's finished runs, but for the best of the run that scored highest."""
+    found = results.read_task(out, task)
+    best = results.best_run(found)
+    for folder in found:
+        kept = os.path.realpath(folder / store.BEST) if folder == best else ""
+        for checkpoint in store.listed(folder):
+            if os.path.realpath(checkpoint.path) != kept:
+                store.remove(checkpoint.path)
+        for pointer in (folder / store.LAST, folder / store.BEST):
+            if pointer.is_symlink() and not pointer.exists():
+                pointer.unlink()
+
+
+def load_best(out: Path, task: str, data: Mapping[int, Path]) -> Tuple[Finetuned, Path]:
+    """The task's best run, and the labelled folder that it was trained on."""
+    best = results.best_run(results.read_task(out, task))
+    if best is None:
+        raise ValueError(f"{out} has no finished run of {task} to predict with")
+    if not (best / store.BEST).exists():
+        raise ValueError(f"{best} holds no checkpoint any more: delete its {RESULT} to train it again")
+    return load_finetuned(best), data[results.read(best).seed]

@@ -1,0 +1,357 @@
+"""Files of labelled texts, one example a row: read, checked, encoded.
+
+TSV (.tsv, .txt)    the first line names the columns; fields between tabs, quotes as they are
+CSV (.csv)          the first line names the columns; fields quoted where need be
+JSON (.jsonl)       one object a line
+"""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import sys
+from array import array
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from amos_fairseq.data.manifest import durably_written, sha256_of
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.finetune import labelled, metrics
+from amos_fairseq.finetune.labelled import Examples, Problem
+
+VALID_FRACTION = 0.1  # of the training file, if no file is given for validation
+Record = Dict[str, Any]  # by column
+
+
+class Table(NamedTuple):
+    """Rows of a file.
+
+    lines     number of each row's first line
+    texts     one or two of each row
+    labels    as they are written; None where nobody knows them
+    indices   what predictions are filed under; None if they are counted from 0
+    skipped   lines that have another number of fields than the first
+    """
+
+    path: Path
+    lines: List[int]
+    texts: List[Tuple[str, ...]]
+    labels: Optional[List[str]] = None
+    indices: Optional[List[str]] = None
+    skipped: Sequence[int] = ()
+
+    def where(self, row: int) -> str:
+        return f"{self.path}, line {self.lines[row]}"
+
+    def part(self, rows: Sequence[int]) -> "Table":
+        def of(column):
+            return column and [column[row] for row in rows]
+
+        return self._replace(
+            lines=of(self.lines), texts=of(self.texts), labels=of(self.labels), indices=of(self.indices)
+        )
+
+
+# Files to rows
+
+
+def decoded_lines(path: Path) -> Iterator[str]:
+    """Lines with their ends. Only a line feed ends one: texts may hold what Unicode counts as line ends."""
+    check_exists(path)
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}, line {number}: is no UTF-8: save the file in this encoding") from None
+
+
+def check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+
+
+def lines_of(path: Path) -> Iterator[Tuple[int, str]]:
+    """Numbers and texts of the lines that are not blank."""
+    for number, line in enumerate(decoded_lines(path), start=1):
+        line = line.removesuffix("\n").removesuffix("\r")
+        if line.strip():
+            yield number, line
+
+
+def tab_records(
+    path: Path, header: Optional[Sequence[str]] = None, skipped: Optional[List[int]] = None
+) -> Iterator[Tuple[int, Record]]:
+    """Rows of a TSV file.
+
+    header: the columns of a file whose first line does not name them
+    skipped: gets the lines with too few or too many fields, which otherwise are refused
+    """
+    for number, line in lines_of(path):
+        fields = line.split("\t")
+        if header is None:
+            header = fields
+        elif len(fields) == len(header):
+            yield number, dict(zip(header, fields))
+        elif skipped is not None:
+            skipped.append(number)
+        else:
+            raise ValueError(f"{path}, line {number}: {len(fields)} fields, but {len(header)} columns")
+
+
+def csv_records(path: Path) -> Iterator[Tuple[int, Record]]:
+    csv.field_size_limit(sys.maxsize)  # a field may be a book
+    reader = csv.reader(decoded_lines(path), strict=True)
+    header, number = None, 1
+    try:
+        for fields in reader:
+            if header is None:
+                header = fields
+            elif len(fields) == len(header):
+                yield number, dict(zip(header, fields))
+            elif fields:
+                raise ValueError(f"{path}, line {number}: {len(fields)} fields, but {len(header)} columns")
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def json_records(path: Path) -> Iterator[Tuple[int, Record]]:
+    for number, line in lines_of(path):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: is no JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: is no JSON object")
+        yield number, record
+
+
+READERS: Dict[str, Callable[[Path], Iterator[Tuple[int, Record]]]] = {
+    ".tsv": tab_records, ".txt": tab_records, ".csv": csv_records, ".jsonl": json_records
+}
+
+
+def read(path: Path, texts: Sequence[str], label: Optional[str]) -> Table:
+    """The named columns of a user's file, whose name says what it is."""
+    path = Path(path)
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"{path} is none of {', '.join(READERS)}: rename or convert it")
+    return to_table(path, READERS[path.suffix.lower()](path), texts, label)
+
+
+def to_table(
+    path: Path, records: Iterator[Tuple[int, Record]], texts: Sequence[str], label: Optional[str],
+    index: Optional[str] = None, skipped: Sequence[int] = (),
+) -> Table:
+    """The named columns of records that were read from `path`. Raises ValueError for a column that is not there."""
+    table = Table(path, [], [], label and [], index and [], skipped)
+    for number, record in records:
+        names = [*texts, *filter(None, (label, index))]
+        missing = [name for name in names if name not in record]
+        if missing:
+            raise ValueError(
+                f"{path}, line {number}: there is no column {missing[0]!r}, needed are {', '.join(names)}; "
+                f"its columns are {', '.join(map(str, record))}"[:500]
+            )
+        table.lines.append(number)
+        table.texts.append(tuple(checked_text(record[name], name, path, number) for name in texts))
+        if label:
+            table.labels.append(label_text(record[label]))
+        if index:
+            table.indices.append(record[index])
+    if not table.lines:
+        raise ValueError(f"{path} holds no examples: expected are columns {', '.join(filter(None, (*texts, label)))}")
+    return table
+
+
+def checked_text(value: Any, column: str, path: Path, number: int) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{path}, line {number}: {column} is {json.dumps(value)}, not a text")
+    return value
+
+
+def label_text(value: Any) -> str:
+    """JSON's numbers and words as they are written there."""
+    return value.strip() if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+# Rows to examples
+
+
+class Encoded(NamedTuple):
+    examples: Examples
+    truncated: int  # examples that were longer
+
+
+def encode(table: Table, tokenizer: Tokenizer, max_length: int, targets: Optional[np.ndarray]) -> Encoded:
+    """Sequences of at most `max_length` tokens, special tokens included; see `truncate`."""
+    tokens, lengths, truncated = array("i"), [], 0
+    for texts in table.texts:
+        parts = [tokenizer.encode(text) for text in texts]
+        room = max_length - len(tokenizer.sequence(*([] for _ in parts)))
+        truncated += sum(map(len, parts)) > room
+        sequence = tokenizer.sequence(*truncate(parts, room))
+        tokens.extend(sequence)
+        lengths.append(len(sequence))
+    return Encoded(Examples(np.array(tokens, dtype=np.int32), np.array(lengths), targets), truncated)
+
+
+def truncate(parts: Sequence[List[int]], room: int) -> List[List[int]]:
+    """One or two lists cut at their ends to `room` tokens in all: always the longer loses a token, of equals the
+    second, as in google-research/bert."""
+    if len(parts) == 1:
+        return [parts[0][:room]]
+    first, second = parts
+    first = first[: max(room - len(second), (room + 1) // 2)]
+    return [first, second[: room - len(first)]]
+
+
+def classes(table: Table, labels: Sequence[str]) -> Optional[np.ndarray]:
+    """(N,) place of each row's label in `labels`; None without labels."""
+    if table.labels is None:
+        return None
+    place = {label: number for number, label in enumerate(labels)}
+    for row, label in enumerate(table.labels):
+        if label not in place:
+            raise ValueError(f"{table.where(row)}: label {label!r} is none of {', '.join(labels)}"[:500])
+    return np.array([place[label] for label in table.labels], dtype=np.int64)
+
+
+class Scale(NamedTuple):
+    """What a model learns of a number: (number - offset) / unit."""
+
+    offset: float
+    unit: float
+
+
+def numbers(table: Table, scale: Scale, lowest: float = -math.inf, highest: float = math.inf) -> Optional[np.ndarray]:
+    """(N,) scaled labels; None without labels."""
+    if table.labels is None:
+        return None
+    values = []
+    for row, label in enumerate(table.labels):
+        try:
+            values.append(float(label))
+        except ValueError:
+            raise ValueError(f"{table.where(row)}: label {label!r} is no number") from None
+        if not (math.isfinite(values[-1]) and lowest <= values[-1] <= highest):
+            limits = f"from {lowest:g} to {highest:g}" if math.isfinite(highest) else "finite"
+            raise ValueError(f"{table.where(row)}: label {label!r} is no number {limits}")
+    return ((np.array(values) - scale.offset) / scale.unit).astype(np.float32)
+
+
+# Tasks
+
+
+def write(
+    folder: Path, problem: Problem, tables: Mapping[str, Table], tokenizer: Tokenizer, max_length: int,
+    targets: Mapping[str, Optional[np.ndarray]],
+) -> Problem:
+    """Encode the splits into a new folder; the problem, with what was found added to its `about`.
+
+    Beside the splits, <split>.json lists what predictions are filed under, where the file has its own indices.
+    """
+    encoded = {split: encode(table, tokenizer, max_length, targets[split]) for split, table in tables.items()}
+    found = {
+        "examples": {split: len(table.lines) for split, table in tables.items()},
+        "truncated": {split: encoded[split].truncated for split in tables},
+        "skipped": {split: list(table.skipped) for split, table in tables.items()},
+    }
+    problem.about.update(found)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, table in tables.items():
+        if table.indices is not None:
+            with durably_written(os.fspath(folder / f"{split}.json")) as stream:
+                stream.write(json.dumps(table.indices).encode())
+    labelled.write(folder, problem, {split: part.examples for split, part in encoded.items()})
+    return problem
+
+
+def is_written(folder: Path, source: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the examples of `source`; raises ValueError if those of another."""
+    if not (folder / labelled.PROBLEM).exists():
+        return False
+    about = labelled.read_problem(folder).about.get("source", {})
+    changed = [name for name in {**about, **source} if about.get(name) != json.loads(json.dumps(source)).get(name)]
+    if changed:
+        raise ValueError(f"{folder} was encoded with other {', '.join(changed)}: choose another --out, or delete it")
+    return True
+
+
+def source_of(files: Mapping[str, Path], tokenizer: Tokenizer, max_length: int, **options) -> Dict[str, Any]:
+    """What decides the examples, as `about` keeps it."""
+    for path in files.values():
+        check_exists(Path(path))
+    return {
+        "files": {split: sha256_of(os.fspath(path)) for split, path in files.items()},
+        "vocabulary": hashlib.sha256(tokenizer.model).hexdigest(), "max_length": max_length, **options,
+    }
+
+
+def prepare(
+    folder: Path, name: str, files: Mapping[str, Path], texts: Sequence[str], label: str, tokenizer: Tokenizer,
+    max_length: int, regression: bool = False, first_metric: Optional[str] = None,
+) -> Problem:
+    """Encode a user's own task, unless the folder holds it already.
+
+    files        train; valid, or a tenth of train by a hash of its texts, so that equal texts stay together; test
+    texts        column of the text, or columns of a pair
+    regression   labels are numbers, scaled to mean 0 and deviation 1 of train; else classes, sorted
+    """
+    kind = "regression" if regression else "classification"
+    names = metrics.names_of(kind)
+    if first_metric is not None and first_metric not in names:
+        raise ValueError(f"--metric {first_metric} is none of {kind}: choose from {', '.join(names)}")
+    files = {split: Path(path) for split, path in files.items()}
+    source = source_of(files, tokenizer, max_length, texts=list(texts), label=label, kind=kind, metric=first_metric)
+    if is_written(folder, source):
+        return labelled.read_problem(folder)
+    tables = {}
+    for split, path in files.items():
+        tables[split] = read(path, texts, label if split != "test" or has_column(path, label) else None)
+    if "valid" not in tables:
+        tables["train"], tables["valid"] = split_by_hash(tables["train"])
+    for split in ("train", "valid"):
+        unlabelled = [row for row, value in enumerate(tables[split].labels) if not value]
+        if unlabelled:
+            raise ValueError(f"{tables[split].where(unlabelled[0])}: there is no label")
+    about = {"source": source}
+    if regression:
+        values = numbers(tables["train"], Scale(0.0, 1.0)).astype(np.float64)
+        if not values.std() > 0:
+            raise ValueError(f"{tables['train'].path}: all labels are {values[0]:g}: there is nothing to learn")
+        scale = Scale(float(values.mean()), float(values.std()))
+        about["scale"] = scale._asdict()
+        labels, targets = [], {split: numbers(table, scale) for split, table in tables.items()}
+    else:
+        labels = sorted(set(tables["train"].labels))
+        if len(labels) < 2:
+            raise ValueError(f"{tables['train'].path}: all labels are {labels[0]!r}: there is nothing to learn")
+        targets = {split: classes(table, labels) for split, table in tables.items()}
+        if len(labels) > 2:
+            names.remove("f1")
+    ordered = sorted(names, key=lambda metric: metric != first_metric)
+    problem = Problem(name, kind, ordered, source["vocabulary"], labels, about=about)
+    return write(folder, problem, tables, tokenizer, max_length, targets)
+
+
+def has_column(path: Path, column: str) -> bool:
+    _, first = next(READERS[path.suffix.lower()](path), (0, {}))
+    return column in first
+
+
+def split_by_hash(table: Table) -> Tuple[Table, Table]:
+    """Two parts, the second of about VALID_FRACTION: which one a row is in depends on its texts alone."""
+    def share(texts: Sequence[str]) -> float:
+        digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    held_out = [share(texts) < VALID_FRACTION for texts in table.texts]
+    parts = [[row for row, held in enumerate(held_out) if held == wanted] for wanted in (False, True)]
+    if not all(parts):
+        raise ValueError(f"{table.path} has {len(table.lines)} rows, too few to set some aside: give --valid")
+    return table.part(parts[0]), table.part(parts[1])

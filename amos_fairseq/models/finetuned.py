@@ -1,0 +1,36 @@
+"""A network on labelled data as a fairseq model; its shape is that of what was pre-trained, which the task knows."""
+
+from dataclasses import dataclass
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model
+
+from amos_fairseq.finetune.model import TASK, Network, new_network
+from amos_fairseq.methods.base import option
+
+
+@dataclass
+class FinetunedModelConfig(FairseqDataclass):
+    dropout: float = option(0.1, "dropout after embeddings, attention and feed-forward layers of the encoder")
+    attention_dropout: float = option(0.1, "dropout on the encoder's attention probabilities")
+    pooler_dropout: float = option(0.1, "dropout in the head of classification and regression")
+
+
+@register_model("finetuned", dataclass=FinetunedModelConfig)
+class FinetunedModel(BaseFairseqModel):
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        if task.cfg._name != TASK:
+            raise ValueError(f"arch finetuned is of task {TASK}, not {task.cfg._name}: use it with --task {TASK}")
+        options = (cfg.dropout, cfg.attention_dropout, cfg.pooler_dropout)
+        return cls(new_network(task.origin, task.problem, task.tokenizer.mask, *options))
+
+    def forward(self, tokens, padding_mask=None):
+        return self.network(tokens, padding_mask)
+
+    def max_positions(self):
+        return self.network.encoder.config.max_positions

@@ -1,0 +1,58 @@
+"""What a task is to supervision; one that derives from this, with a config derived from SupervisionConfig, has it."""
+
+import logging
+from typing import Any, Dict, List
+
+from fairseq.tasks import FairseqTask
+
+from amos_fairseq.supervision import faults, supervisor
+
+logger = logging.getLogger(__name__)
+
+
+class SupervisedTask(FairseqTask):
+    """fairseq's task, whose steps are made under supervision. Its batches have `nsentences`, as fairseq's have."""
+
+    forward_is_local = True  # no forward pass of training waits for other processes
+    divides_batches = False  # an update is the same if its micro-batches are made in parts, which `split_batch` makes
+    _validation_parts = 1  # that each batch of validation is made in since memory ran out
+
+    def split_batch(self, sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
+        """The batch in `parts` parts, or as many as it has sequences; an empty one, or what cannot be split, as it is.
+        """
+        return [sample]
+
+    def sample_ids(self, sample: Dict[str, Any]) -> List[int]:
+        """What the log names the batch's sequences by."""
+        return sample["id"].tolist()
+
+    def get_checkpoint_dict(self) -> Dict[str, Any]:
+        """Part of every checkpoint, as fairseq's `extra_state`."""
+        return {} if supervisor.current() is None else supervisor.current().state_dict()
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
+        step, arguments = super().train_step, (sample, model, criterion, optimizer, update_num, ignore_grad)
+        if supervisor.current() is None:
+            return step(*arguments, **kwargs)
+        return supervisor.current().micro_batch(self, step, *arguments, **kwargs)
+
+    def valid_step(self, sample, model, criterion, **kwargs):
+        """If memory runs out, the batch, and every one from then on, is made in twice as many parts.
+
+        Their logs add up to its own but for statistics that compare the sequences of a batch.
+        """
+        step = super().valid_step
+        while True:
+            parts = self.split_batch(sample, self._validation_parts)
+            try:
+                outputs = [step(part, model, criterion, **kwargs) for part in parts]
+                break
+            except RuntimeError as error:
+                if not faults.is_out_of_memory(error) or len(self.split_batch(sample, 2 * len(parts))) == len(parts):
+                    raise
+            self._validation_parts *= 2
+            logger.warning("out of memory: batches of validation are made in %d parts", self._validation_parts)
+            model.zero_grad(set_to_none=True)
+            faults.empty_cache()
+        losses, sizes, logs = zip(*outputs)
+        return sum(losses), sum(sizes), {key: sum(of_part[key] for of_part in logs) for key in logs[0]}

@@ -1,0 +1,260 @@
+"""Fine-tuning as a fairseq task: labelled data, what was pre-trained, and metrics over whole validation splits."""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+from fairseq.distributed import utils as distributed_utils
+from fairseq.logging import metrics
+from fairseq.tasks import register_task
+from omegaconf import II, MISSING
+
+from amos_fairseq.checkpoints import storage
+from amos_fairseq.checkpoints.training import goes_on_from
+from amos_fairseq.data.manifest import sha256_of
+from amos_fairseq.data.released_tokenizer import load_tokenizer
+from amos_fairseq.finetune.evaluation import evaluate, in_order, of_sequences
+from amos_fairseq.finetune.labelled import PROBLEM, Collater, Examples, check, read_examples, read_problem
+from amos_fairseq.finetune.model import TASK, Origin, described, learning_rate_factors, start_from, understood
+from amos_fairseq.methods.base import option
+from amos_fairseq.pretrained import VOCABULARY, Pretrained, from_pretrained, vocabulary_of
+from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
+from amos_fairseq.user_errors import told_in_one_line
+
+
+@dataclass
+class FinetuningTaskConfig(SupervisionConfig):
+    data: str = option(MISSING, "folder of labelled data that `amos-fairseq finetune` encoded")
+    pretrained: str = option(MISSING, "what to fine-tune: a run's folder, or one of its checkpoints")
+    from_scratch: bool = option(False, "train the same network from new parameters, to compare with")
+    layer_decay: float = option(
+        1.0, "times which each layer learns more slowly than the one above, from the top one on: 0.8 is usual, 1: alike"
+    )
+    allow_change: str = option("", "what a resumed run may do otherwise than before, as the refusal names it: seed,..")
+    allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged")
+    seed: int = II("common.seed")
+    optimizer: Optional[str] = II("optimizer._name")
+    max_tokens: Optional[int] = II("dataset.max_tokens")
+    max_valid_steps: Optional[int] = II("dataset.max_valid_steps")
+    save_dir: str = II("checkpoint.save_dir")
+    restore_file: str = II("checkpoint.restore_file")
+
+
+class LabelledDataset(FairseqDataset):
+    """One split in memory; training in an order drawn from (seed, epoch), all else by length."""
+
+    def __init__(self, split: str, examples: Examples, padding: int, seed: int):
+        super().__init__()
+        self.split, self.seed, self.epoch = split, seed, 1
+        self.collate = Collater(examples, padding)
+        self.sizes = self.collate.lengths
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        return False  # batches are drawn anew
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> int:
+        return int(index)
+
+    def num_tokens(self, index: int) -> int:
+        return int(self.sizes[index])
+
+    size = num_tokens
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        return self.sizes[indices]
+
+    def ordered_indices(self) -> np.ndarray:
+        if self.split == "train":
+            return np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
+        return np.argsort(-self.sizes, kind="stable")  # if memory does not suffice, the first batch tells
+
+    def collater(self, rows: List[int]) -> Dict[str, Any]:
+        if not rows:
+            return {}
+        batch = self.collate(rows)._asdict()
+        lengths = self.sizes[rows].tolist()
+        return {
+            "id": torch.tensor(rows),
+            "split": self.split,
+            "net_input": {name: batch.pop(name) for name in ("tokens", "padding_mask")},
+            **batch,
+            "lengths": lengths,
+            "nsentences": len(rows),
+            "ntokens": sum(lengths),
+        }
+
+
+def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
+    """Some of a collated batch's sequences, as wide as they were."""
+    part = {key: value[rows] if isinstance(value, (torch.Tensor, list)) else value for key, value in sample.items()}
+    inputs = {name: None if value is None else value[rows] for name, value in sample["net_input"].items()}
+    return {**part, "net_input": inputs, "nsentences": len(part["lengths"]), "ntokens": sum(part["lengths"])}
+
+
+@register_task(TASK, dataclass=FinetuningTaskConfig)
+class FinetuningTask(SupervisedTask):
+    """The loss of an update is the mean over its sequences, for any number of processes and micro-batches."""
+
+    divides_batches = True
+    method_name = TASK  # by which models and criterions of pre-training see that it is not theirs
+
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        with told_in_one_line():
+            return cls(cfg)
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        if not 0.0 < cfg.layer_decay <= 1.0:
+            raise ValueError(f"layer_decay {cfg.layer_decay} must lie above 0 and not above 1: 0.8 is usual, 1 is none")
+        if cfg.layer_decay != 1.0 and cfg.optimizer != "fused_adamw":
+            raise ValueError(
+                f"layer_decay {cfg.layer_decay} needs an optimizer with a rate for each layer, which {cfg.optimizer} "
+                "is not: give --optimizer fused_adamw"
+            )
+        if cfg.max_valid_steps is not None:
+            raise ValueError(f"max_valid_steps {cfg.max_valid_steps}: metrics are of whole splits: leave it out")
+        self.problem = read_problem(Path(cfg.data))
+        self.origin: Optional[Origin] = None
+        self.answers: Dict[str, Dict[int, np.ndarray]] = {}  # of a validation, by split and example
+        self.results: Dict[str, Dict[str, float]] = {}
+
+    # Networks
+
+    def build_model(self, cfg, from_checkpoint=False):
+        with told_in_one_line():
+            pretrained = self.find_origin() if self.origin is None else None
+            if hashlib.sha256(self.tokenizer.model).hexdigest() != self.problem.sentencepiece_sha256:
+                raise ValueError(
+                    f"{self.cfg.data} is encoded with another vocabulary than {self.cfg.pretrained} has: encode it "
+                    "anew for that model, in another folder"
+                )
+            model = super().build_model(cfg, from_checkpoint)
+            if pretrained is not None and not self.cfg.from_scratch:
+                start_from(model.network, pretrained)
+        if self.cfg.layer_decay != 1.0:
+            factors = learning_rate_factors(model.network, self.cfg.layer_decay)
+            for name, parameter in model.network.named_parameters():
+                parameter.optim_overrides = {"lr_factor": factors[name]}  # which fairseq hands on to its fp32 copies
+        return model
+
+    def find_origin(self) -> Optional[Pretrained]:
+        """Of this run's own checkpoint if it goes on from one, else of what was pre-trained, which is returned."""
+        path = goes_on_from(self.cfg)
+        if path is not None and path.is_dir():
+            self.load_state_dict(storage.read(path, ["task_state"])["task_state"])
+            return None
+        pretrained = from_pretrained(self.cfg.pretrained)
+        self.origin, self.tokenizer = Origin(pretrained.name, pretrained.encoder.config), pretrained.tokenizer
+        return pretrained
+
+    def state_dict(self):
+        """Part of every checkpoint: all that the network can be built of again, and what a resumed run must not change.
+        """
+        return {
+            **super().state_dict(), "finetuned": described(self.origin, self.problem),
+            VOCABULARY: torch.from_numpy(np.frombuffer(self.tokenizer.model, np.uint8).copy()),
+            "dictionary_sha256": self.problem.sentencepiece_sha256, "data_sha256": self.data_sha256,
+        }
+
+    def load_state_dict(self, state):
+        self.origin, _ = understood(state["finetuned"])
+        self.tokenizer = load_tokenizer(vocabulary_of(state, None, self.cfg.save_dir), self.cfg.save_dir)
+
+    @functools.cached_property
+    def data_sha256(self) -> str:
+        paths = sorted([Path(self.cfg.data) / PROBLEM, *Path(self.cfg.data).glob("*.npz")])
+        return hashlib.sha256("".join(sha256_of(str(path)) for path in paths).encode()).hexdigest()
+
+    # Data
+
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        if split in self.datasets:
+            return
+        with told_in_one_line():
+            examples = read_examples(Path(self.cfg.data), split)
+            source, tokenizer = f"{split} of {self.cfg.data}", self.tokenizer
+            check(self.problem, examples, source, len(tokenizer), tokenizer.mask, self.max_positions())
+            if self.cfg.max_tokens is not None and self.cfg.max_tokens < examples.lengths.max():
+                raise ValueError(
+                    f"max_tokens {self.cfg.max_tokens} is less than the longest sequence of {split}, "
+                    f"{examples.lengths.max()}: raise --max-tokens, or give --batch-size"
+                )
+        self.datasets[split] = LabelledDataset(split, examples, self.tokenizer.pad, self.cfg.seed)
+
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        kwargs["required_batch_size_multiple"] = 1  # fairseq drops a last batch that is none
+        kwargs["num_workers"] = 0  # the data are in memory: to wait for a new process costs more than to collate
+        return super().get_batch_iterator(dataset, *args, **kwargs)
+
+    def split_batch(self, sample, parts):
+        if not sample:
+            return [sample]
+        sequences = sample["nsentences"]
+        size = -(-sequences // parts)
+        return [rows_of(sample, slice(start, start + size)) for start in range(0, sequences, size)]
+
+    def max_positions(self):
+        return self.origin.encoder.max_positions
+
+    @property
+    def source_dictionary(self):
+        return None
+
+    @property
+    def target_dictionary(self):
+        return None
+
+    # Steps
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
+        loss, sample_size, logs = super().train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+        )
+        if ignore_grad:  # a process without data repeats an earlier batch, which must not count
+            return loss, 0, {key: 0 * value for key, value in logs.items()}
+        return loss, sample_size, logs
+
+    def begin_valid_epoch(self, epoch, model):
+        self.answers, self.results = {}, {}
+
+    def valid_step(self, sample, model, criterion, **kwargs):
+        outputs = super().valid_step(sample, model, criterion, **kwargs)
+        for name in self.problem.metrics:  # called when fairseq asks for the results of the split
+            metrics.log_derived(name, functools.partial(self.metric, sample["split"], name))
+        return outputs
+
+    def note(self, sample, outputs: torch.Tensor) -> None:
+        """What the network answered to a batch of validation."""
+        answers = of_sequences(outputs, sample["lengths"])
+        self.answers.setdefault(sample["split"], {}).update(zip(sample["id"].tolist(), answers))
+
+    def metric(self, split: str, name: str, meters) -> float:
+        """Of all processes' answers to the split; all must ask for it."""
+        if split not in self.results:
+            answers = {}
+            for part in gathered(self.answers[split]):
+                answers.update(part)
+            outputs = in_order([answers[index] for index in range(len(self.datasets[split]))])
+            self.results[split] = evaluate(Path(self.cfg.data), self.problem, split, outputs)
+        return self.results[split][name]
+
+
+def gathered(value: Any) -> List[Any]:
+    """`value` of every process."""
+    values = [value] * distributed_utils.get_data_parallel_world_size()
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value, group=distributed_utils.get_data_parallel_group())
+    return values

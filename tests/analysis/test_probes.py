@@ -1,0 +1,182 @@
+"""What is read from checkpoints, on random networks and a corpus of eight words."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from amos_fairseq.analysis import probe_figures, probes
+from amos_fairseq.analysis.probes import Pairs, Probe, Scores
+from amos_fairseq.analysis.run_log import Run, RunLog
+from amos_fairseq.data.preparation import prepare
+from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.pretrained import from_pretrained
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer, tmp_path_factory):
+    """Prepared with the fixture's vocabulary."""
+    folder, chance = tmp_path_factory.mktemp("text"), random.Random(1)
+    sentences = (" ".join(chance.choices(WORDS, k=10)) + ".\n\n" for _ in range(300))
+    (folder / "corpus.txt").write_text("".join(sentences))
+    (folder / "sentencepiece.model").write_bytes(tokenizer.model)
+    out = folder / "data"
+    prepare(
+        [str(folder / "corpus.txt")], str(out), vocabulary=str(folder / "sentencepiece.model"), tokens_per_sample=24,
+        workers=1, valid_fraction=0.2,
+    )
+    return out
+
+
+@pytest.fixture
+def make_run(tmp_path, make_method, tokenizer, save_checkpoint, data):
+    """make_run(method): a run of random parameters, its checkpoint and its data."""
+
+    def make_run(name, gain=4.0):
+        vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
+        folder = tmp_path / name
+        method = make_method(name, vocabulary=vocabulary, gain=gain)
+        save_checkpoint(folder / "checkpoint_1_2", name, method, tokenizer)
+        return Run(name, folder, RunLog([], []), {"data": str(data)})
+
+    return make_run
+
+
+def test_embeddings_are_those_at_the_first_token_and_pairs_are_sequences_and_their_crops(make_run):
+    run = make_run("coco_lm")
+    probe, model = probes.probe(run), from_pretrained(run.folder)
+    held_out = probes.held_out_sequences(run, model)
+    item = held_out[3]
+    crop = torch.from_numpy(item["cropped_tokens"]).long()
+    assert len(crop) == round(0.9 * len(item["block"].original_tokens))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(probe.second[3]).float(), model.encoder(crop[None])[0, 0])
+    count = len(held_out)
+    assert len(probe.first) == len(probe.similar_cosines) == count
+    assert len(probe.random_cosines) == count * (count - 1)
+    assert np.median(probe.similar_cosines) > np.median(probe.random_cosines)
+
+
+def test_cosines_of_known_vectors():
+    probe = Probe("", np.array([[1.0, 0.0], [3.0, 4.0]]), np.array([[2.0, 0.0], [4.0, 3.0]]), np.zeros(2), {}, None)
+    assert probe.similar_cosines.tolist() == pytest.approx([1.0, 0.96])
+
+
+def test_scored_pairs_take_the_place_of_crops(make_run):
+    run = make_run("bert_mlm")
+    pairs = Pairs(["alpha", "beta gamma", "eta"], ["alpha", "zeta", "eta"], [5.0, 1.0, 5.0])
+    probe = probes.probe(run, pairs)
+    assert probe.similar_cosines.tolist() == pytest.approx([1.0, 1.0])
+    assert len(probe.random_cosines) == 6 and probe.replaced_losses == {}
+
+
+def test_each_depth_of_amos_replaces_alone(make_run):
+    run = make_run("amos_rtd", gain=20.0)  # at which the depths disagree
+    model = from_pretrained(run.folder)
+    held_out = probes.held_out_sequences(run, model)
+    batch = probes.PretrainingBatch(**held_out.collater([held_out[index] for index in range(8)])["net_input"])
+    with torch.no_grad():
+        found = probes.corruptions(model.method, batch)
+        model.method.config.mixture, model.method.mixture_head = "fixed:[0,1,0]", None
+        expected = model.method(batch).corruption
+    assert list(found) == ["layer 1", "layer 2", "layer 4"]
+    assert torch.equal(found["layer 2"].corrupted_tokens, expected.corrupted_tokens)
+    assert not torch.equal(found["layer 1"].corrupted_tokens, expected.corrupted_tokens)
+
+
+def test_loss_on_replaced_tokens_is_that_of_calling_them_replaced(make_run):
+    run = make_run("electra_rtd")
+    model = from_pretrained(run.folder)
+    held_out = probes.held_out_sequences(run, model)
+    sample = held_out.collater([held_out[index] for index in range(8)])
+    batch = probes.PretrainingBatch(**sample["net_input"])
+    with torch.no_grad():
+        output = model.method(batch)
+    logits = output.rtd_logits[output.corruption.replaced_positions].double()
+    expected = -torch.log(1 - torch.sigmoid(logits))
+    losses = probes.replaced_losses(model.method, [sample])["generator"]
+    assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_script_is_scored_in_one_pass_and_masked(make_run):
+    run = make_run("script_selfcritic")
+    scores, model = probes.probe(run).scores, from_pretrained(run.folder)
+    held_out = probes.held_out_sequences(run, model)
+    tokens = torch.from_numpy(held_out[0]["block"].original_tokens).long()
+    with torch.no_grad():
+        logits = model.method.detection_logits(tokens[None])[0]
+    counted = ~torch.isin(tokens, torch.tensor([model.tokenizer.bos, model.tokenizer.eos]))
+    assert scores.one_pass[0] == pytest.approx(logits.sigmoid().log()[counted].mean().item(), rel=1e-4)
+    assert scores.one_pass.shape == scores.masked.shape == (2 * min(len(held_out), probes.SCORED_SEQUENCES),)
+
+
+def test_random_tokens_leave_the_ends():
+    tokens = torch.arange(20)
+    changed = probes.with_random_tokens(tokens, np.array([99]), np.random.default_rng(0))
+    assert (changed == 99).sum() == 3 and changed[0] == 0 and changed[-1] == 19
+
+
+def test_data_of_another_vocabulary_are_refused(make_run, data, tmp_path):
+    other = tmp_path / "other"
+    (tmp_path / "text").write_text("".join(f"{word} {word}s of {word}ing\n\n" for word in WORDS * 30))
+    prepare([str(tmp_path / "text")], str(other), vocab_size=48, tokens_per_sample=24, workers=1, valid_fraction=0.2)
+    run = make_run("bert_mlm")
+    with pytest.raises(ValueError, match="has another vocabulary than"):
+        probes.probe(run._replace(options={"data": str(other)}))
+    with pytest.raises(ValueError, match="does not exist: run amos-fairseq prepare"):
+        probes.probe(run._replace(options={"data": str(tmp_path / "gone")}))
+    with pytest.raises(ValueError, match="holds no data, and its log does not name them"):
+        probes.probe(run._replace(options={}))
+
+
+def test_pairs_are_read_as_sts_b_has_them(tmp_path):
+    path = tmp_path / "dev.tsv"
+    path.write_text('index\tsentence1\tsentence2\tscore\n0\tA "plane\tB\t5.000\n1\tC\tD\t0.5\n')
+    assert probes.read_pairs(path) == (['A "plane', "C"], ["B", "D"], [5.0, 0.5])
+
+
+NAMES = "sentence1\tsentence2\tscore\n"
+
+
+@pytest.mark.parametrize("text", [
+    "a\tb\t1\nc\td\t2\ne\tf\t3\n", NAMES, NAMES + "a\tb\t1\n", NAMES + "a\tb\thigh\nc\td\t1\n", NAMES + "a\nb\n",
+])
+def test_other_files_of_pairs_are_refused(tmp_path, text):
+    (tmp_path / "pairs").write_text(text)
+    with pytest.raises(ValueError, match="must have two lines or more of sentence1, sentence2, score"):
+        probes.read_pairs(tmp_path / "pairs")
+
+
+def made_up(name, **fields):
+    draw = np.random.default_rng(0)
+    first = draw.normal(size=(30, 4))
+    made = Probe(name, first, first + 0.1, draw.uniform(-1, 1, 60), {}, None)
+    return made._replace(**fields)
+
+
+def test_figures_have_a_panel_for_each_run_that_they_are_about():
+    losses = {"layer 1": np.array([1.0, 3.0]), "layer 2": np.array([2.0, 2.5])}
+    scores = Scores(np.array([-1.0, -2.0, -3.0, -4.0]), np.array([-2.0, -1.0, -4.0, -6.0]))
+    of_runs = [made_up("a", replaced_losses=losses), made_up("b", scores=scores)]
+    titles = {
+        name: [axes.get_title(loc="left") for axes in draw(of_runs, "").figure.axes]
+        for name, draw in probe_figures.FIGURES.items()
+    }
+    assert titles["replaced_losses"] == ["a\nmean: layer 1 2.000, layer 2 2.250"]
+    assert titles["pseudo_log_likelihoods"] == ["b: Spearman 0.80"]
+    assert titles["sequence_map"] == ["a", "b"] and len(titles["sequence_cosines"]) == 2
+    assert probe_figures.replaced_losses([made_up("c")], "") is None
+
+
+def test_distributions_are_in_percent():
+    probe = made_up("a", replaced_losses={"layer 1": np.array([1.0, 1.0, 2.0, 4.0])})
+    (polygon,) = probe_figures.replaced_losses([probe], "").figure.axes[0].patches
+    assert max(y for _, y in polygon.get_xy()) == pytest.approx(50)
+
+
+def test_similar_pairs_of_the_map_are_joined():
+    (axes,) = probe_figures.sequence_map([made_up("a")], "").figure.axes
+    assert len(axes.get_lines()) == probe_figures.MARKED

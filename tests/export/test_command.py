@@ -1,0 +1,109 @@
+"""`amos-fairseq export`: what it prints, and mistakes in one line that leave nothing behind."""
+
+import json
+
+import pytest
+
+from amos_fairseq.export import huggingface, libraries
+
+MPNET = dict(rel_pos_buckets=32, rel_pos_max_distance=128)
+
+
+def test_classes_and_differences_are_printed(checkpoint, export):
+    status, out, err, folder = export(checkpoint("amos_rtd", **MPNET)[0])
+    lines = out.splitlines()
+    assert status == 0 and len(lines) == 3
+    assert lines[0].startswith(f"{folder}  MPNetModel; loaded again, it differs by ")
+    assert lines[1].startswith(f"{folder / 'generator'}  MPNetForMaskedLM; ") and lines[1].endswith(" in logits")
+    assert lines[2].startswith("not in it: rtd_head (one linear layer, ") and lines[2].endswith("); mixture_head")
+    files = {path.name for path in folder.iterdir()}
+    standard = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "sentencepiece.model"}
+    assert files == standard | {"README.md", "generator"}
+
+
+def test_own_code_is_announced(checkpoint, export):
+    run, _ = checkpoint("bert_mlm", rel_pos_buckets=64, rel_pos_max_distance=128)
+    _, out, _, folder = export(run)
+    assert "  no class of transformers has this shape: trust_remote_code=True lets modeling_amos.py run\n" in out
+    assert (folder / "modeling_amos.py").exists()
+
+
+def test_only_the_classes_that_are_named_are_written(checkpoint, export):
+    run, _ = checkpoint("coco_lm", **MPNET)
+    folder = export(run, "--classes", "MPNetModel")[-1]
+    assert not (folder / "generator").exists()
+    folder = export(run, "--classes", "AmosForMaskedLM", "MPNetModel", out="both")[-1]
+    assert json.loads((folder / "generator" / "config.json").read_text())["architectures"] == ["AmosForMaskedLM"]
+
+
+@pytest.mark.parametrize("pooling, mode", [("mean", "pooling_mode_mean_tokens"), ("cls", "pooling_mode_cls_token")])
+def test_pooling_is_described_for_sentence_transformers(checkpoint, export, pooling, mode):
+    folder = export(checkpoint("bert_mlm", **MPNET)[0], "--pooling", pooling)[-1]
+    modules = json.loads((folder / "modules.json").read_text())
+    types = [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling")]
+    assert [(module["path"], module["type"]) for module in modules] == list(zip(["", "1_Pooling"], types))
+    config = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    assert config.pop("word_embedding_dimension") == 16
+    assert [name for name, on in config.items() if on] == [mode]
+    assert json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"] == 150
+
+
+def refused(tmp_path, export, run, *options, out="exported"):
+    """The message, after which nothing new is there."""
+    before = sorted(tmp_path.rglob("*"))
+    status, printed, err, _ = export(run, *options, out=out)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert printed == "" and err.startswith("amos-fairseq export: error: ") and err.count("\n") == 1
+    return status, err.removeprefix("amos-fairseq export: error: ").rstrip()
+
+
+def test_mistakes_are_told_in_one_line(checkpoint, export, tmp_path):
+    run, _ = checkpoint("coco_lm", **MPNET)
+
+    def told(*options, run=run, out="exported"):
+        status, message = refused(tmp_path, export, run, *options, out=out)
+        assert status == 64
+        return message
+
+    (tmp_path / "there").mkdir()
+    assert told(out="there") == "/there exists: name another folder"
+    (tmp_path / "link").symlink_to("nowhere")
+    assert told(out="link") == "/link exists: name another folder"
+    assert told(out="no/exported") == "/no is no folder to write exported into"
+    fitting = "MPNetModel, AmosModel, MPNetForMaskedLM, AmosForMaskedLM"
+    assert told("--classes", "BertModel") == f"class BertModel does not fit this checkpoint: choose {fitting}"
+    wanted = "name one class for the encoder"
+    assert told("--classes", "MPNetForMaskedLM") == f"{wanted}, not 0: of AmosModel, MPNetModel"
+    assert told("--classes", "MPNetModel", "AmosModel") == f"{wanted}, not 2: of AmosModel, MPNetModel"
+    assert told(run=tmp_path / "there") == "/there holds no checkpoint"
+
+
+def test_without_transformers_the_command_that_installs_it_is_told(checkpoint, export, tmp_path, monkeypatch):
+    run, _ = checkpoint("bert_mlm", **MPNET)
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None)
+    expected = "Hugging Face's transformers is not installed: pip install 'transformers>=4.48'"
+    assert refused(tmp_path, export, run) == (64, expected)
+
+
+@pytest.mark.parametrize("stage", ["write_model", "compare", "sync"])
+def test_a_write_that_breaks_leaves_nothing(checkpoint, export, tmp_path, monkeypatch, stage):
+    run, _ = checkpoint("amos_rtd", **MPNET)
+    right, calls = getattr(huggingface, stage), []
+
+    def breaks(*arguments):
+        calls.append(arguments)
+        if stage == "sync" or len(calls) == 2:
+            raise OSError(28, "No space left on device", "exported/file")
+        return right(*arguments)
+
+    monkeypatch.setattr(huggingface, stage, breaks)
+    assert refused(tmp_path, export, run) == (74, "exported/file: No space left on device")
+
+
+def test_what_a_killed_export_left_is_replaced(checkpoint, export, tmp_path):
+    run, _ = checkpoint("bert_mlm", **MPNET)
+    (tmp_path / "exported.tmp").mkdir()
+    (tmp_path / "exported.tmp" / "README.md").write_text("half")
+    status, *_, folder = export(run)
+    assert status == 0 and "half" not in (folder / "README.md").read_text()
+    assert not (tmp_path / "exported.tmp").exists()

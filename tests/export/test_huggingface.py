@@ -1,0 +1,284 @@
+"""Every class that a checkpoint is exported as: outputs are those of the network, within 1e-5, and back again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from amos_fairseq.checkpoints import storage
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.export import choices, huggingface
+from amos_fairseq.export import tokenizer as tokenizer_export
+from amos_fairseq.finetune.labelled import Problem
+from amos_fairseq.finetune.model import Origin, described, new_network
+from amos_fairseq.pretrained import from_pretrained
+
+MPNET, ABSOLUTE = dict(rel_pos_buckets=32, rel_pos_max_distance=128), dict(rel_pos_buckets=0)
+NARROW = dict(token_embed_dim=8)
+TWO_LAYERS = dict(rtd_head_hidden_layer=True)
+RTD_BRANCH = dict(exported_branch="rtd")
+WIDE = dict(rel_pos_buckets=64, rel_pos_max_distance=128)
+RELEASED = dict(MPNET, rel_pos_bucketing="released")
+ONE_LAYER = "rtd_head (one linear layer, where ElectraForPreTraining has two)"
+
+# method, its options, options of the command, class, class of the generator
+EXPORTS = [
+    ("amos_rtd", MPNET, [], "MPNetModel", "MPNetForMaskedLM"),
+    ("bert_mlm", MPNET, [], "MPNetForMaskedLM", None),
+    ("bert_mlm", MPNET, ["--classes", "MPNetModel"], "MPNetModel", None),
+    ("bert_mlm", ABSOLUTE, [], "BertForMaskedLM", None),
+    ("bert_mlm", ABSOLUTE, ["--classes", "ElectraModel"], "ElectraModel", None),
+    ("script_selfcritic", ABSOLUTE, ["--classes", "BertModel"], "BertModel", None),
+    ("script_selfcritic", ABSOLUTE | NARROW, [], "ElectraForMaskedLM", None),
+    ("electra_rtd", ABSOLUTE | TWO_LAYERS, [], "ElectraForPreTraining", "ElectraForMaskedLM"),
+    ("electra_rtd", ABSOLUTE | TWO_LAYERS | NARROW, [], "ElectraForPreTraining", "ElectraForMaskedLM"),
+    ("electra_rtd", ABSOLUTE, [], "ElectraModel", "ElectraForMaskedLM"),
+    ("teams_mws", ABSOLUTE | TWO_LAYERS, [], "ElectraModel", "ElectraForMaskedLM"),
+    ("teams_mws", ABSOLUTE | TWO_LAYERS | RTD_BRANCH, [], "ElectraForPreTraining", "ElectraForMaskedLM"),
+    ("peer_tqr", ABSOLUTE, ["--classes", "BertModel"], "BertModel", None),
+    ("coco_lm", WIDE, [], "AmosModel", "AmosForMaskedLM"),
+    ("bert_mlm", RELEASED, [], "AmosForMaskedLM", None),
+    ("bert_mlm", MPNET | NARROW, [], "AmosForMaskedLM", None),
+]
+ids = [f"{row[0]}-{'-'.join(map(str, row[1].values()))}-{row[3]}" for row in EXPORTS]
+
+
+def load(transformers, folder, class_name):
+    """Without the Auto classes where transformers has the class."""
+    if not class_name.startswith("Amos"):
+        return getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True)
+    auto = "AutoModelForMaskedLM" if class_name.endswith("MaskedLM") else "AutoModel"
+    return getattr(transformers, auto).from_pretrained(folder, output_loading_info=True, trust_remote_code=True)
+
+
+@torch.no_grad()
+def assert_equal_outputs(transformers, folder, class_name, encoder, logits, tokens):
+    """logits: None or a function of the encoder's hidden states."""
+    tokens, padding_mask = tokens
+    model, info = load(transformers, folder, class_name)
+    assert type(model).__name__ == class_name and not any(info.values())
+    output = model.eval()(tokens, attention_mask=(~padding_mask).long(), output_hidden_states=True)
+    hidden = encoder(tokens, padding_mask)
+    pairs = {"hidden states": (output.hidden_states[-1], hidden)}
+    if logits is not None:
+        pairs["logits"] = (output.logits, logits(hidden))
+    for name, (theirs, ours) in pairs.items():
+        theirs, ours = theirs[~padding_mask], ours[~padding_mask]
+        print(f"{class_name}: {name} differ by {(theirs - ours).abs().max():.1e} of {ours.abs().max():.1f}")
+        assert ours.abs().max() > 0.5
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name, options, command, class_name, generator_class", EXPORTS, ids=ids)
+def test_outputs_are_those_of_the_network(
+    transformers, checkpoint, export, tokens, name, options, command, class_name, generator_class
+):
+    run, method = checkpoint(name, **options)
+    status, out, err, folder = export(run, *command)
+    assert status == 0, err
+    assert f"{class_name}; loaded again, it differs by " in out
+    logits = method.mlm_head if class_name.endswith("MaskedLM") else None
+    if class_name == "ElectraForPreTraining":  # its positive logits are replaced tokens, ours are original ones
+        logits = lambda hidden: -method.detection_logits(*tokens)  # noqa: E731
+    assert_equal_outputs(transformers, folder, class_name, method.encoder, logits, tokens)
+    assert (folder / "generator").exists() == (generator_class is not None)
+    if generator_class is not None:
+        network = method.masked_lm_encoder
+        assert_equal_outputs(transformers, folder / "generator", generator_class, network, method.mlm_head, tokens)
+
+    loaded = huggingface.load(folder)
+    assert loaded.name == name and loaded.tokenizer.model == (folder / "sentencepiece.model").read_bytes()
+    unused = {} if options["rel_pos_buckets"] else {"rel_pos_max_distance": 128}
+    assert loaded.encoder.config == replace(method.encoder.config, **unused)
+    for key, tensor in method.encoder.state_dict().items():
+        assert torch.equal(loaded.encoder.state_dict()[key], tensor), key
+
+
+def test_what_no_class_has_is_named(checkpoint, export):
+    run, _ = checkpoint("electra_rtd", **ABSOLUTE)
+    assert export(run)[1].splitlines()[-1] == f"not in it: {ONE_LAYER}"
+
+
+def test_auto_model_finds_a_pooler_that_is_not_random(transformers, checkpoint, export, tokens):
+    run, _ = checkpoint("bert_mlm", **MPNET)
+    folder = export(run, "--classes", "MPNetModel")[-1]
+    model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model).__name__ == "MPNetModel" and not info["missing_keys"]
+    output = model(tokens[0])
+    torch.testing.assert_close(output.pooler_output, output.last_hidden_state[:, 0].tanh())
+
+
+def problem_of(kind, tokenizer):
+    labels = {"classification": ["no", "maybe", "yes"], "prompt": ["no", "yes"]}.get(kind, [])
+    words = [tokenizer.encode(word)[0] for word in ("alpha", "beta")] if kind == "prompt" else []
+    return Problem("toy", kind, ["accuracy"], "0" * 64, labels, words, {"source": "a test"})
+
+
+def save_finetuned(run, name, method, tokenizer, kind):
+    """As fine-tuning leaves it: its network."""
+    origin, problem = Origin(name, method.encoder.config), problem_of(kind, tokenizer)
+    network = new_network(origin, problem, tokenizer.mask).eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for key, parameter in network.named_parameters():
+            parameter.normal_(1.0 if key.endswith("layer_norm.weight") else 0.0, 0.15)
+    vocabulary = torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8)
+    task_state = {"sentencepiece_model": vocabulary, "finetuned": described(origin, problem)}
+    state = {f"network.{key}": tensor for key, tensor in network.state_dict().items()}
+    run.mkdir()
+    cfg = {"task": {"_name": "finetuning"}, "model": {"dropout": 0.1}}
+    about = dict(number=1, score=None, purposes=[])
+    storage.write(run / "checkpoint_1_5", {"cfg": cfg, "task_state": task_state, "model": state}, about)
+    return network
+
+
+@pytest.mark.parametrize(
+    "kind, options, class_name",
+    [
+        ("classification", MPNET, "MPNetForSequenceClassification"),
+        ("classification", ABSOLUTE, "BertForSequenceClassification"),
+        ("classification", WIDE, "AmosForSequenceClassification"),
+        ("classification", ABSOLUTE | NARROW, "AmosForSequenceClassification"),
+        ("regression", MPNET, "MPNetForSequenceClassification"),
+        ("span", MPNET, "MPNetForQuestionAnswering"),
+        ("span", ABSOLUTE, "BertForQuestionAnswering"),
+        ("span", ABSOLUTE | NARROW, "ElectraForQuestionAnswering"),
+        ("span", WIDE, "AmosForQuestionAnswering"),
+        ("prompt", MPNET, "MPNetForMaskedLM"),
+    ],
+)
+def test_outputs_are_those_of_the_fine_tuned_network(
+    transformers, checkpoint, export, tokenizer, tokens, tmp_path, kind, options, class_name
+):
+    _, method = checkpoint("bert_mlm", **options)
+    network = save_finetuned(tmp_path / "tuned", "bert_mlm", method, tokenizer, kind)
+    status, _, err, folder = export(tmp_path / "tuned")
+    assert status == 0, err
+    (tokens, padding_mask), auto = tokens, {"span": "QuestionAnswering", "prompt": "MaskedLM"}
+    auto_class = getattr(transformers, f"AutoModelFor{auto.get(kind, 'SequenceClassification')}")
+    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model).__name__ == class_name
+    if kind == "prompt":
+        tokens = tokens.clone()
+        tokens[tokens == tokenizer.mask], tokens[:, 1] = 5, tokenizer.mask
+    with torch.no_grad():
+        ours, theirs = network(tokens, padding_mask), model(tokens, attention_mask=(~padding_mask).long())
+    if kind == "span":
+        theirs = torch.stack([theirs.start_logits, theirs.end_logits], -1)[~padding_mask]
+        ours = ours[~padding_mask]
+    elif kind == "prompt":
+        theirs = theirs.logits[:, 1, problem_of(kind, tokenizer).label_tokens]
+    else:
+        theirs = theirs.logits.squeeze(-1) if kind == "regression" else theirs.logits
+    print(f"{class_name}, {kind}: outputs differ by {(theirs - ours).abs().max():.1e} of {ours.abs().max():.1f}")
+    assert ours.abs().max() > 0.3
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+    if kind == "classification":
+        assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    if kind == "prompt":
+        words = "`\u2581alpha` for no, `\u2581beta` for yes"
+        assert f"likeliest of these tokens at the only `<mask>`: {words}." in (folder / "README.md").read_text()
+    if kind == "regression":
+        assert model.config.num_labels == 1 and model.config.problem_type == "regression"
+
+
+def test_losses_of_the_modelling_file(transformers, checkpoint, export, tokenizer, tokens, tmp_path):
+    """Cross-entropies and squared error."""
+    _, method = checkpoint("bert_mlm", **WIDE)
+    tokens, padding_mask = tokens
+    inputs = dict(input_ids=tokens, attention_mask=(~padding_mask).long())
+    expected = {
+        "classification": ("SequenceClassification", dict(labels=torch.tensor([0, 2, 1]))),
+        "regression": ("SequenceClassification", dict(labels=torch.tensor([0.5, -1.0, 2.0]))),
+        "span": (
+            "QuestionAnswering", dict(start_positions=torch.tensor([5, 0, 1]), end_positions=torch.tensor([9, 3, 2]))
+        ),
+    }
+    for kind, (auto, targets) in expected.items():
+        save_finetuned(tmp_path / kind, "bert_mlm", method, tokenizer, kind)
+        folder = export(tmp_path / kind, out=f"{kind}_exported")[-1]
+        model = getattr(transformers, f"AutoModelFor{auto}").from_pretrained(folder, trust_remote_code=True).eval()
+        output = model(**inputs, **targets)
+        if kind == "span":
+            rows = range(3)
+            start, end = output.start_logits.log_softmax(-1), output.end_logits.log_softmax(-1)
+            loss = -(start[rows, targets["start_positions"]] + end[rows, targets["end_positions"]]).mean() / 2
+        elif kind == "regression":
+            loss = ((output.logits[:, 0] - targets["labels"]) ** 2).mean()
+        else:
+            loss = -output.logits.log_softmax(-1)[range(3), targets["labels"]].mean()
+        torch.testing.assert_close(output.loss, loss)
+
+
+def test_a_run_that_was_fine_tuned_exports_its_best_checkpoint(checkpoint, export, tokenizer, tmp_path):
+    _, method = checkpoint("bert_mlm", **MPNET)
+    run = tmp_path / "tuned"
+    network = save_finetuned(run, "bert_mlm", method, tokenizer, "span")
+    (run / "checkpoint_best").symlink_to("checkpoint_1_5")
+    state = storage.read(run / "checkpoint_1_5")
+    later = {key: torch.zeros_like(tensor) for key, tensor in state["model"].items()}
+    storage.write(run / "checkpoint_2_9", {**state, "model": later}, dict(number=2, score=None, purposes=[]))
+    folder = export(run)[-1]
+    table = huggingface.load(folder).encoder.token_embeddings.weight
+    assert torch.equal(table, network.encoder.token_embeddings.weight)
+
+
+def test_a_different_model_is_refused_and_leaves_nothing(checkpoint, export, monkeypatch, tmp_path):
+    run, _ = checkpoint("bert_mlm", **ABSOLUTE)
+    right = huggingface.tensors_of
+
+    def wrong(part, layout):
+        tensors = right(part, layout)
+        return tensors | {name: tensor + 1e-3 for name, tensor in tensors.items() if name.endswith("query.bias")}
+
+    monkeypatch.setattr(huggingface, "tensors_of", wrong)
+    before = sorted(tmp_path.iterdir())
+    status, _, err, _ = export(run)
+    assert status == 64 and "BertForMaskedLM as loaded again differs from the checkpoint" in err
+    assert sorted(tmp_path.iterdir()) == before
+
+    other = {"cls.predictions.other": torch.ones(1)}
+    monkeypatch.setattr(huggingface, "tensors_of", lambda *args: right(*args) | other)
+    status, _, err, _ = export(run)
+    assert status == 64 and "BertForMaskedLM, parameters ['cls.predictions.other']" in err
+
+
+def test_another_tokenizer_is_refused(checkpoint, export, monkeypatch):
+    run, _ = checkpoint("bert_mlm", **ABSOLUTE)
+    monkeypatch.setattr(tokenizer_export, "merges", lambda scores: [])
+    status, _, err, folder = export(run)
+    assert status == 64 and "the exported tokenizer gives other ids than ours" in err and not folder.exists()
+
+
+def test_a_tokenizer_of_another_kind_is_refused(checkpoint, export, tokenizer, monkeypatch):
+    class Released(Tokenizer):
+        pass
+
+    run, _ = checkpoint("bert_mlm", **ABSOLUTE)
+    source = replace(from_pretrained(run), tokenizer=Released(tokenizer.model))
+    monkeypatch.setattr(huggingface, "from_pretrained", lambda *_: source)
+    status, _, err, folder = export(run)
+    assert status == 64 and "has a tokenizer that transformers cannot read" in err and not folder.exists()
+
+
+def test_an_exported_encoder_is_exported_again(checkpoint, export, tokens):
+    run, method = checkpoint("bert_mlm", **WIDE)
+    source = huggingface.load(export(run)[-1])
+    (first, *_) = choices.candidates(source)
+    assert first.class_name == "AmosModel"
+    assert torch.equal(source.encoder(*tokens), method.encoder(*tokens))
+
+
+def test_what_export_did_not_write_is_not_loaded(checkpoint, export, tmp_path):
+    with pytest.raises(ValueError, match="was not written by `amos-fairseq export`"):
+        huggingface.load(tmp_path)
+    folder = export(checkpoint("bert_mlm", **MPNET)[0])[-1]
+    (folder / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="is damaged"):
+        huggingface.load(folder)
+    (folder / "sentencepiece.model").unlink()
+    with pytest.raises(ValueError, match="holds no sentencepiece.model"):
+        huggingface.load(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
+    assert not huggingface.is_exported(folder)

@@ -1,0 +1,134 @@
+"""Toy problems that a tiny network solves, a model to start from, and fairseq-train on them."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amos_fairseq.finetune import labelled, squad
+from amos_fairseq.finetune.labelled import Examples, Problem
+from amos_fairseq.methods.base import Vocabulary
+
+_spec = importlib.util.spec_from_file_location(
+    "training_fixtures", Path(__file__).parents[1] / "training" / "conftest.py"
+)
+_fixtures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_fixtures)
+launch, flags = _fixtures.launch, _fixtures.flags
+
+WORDS = "gamma delta epsilon zeta eta theta".split()  # fill; alpha and beta are what decides
+METRICS = {
+    "classification": ["accuracy", "f1"],
+    "regression": ["pearson_spearman", "spearman", "pearson"],
+    "prompt": ["accuracy"],
+}
+OPTIONS = dict(
+    task="finetuning", arch="finetuned", criterion="finetuning", optimizer="fused_adamw", adam_betas="(0.9,0.98)",
+    adam_eps=1e-6, lr=[0.01], lr_scheduler="polynomial_decay", warmup_updates=4, total_num_update=40, max_update=40,
+    batch_size=8, log_format="json", log_interval=1, seed=1, cpu=True, dropout=0.0, attention_dropout=0.0,
+    pooler_dropout=0.0, maximize_best_checkpoint_metric=True,
+)
+
+
+def as_examples(sequences, targets=None, candidates=None):
+    return Examples(
+        np.concatenate(sequences).astype(np.int32), np.array([len(sequence) for sequence in sequences]),
+        None if targets is None else np.array(targets), None if candidates is None else np.concatenate(candidates),
+    )
+
+
+@pytest.fixture(scope="session")
+def toy(tokenizer, tmp_path_factory):
+    """toy(kind, **splits): a labelled folder; each split has so many examples, train 32 and valid 13 by default.
+
+    classification, prompt   which of alpha and beta is there
+    regression               the share of words that are alpha
+    span                     alpha, beta, and up to one word between them
+    """
+
+    def example(kind, draw):
+        words = [str(word) for word in draw.choice(WORDS, draw.integers(3, 8))]
+        place, label = int(draw.integers(len(words))), int(draw.integers(2))
+        if kind == "regression":
+            chosen = draw.random(len(words)) < draw.random()
+            return ["alpha" if alpha else word for alpha, word in zip(chosen, words)], float(chosen.mean())
+        if kind == "span":
+            answer = ["alpha", *words[:label], "beta"]
+            return [*words[:place], *answer, *words[place:]], " ".join(answer)
+        return [*words[:place], ("alpha", "beta")[label], *words[place:]], label
+
+    def examples(kind, seed, size):
+        draw = np.random.default_rng(seed)
+        return [example(kind, draw) for _ in range(size)]
+
+    def sequence(words, kind):
+        ids = [token for word in words for token in tokenizer.encode(word)]
+        assert len(ids) == len(words)
+        return tokenizer.sequence(ids + [tokenizer.mask] if kind == "prompt" else ids)
+
+    def question(number, words, answer):
+        context = " ".join(words)
+        answers = [{"text": answer, "answer_start": context.index(answer)}]
+        return {"context": context, "qas": [{"id": str(number), "question": "zeta", "answers": answers}]}
+
+    def toy(kind, **splits):
+        folder = tmp_path_factory.mktemp(kind)
+        written = {split: examples(kind, seed, size) for seed, (split, size) in enumerate(
+            {"train": 32, "valid": 13, **splits}.items()
+        )}
+        if kind == "span":
+            for split, pairs in written.items():
+                paragraphs = [question(number, *pair) for number, pair in enumerate(pairs)]
+                public = {"version": "1.1", "data": [{"title": split, "paragraphs": paragraphs}]}
+                (folder / f"{split}.json").write_text(json.dumps(public))
+            files = {split: folder / f"{split}.json" for split in written}
+            squad.prepare(folder / "labelled", files, tokenizer, max_length=32, stride=8, max_question=4)
+            return folder / "labelled"
+        labels = [] if kind == "regression" else ["first", "second"]
+        tokens = [tokenizer.encode(word)[0] for word in ("gamma", "delta")] if kind == "prompt" else []
+        about = {"repeats": dict.fromkeys(written, 1)} if kind == "prompt" else {}
+        sha256 = hashlib.sha256(tokenizer.model).hexdigest()
+        problem = Problem("toy", kind, METRICS[kind], sha256, labels, tokens, about)
+        labelled.write(folder / "labelled", problem, {
+            split: as_examples([sequence(words, kind) for words, _ in pairs], [target for _, target in pairs])
+            for split, pairs in written.items()
+        })
+        return folder / "labelled"
+
+    return toy
+
+
+@pytest.fixture
+def checkpoint(make_method, tokenizer, save_checkpoint, tmp_path):
+    """checkpoint(name, **options): of a method with random parameters."""
+
+    def checkpoint(name="bert_mlm", **options):
+        vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
+        path = tmp_path / f"pretrained_{name}" / "checkpoint_1_1"
+        save_checkpoint(path, name, make_method(name, vocabulary=vocabulary, gain=2.0, **options), tokenizer)
+        return path
+
+    return checkpoint
+
+
+@pytest.fixture
+def finetune(launch):
+    """finetune(folder, pretrained, processes=1, fails=False, events=(), **options): fairseq-train on a labelled folder.
+
+    events: what happens to it, as tests/reliability/disturbed.py has it
+    """
+
+    def finetune(folder, pretrained, processes=1, fails=False, events=(), **options):
+        if "best_checkpoint_metric" not in options:
+            options["best_checkpoint_metric"] = labelled.read_problem(folder).metrics[0]
+        options = {**OPTIONS, "pretrained": pretrained, **options}
+        options["warmup_updates"] = min(options["warmup_updates"], options["max_update"])
+        command = [str(folder), *flags(dict(options, user_dir=_fixtures.USER_DIR))]
+        if events:
+            return launch("tests.reliability.disturbed:main", [json.dumps(events), *command], processes, fails)
+        return launch("fairseq_cli.train:cli_main", command, processes, fails)
+
+    return finetune

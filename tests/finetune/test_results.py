@@ -1,0 +1,112 @@
+"""Medians, spreads and the table, from literal scores."""
+import json
+
+import pytest
+
+from amos_fairseq.finetune import results
+from amos_fairseq.finetune.presets import EIGHT, Setting
+from amos_fairseq.finetune.results import Result
+
+LOW, HIGH = Setting(1e-5, 3, 16, 0.1), Setting(2e-5, 3, 16, 0.1)
+
+
+def runs(task, setting, scores, kind="classification", metric="accuracy", split="valid", seeds=None):
+    return [
+        Result(task, kind, [metric], setting, seed, {split: {metric: score}}, 100, 1.0)
+        for seed, score in zip(seeds or range(1, 99), scores)
+    ]
+
+
+def test_median_quartiles_and_extremes_over_seeds():
+    summary, = results.summarize(runs("RTE", LOW, [0.9, 0.5, 0.6, 0.8, 0.7]))
+    assert (summary.median, summary.lowest, summary.highest) == (0.7, 0.5, 0.9)
+    assert summary.spread == pytest.approx((0.6, 0.8)) and summary.seeds == [1, 2, 3, 4, 5]
+    even, = results.summarize(runs("RTE", LOW, [0.5, 0.6]))
+    assert even.median == pytest.approx(0.55)
+
+
+def test_settings_are_compared_by_median_among_those_with_the_most_seeds():
+    scores = {LOW: [0.1, 0.7, 0.9], HIGH: [0.6, 0.6, 0.99], LOW._replace(epochs=9): [1.0]}
+    found = [run for setting, values in scores.items() for run in runs("RTE", setting, values)]
+    assert [summary.setting for summary in results.summarize(found)] == [LOW, HIGH, LOW._replace(epochs=9)]
+    assert results.summarize(found[::-1]) == results.summarize(found)
+
+
+def test_equal_settings_go_by_name():
+    found = runs("RTE", HIGH, [0.5]) + runs("RTE", LOW, [0.5])
+    assert results.summarize(found)[0].setting == LOW
+
+
+def test_the_best_run_is_the_highest_and_of_equals_the_first_by_name(tmp_path):
+    first, second, third = runs("RTE", LOW, [0.5, 0.7, 0.7])
+    found = {tmp_path / "c": first, tmp_path / "b": second, tmp_path / "a": third}
+    assert results.best_run(found) == tmp_path / "a"
+    assert results.best_run({}) is None
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    result, = runs("RTE", HIGH._replace(adam_betas=(0.9, 0.999)), [0.25])
+    folder = tmp_path / "runs/RTE/x/seed1"
+    folder.mkdir(parents=True)
+    results.write(folder, result)
+    assert results.read_all(tmp_path) == results.read_task(tmp_path, "RTE") == {folder: result}
+    assert results.read_task(tmp_path, "CoLA") == {}
+
+
+TABLE = f"""\
+| task | metric | paper (amos_base: AMOS, Table 1) | ours | seeds | middle half | range | setting |
+|---|---|---|---|---|---|---|---|
+| MNLI | accuracy | 88.9/88.7 | 80.0/79.0 | 2 | 79.5 to 80.5 | 79.0 to 81.0 | {LOW.name} |
+| QQP |  | 92.3 | not run |  |  |  |  |
+| QNLI |  | 93.6 | not run |  |  |  |  |
+| SST-2 |  | 94.2 | not run |  |  |  |  |
+| CoLA |  | 70.7 | not run |  |  |  |  |
+| RTE | accuracy | 86.6 | 62.5 | 1 | 62.5 to 62.5 | 62.5 to 62.5 | {HIGH.name} |
+| MRPC |  | 90.9 | not run |  |  |  |  |
+| STS-B |  | 91.6 | not run |  |  |  |  |
+| average |  | 88.6 | not run: QQP, QNLI, SST-2, CoLA, MRPC, STS-B |  |  |  |  |
+| SQuAD 2.0 | best_em/best_f1 | 84.2/87.2 | 70.0/75.0 | 1 | 75.0 to 75.0 | 75.0 to 75.0 | {LOW.name} |
+
+In per cent. Ours: the median over seeds of the best setting; middle half and range of what selects it. \
+MNLI is matched/mismatched; matched selects and is in the average. Of SQuAD, F1 selects.
+"""
+
+
+def test_the_table_has_the_paper_s_values_beside_ours_and_what_was_not_run(tmp_path):
+    mnli = [
+        Result("MNLI", "classification", ["accuracy"], LOW, seed, {
+            "valid": {"accuracy": matched}, "valid1": {"accuracy": mismatched}
+        }, 100, 1.0) for seed, matched, mismatched in ((1, 0.79, 0.80), (2, 0.81, 0.78))
+    ]
+    squad = Result("SQuAD 2.0", "span", ["best_f1", "best_em"], LOW, 1, {
+        "valid": {"em": 0.6, "f1": 0.6, "best_em": 0.7, "best_f1": 0.75}
+    }, 100, 1.0)
+    found = [*mnli, *runs("RTE", HIGH, [0.625]), squad]
+    assert results.write_tables(tmp_path, found, "amos_base") == TABLE == (tmp_path / "results.md").read_text()
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["source"] == "AMOS, Table 1" and written["tasks"]["RTE"]["paper"] == 86.6
+    best, = written["tasks"]["MNLI"]["settings"]
+    assert best["setting"]["lr"] == 1e-5 and best["shown"] == pytest.approx([0.8, 0.79])
+    assert best["scores"]["2"] == {"valid": {"accuracy": 0.81}, "valid1": {"accuracy": 0.78}}
+    assert results.format_table(found[::-1], "amos_base") == TABLE
+
+
+def test_the_average_is_of_the_eight_medians():
+    scores = [0.8, 0.9, 0.7, 0.6, 0.5, 0.8, 0.9, 0.4]
+    found = [run for task, score in zip(EIGHT, scores) for run in runs(task, LOW, [score - 0.1, score, score + 0.05])]
+    row, = [line for line in results.format_table(found, "coco_lm_base").splitlines() if line.startswith("| average")]
+    assert row == "| average |  | 87.2 | 70.0 |  |  |  |  |"
+    row, = [line for line in results.format_table(found, "teams_small").splitlines() if line.startswith("| average")]
+    assert "| 80.7 | 70.0 |" in row
+    assert "paper |" in results.format_table(found)
+
+
+def test_of_prompts_each_split_takes_its_best_setting_and_reports_test():
+    def run(setting, seed, valid, test):
+        scores = {"valid": {"accuracy": valid}, "test": {"accuracy": test}}
+        return Result("few-shot MNLI", "prompt", ["accuracy"], setting, seed, scores, 100, 1.0)
+
+    found = [run(LOW, 13, 0.5, 0.9), run(HIGH, 13, 0.6, 0.4), run(LOW, 21, 0.7, 0.6), run(HIGH, 21, 0.6, 0.1)]
+    assert results.over_splits(found) == [pytest.approx((0.5, 0.1))]
+    row = results.format_table(found).splitlines()[2]
+    assert row == "| few-shot MNLI | accuracy |  | 50.0 (10.0) | 2 |  |  | best of each split |"

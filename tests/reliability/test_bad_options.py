@@ -1,0 +1,227 @@
+"""A command or configuration that cannot be meant ends in one line, with status 64, before anything is written.
+
+What a whole configuration says is checked here in this process, and through the programs with --soak: by turns
+fairseq-train, `amos-fairseq train`, and the latter with a yaml file, which is fairseq-hydra-train with this package in
+place before it composes the configuration.
+"""
+
+import json
+import math
+import os
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from amos_fairseq import ops
+
+pytest.importorskip("fairseq")
+from fairseq import options  # noqa: E402
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
+
+import amos_fairseq.models.pretraining  # noqa: E402, F401
+import amos_fairseq.tasks  # noqa: E402, F401
+from amos_fairseq import fairseq_options  # noqa: E402
+
+NAME = "amos_rtd"
+TRAIN, OURS = "fairseq_cli.train:cli_main", "amos_fairseq.cli.main:main"
+
+# what: (options, what the line says), found in the whole configuration
+CONFIGURATIONS = {
+    "lr 0": (dict(lr=[0.0]), "lr 0.0 is out of range: it must be above 0"),
+    "lr negative": (dict(lr=[-0.001]), "lr -0.001 is out of range: it must be above 0"),
+    "lr 0 in a list": (dict(lr=[0.1, 0.0]), "lr 0.0 is out of range: it must be above 0"),
+    "batch_size 0": (dict(batch_size=0), "batch_size 0 is out of range: it must be at least 1"),
+    "batch_size negative": (dict(batch_size=-8), "batch_size -8 is out of range: it must be at least 1"),
+    "batch_size_valid 0": (dict(batch_size_valid=0), "batch_size_valid 0 is out of range: it must be at least 1"),
+    "max_tokens 0": (dict(max_tokens=0), "max_tokens 0 is out of range: it must be at least 1"),
+    "update_freq 0": (dict(update_freq=[0]), "update_freq 0 is out of range: it must be at least 1"),
+    "clip_norm negative": (dict(clip_norm=-1.0), "clip_norm -1.0 is out of range: it must be at least 0"),
+    "clip_norm nan": (dict(clip_norm=math.nan), "clip_norm nan is out of range: it must be at least 0"),
+    "max_update negative": (dict(max_update=-5), "max_update -5 is out of range: it must be at least 0"),
+    "num_workers negative": (dict(num_workers=-1), "num_workers -1 is out of range: it must be at least 0"),
+    "seed negative": (dict(seed=-1), "seed -1 is out of range: it must be at least 0 and below 4294967296"),
+    "seed too large": (dict(seed=2**32), "seed 4294967296 is out of range"),
+    "save_interval 0": (dict(save_interval=0), "save_interval 0 is out of range: it must be at least 1"),
+    "save_interval_updates negative": (dict(save_interval_updates=-1), "save_interval_updates -1 is out of range"),
+    "log_interval 0": (dict(log_interval=0), "log_interval 0 is out of range: it must be at least 1"),
+    "warmup_updates negative": (dict(warmup_updates=-1), "warmup_updates -1 is out of range: it must be at least 0"),
+    "total_num_update 0": (dict(total_num_update=0.0), "total_num_update 0.0 is out of range: it must be above 0"),
+    "weight_decay negative": (dict(weight_decay=-0.01), "weight_decay -0.01 is out of range: it must be at least 0"),
+    "adam_eps 0": (dict(adam_eps=0.0), "adam_eps 0.0 is out of range: it must be above 0"),
+    "no layers": (dict(encoder_layers=0), "encoder_layers 0 is out of range: it must be at least 1"),
+    "no heads": (dict(encoder_attention_heads=0), "encoder_attention_heads 0 is out of range: it must be at least 1"),
+    "dropout of 1": (dict(dropout=1.0), "dropout 1.0 is out of range: it must be at least 0 and below 1"),
+    "rtd_weight nan": (dict(rtd_weight=math.nan), "rtd_weight nan is out of range: it must be at least 0"),
+    "amp with bf16": (dict(amp=True, bf16=True), "bf16 and amp are two precisions: give one of them"),
+    "no batch size": (dict(batch_size=None), "batch_size is not given: give --batch-size or --max-tokens"),
+    "no end": (dict(max_update=0), "max_update 0 has the run never end"),
+    "warm-up above the total": (dict(warmup_updates=21), "warmup_updates 21 exceeds total_num_update 20: lower it"),
+    "too many processes": (dict(distributed_world_size=99), "distributed_world_size 99 exceeds the"),
+    "pipeline": (dict(pipeline_model_parallel=True), "pipeline_model_parallel is for some of fairseq's own models"),
+    "no save_dir": (dict(save_dir=""), "save_dir is empty: name a folder for the checkpoints"),
+    "missing folder of log_file": (dict(log_file="gone/log"), "log_file gone/log is in no folder that exists: make it"),
+}
+# what: (options of the command line, what the line says), found by its parser
+COMMANDS = {
+    "lr infinite": (dict(lr="1e999"), "lr inf is out of range: it must be above 0"),
+    "lr that is no number": (dict(lr="fast"), "argument --lr: invalid list of numbers: 'fast'"),
+    "lr without end": (dict(lr="("), "argument --lr: invalid list of numbers: '('"),
+    "update_freq nested": (dict(update_freq="(" * 300), "argument --update-freq: invalid list of numbers: '(((("),
+    "batch_size of a fraction": (dict(batch_size=1.5), "--max-sentences: invalid int value: '1.5'"),
+    "warmup_updates in words": (dict(warmup_updates="ten"), "argument --warmup-updates: invalid int value: 'ten'"),
+    "depths in words": (dict(generator_depths="[a]"), "argument --generator-depths: invalid list of numbers: '[a]'"),
+    "one beta": (dict(adam_betas="(0.9)"), "adam_betas '(0.9)' must be two numbers, each at least 0 and below 1"),
+    "beta of 1": (dict(adam_betas="(0.9,1.0)"), "adam_betas '(0.9,1.0)' must be two numbers"),
+    "betas without end": (dict(adam_betas="(0.9,"), "adam_betas '(0.9,' must be two numbers"),
+    "unknown option": (dict(lrr="1"), "unrecognized arguments: --lrr 1, did you mean --lr?"),
+    "option of another method": (dict(level_weight="1"), "unrecognized arguments: --level-weight 1"),
+    "unknown task": (dict(task="amos"), "argument --task: invalid choice: 'amos', did you mean amos_rtd?"),
+    "unknown arch": (dict(arch="amos_rtd_bse"), "invalid choice: 'amos_rtd_bse', did you mean amos_rtd_base?"),
+    "unknown criterion": (dict(criterion="amos"), "--criterion: invalid choice: 'amos', did you mean amos_rtd?"),
+    "unknown optimizer": (dict(optimizer="fused"), "argument --optimizer: invalid choice: 'fused', did you mean"),
+    "unknown schedule": (dict(lr_scheduler="polynomial"), "'polynomial', did you mean polynomial_decay?"),
+    "unknown ddp backend": (dict(ddp_backend="dpp"), "argument --ddp-backend: invalid choice: 'dpp'"),
+    "fp16 with bf16": (dict(fp16=True, bf16=True), "fp16 and bf16 are two precisions: give one of them"),
+}
+# what: (options, what the line says), found by the task, the model or what it loads
+STARTS = {
+    "tokens_per_sample 2": (dict(tokens_per_sample=2), "holds blocks of 32 tokens, more than tokens_per_sample 2"),
+    "max_tokens below a block": (dict(batch_size=None, max_tokens=16), "max_tokens 16 is less than one block of"),
+    "gumbel_temperature 0": (dict(gumbel_temperature=0), "gumbel_temperature"),
+    "update_timeout negative": (dict(update_timeout=-1), "update_timeout -1.0 is no number from 0 on"),
+    "spikes without checkpoints": (dict(loss_spike_factor=2, no_save=True), "loss_spike_factor 2.0 needs checkpoints"),
+    "missing init_checkpoint": (dict(init_checkpoint="gone"), "init_checkpoint gone does not exist"),
+    "save_dir below a file": (dict(save_dir="/dev/null/run"), "save_dir /dev/null/run: /dev/null is no folder"),
+    "unknown split": (dict(valid_subset="test"), "holds no split 'test': prepare writes train and valid"),
+}
+# what: (overrides of a yaml file, changes of the file, what the line says)
+YAML = {
+    "yaml: lr 0": (["optimization.lr=[0]"], {}, "lr 0.0 is out of range: it must be above 0"),
+    "yaml: unknown key of fairseq": (["optimization.max_updates=1"], {}, "did you mean max_update?"),
+    "yaml: unknown key of the task": ([], {"task": {"mask_probb": 0.1}}, "did you mean mask_prob?"),
+    "yaml: unknown key of the model": ([], {"model": {"layers": 1}}, "model.layers is no option"),
+    "yaml: unknown group": (["optim.lr=1"], {}, "optim is no option"),
+    "yaml: number in words": (["optimization.max_update=many"], {}, "max_update: Value 'many'"),
+    "yaml: share in words": ([], {"task": {"mask_prob": "some"}}, "task.mask_prob: Value 'some'"),
+    "yaml: unknown task": (["task._name=amos"], {}, "task amos is not known, did you mean amos_rtd?"),
+    "yaml: unknown model": (["model._name=amos"], {}, "model amos is not known, did you mean amos_rtd"),
+    "yaml: no data": ([], {"task": {"data": "???"}}, "task.data is not given"),
+    "yaml: betas": (["optimizer.adam_betas='(0.9)'"], {}, "adam_betas '(0.9)' must be two numbers"),
+    "yaml: no batch": (["dataset.batch_size=null"], {}, "batch_size is not given"),
+}
+FIRST = {"yaml: unknown key of fairseq", "yaml: share in words", "yaml: unknown task", "lr 0"}
+SOAK = {*CONFIGURATIONS, *YAML} - FIRST
+MISTAKES = {mistake: words for mistake, (*_, words) in {**CONFIGURATIONS, **COMMANDS, **STARTS, **YAML}.items()}
+
+
+@pytest.fixture(scope="module")
+def configuration(arguments):
+    parser = options.get_training_parser()
+    return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments(NAME)))
+
+
+@pytest.mark.parametrize("mistake", CONFIGURATIONS)
+def test_configuration_is_refused_with_option_value_and_range(configuration, mistake):
+    changes, words = CONFIGURATIONS[mistake]
+    cfg = configuration.copy()
+    for name, value in changes.items():
+        group = next(group for group in fairseq_options.RANGES if name in cfg[group])  # fairseq's own come first
+        cfg[group][name] = value
+    with pytest.raises(ValueError) as refusal:
+        fairseq_options.check(cfg)
+    assert words in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_configuration_without_mistakes_is_accepted(configuration):
+    fairseq_options.check(configuration)
+    fairseq_options.check_names(configuration)
+    trial = configuration.copy()
+    trial.optimization.max_update = 1  # within its warm-up
+    fairseq_options.check(trial)
+
+
+@pytest.mark.parametrize("choice, words", [
+    ("triton", "AMOS_FAIRSEQ_OPS is 'triton': choose auto, pytorch, compiled"),
+    ("compiled", "the compiled ops for cpu are not built: run `"),
+])
+def test_ops_that_are_not_there_are_told_at_the_start(configuration, monkeypatch, choice, words):
+    monkeypatch.setattr(ops.compiled, "available", lambda device: False)
+    with ops.use(choice), pytest.raises(ValueError) as refusal:
+        fairseq_options.check(configuration)
+    assert words in str(refusal.value)
+
+
+class Told(NamedTuple):
+    status: int
+    out: str
+    err: str
+    megabytes: float
+    made: list
+
+
+@pytest.fixture(scope="module")
+def many(launch, tmp_path_factory):
+    """many(commands): what became of each [function, arguments]."""
+    def many(commands):
+        folder = tmp_path_factory.mktemp("many")
+        launch("tests.reliability.many:main", [json.dumps(commands), folder])
+        outcomes = json.loads((folder / "outcomes.json").read_text())
+        made = [[path.name for path in (folder / str(number)).iterdir()] for number in range(len(commands))]
+        return [Told(*outcome, names) for outcome, names in zip(outcomes, made)]
+    return many
+
+
+@pytest.fixture(scope="module")
+def told(request, many, arguments, yaml_config, tmp_path_factory):
+    """By mistake."""
+    commands, folder = {}, tmp_path_factory.mktemp("yaml")
+    for mistake, (changes, _) in {**CONFIGURATIONS, **COMMANDS, **STARTS}.items():
+        command = arguments(NAME, **{"save_dir": "run", **changes})
+        commands[mistake] = [TRAIN, command] if len(commands) % 2 else [OURS, ["train", *command]]
+    for mistake, (overrides, changes, _) in YAML.items():
+        config = yaml_config(NAME)
+        config["checkpoint"] = dict(save_dir="run")
+        for group, values in changes.items():
+            config[group].update(values)
+        name = f"case{len(commands)}"
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        commands[mistake] = [OURS, ["train", "--config-dir", str(folder), "--config-name", name, *overrides]]
+    if not request.config.getoption("--soak"):
+        commands = {mistake: command for mistake, command in commands.items() if mistake not in SOAK}
+    return dict(zip(commands, many(list(commands.values()))))
+
+
+PLAIN = {  # as YAML, with fairseq-hydra-train, which imports this package once it has composed the configuration
+    "yaml: lr 0": (["optimization.lr=[0]"], {}, "lr 0.0 is out of range: it must be above 0"),
+    "yaml: unknown key of the task": ([], {"task": {"mask_probb": 0.1}}, "task.mask_probb is no option, did you mean"),
+    "yaml: missing data": (["task.data=gone"], {}, "gone does not exist: run amos-fairseq prepare"),
+}
+
+
+@pytest.mark.parametrize("mistake", PLAIN)
+def test_mistake_ends_fairseq_hydra_train_alike(launch, yaml_config, tmp_path, mistake):
+    overrides, changes, words = PLAIN[mistake]
+    config = {**yaml_config(NAME), "checkpoint": dict(save_dir=str(tmp_path / "run"))}
+    for group, values in changes.items():
+        config[group].update(values)
+    (tmp_path / "case.yaml").write_text(yaml.safe_dump(config))
+    command = ["--config-dir", tmp_path, "--config-name", "case", *overrides]
+    outcome = launch("fairseq_cli.hydra_train:cli_main", command, fails=True)
+    line = outcome.err[0].splitlines()[-1]
+    assert line.startswith("amos_fairseq: error: ") and words in line
+    assert outcome.codes == [os.EX_USAGE] and "Traceback" not in outcome.out[0] + outcome.err[0]
+    assert not (tmp_path / "run").exists()
+
+
+CASES = [pytest.param(mistake, marks=pytest.mark.soak if mistake in SOAK else ()) for mistake in MISTAKES]
+
+
+@pytest.mark.parametrize("mistake", CASES)
+def test_mistake_ends_the_program_with_one_line_and_status_64(told, mistake):
+    outcome = told[mistake]
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("amos_fairseq: error: ") and MISTAKES[mistake] in line, outcome.err[-3000:]
+    assert outcome.err.count("error: ") == 1 and "Traceback" not in outcome.out + outcome.err
+    assert outcome.status == os.EX_USAGE
+    assert set(outcome.made) <= {"outputs"}  # hydra's own log
