@@ -21,7 +21,7 @@ ARROWS = {
     "scoring": {"ops", "objectives", "modules", "methods"},
     "pretrained": {"ops", "modules", "methods", "data", "checkpoints", "scoring", "export"},
     "finetune": {"ops", "modules", "methods", "data", "checkpoints", "scoring", "pretrained", "user_errors"},
-    "export": {"ops", "modules", "methods", "data", "checkpoints", "pretrained", "finetune", "user_errors"},
+    "export": {"ops", "modules", "methods", "data", "checkpoints", "pretrained", "scoring", "finetune", "user_errors"},
 }
 # The same for parts of which only some files use fairseq.
 PARTLY_ON_FAIRSEQ = {

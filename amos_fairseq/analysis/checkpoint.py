@@ -29,7 +29,7 @@ class TrainedRun(NamedTuple):
     """A run's method in evaluation mode and the options of its task."""
 
     model: Pretrained
-    data: str  # prepared folder
+    data: Optional[Path]  # prepared folder; None: where the run was trained
     task: Mapping[str, Any]
 
     def inspect_text(self, lines: Sequence[str], sampling: Sampling = Sampling()) -> List[Sentence]:
@@ -45,7 +45,7 @@ class TrainedRun(NamedTuple):
 
     def inspect_held_out(self, count: int, sampling: Sampling = Sampling()) -> List[Sentence]:
         """`count` blocks from all over the validation data."""
-        blocks = held_out_blocks(self.data, self.model)
+        blocks = held_out_blocks(str(self.data or self.task["data"]), self.model)
         count = min(count, len(blocks))
         chosen = [blocks[len(blocks) * (2 * i + 1) // (2 * count)].numpy() for i in range(count)]
         return self.inspect(chosen, sampling)
@@ -84,6 +84,4 @@ def load_run(run: Path, data: Optional[Path] = None) -> TrainedRun:
     checkpoint = store.find(run)
     own = checkpoint.parent / "data"
     data = data or (own if own.is_dir() else None)
-    model = from_pretrained(checkpoint, data)
-    task = storage.read(checkpoint, ["cfg"])["cfg"]["task"]
-    return TrainedRun(model, str(data or task["data"]), task)
+    return TrainedRun(from_pretrained(checkpoint, data), data, storage.read(checkpoint, ["cfg"])["cfg"]["task"])

@@ -3,7 +3,7 @@
 Marks and words say everything; colour only makes them easier to see, and is told apart with any colour vision.
 """
 
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
 
 from rich import box
 from rich.console import Group
@@ -29,7 +29,7 @@ STAGES_LEGEND = (
     "[1 <mask>]  selected position 1, in the table: tokens with probabilities, = before the original;\n"
     "            weight: AMOS's mixture weight; p: the encoder's P(original) of what was drawn"
 )
-HIDDEN = ("<s>", "</s>", "<pad>")
+HIDDEN = ("<s>", "</s>")
 
 
 class Mark(NamedTuple):
@@ -63,8 +63,10 @@ def matched_threshold(sentences: Sequence[Sentence]) -> float:
     return ranked[min(sum(bool(token.replaced) for token in tokens), len(ranked) - 1)]
 
 
-def shown_tokens(sentences: Iterable[Sentence]) -> Iterable[Token]:
-    return (token for sentence in sentences for token in sentence.tokens if token.original not in HIDDEN)
+def shown_tokens(sentences: Iterable[Sentence]) -> Iterator[Token]:
+    """All but <s> and </s>, unless these are selected."""
+    for sentence in sentences:
+        yield from (token for token in sentence.tokens if token.selected or token.original not in HIDDEN)
 
 
 def is_judged(sentences: Sequence[Sentence]) -> bool:
@@ -89,12 +91,11 @@ def mark_verdict(token: Token, threshold: float) -> Mark:
 
 
 def render_masked(sentence: Sentence, width: int = WIDTH) -> Text:
-    """The sentence with its selected positions numbered: [1 <mask>], [2 token kept], [3 token random]."""
+    """The sentence with its selected positions numbered: [1 <mask>], [2 kept: token], [3 random: token]."""
     marks, number = [], 0
-    for token in sentence.tokens:
+    for token in shown_tokens([sentence]):
         number += token.selected
-        if token.original not in HIDDEN or token.selected:
-            marks.append(mark_masked(token, number))
+        marks.append(mark_masked(token, number))
     return wrapped(marks, width)
 
 
@@ -102,12 +103,14 @@ def mark_masked(token: Token, number: int) -> Mark:
     starts_word = (token.original or SPACE).startswith(SPACE)
     if not token.selected:
         return Mark(token.masked.replace(SPACE, ""), "", starts_word)
-    fate = "" if token.masked == MASK else " kept" if token.masked == token.original else " random"
-    return Mark(f"[{number} {piece(token.masked)}{fate}]", SELECTED, starts_word)
+    fate = "" if token.masked == MASK else "kept: " if token.masked == token.original else "random: "
+    return Mark(f"[{number} {fate}{piece(token.masked)}]", SELECTED, starts_word)
 
 
 def piece(text: str) -> str:
     """A token that stands alone; letters inside a word are told from a word's first ones by a dash."""
+    if text == SPACE:
+        return "(space)"
     return text.replace(SPACE, "") if text.startswith(SPACE) or not text[0].isalnum() else f"-{text}"
 
 

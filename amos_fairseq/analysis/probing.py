@@ -120,7 +120,7 @@ def first_pieces(tokenizer: Tokenizer, sentence: Sequence[Word], path) -> Tuple[
     begin, places = 0, []
     for word in sentence:
         place = int(np.searchsorted(ends, begin, side="right"))  # the first that ends after the word begins
-        if place == len(spans) or spans[place].begin >= begin + len(word.text):
+        if place == len(ends) or ends[place] > begin + len(word.text):
             raise ValueError(f"{path}, line {word.line}: the vocabulary has nothing for {word.text!r}: leave it out")
         places.append(place)
         begin += len(word.text) + 1

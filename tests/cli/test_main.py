@@ -1,5 +1,5 @@
 import argparse
-import os
+import errno
 import subprocess
 import sys
 import types
@@ -8,6 +8,7 @@ import pytest
 
 from amos_fairseq import __version__
 from amos_fairseq.cli import main
+from amos_fairseq.user_errors import Damaged
 
 
 @pytest.fixture
@@ -61,18 +62,20 @@ def test_every_command_describes_itself(name, capsys):
 
 
 @pytest.mark.parametrize(
-    "error, line",
+    "error, status, line",
     [
-        (ValueError("shards must be\n positive, got 0"), "shards must be positive, got 0"),
-        (FileNotFoundError(2, "No such file or directory", "a.txt"), "a.txt: No such file or directory"),
-        (ValueError(), "ValueError"),
+        (ValueError("shards must be\n positive, got 0"), 64, "shards must be positive, got 0"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), 64, "a.txt: No such file or directory"),
+        (ValueError(), 64, "ValueError"),
+        (Damaged("a.idx is damaged"), 65, "a.idx is damaged"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.txt"), 74, "a.txt: No space left on device"),
     ],
 )
-def test_mistake_is_told_in_one_line(command, capsys, error, line):
+def test_mistake_is_told_in_one_line(command, capsys, error, status, line):
     def fail(args: argparse.Namespace):
         raise error
 
-    assert command(fail) == 64
+    assert command(fail) == status
     assert capsys.readouterr().err == f"amos-fairseq report: error: {line}\n"
 
 
@@ -107,6 +110,7 @@ def test_reader_that_leaves_early_is_no_error(tmp_path):
 
 def test_module_runs_as_the_command():
     done = subprocess.run(
-        [sys.executable, "-m", "amos_fairseq.cli.main", "report", os.devnull], capture_output=True, text=True
+        [sys.executable, "-m", "amos_fairseq.cli.main", "flops", "--updats=3"], capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (64, "amos-fairseq report: error: /dev/null/train.log: Not a directory\n")
+    line = "amos-fairseq flops: error: unrecognized arguments: --updats=3, did you mean --updates?\n"
+    assert (done.returncode, done.stderr) == (64, line)

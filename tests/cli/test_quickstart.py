@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from amos_fairseq import methods
+from amos_fairseq import methods, pretrained  # noqa: F401  pretrained: not first while a test has fewer methods
 from amos_fairseq.cli import main, quickstart
 
 COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]

@@ -2,11 +2,12 @@
 import csv
 import json
 import random
+from collections import Counter
 
 import pytest
 
 from amos_fairseq.data import documentation, documentation_tasks
-from amos_fairseq.data.documentation_tasks import Entry
+from amos_fairseq.data.documentation_tasks import Entry, Sentence
 
 SOURCE = '''
 def add(a, b):
@@ -124,6 +125,27 @@ def test_packages_have_named_columns(folder):
     rows = rows_of(folder / "package/valid.tsv")
     assert rows[0] == ["sentence", "package"] and {row[1] for row in rows[1:]} <= set(documentation_tasks.PACKAGES)
     assert (folder / "package/train.tsv").exists() and (folder / "package/test.tsv").exists()
+
+
+def test_code_words_are_those_in_backticks_which_are_taken_away():
+    text = "If ``axis is`` set, :func:`sum` adds (`a`) to a - `b`"
+    assert documentation_tasks.code_words(Sentence("torch", text)) == [
+        ("If", "text"), ("axis", "code"), ("is", "code"), ("set,", "text"), ("sum", "code"), ("adds", "text"),
+        ("(a)", "code"), ("to", "text"), ("a", "text"), ("-", "text"), ("b", "code"),
+    ]
+    for text in ("nothing stands in any", "one `begins here", "two `a` and `b"):
+        assert documentation_tasks.code_words(Sentence("torch", text)) == []
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_probed_word_is_as_often_code_as_text(folder, split):
+    rows = rows_of(folder / f"probe/{split}.tsv")
+    assert {len(row) for row in rows} == {0, 2}
+    assert sum(not row for row in rows) == (120 if split == "train" else 60)  # sentences
+    counts = Counter((row[0], row[1]) for row in rows if row)
+    labelled = {word for word, label in counts if label != "_"}
+    assert labelled and all(any(map(str.isalnum, word)) for word in labelled)
+    assert all(counts[word, "code"] == counts[word, "text"] for word in labelled)
 
 
 def test_answers_stand_in_their_contexts_where_they_are_said_to(folder):

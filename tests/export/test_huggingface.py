@@ -244,6 +244,27 @@ def test_a_different_model_is_refused_and_leaves_nothing(checkpoint, export, mon
     assert status == 64 and "BertForMaskedLM, parameters ['cls.predictions.other']" in err
 
 
+@pytest.mark.parametrize("wrong_epsilon", [None, 1e-6])
+def test_float64_tells_rounding_from_another_model(checkpoint, export, monkeypatch, tmp_path, wrong_epsilon):
+    """Here float32 never passes."""
+    run, method = checkpoint("electra_rtd", **ABSOLUTE, **TWO_LAYERS)
+    monkeypatch.setattr(huggingface, "TOLERANCE", -1.0)
+    right = huggingface.config_of
+    if wrong_epsilon:
+        monkeypatch.setattr(huggingface, "config_of", lambda *args: right(*args) | {"layer_norm_eps": wrong_epsilon})
+    status, _, err, folder = export(run)
+    assert folder.exists() == (status == 0) == (not wrong_epsilon)
+    if wrong_epsilon:
+        assert "ElectraForPreTraining as loaded again differs from the checkpoint by " in err
+
+
+def test_not_a_number_is_not_equal():
+    nan = float("nan")
+    assert huggingface.within(huggingface.Gaps(1e-6, None), 1e-5)
+    assert not huggingface.within(huggingface.Gaps(1e-6, nan), 1e-5)
+    assert not huggingface.within(huggingface.Gaps(nan, None), 1e-5)
+
+
 def test_another_tokenizer_is_refused(checkpoint, export, monkeypatch):
     run, _ = checkpoint("bert_mlm", **ABSOLUTE)
     monkeypatch.setattr(tokenizer_export, "merges", lambda scores: [])
