@@ -177,17 +177,19 @@ def from_pretrained(path, data=None) -> Pretrained:
         raise ValueError(f"{folder} is of a run of {name}, none of {', '.join(METHODS)}")
     tokenizer = load_tokenizer(vocabulary_of(state["task_state"], data, folder), str(folder))
     parameters = {key.removeprefix("method."): tensor for key, tensor in state["model"].items()}
-    method = build(name, state["cfg"]["model"], tokenizer)
+    total_updates = state["cfg"].get("optimization", {}).get("max_update", 0)
+    method = build(name, state["cfg"]["model"], tokenizer, total_updates)
     method.load_state_dict(parameters)
     return Pretrained(str(folder), name, method.encoder.eval(), tokenizer, method.eval())
 
 
-def build(name: str, options: Mapping, tokenizer: Tokenizer) -> PretrainingMethod:
+def build(name: str, options: Mapping, tokenizer: Tokenizer, total_updates: int = 0) -> PretrainingMethod:
     """A new method of that name; an option that is absent, of a checkpoint from before it existed, has its default."""
     config_class = METHODS[name].config_class
     names = {field.name for field in fields(config_class)} & set(options)
     config = config_class(**{option: options[option] for option in names})
-    return METHODS[name](config, Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded))
+    vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
+    return METHODS[name](config, vocabulary, total_updates=total_updates)
 
 
 def vocabulary_of(task_state: Mapping, data, source) -> bytes:

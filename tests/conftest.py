@@ -124,7 +124,10 @@ def save_checkpoint():
         vocabulary = {}
         if tokenizer is not None:
             vocabulary["sentencepiece_model"] = torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8)
-        cfg = {"task": {"_name": name}, "model": {"_name": name, "option_of_later": 1, **vars(method.config)}}
+        cfg = {
+            "task": {"_name": name}, "optimization": {"max_update": method.total_updates},
+            "model": {"_name": name, "option_of_later": 1, **vars(method.config)},
+        }
         state = {f"method.{key}": tensor for key, tensor in method.state_dict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         about = dict(number=1, score=None, purposes=[])

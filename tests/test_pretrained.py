@@ -158,3 +158,9 @@ def test_an_encoder_alone_has_features_only(model):
 def test_loading_needs_no_fairseq():
     code = "import sys, amos_fairseq.pretrained; sys.exit('fairseq' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_method_whose_schedule_needs_the_length_of_the_run_is_loaded(model, save_checkpoint, tokenizer, tmp_path):
+    made = model("amos_rtd", mixture="layer_switch", total_updates=90)
+    save_checkpoint(tmp_path / "checkpoint_1_2", "amos_rtd", made.method, tokenizer)
+    assert amos_fairseq.from_pretrained(tmp_path).method.total_updates == 90

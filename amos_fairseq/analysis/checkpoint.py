@@ -14,8 +14,6 @@ from amos_fairseq.data.masking import MaskingOptions
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MASK
 from amos_fairseq.pretrained import Pretrained, from_pretrained
 
-WITHOUT_DETECTION = ("bert_mlm",)
-
 
 class Sampling(NamedTuple):
     """What is masked and drawn, and how much is told of it."""

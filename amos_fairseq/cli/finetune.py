@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of_prompt.add_argument("--label-words", metavar="LABEL=WORD,..", help="default: Yes, Maybe, No")
     of_prompt.add_argument("--per-class", type=int, default=16, help="examples to train on (default: 16)")
     of_prompt.add_argument(
-        "--samples", type=int, metavar="N", help="sets of demonstrations to average over (default: 16, of MNLI 4)"
+        "--samples", type=int, metavar="N",
+        help="sets of demonstrations to average over, 0 for prompts alone (default: 16, of MNLI 4)",
     )
     for added in (of_glue, of_squad, of_file, of_prompt):
         add_common(added, predicts=added is not of_prompt)
@@ -319,7 +320,7 @@ def prepare_prompt(args: argparse.Namespace, names: Sequence[str]) -> Callable:
         train, tests = tables.read(args.train, texts, args.label), {"test": tables.read(args.test, texts, args.label)}
     options = {
         "template": args.template or prompts.MNLI_TEMPLATE, "per_class": args.per_class,
-        "samples": args.samples or (4 if args.glue else 16),
+        "samples": args.samples if args.samples is not None else (4 if args.glue else 16),
         "label_words": prompts.parse_label_words(args.label_words) if args.label_words else prompts.MNLI_LABEL_WORDS,
     }
 

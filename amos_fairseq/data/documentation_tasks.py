@@ -3,6 +3,7 @@
     glue/CoLA     does a sentence stand as it was written (1), or were the words of half of it shuffled (0)?
     glue/RTE      does a summary describe the function whose signature comes first, or another one of its package?
     package/      which package is a sentence from? train.tsv, valid.tsv, test.tsv with columns sentence, package
+    cloze/        which of eight words was left out of a sentence? train.tsv, test.tsv: columns before, after, word
     squad/        what does a function of a page do? train-v2.0.json, dev-v2.0.json; some are not on the page
     probe/        did a word stand in backticks, as code? train.tsv, valid.tsv, test.tsv for `amos-fairseq probe`
 
@@ -24,6 +25,8 @@ SPLITS = ("train", "dev", "test")  # of modules: half, a quarter, a quarter
 PACKAGES = ("stdlib", "torch", "numpy", "fairseq", "sympy", "networkx", "scipy", "sklearn")
 ENTRIES_OF_PAGE = 4
 WORDS_OF_SENTENCE = range(6, 25)
+LEFT_OUT = ("the", "of", "to", "in", "is", "for", "and", "a")
+AROUND = 6  # words on either side of the one that is left out
 CODE, TEXT, UNLABELLED = "code", "text", "_"
 BACKTICKS = re.compile(r"(?::[\w:]+:)?`+")  # with Sphinx's role, as in :func:`name`
 
@@ -156,6 +159,24 @@ def write_packages(folder: Path, split: str, held_out: HeldOut, size: int, draw:
     return write_table(folder / "package" / f"{name}.tsv", [["sentence", "package"]], draw.sample(rows, len(rows)))
 
 
+def write_cloze(folder: Path, split: str, held_out: HeldOut, size: int, draw: random.Random) -> int:
+    """As many of each word as there are, within its share of `size`."""
+    if split == "dev":  # few-shot fine-tuning draws its own from train
+        return 0
+    rows: Dict[str, List[List[str]]] = {word: [] for word in LEFT_OUT}
+    for sentence in held_out.sentences:
+        words = sentence.text.split()
+        wanted = [word for word in LEFT_OUT if len(rows[word]) < size // len(LEFT_OUT)]
+        places = [i for i in range(2, len(words) - 2) if words[i] in wanted]
+        if places:
+            i = draw.choice(places)
+            before, after = words[max(0, i - AROUND) : i], words[i + 1 : i + 1 + AROUND]
+            rows[words[i]].append([" ".join(before), " ".join(after), words[i]])
+    table = [row for word in LEFT_OUT for row in rows[word]]
+    header = ["before", "after", "word"]
+    return write_table(folder / "cloze" / f"{split}.tsv", [header], draw.sample(table, len(table)))
+
+
 def write_questions(folder: Path, split: str, held_out: HeldOut, size: int, draw: random.Random) -> int:
     if split == "test":  # SQuAD's is not public
         return 0
@@ -241,6 +262,7 @@ TASKS = {
     "CoLA": write_acceptability,
     "RTE": write_entailment,
     "package": write_packages,
+    "cloze": write_cloze,
     "squad": write_questions,
     "probe": write_code_words,
 }

@@ -135,12 +135,15 @@ def prepare(
     tests             whole sets to report, {"test": .., "test1": ..}
     label_words       word by label, in the order of the problem's labels
     max_length        tokens of a sequence, of which the prompt and each demonstration have equal shares
-    samples           sets of demonstrations for each example of valid and tests (LM-BFF: 16, of MNLI 4)
+    samples           sets of demonstrations for each example of valid and tests (LM-BFF: 16, of MNLI 4); 0: the prompt
+                      alone, in training, too
     train_sequences   passes over the training examples go on until there are so many; 2000 are 1000 updates of 2.
                       Training shuffles them all
     Raises ValueError, before anything is written, if a label word is no single token, a label has no word, or there
     are too few examples of a class.
     """
+    if samples < 0:
+        raise ValueError(f"{samples} sets of demonstrations: give 0 for none, or more")
     if per_class < 2:
         raise ValueError(f"{per_class} examples per class: there must be 2, one to demonstrate the other")
     options = dict(
@@ -152,15 +155,17 @@ def prepare(
     if tables.is_written(out, source):
         return labelled.read_problem(out)
     labels, label_tokens = list(label_words), find_label_tokens(label_words, tokenizer)
+    demonstrated = len(labels) if samples else 0
     # Two of the sequence's separators come with each part.
-    prompt = Template(template, tokenizer, max_length // (1 + len(labels)) - 2)
+    prompt = Template(template, tokenizer, max_length // (1 + demonstrated) - 2)
     drawn = draw_split(tables.classes(train, labels), labels, per_class, seed)
     sets = {"train": train.part(drawn[0]), "valid": train.part(drawn[1]), **tests}
     targets = {split: tables.classes(table, labels) for split, table in sets.items()}
     demonstrations = [
         prompt.encode(texts, label_tokens[target]) for texts, target in zip(sets["train"].texts, targets["train"])
     ]
-    repeats = {split: -(-train_sequences // len(demonstrations)) if split == "train" else samples for split in sets}
+    passes = -(-train_sequences // len(demonstrations))
+    repeats = {split: passes if split == "train" else max(1, samples) for split in sets}
     examples = {}
     for number, (split, table) in enumerate(sets.items()):
         generator = np.random.default_rng([seed, number])
@@ -172,7 +177,7 @@ def prepare(
         for texts, of_example in zip(table.texts, draws.tolist()):
             asked = prompt.encode(texts, tokenizer.mask)
             for places in of_example:
-                sequence = tokenizer.sequence(asked, *(demonstrations[place] for place in places))
+                sequence = tokenizer.sequence(asked, *(demonstrations[place] for place in places[:demonstrated]))
                 sequences.append(np.array(sequence, dtype=np.int32))
         examples[split] = labelled.Examples(
             np.concatenate(sequences),

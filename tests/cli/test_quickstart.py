@@ -46,7 +46,8 @@ def finished(corpus, tmp_path_factory):
 
 def test_quickstart_prepares_trains_reports_and_inspects(finished):
     _, out, printed = finished
-    assert {"data", "train.log", "checkpoint_last", "report", "quickstart.json"} <= set(os.listdir(out))
+    assert {"data", "train.log", "checkpoint_last", "report", "huggingface", "quickstart.json"} <= set(os.listdir(out))
+    assert "huggingface  MPNetModel; loaded again, it differs by" in printed and "Fine-tuning" not in printed
     figures = {path.stem for path in (out / "report").glob("*.png")}
     assert {"losses", "detection", "mixture_weights", "sequence_cosines"} <= figures
     assert "<h2>Summary</h2>" in (out / "report" / "report.html").read_text()
@@ -157,3 +158,22 @@ def test_failed_training_shows_its_last_words(tmp_path, monkeypatch, capsys):
         quickstart.train({"method": "amos_rtd", "updates": 5}, tmp_path / "data", tmp_path, lock.fileno())
     assert "no space" in capsys.readouterr().err
     assert "the training ended with status 3" in ended.value.code and "train.log" in ended.value.code
+
+
+@pytest.mark.parametrize("method, task", [("electra_rtd", "packages"), ("script_selfcritic", "left out")])
+def test_finetuning_compares_with_the_untrained_network(tmp_path, make_method, tokenizer, save_checkpoint, monkeypatch,
+                                                        capsys, method, task):
+    vocabulary = methods.base.Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
+    built = make_method(method, vocabulary=vocabulary, max_positions=64)
+    save_checkpoint(tmp_path / "checkpoint_1_2", method, built, tokenizer)
+    called = []
+    monkeypatch.setattr(quickstart, "run_quietly", lambda arguments, log: called.append(list(map(str, arguments))))
+    score = {"valid": {"accuracy": 0.25}, "test": {"accuracy": 0.5}}
+    result = argparse.Namespace(scores=score)
+    monkeypatch.setattr("amos_fairseq.finetune.results.read_all", lambda folder: {folder: result})
+    quickstart.finetune(tmp_path, method)
+    assert [("--from-scratch" in arguments) for arguments in called] == [False, True]
+    out = capsys.readouterr().out
+    assert task in out and f"  untrained   {0.5 if task == 'left out' else 0.25:.3f}" in out
+    for arguments in called:  # every file that is named is there
+        assert all(os.path.exists(path) for path in arguments if path.endswith(".tsv"))

@@ -121,6 +121,17 @@ def test_entailment_pairs_a_signature_with_its_own_summary_or_another_of_its_pac
     assert abs(labels.count("entailment") - len(labels) / 2) < 2
 
 
+def test_a_cloze_has_the_words_before_and_after_the_one_that_was_left_out(folder, held_out):
+    texts = [f" {sentence.text} " for sentence in held_out["train"].sentences]
+    rows = rows_of(folder / "cloze/train.tsv")
+    assert rows[0] == ["before", "after", "word"] and len(rows) == 1 + 120
+    for before, after, word in rows[1:]:
+        assert word in documentation_tasks.LEFT_OUT and any(f" {before} {word} {after} " in text for text in texts)
+        assert len(before.split()) in range(2, 7) and len(after.split()) in range(2, 7)
+    words = [row[2] for row in rows[1:]]
+    assert {words.count(word) for word in documentation_tasks.LEFT_OUT} == {15}
+
+
 def test_packages_have_named_columns(folder):
     rows = rows_of(folder / "package/valid.tsv")
     assert rows[0] == ["sentence", "package"] and {row[1] for row in rows[1:]} <= set(documentation_tasks.PACKAGES)

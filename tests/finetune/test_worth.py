@@ -1,0 +1,77 @@
+"""What pre-training is worth on real text: a model that is trained here, against the same network untrained.
+
+The text is the documentation of what is installed, the tasks are made from the part of it that the model has not seen.
+"""
+import os
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from amos_fairseq.data.documentation import write_documentation
+from amos_fairseq.data.documentation_tasks import LEFT_OUT, write_tasks
+from amos_fairseq.data.preparation import prepare
+from amos_fairseq.finetune import results
+
+AMOS_FAIRSEQ = [sys.executable, "-m", "amos_fairseq.cli.main"]
+NAME, LENGTH = "bert_mlm", 32
+PRETRAINING = (  # two minutes on one core: until the masked LM has left the frequency of words behind
+    f"--task {NAME} --arch {NAME}_tiny --criterion {NAME} --dropout 0 --attention-dropout 0 --cpu "
+    f"--tokens-per-sample {LENGTH} --batch-size 32 --optimizer fused_adamw --weight-decay 0.01 --lr 1e-3 "
+    "--lr-scheduler polynomial_decay --warmup-updates 250 "
+    "--total-num-update 2500 --max-update 2500 --clip-norm 2.0 --num-workers 0 --no-epoch-checkpoints "
+    "--validate-interval-updates 2500 --log-format json"
+).split()
+
+
+def amos_fairseq(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*AMOS_FAIRSEQ, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Labelled tasks in `tasks`, a model that has read other documentation in `run`."""
+    folder = tmp_path_factory.mktemp("worth")
+    write_tasks(folder / "tasks", examples=1600)
+    write_documentation(str(folder / "text.txt"), megabytes=4)
+    prepare([str(folder / "text.txt")], str(folder / "data"), vocab_size=1024, tokens_per_sample=LENGTH, uncased=True)
+    print(amos_fairseq("train", folder / "data", *PRETRAINING, "--save-dir", folder / "run")[-1500:])
+    return folder
+
+
+def test_a_pretrained_model_knows_better_which_word_was_left_out_than_an_untrained_one(folder):
+    accuracies = {}
+    for kind, options in (("pre-trained", []), ("untrained", ["--from-scratch"])):
+        out = folder / kind
+        amos_fairseq(
+            "finetune", "prompt", "--model", folder / "run", "--out", out, "--cpu",
+            "--train", folder / "tasks/cloze/train.tsv", "--test", folder / "tasks/cloze/test.tsv",
+            "--text", "before", "--text-b", "after", "--label", "word", "--template", "{text} {mask} {text_b}",
+            "--label-words", ",".join(f"{word}={word}" for word in LEFT_OUT), "--samples", 0, "--per-class", 50,
+            "--max-length", LENGTH, "--seeds", "1,2,3", "--lr", "3e-4", "--batch-size", 16, "--epochs", 1, *options,
+        )
+        scores = [result.scores["test"]["accuracy"] for result in results.read_all(out).values()]
+        assert len(scores) == 3
+        accuracies[kind] = scores
+    margin = statistics.median(accuracies["pre-trained"]) - statistics.median(accuracies["untrained"])
+    print(f"\naccuracy over 3 seeds, chance {1 / len(LEFT_OUT):.3f}: {accuracies}; margin {100 * margin:.1f} points")
+    assert min(accuracies["pre-trained"]) > max(accuracies["untrained"]) and margin > 0.05
+
+
+def test_tasks_in_the_layouts_of_glue_and_squad_go_all_the_way_to_prediction_files(folder):
+    common = ["--model", folder / "run", "--seeds", 1, "--epochs", 0.2, "--lr", "1e-3", "--export-predictions", "--cpu"]
+    table = amos_fairseq("finetune", "glue", "--glue", folder / "tasks/glue", "--tasks", "CoLA,RTE", *common,
+                         "--out", folder / "glue")
+    assert "| CoLA | matthews |" in table and "| RTE | accuracy |" in table
+    for task, header in (("CoLA", "index\tprediction"), ("RTE", "index\tprediction")):
+        lines = (folder / f"glue/predictions/{task}.tsv").read_text().splitlines()
+        assert lines[0] == header and len(lines) == 1 + 800
+    squad = folder / "tasks/squad"
+    table = amos_fairseq("finetune", "squad", "--train", squad / "train-v2.0.json", "--valid", squad / "dev-v2.0.json",
+                         "--test", squad / "dev-v2.0.json", "--max-length", 128, "--stride", 32, *common,
+                         "--out", folder / "squad")
+    assert "| SQuAD 2.0 | best_em/best_f1 |" in table
