@@ -92,6 +92,13 @@ def bf16_does_not_ask_for_a_tpu(original: Callable) -> Callable:
             except ValueError:  # the TPU, again
                 fairseq_options.check_precision({"fp16": True, "bf16": "--tpu" not in given})
                 raise
+            except RuntimeError as error:
+                if str(error):
+                    raise
+                raise ValueError(
+                    "there is no --arch: name a method by --task, --arch and --criterion, as in --task amos_rtd --arch "
+                    "amos_rtd_base --criterion amos_rtd"
+                ) from None
             options = parsed[0] if isinstance(parsed, tuple) else parsed  # a tuple with parse_known=True
             fairseq_options.check_literals(vars(options))
         if getattr(options, "tpu", False):

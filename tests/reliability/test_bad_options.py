@@ -225,3 +225,10 @@ def test_mistake_ends_the_program_with_one_line_and_status_64(told, mistake):
     assert outcome.err.count("error: ") == 1 and "Traceback" not in outcome.out + outcome.err
     assert outcome.status == os.EX_USAGE
     assert set(outcome.made) <= {"outputs"}  # hydra's own log
+
+
+def test_a_command_without_an_architecture_is_told_what_to_give(capsys):
+    with pytest.raises(SystemExit) as ended:
+        options.parse_args_and_arch(options.get_training_parser(), ["data"])
+    assert ended.value.code == 64
+    assert capsys.readouterr().err.startswith("amos_fairseq: error: there is no --arch: name a method by --task, --arch ")
