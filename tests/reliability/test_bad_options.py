@@ -231,4 +231,4 @@ def test_a_command_without_an_architecture_is_told_what_to_give(capsys):
     with pytest.raises(SystemExit) as ended:
         options.parse_args_and_arch(options.get_training_parser(), ["data"])
     assert ended.value.code == 64
-    assert capsys.readouterr().err.startswith("amos_fairseq: error: there is no --arch: name a method by --task, --arch ")
+    assert capsys.readouterr().err.startswith("amos_fairseq: error: there is no --arch: name a method by --task, ")
