@@ -12,8 +12,8 @@ from amos_fairseq.user_errors import tell_mistakes
 
 HELP = (
     "Fine-tune a run's checkpoint on GLUE, SQuAD, few-shot prompts or your own files, over seeds and settings, and "
-    "print a table of the results. The same command goes on after an interruption; other tasks, settings and seeds "
-    "may follow in the same folder."
+    "print a table of the results. The same command goes on after an interruption; other settings and seeds, and of "
+    "GLUE other tasks, may follow in the same folder."
 )
 # Of the process that runs are forked from. fairseq_cli sets up logging, so it is first; optimizers import dynamo.
 PRELOAD = [
@@ -416,7 +416,13 @@ def print_results(outs: Sequence[Path], paper: Optional[str]) -> None:
         if any(about[name] != value for name, value in model.items()):
             raise ValueError(f"{outs[0]} and {out} are of different models: ask for one after the other")
     paper = paper or presets.published_for(abouts[0]["method"], abouts[0]["width"])
-    found = {run: result for out in outs for run, result in results.read_all(out).items()}
+    found, places = {}, {}
+    for out in outs:
+        for run, result in results.read_all(out).items():
+            other = places.setdefault((result.task, result.setting, result.seed), out)
+            if other != out:
+                raise ValueError(f"{other} and {out} both hold {result.task} with seed {result.seed}: leave one out")
+            found[run] = result
     if not found:
         print("no run has finished yet")
         return

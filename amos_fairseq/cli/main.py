@@ -13,7 +13,7 @@ from amos_fairseq import __version__
 from amos_fairseq.user_errors import status_of, tell_mistakes
 
 COMMANDS = {
-    "quickstart": "corpus, vocabulary, a small model, figures and examples in five minutes on a CPU",
+    "quickstart": "corpus, vocabulary, a small model, figures and examples in six minutes on a CPU",
     "corpus": "collect a small text corpus from this machine",
     "prepare": "turn text into a vocabulary and binarised training data",
     "train": "fairseq-train (or fairseq-hydra-train) with this package filled in",

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     sentences = [probing.read_labelled(path) for path in (args.train, args.test)]
     probing.check_labels(*sentences, args.train, args.test)
     model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
+    if model.method is None:
+        raise ValueError(f"{args.run} holds an encoder only, without its options: name a checkpoint of pre-training")
     networks = probing.networks_of(model.method)
     if args.network is not None and args.network not in networks:
         raise ValueError(f"--network {args.network} is none of this {model.name} run's: {', '.join(networks)}")

@@ -87,10 +87,13 @@ def parse(text: str, nbest: bool, path: str) -> List[Hypothesis]:
 
 
 def mark_best(rows: List[Dict]) -> None:
-    """The likeliest of the rows with the same id, the first of equals."""
+    """The likeliest of the rows with the same id, the first of equals; one without a token only among its like."""
+    def rank(row: Dict) -> tuple:
+        return row["tokens"] > 0, row["pll"]
+
     best = {}
     for row in rows:
-        if row["id"] not in best or row["pll"] > best[row["id"]]["pll"]:
+        if row["id"] not in best or rank(row) > rank(best[row["id"]]):
             best[row["id"]] = row
     for row in best.values():
         row["best"] = True

@@ -1,11 +1,13 @@
 """Which of Hugging Face's classes a checkpoint can be written as, and which of them are."""
 
+import copy
 from typing import Iterator, List, NamedTuple, Sequence, Union
 
+import torch
 from torch import nn
 
 from amos_fairseq.export.layouts import AMOS, BERT, ELECTRA, MPNET, Layout, Part
-from amos_fairseq.finetune.heads import PromptHead
+from amos_fairseq.finetune.heads import PromptHead, RegressionHead
 from amos_fairseq.finetune.model import Finetuned
 from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
@@ -83,9 +85,20 @@ def finetuned_parts(source: Finetuned) -> Iterator[Part]:
     encoder, head, task = source.network.encoder, source.network.head, HEADS[source.problem.kind]
     if isinstance(head, PromptHead):
         head = head.lm_head
+    if "scale" in source.problem.about:
+        head = in_units(head, **source.problem.about["scale"])
     if task != "masked_lm" or isinstance(head, MaskedLMHead):
         yield Part(task, encoder, head, source.problem.labels)
     yield Part("encoder", encoder)
+
+
+def in_units(head: RegressionHead, offset: float, unit: float) -> RegressionHead:
+    """A head that gives the task's own numbers, where `head` gives (number - offset) / unit."""
+    head = copy.deepcopy(head)
+    with torch.no_grad():
+        head.out_proj.weight.mul_(unit)
+        head.out_proj.bias.mul_(unit).add_(offset)
+    return head
 
 
 def choose(found: List[Choice], class_names: Sequence[str]) -> List[Choice]:

@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -87,10 +88,9 @@ def export(path, out, class_names: Sequence[str] = (), pooling: Optional[str] = 
     if type(source.tokenizer) is not Tokenizer:
         raise ValueError(f"{path} has a tokenizer that transformers cannot read: write it with `amos-fairseq convert`")
     chosen = choose(candidates(source), class_names)
-    partial = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
     try:
-        partial.mkdir()
+        partial.chmod(0o755)
         for choice in chosen:
             write_model(partial / choice.place, choice, source)
         shape = chosen[0].part.encoder.config

@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
@@ -387,10 +388,10 @@ def write(pretrained: Pretrained, out, layout: str = "fairseq", encoder_only: bo
         raise ValueError(f"{source} has no learned mixture, which that of AMOS has: write the encoder only")
     prefix = f"{MODEL_TYPES[pretrained.name]}." if layout == "huggingface" else ""
     tensors = {f"{prefix}{places[ours]}": parameter.detach().cpu() for ours, parameter in parameters.items()}
-    partial = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
     try:
-        partial.mkdir(parents=True)
+        partial.chmod(0o755)
         files = {**tokenizer_files(pretrained.tokenizer), CONFIG_NAME: config_bytes(pretrained, whole)}
         for name, content in files.items():
             storage.write_durably(partial / name, [content])

@@ -333,6 +333,8 @@ def prepare(
             raise ValueError(f"{tables['train'].path}: all labels are {labels[0]!r}: there is nothing to learn")
         targets = {split: classes(table, labels) for split, table in tables.items()}
         if len(labels) > 2:
+            if first_metric == "f1":
+                raise ValueError(f"--metric f1 is of two classes, but there are {len(labels)}: choose macro_f1")
             names.remove("f1")
     ordered = sorted(names, key=lambda metric: metric != first_metric)
     problem = Problem(name, kind, ordered, source["vocabulary"], labels, about=about)

@@ -78,16 +78,16 @@ def test_a_task_is_named_after_its_file_or_the_folder_of_train(name, path, tmp_p
 
 @pytest.fixture
 def finished(tmp_path):
-    """finished(folder, **about): a folder with one finished run."""
+    """finished(folder, seed=1, **about): a folder with one finished run."""
 
-    def finished(name, **about):
-        folder = tmp_path / name / "runs/RTE/x/seed1"
+    def finished(name, seed=1, **about):
+        folder = tmp_path / name / f"runs/RTE/x/seed{seed}"
         folder.mkdir(parents=True)
         about = {"model": "m", "from_scratch": False, "method": "amos_rtd", "width": 768, **about}
         (tmp_path / name / sweep.ABOUT).write_text(json.dumps(about))
         scores = {"valid": {"accuracy": 0.875}}
         setting = Setting(1e-5, 3, 16, 0.1)
-        results.write(folder, results.Result("RTE", "classification", ["accuracy"], setting, 1, scores, 9, 1.0))
+        results.write(folder, results.Result("RTE", "classification", ["accuracy"], setting, seed, scores, 9, 1.0))
         return tmp_path / name
 
     return finished
@@ -104,8 +104,10 @@ def test_results_are_shown_beside_the_paper_of_the_method(finished, capsys):
 
 
 def test_folders_of_one_model_are_shown_together(finished, command):
-    finished("one"), finished("two"), finished("other", model="n")
+    finished("one"), finished("two", seed=2), finished("other", model="n"), finished("again")
     status, _ = command("results", "{}/one", "{}/two")
     assert status == 0
+    status, line = command("results", "{}/one", "{}/again")
+    assert status == 64 and "one and again both hold RTE with seed 1: leave one out" in line
     status, line = command("results", "{}/one", "{}/other")
     assert status == 64 and "one and other are of different models" in line

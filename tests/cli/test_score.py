@@ -79,6 +79,11 @@ def test_the_likeliest_of_each_id_is_marked(score):
     assert [line.split("\t")[1] for line in table[1:]] == ["*" if row["best"] else "" for row in rows]
 
 
+def test_an_empty_hypothesis_is_not_the_best_of_others(score):
+    rows = [json.loads(line) for line in score("a\t\na\tmufe bada\nb\t\n", "--nbest", "--json")[1]]
+    assert [(row["tokens"] > 0, row["best"]) for row in rows] == [(False, False), (True, True), (False, True)]
+
+
 def test_the_first_of_equals_is_the_best(score):
     rows = [json.loads(line) for line in score("a\tmufe\na\tmufe\n", "--nbest", "--json")[1]]
     assert [row["best"] for row in rows] == [True, False]

@@ -100,10 +100,10 @@ def test_a_write_that_breaks_leaves_nothing(checkpoint, export, tmp_path, monkey
     assert refused(tmp_path, export, run) == (74, "exported/file: No space left on device")
 
 
-def test_what_a_killed_export_left_is_replaced(checkpoint, export, tmp_path):
+def test_folders_of_others_are_left_alone(checkpoint, export, tmp_path):
     run, _ = checkpoint("bert_mlm", **MPNET)
     (tmp_path / "exported.tmp").mkdir()
-    (tmp_path / "exported.tmp" / "README.md").write_text("half")
+    (tmp_path / "exported.tmp" / "mine").write_text("kept")
     status, *_, folder = export(run)
-    assert status == 0 and "half" not in (folder / "README.md").read_text()
-    assert not (tmp_path / "exported.tmp").exists()
+    assert status == 0 and (tmp_path / "exported.tmp" / "mine").read_text() == "kept"
+    assert folder.stat().st_mode & 0o777 == 0o755 and not list(tmp_path.glob(".exported*"))

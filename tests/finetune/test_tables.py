@@ -58,6 +58,12 @@ def test_labels_of_train_are_sorted_and_the_metrics_fit_their_number(prepare):
     assert labelled.read_examples(out, "valid").targets.tolist() == [0]
 
 
+def test_f1_of_three_classes_is_refused(prepare):
+    rows = "a\tb\tlabel\nalpha\tbeta\tx\nbeta\tgamma\ty\neta\teta\tz\n"
+    with pytest.raises(ValueError, match="--metric f1 is of two classes, but there are 3: choose macro_f1"):
+        prepare(rows, text="a b", others={"valid": rows}, first_metric="f1")
+
+
 def test_a_pair_of_three_classes(prepare, tokenizer):
     rows = "a\tb\tlabel\nalpha\tbeta\tx\nbeta\tgamma\ty\neta\teta\tz\n"
     problem, out = prepare(rows, text="a b", others={"valid": rows}, first_metric="matthews")
