@@ -5,6 +5,7 @@
     check_literals    options in which fairseq runs what is written there as Python
 """
 
+import argparse
 import ast
 import math
 import os
@@ -74,27 +75,34 @@ STARTED_BY_OTHERS = ("WORLD_SIZE", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST")
 
 def check(cfg: DictConfig) -> None:
     """Raises ValueError, in one line, if fairseq's whole configuration describes no training."""
+    total, warmup = (options_of(cfg.lr_scheduler).get(name) for name in ("total_num_update", "warmup_updates"))
+    if total == 0 and not cfg.optimization.max_update:
+        raise ValueError("the schedule's length is not given: give --max-update or --total-num-update")
     for group, ranges in RANGES.items():
         for name, allowed in ranges.items():
-            value = OmegaConf.select(cfg, f"{group}.{name}")
+            value = options_of(cfg[group]).get(name)
             for number in value if isinstance(value, ListConfig) else [value]:
                 if number is not None and not allowed.holds(number):
                     raise ValueError(f"{name} {number} is out of range: it must be {allowed}")
-    check_literals({**cfg.optimizer, **cfg.checkpoint})
-    common, dataset, optimization, schedule = cfg.common, cfg.dataset, cfg.optimization, cfg.lr_scheduler
+    check_literals({**options_of(cfg.optimizer), **cfg.checkpoint})
+    common, dataset, optimization = cfg.common, cfg.dataset, cfg.optimization
     check_precision(common)
     if dataset.batch_size is None and dataset.max_tokens is None:
         raise ValueError("batch_size is not given: give --batch-size or --max-tokens")
     limits = [optimization[name] for name in ("max_update", "max_epoch", "stop_time_hours")]
     if not any(limits) and optimization.stop_min_lr < 0:
         raise ValueError("max_update 0 has the run never end: give --max-update, as the schedule and methods need it")
-    total, warmup = schedule.get("total_num_update"), schedule.get("warmup_updates")
     if warmup and total and warmup > total:  # a run that ends within its warm-up is a trial
         raise ValueError(f"warmup_updates {warmup} exceeds total_num_update {total:g}: lower it")
     device = "cuda" if torch.cuda.is_available() and not common.cpu else "cpu"
     functions_for(device, torch.bfloat16 if common.bf16 else torch.half if common.fp16 else torch.float)
     check_processes(cfg.distributed_training)
     check_paths(cfg)
+
+
+def options_of(group: Any) -> Mapping[str, Any]:
+    """Of one group of the configuration; fairseq's components without a dataclass have a Namespace."""
+    return vars(group) if isinstance(group, argparse.Namespace) else group or {}
 
 
 def check_precision(common: Mapping[str, Any]) -> None:

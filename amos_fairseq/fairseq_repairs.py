@@ -89,7 +89,9 @@ def bf16_does_not_ask_for_a_tpu(original: Callable) -> Callable:
         with told_in_one_line():
             try:
                 parsed = original(parser, input_args, *args, **kwargs)
-            except ValueError:  # the TPU, again
+            except ValueError as error:
+                if "tpu" not in str(error).lower():
+                    raise
                 fairseq_options.check_precision({"fp16": True, "bf16": "--tpu" not in given})
                 raise
             except RuntimeError as error:

@@ -200,7 +200,7 @@ class FinetuningTask(SupervisedTask):
         return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def split_batch(self, sample, parts):
-        if not sample:
+        if not sample or parts == 1:
             return [sample]
         sequences = sample["nsentences"]
         size = -(-sequences // parts)

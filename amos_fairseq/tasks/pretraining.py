@@ -229,7 +229,7 @@ class PretrainingTask(SupervisedTask):
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
         if ignore_grad:  # a process without data repeats an earlier batch, which must not count: one sequence will do
             sample = split(sample, sample["nsentences"])[0]
-            sample["net_input"]["stand_in"] = True
+            sample = {**sample, "net_input": {**sample["net_input"], "stand_in": True}}
         loss, sample_size, logs = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
         )

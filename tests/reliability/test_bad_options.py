@@ -232,3 +232,13 @@ def test_a_command_without_an_architecture_is_told_what_to_give(capsys):
         options.parse_args_and_arch(options.get_training_parser(), ["data"])
     assert ended.value.code == 64
     assert capsys.readouterr().err.startswith("amos_fairseq: error: there is no --arch: name a method by --task, ")
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adagrad", "adadelta", "adamax", "sgd", "nag"])
+@pytest.mark.parametrize("schedule", ["fixed", "cosine", "manual", "inverse_sqrt"])
+def test_fairseqs_other_optimizers_and_schedules_are_accepted(arguments, optimizer, schedule):
+    """Those without a dataclass leave a Namespace in the configuration."""
+    unused = dict(adam_betas=None, total_num_update=None, warmup_updates=None)
+    command = arguments(NAME, optimizer=optimizer, lr_scheduler=schedule, **unused)
+    parsed = options.parse_args_and_arch(options.get_training_parser(), command)
+    fairseq_options.check(convert_namespace_to_omegaconf(parsed))

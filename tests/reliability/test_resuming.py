@@ -272,3 +272,12 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(trai
     assert kept.name == "checkpoint_1_4" and kept.samefile(tmp_path / "run" / store.LAST)
     train(processes)
     assert_same_training(tmp_path / "run", through(processes))
+
+
+def test_a_run_of_an_optimizer_that_fairseq_knows_without_a_dataclass_is_resumed(launch, arguments, tmp_path):
+    options = dict(optimizer="sgd", adam_betas=None, save_dir=tmp_path / "run", allow_change="max_update")
+    for updates in (2, 4):
+        command = arguments("electra_rtd", max_update=updates, **options)
+        outcome = launch("fairseq_cli.train:cli_main", command)
+    assert "Loaded checkpoint" in outcome.out[0] + outcome.err[0]
+    assert [row["num_updates"] for row in outcome.log.train] == [3, 4]
