@@ -38,12 +38,17 @@ def characteristics(cfg: Mapping[str, Any], task_state: Mapping[str, Any]) -> Di
         "method": cfg["task"]["_name"],
         "seed": common["seed"],
         "precision": " ".join(precision + [name for name in PRECISION_OPTIONS if common.get(name)]),
-        "optimizer": cfg["optimizer"]["_name"],
+        "optimizer": name_of(cfg["optimizer"]),
         "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
         "vocabulary": task_state.get("dictionary_sha256", "")[:DIGITS],
         "data": task_state.get("data_sha256", "")[:DIGITS],
         **options(cfg["task"]), **options(cfg["model"]),
     }
+
+
+def name_of(component: Any) -> str:
+    """One of fairseq's without a dataclass is a Namespace of all options of the command."""
+    return component["_name"] if isinstance(component, Mapping) else component._name
 
 
 def options(group: Any) -> Dict[str, Any]:

@@ -4,7 +4,6 @@ import copy
 import logging
 import os
 import random
-from argparse import Namespace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
@@ -198,8 +197,8 @@ def refuse_changes(path: Path, trainer) -> None:
     now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
     allowed = str(getattr(trainer.cfg.task, "allow_change", "")).split(",")
     found = differences.differences(
-        differences.characteristics(plain(then), task_state),
-        differences.characteristics(plain(now), trainer.task.state_dict()), allowed,
+        differences.characteristics(then, task_state),
+        differences.characteristics(now, trainer.task.state_dict()), allowed,
     )
     if found:
         names = ",".join(difference.option for difference in found)
@@ -207,11 +206,6 @@ def refuse_changes(path: Path, trainer) -> None:
             f"{path} was trained otherwise than this command says:\n{differences.table(found)}\n"
             f"set what changed as it was, or allow it by name: --allow-change {names}"
         )
-
-
-def plain(cfg: Dict[str, Any]) -> Dict[str, Any]:
-    """Dictionaries of options by group; of fairseq's components without a dataclass a configuration has a Namespace."""
-    return {group: vars(options) if isinstance(options, Namespace) else options for group, options in cfg.items()}
 
 
 def load_to_cpu(path: Path, arg_overrides: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
