@@ -11,13 +11,15 @@ LEVEL = 0.05  # of each one-sided test
 class Measured(NamedTuple):
     """Of one pre-training run.
 
-    score       mean over the labelled tasks, each the median over fine-tuning seeds
+    score       mean accuracy over the labelled tasks and fine-tuning seeds
     validation  what was logged at the end of pre-training; `first` at its first validation
+    seconds     that all of it took
     """
 
     score: float
     validation: Dict[str, float]
     first: Dict[str, float]
+    seconds: float = 0.0
 
 
 Runs = Dict[str, List[Measured]]  # by variant, one for each pre-training seed
@@ -64,6 +66,7 @@ def logged(variant: str, text: str, source: str, unit: str, quantity: Callable[[
 
 
 CLAIMS = [
+    better("BERT", "untrained", "pre-training is worth something", "common ground"),
     better("ELECTRA", "BERT", "ELECTRA is better than BERT at equal FLOPs", "all five papers' baselines"),
     better("AMOS", "ELECTRA", "AMOS is better than ELECTRA", "AMOS Table 1"),
     better("AMOS", "AMOS, no adversary", "the adversarial mixture helps", "AMOS Table 2, - adv. train"),

@@ -18,14 +18,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from claims import CLAIMS, Measured, Runs, judge
 from tqdm import tqdm
-from variants import VARIANTS, Variant
+from variants import ENCODER, VARIANTS, Variant, arguments
 
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.flops import Geometry, hardware_flops
@@ -34,29 +34,33 @@ from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import Vocabulary
 
 AMOS_FAIRSEQ = [sys.executable, "-m", "amos_fairseq.cli.main"]
-TASKS = ("CoLA", "RTE", "package")
+DETECTION_WEIGHTS = ("rtd_weight", "tqr_weight", "critic_weight")  # a method has one of them, but for BERT
 
 
 @dataclass(frozen=True)
 class Budget:
-    """flops: of each pre-training run, forward and backward, matrix products alone"""
+    """flops: of each pre-training run, forward and backward, matrix products alone
+    detection_weight: of detection, ranking or the critic in every method's loss; None: each paper's
+    """
 
     flops: float
     seeds: int
     size: str = "tiny"
     megabytes: float = 12
-    vocab_size: int = 1024
-    tokens_per_sample: int = 32
-    batch_size: int = 32
+    vocab_size: int = 512
+    tokens_per_sample: int = 16
+    batch_size: int = 64
     lr: float = 1e-3
-    examples: int = 1000
-    epochs: int = 5
-    finetuning_seeds: int = 3
+    detection_weight: Optional[float] = None
+    examples: int = 1600
+    epochs: int = 3
+    finetuning_lr: float = 1e-3
+    finetuning_seeds: int = 2
 
 
 BUDGETS = {
     "smoke": Budget(flops=2e10, seeds=2, megabytes=0.3, vocab_size=300, examples=64, epochs=1, finetuning_seeds=1),
-    "cpu": Budget(flops=6e12, seeds=3),
+    "cpu": Budget(flops=8e12, seeds=3, detection_weight=5.0),
     "gpu": Budget(
         flops=2e15, seeds=3, size="small", megabytes=100, vocab_size=8192, tokens_per_sample=128, batch_size=128,
         lr=5e-4,
@@ -115,12 +119,21 @@ class Replication:
             "--tokens-per-sample", budget.tokens_per_sample,
         )
 
+    def options(self, variant: Variant) -> Dict[str, object]:
+        """Of its network and objectives, beside those of the size."""
+        weight = self.budget.detection_weight
+        known = {field.name for field in fields(METHODS[variant.method].config_class)}
+        weights = {name: weight for name in DETECTION_WEIGHTS if weight is not None and name in known}
+        return {**ENCODER, **weights, **variant.options}
+
     def updates(self, variant: Variant) -> int:
         """As many as the FLOPs allow."""
+        if not variant.pretrained:
+            return 1
         budget = self.budget
         geometry = Geometry(budget.batch_size, budget.tokens_per_sample, 1)
         config = METHODS[variant.method].config_class(
-            **{**size_options(variant.method, budget.size), **variant.config_options()}
+            **{**size_options(variant.method, budget.size), **self.options(variant)}
         )
         with torch.device("meta"):
             method = METHODS[variant.method](config, Vocabulary(budget.vocab_size, 1, [0, 1, 2, 3]), total_updates=1)
@@ -132,10 +145,12 @@ class Replication:
         run = self.out / "runs" / name.replace(", ", "-").replace(" ", "_") / str(seed)
         done = run / "measured.json"
         if not done.exists():
+            start = time.monotonic()
             self.pretrain(self.variants[name], seed, run)
-            scores = self.finetune(run)
+            scores = self.finetune(run, *([] if self.variants[name].pretrained else ["--from-scratch"]))
             validation = run_log.read(run / run_log.FILE_NAME).validation
-            measured = Measured(statistics.mean(scores.values()), {**validation[-1], **scores}, validation[0])
+            seconds = round(time.monotonic() - start, 1)
+            measured = Measured(statistics.mean(scores.values()), {**validation[-1], **scores}, validation[0], seconds)
             done.write_text(json.dumps(measured._asdict()))
         return Measured(**json.loads(done.read_text()))
 
@@ -143,32 +158,36 @@ class Replication:
         budget, updates = self.budget, self.updates(variant)
         precision = ["--bf16"] if torch.cuda.is_available() else ["--cpu"]
         self.call(
-            run / run_log.FILE_NAME, "train", self.out / "data", *variant.arguments(budget.size), *precision,
+            run / run_log.FILE_NAME, "train", self.out / "data",
+            *arguments(variant.method, budget.size, self.options(variant)), *precision,
             "--seed", seed, "--tokens-per-sample", budget.tokens_per_sample, "--batch-size", budget.batch_size,
-            "--optimizer", "fused_adamw", "--adam-betas", "(0.9, 0.98)", "--adam-eps", 1e-6, "--weight-decay", 0.01,
+            "--optimizer", "fused_adamw", "--adam-betas", "(0.9, 0.999)", "--adam-eps", 1e-6, "--weight-decay", 0.01,
             "--clip-norm", 2.0, "--lr", budget.lr, "--lr-scheduler", "polynomial_decay",
-            "--warmup-updates", max(1, updates // 10), "--total-num-update", updates, "--max-update", updates,
-            "--validate-interval-updates", max(1, updates // 8), "--save-interval-updates", max(1, updates // 2),
+            "--warmup-updates", max(1, updates // 5), "--total-num-update", updates, "--max-update", updates,
+            "--validate-interval-updates", max(1, updates // 4), "--save-interval-updates", max(1, updates // 2),
             "--keep-interval-updates", 1, "--no-epoch-checkpoints", "--log-format", "json",
             "--log-interval", max(1, updates // 40), "--num-workers", 0, "--save-dir", run,
         )
 
-    def finetune(self, run: Path) -> Dict[str, float]:
-        """By task, the median of its metric over seeds."""
-        budget, tasks = self.budget, self.out / "tasks"
-        seeds = ",".join(map(str, range(1, budget.finetuning_seeds + 1)))
-        common = ["--model", run, "--seeds", seeds, "--epochs", budget.epochs, "--lr", 3e-4, "--batch-size", 32]
-        glue, file = run / "glue", run / "package"
-        self.call(run / "finetune.log", "finetune", "glue", "--glue", tasks / "glue", "--tasks", "CoLA,RTE",
-                  *common, "--out", glue)
-        self.call(run / "finetune.log", "finetune", "file", "--train", tasks / "package/train.tsv",
-                  "--valid", tasks / "package/valid.tsv", "--text", "sentence", "--label", "package",
-                  *common, "--out", file)
-        found = [*results.read_all(glue).values(), *results.read_all(file).values()]
+    def finetune(self, run: Path, *options: str) -> Dict[str, float]:
+        """By task, the mean accuracy over seeds."""
+        tasks, budget = self.out / "tasks", self.budget
+        package = ["--train", tasks / "package/train.tsv", "--valid", tasks / "package/valid.tsv", "--text", "sentence",
+                   "--label", "package"]
+        cloze = ["--train", tasks / "cloze/train.tsv", "--valid", tasks / "cloze/test.tsv", "--text", "before",
+                 "--text-b", "after", "--label", "word"]
+        found = []
+        for name, task in {"package": package, "cloze": cloze}.items():
+            self.call(
+                run / "finetune.log", "finetune", "file", *task, *options, "--model", run, "--out", run / name,
+                "--epochs", budget.epochs, "--seeds", ",".join(map(str, range(1, budget.finetuning_seeds + 1))),
+                "--lr", budget.finetuning_lr, "--batch-size", 32, "--max-length", 64, "--jobs", 1,
+            )
+            found += results.read_all(run / name).values()
         scores: Dict[str, List[float]] = {}
         for result in found:
             scores.setdefault(result.task, []).append(result.score)
-        return {f"finetuned_{task}": statistics.median(values) for task, values in scores.items()}
+        return {f"finetuned_{task}": statistics.mean(values) for task, values in scores.items()}
 
     def run(self) -> Runs:
         self.prepare()
@@ -187,27 +206,20 @@ class Replication:
         return {name: [measured[name, seed] for seed in range(1, self.budget.seeds + 1)] for name in self.variants}
 
 
-class Row(NamedTuple):
-    """Of the table of variants: mean and standard deviation over pre-training seeds, in percent."""
-
-    name: str
-    updates: int
-    cells: List[str]
-
-
 def spread(values: Sequence[float]) -> str:
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
-def markdown(replication: Replication, runs: Runs, seconds: float) -> str:
+def markdown(replication: Replication, runs: Runs) -> str:
     budget = replication.budget
+    seconds = sum(run.seconds for measured in runs.values() for run in measured) / replication.jobs
     tasks = [name for name in next(iter(runs.values()))[0].validation if name.startswith("finetuned_")]
     header = ["variant", "updates", *(task.removeprefix("finetuned_") for task in tasks), "mean"]
     lines = [
         f"{budget.flops:.1e} FLOPs for each of {budget.seeds} pre-training seeds, {budget.finetuning_seeds} seeds of "
         f"fine-tuning; {seconds / 60:.0f} minutes, {replication.jobs} runs at a time. Mean ± standard deviation over "
-        "pre-training seeds, in percent; CoLA's is Matthews' correlation, the others are accuracies.", "",
+        "pre-training seeds of the accuracy in percent; chance is 12.5.", "",
         "| " + " | ".join(header) + " |", "|" + "---|" * len(header),
     ]
     for name, measured in runs.items():
@@ -249,18 +261,16 @@ def main() -> None:
     kept.write_text(json.dumps(asdict(budget)))
 
     replication = Replication(budget, {name: VARIANTS[name] for name in names}, args.out, jobs)
-    start = time.monotonic()
     try:
         runs = replication.run()
     except KeyboardInterrupt:
         sys.exit(f"\nStopped. The same command goes on from what {args.out} holds.")
     except RuntimeError as error:
         sys.exit(f"replicate: error: {error}")
-    seconds = time.monotonic() - start
     (args.out / "results.json").write_text(json.dumps(
-        {"budget": asdict(budget), "seconds": seconds, "jobs": jobs, "torch": torch.__version__,
+        {"budget": asdict(budget), "jobs": jobs, "torch": torch.__version__,
          "runs": {name: [run._asdict() for run in measured] for name, measured in runs.items()}}, indent=1))
-    (args.out / "results.md").write_text(markdown(replication, runs, seconds))
+    (args.out / "results.md").write_text(markdown(replication, runs))
     print((args.out / "results.md").read_text())
 
 

@@ -9,15 +9,13 @@ ENCODER = dict(rel_pos_buckets=32, dropout=0.0, attention_dropout=0.0)
 class Variant(NamedTuple):
     method: str
     options: Dict[str, object] = {}
+    pretrained: bool = True
 
-    def config_options(self) -> Dict[str, object]:
-        return {**ENCODER, **self.options}
 
-    def arguments(self, size: str) -> Tuple[str, ...]:
-        """Of fairseq-train."""
-        names = ("--task", self.method, "--arch", f"{self.method}_{size}", "--criterion", self.method)
-        options = self.config_options()
-        return (*names, *(part for name, value in options.items() for part in argument(name, value)))
+def arguments(method: str, size: str, options: Dict[str, object]) -> Tuple[str, ...]:
+    """Of fairseq-train."""
+    names = ("--task", method, "--arch", f"{method}_{size}", "--criterion", method)
+    return (*names, *(part for name, value in options.items() for part in argument(name, value)))
 
 
 def argument(name: str, value: object) -> Tuple[str, ...]:
@@ -28,8 +26,9 @@ def argument(name: str, value: object) -> Tuple[str, ...]:
 
 
 VARIANTS: Dict[str, Variant] = {
+    "untrained": Variant("bert_mlm", pretrained=False),
     "BERT": Variant("bert_mlm"),
-    "ELECTRA": Variant("electra_rtd"),
+    "ELECTRA": Variant("electra_rtd", dict(generator_embed_dim=0, generator_layers=1)),
     "AMOS": Variant("amos_rtd"),
     "AMOS, no adversary": Variant("amos_rtd", dict(mixture="uniform")),
     "AMOS, random layer": Variant("amos_rtd", dict(mixture="random_layer")),
