@@ -20,7 +20,10 @@ ARROWS = {
     "methods": {"ops", "random", "objectives", "corruption", "modules", "flops"},
     "scoring": {"ops", "objectives", "modules", "methods"},
     "pretrained": {"ops", "modules", "methods", "data", "checkpoints", "scoring", "export"},
-    "finetune": {"ops", "modules", "methods", "data", "checkpoints", "scoring", "pretrained", "user_errors"},
+    "working_folder": {"data"},
+    "finetune": {
+        "ops", "modules", "methods", "data", "checkpoints", "scoring", "pretrained", "user_errors", "working_folder"
+    },
     "export": {"ops", "modules", "methods", "data", "checkpoints", "pretrained", "scoring", "finetune", "user_errors"},
 }
 # The same for parts of which only some files use fairseq.

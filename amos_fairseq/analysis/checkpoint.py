@@ -43,10 +43,9 @@ class TrainedRun(NamedTuple):
 
     def inspect_held_out(self, count: int, sampling: Sampling = Sampling()) -> List[Sentence]:
         """`count` blocks from all over the validation data."""
-        blocks = held_out_blocks(str(self.data or self.task["data"]), self.model)
-        count = min(count, len(blocks))
-        chosen = [blocks[len(blocks) * (2 * i + 1) // (2 * count)].numpy() for i in range(count)]
-        return self.inspect(chosen, sampling)
+        data = str(self.data or self.task["data"])
+        blocks, _ = held_out_blocks(data, self.model, count, remedy=": name its own data with --data")
+        return self.inspect([block.numpy() for block in blocks], sampling)
 
     def inspect(self, sentences: Sequence[np.ndarray], sampling: Sampling) -> List[Sentence]:
         model, masking = self.model, self.masking(sampling.mask_prob)
@@ -60,21 +59,31 @@ class TrainedRun(NamedTuple):
         return [pipeline.follow(model, batch, sampling.top) for batch in batches]
 
     def masking(self, mask_prob: Optional[float] = None) -> MaskingOptions:
-        names = {field.name for field in fields(MaskingOptions)} & set(self.task)
-        options = MaskingOptions(**{name: self.task[name] for name in names})
+        options = masking_of(self.task)
         return options if mask_prob is None else replace(options, mask_prob=mask_prob)
 
 
-def held_out_blocks(data: str, model: Pretrained):
-    """Token tensors of a prepared folder's validation data. Raises ValueError unless `model` has its vocabulary."""
+def masking_of(options: Mapping[str, Any]) -> MaskingOptions:
+    """As a task's options have it; one that is absent has its default."""
+    names = {field.name for field in fields(MaskingOptions)} & set(options)
+    return MaskingOptions(**{name: options[name] for name in names})
+
+
+def held_out_blocks(data: str, model: Pretrained, count: int, remedy: str = ""):
+    """`count` token tensors from all over a prepared folder's validation data, or all if it has fewer; its dictionary.
+
+    Raises ValueError, which ends with `remedy`, unless `model` has its vocabulary.
+    """
     from fairseq.data import Dictionary, data_utils
 
     _, (folder, *_) = load_manifest_for(data)
     dictionary = Dictionary.load(str(Path(folder) / DICTIONARY_NAME))
     dictionary.add_symbol(MASK)
     if dictionary.symbols != model.tokenizer.symbols:
-        raise ValueError(f"{data} has another vocabulary than {model.source}: name its own data with --data")
-    return data_utils.load_indexed_dataset(str(Path(folder) / "valid"), dictionary)
+        raise ValueError(f"{data} has another vocabulary than {model.source}{remedy}")
+    blocks = data_utils.load_indexed_dataset(str(Path(folder) / "valid"), dictionary)
+    count = min(count, len(blocks))
+    return [blocks[len(blocks) * (2 * i + 1) // (2 * count)] for i in range(count)], dictionary
 
 
 def load_run(run: Path, data: Optional[Path] = None) -> TrainedRun:

@@ -64,36 +64,5 @@ def measure_of(log: RunLog, name: str) -> float:
     return run_log.series(log.validation, name)[1][-1]
 
 
-# Columns of the table of methods: title, logged name; a method without one of these shows a dash.
-COLUMNS = {
-    "MLM loss": "mlm",
-    "RTD loss": "rtd",
-    "RTD original": "rtd_accuracy_original",
-    "RTD replaced": "rtd_accuracy_replaced",
-    "RTD AUC": "rtd_auc",
-    "tokens/s": "wps",
-    "MFLOP/token": "tflops",
-}
-
-
-def format_methods(logs: Dict[str, RunLog]) -> str:
-    """One row for each run by name: losses (AMOS: the deepest generator's), detection, speed, model FLOPs per token."""
-    rows = [["", *COLUMNS]]
-    for name, log in logs.items():
-        cells = []
-        for title, measure in COLUMNS.items():
-            found = run_log.names(log, measure)
-            value = measure_of(log, found[-1]) if found else None
-            if title == "MFLOP/token" and value is not None:
-                value *= 1e6 / measure_of(log, "wps")
-            cells.append("-" if value is None else number(value))
-        rows.append([name, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    first, *others = widths
-    return "\n".join(
-        "  ".join([f"{row[0]:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], others))]) for row in rows
-    )
-
-
 def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"

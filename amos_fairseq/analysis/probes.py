@@ -5,22 +5,19 @@ or of a file of scored pairs (STS-B's, for example) those of the highest score.
 """
 
 import csv
-from dataclasses import fields
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fairseq.data import Dictionary, data_utils
 from torch import Tensor
 
+from amos_fairseq.analysis.checkpoint import held_out_blocks, masking_of
 from amos_fairseq.analysis.run_log import Run
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.data.cropping import CroppingOptions
-from amos_fairseq.data.manifest import load_manifest_for
-from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
-from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MASK
+from amos_fairseq.data.masking import MaskedBlockDataset
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 from amos_fairseq.methods.script import Script
@@ -101,17 +98,10 @@ def held_out_sequences(run: Run, model: Pretrained) -> MaskedBlockDataset:
     data = run.folder / "data" if (run.folder / "data").is_dir() else run.options.get("data")
     if not data:
         raise ValueError(f"{run.folder} holds no data, and its log does not name them")
-    _, shards = load_manifest_for(str(data))
-    dictionary = Dictionary.load(str(Path(shards[0]) / DICTIONARY_NAME))
-    dictionary.add_symbol(MASK)
-    if dictionary.symbols != model.tokenizer.symbols:
-        raise ValueError(f"{data} has another vocabulary than {model.source}")
-    blocks = data_utils.load_indexed_dataset(str(Path(shards[0]) / "valid"), dictionary)
-    count = min(SEQUENCES, len(blocks))
-    chosen = [shortened(blocks[len(blocks) * (2 * i + 1) // (2 * count)], SEQUENCE_TOKENS) for i in range(count)]
-    masking = {field.name: run.options[field.name] for field in fields(MaskingOptions) if field.name in run.options}
+    blocks, dictionary = held_out_blocks(str(data), model, SEQUENCES)
+    chosen = [shortened(block, SEQUENCE_TOKENS) for block in blocks]
     sizes = [len(block) for block in chosen]
-    return MaskedBlockDataset(chosen, sizes, dictionary, MaskingOptions(**masking), 1, CroppingOptions())
+    return MaskedBlockDataset(chosen, sizes, dictionary, masking_of(run.options), 1, CroppingOptions())
 
 
 def shortened(tokens: Tensor, length: int) -> Tensor:

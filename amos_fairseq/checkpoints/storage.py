@@ -81,6 +81,11 @@ class Tensors(Dict[str, Tensor]):
 def read(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[str, Any]:
     """The state that `write` was given, or what it has under `keys`, its tensors on the CPU. Raises Damaged."""
     verify(folder)
+    return read_verified(folder, keys)
+
+
+def read_verified(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[str, Any]:
+    """`read`, of a checkpoint that has just been verified, which takes a pass over all of its files."""
     document = read_document(folder)
     try:
         return decode(document if keys is None else {key: document[key] for key in keys}, Tensors(folder))

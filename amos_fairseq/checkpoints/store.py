@@ -73,16 +73,19 @@ def newest_valid(save_dir: Path) -> Optional[Path]:
     return None
 
 
-def find(path: Path) -> Path:
+def find(path: Path, verify: bool = False) -> Path:
     """The checkpoint that `path` means: its folder, a link to it, or its manifest; of a run's folder the newest valid.
 
     A file that fairseq wrote (.pt) stands for itself, and its checkpoint_last.pt for a run's folder that has no others.
-    Raises ValueError if there is none.
+    verify: let the files of a folder that is named itself be compared with its manifest, as those of the newest are.
+    Raises ValueError if there is none, Damaged if its files are not what was written.
     """
     path = Path(path)
     if path.name == storage.MANIFEST:
         path = path.parent
     if path.is_file() or (path / storage.STATE).exists():
+        if verify and path.is_dir():
+            storage.verify(path)
         return path
     found = newest_valid(path)
     if found is None and (path / f"{LAST}.pt").is_file():

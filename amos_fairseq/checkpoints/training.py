@@ -44,7 +44,7 @@ def save(cfg, trainer, epoch_itr, val_loss: Optional[float]) -> Optional[str]:
     scored = val_loss is not None and cfg.keep_best_checkpoints > 0
     if cfg.no_last_checkpoints and not purposes and not is_best and not scored:
         return None
-    random_states = gathered(trainer, random_state())
+    random_states = gathered(random_state())
 
     def write() -> str:
         state = trainer.state_dict()
@@ -153,22 +153,20 @@ def chosen(cfg, trainer) -> Dict[str, Optional[str]]:
     save_dir = Path(cfg.save_dir)
     store.remove_remains(save_dir)
     if cfg.restore_file != FAIRSEQ_DEFAULT:
-        path = store.find(cfg.restore_file)
+        path = store.find(cfg.restore_file, verify=True)
     else:
         path = newest(save_dir, trainer)
     if path is None:  # a new run, from what an earlier one learned or from nothing
         starts = {name: getattr(cfg, name) for name in ("continue_once", "finetune_from_model")}
-        return {name: as_file(store.find(start)) for name, start in starts.items() if start}
+        return {name: as_file(store.find(start, verify=True)) for name, start in starts.items() if start}
     if path.is_dir() and not (cfg.reset_optimizer or cfg.reset_dataloader):  # else here, too, a new run starts
         refuse_changes(path, trainer)
     return {"restore_file": as_file(path), "continue_once": None, "finetune_from_model": None}
 
 
 def as_file(path: Path) -> str:
-    if path.is_file():
-        return str(path)
-    storage.verify(path)
-    return str(path / storage.MANIFEST)
+    """What stands for a checkpoint where fairseq wants a file."""
+    return str(path if path.is_file() else path / storage.MANIFEST)
 
 
 def goes_on_from(task_options) -> Optional[Path]:
@@ -193,7 +191,8 @@ def newest(save_dir: Path, trainer) -> Optional[Path]:
 
 
 def refuse_changes(path: Path, trainer) -> None:
-    then, task_state = storage.read(path, ["cfg", "task_state"]).values()
+    """Raise ValueError if the verified checkpoint at `path` is of a run that did otherwise than this one does."""
+    then, task_state = storage.read_verified(path, ["cfg", "task_state"]).values()
     now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
     allowed = str(getattr(trainer.cfg.task, "allow_change", "")).split(",")
     found = differences.differences(
@@ -219,12 +218,11 @@ def load_to_cpu(path: Path, arg_overrides: Optional[Dict[str, Any]] = None) -> D
 
 # Several processes
 
-def gathered(trainer, value: Any) -> List[Any]:
+def gathered(value: Any) -> List[Any]:
     """`value` of every process."""
-    if trainer.data_parallel_world_size == 1:
-        return [value]
-    values = [None] * trainer.data_parallel_world_size
-    torch.distributed.all_gather_object(values, value, group=trainer.data_parallel_process_group)
+    values = [value] * distributed_utils.get_data_parallel_world_size()
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value, group=distributed_utils.get_data_parallel_group())
     return values
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from amos_fairseq.cli.quickstart import available_cores, interrupt, signals_handled
+from amos_fairseq.cli.processes import available_cores, interrupt, signals_handled
 from amos_fairseq.user_errors import tell_mistakes
 
 HELP = (

@@ -4,10 +4,7 @@ Corpus, vocabulary and binarised data, training, figures, examples, fine-tuning,
 there already is not done again, so the same command goes on where an interrupted one stopped.
 """
 import argparse
-import contextlib
-import fcntl
 import importlib.util
-import json
 import logging
 import os
 import resource
@@ -18,10 +15,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional
+from typing import Callable, ContextManager, Dict, List, Optional
 
+from amos_fairseq import working_folder
 from amos_fairseq.analysis import expectations, run_log
 from amos_fairseq.cli import inspect, report
+from amos_fairseq.cli.processes import available_cores, held_interrupts, interrupt, signals_handled
 
 HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
 
@@ -90,7 +89,7 @@ def train_one(args: argparse.Namespace, settings: Dict, out: Path, lock: int) ->
 
 
 def train_all(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None:
-    """Every method in a folder of its own, on one data folder; then a table of all."""
+    """Every method in a folder of its own, on one data folder; then a report of all."""
     from amos_fairseq.methods import METHODS
 
     prepare_data(args.corpus, out)
@@ -98,8 +97,8 @@ def train_all(args: argparse.Namespace, settings: Dict, out: Path, lock: int) ->
         (out / method).mkdir(exist_ok=True)
         if not is_trained(out / method, args.updates):
             train({**settings, "method": method}, out / DATA, out / method, lock)
-    logs = {method: run_log.read(out / method / run_log.FILE_NAME) for method in METHODS}
-    print(f"\n{expectations.format_methods(logs)}")
+    print()
+    report.show(*(out / method for method in METHODS), out=out / "report")
 
 
 def finetune(out: Path, method: str) -> None:
@@ -181,25 +180,10 @@ def check_corpus(path: Path) -> None:
         raise ValueError(f"--corpus {path} has {size:,} bytes, too few to learn from; {SMALLEST_CORPUS:,} is the least")
 
 
-@contextlib.contextmanager
-def claimed(out: Path, settings: Dict) -> Iterator[int]:
-    """Hold the folder for this run: one of the same settings, or a new one. Yields the lock's file descriptor."""
-    path = out / expectations.SETTINGS_FILE
-    if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"--out {out} is in use by something else: choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    with open(path, encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another quick start is at work in {out}") from None
-        kept = json.load(stream)
-        changes = [f"{name} {kept.get(name)}, not {new}" for name, new in settings.items() if kept.get(name) != new]
-        if changes:
-            raise ValueError(f"{out} is a quick start with {'; '.join(changes)}: choose another --out, or delete it")
-        yield stream.fileno()
+def claimed(out: Path, settings: Dict) -> ContextManager[int]:
+    return working_folder.claimed(
+        out / expectations.SETTINGS_FILE, settings, "another quick start is at work", "is a quick start with"
+    )
 
 
 def is_trained(out: Path, updates: int) -> bool:
@@ -313,41 +297,6 @@ def follow(process: subprocess.Popen, log_path: Path, updates: int, interrupt_po
 def last_update(log_path: Path) -> int:
     rows = run_log.read(log_path).train
     return int(rows[-1]["num_updates"]) if rows else 0
-
-
-def interrupt(*_) -> None:
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def signals_handled(numbers: Iterable[int], handler: Callable) -> Iterator[None]:
-    """Inside, `handler` gets these signals, unless they are ignored as by nohup."""
-    previous = {number: signal.getsignal(number) for number in numbers}
-    try:
-        for number in numbers:
-            if previous[number] is not signal.SIG_IGN:
-                signal.signal(number, handler)
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, previous[number])
-
-
-@contextlib.contextmanager
-def held_interrupts() -> Iterator[Callable[[], None]]:
-    """Inside, a request to stop waits for a call of the function that this yields: no process starts unnoticed."""
-    received = []
-
-    def interrupt_point() -> None:
-        if received:
-            raise KeyboardInterrupt
-
-    with signals_handled([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], lambda *_: received.append(True)):
-        yield interrupt_point
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def last_lines(path: Path, count: int) -> str:

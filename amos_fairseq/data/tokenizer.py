@@ -1,5 +1,6 @@
 """Text to the ids that training reads, and back."""
 
+import hashlib
 import inspect
 from typing import List, NamedTuple, Sequence, Tuple
 
@@ -37,6 +38,11 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return len(self.symbols)
+
+    @property
+    def sha256(self) -> str:
+        """Of `model`: what tells vocabularies apart."""
+        return hashlib.sha256(self.model).hexdigest()
 
     @property
     def mask(self) -> int:

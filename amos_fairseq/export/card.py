@@ -1,6 +1,5 @@
 """The model card of an exported folder: what was trained, on what and how well, and how it is used."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -163,7 +162,7 @@ def manifest_of(state: Mapping[str, Any], tokenizer: Tokenizer, data) -> Optiona
     for folder in filter(None, (data, state and state["cfg"]["task"].get("data"))):
         if (Path(folder) / MANIFEST_NAME).is_file():
             manifest = read_manifest(str(folder))
-            if manifest.sentencepiece_sha256 == hashlib.sha256(tokenizer.model).hexdigest():
+            if manifest.sentencepiece_sha256 == tokenizer.sha256:
                 return manifest
     return None
 

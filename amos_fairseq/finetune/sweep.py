@@ -8,8 +8,6 @@ A run is a `fairseq-train` of its own. A finished one is not repeated, one that 
 """
 
 import contextlib
-import fcntl
-import json
 import multiprocessing
 import os
 import re
@@ -23,8 +21,8 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 import numpy as np
 import torch
 
+from amos_fairseq import working_folder
 from amos_fairseq.checkpoints import store
-from amos_fairseq.data.manifest import durably_written
 from amos_fairseq.finetune import labelled, results
 from amos_fairseq.finetune.evaluation import evaluate, predict
 from amos_fairseq.finetune.model import Finetuned, load_finetuned
@@ -78,21 +76,7 @@ def claimed(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
     A mistake that is told before anything is there leaves no folder, so that the next command may be about another.
     """
     path = out / ABOUT
-    if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"--out {out} is in use by something else: choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
-        with durably_written(os.fspath(path)) as stream:
-            stream.write(json.dumps(about, indent=1).encode())
-    with open(path, encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another sweep is at work in {out}: wait for it, or choose another --out") from None
-        then = json.load(stream)
-        changed = [f"{name} {then.get(name)}, not {value}" for name, value in about.items() if then.get(name) != value]
-        if changed:
-            raise ValueError(f"{out} was begun with {'; '.join(changed)}: choose another --out, or delete it")
+    with working_folder.claimed(path, about, "another sweep is at work", "was begun with"):
         try:
             yield
         except ValueError:

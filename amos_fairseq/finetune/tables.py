@@ -288,7 +288,7 @@ def source_of(files: Mapping[str, Path], tokenizer: Tokenizer, max_length: int, 
         check_exists(Path(path))
     return {
         "files": {split: sha256_of(os.fspath(path)) for split, path in files.items()},
-        "vocabulary": hashlib.sha256(tokenizer.model).hexdigest(), "max_length": max_length, **options,
+        "vocabulary": tokenizer.sha256, "max_length": max_length, **options,
     }
 
 

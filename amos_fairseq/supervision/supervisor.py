@@ -352,7 +352,7 @@ class Supervisor:
     # Loss spikes
 
     def _rewind(self, trainer, loss: float) -> None:
-        from amos_fairseq.checkpoints import Damaged, store
+        from amos_fairseq.checkpoints import Damaged, store, verify
         from amos_fairseq.checkpoints.training import as_file, decided_by_first, set_scaler_state
 
         def checkpoint() -> Optional[str]:
@@ -362,6 +362,7 @@ class Supervisor:
             for path in sorted(paths, key=behind.get, reverse=True):
                 if 0 <= behind[path] <= faults.REWIND:
                     with contextlib.suppress(Damaged):
+                        verify(path)
                         return as_file(path)
             return None
 

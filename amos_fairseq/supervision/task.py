@@ -33,8 +33,12 @@ class SupervisedTask(FairseqTask):
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
         step, arguments = super().train_step, (sample, model, criterion, optimizer, update_num, ignore_grad)
         if supervisor.current() is None:
-            return step(*arguments, **kwargs)
-        return supervisor.current().micro_batch(self, step, *arguments, **kwargs)
+            loss, sample_size, logs = step(*arguments, **kwargs)
+        else:
+            loss, sample_size, logs = supervisor.current().micro_batch(self, step, *arguments, **kwargs)
+        if ignore_grad:  # a process without data repeats an earlier batch, which must not count
+            return loss, 0, {key: 0 * value for key, value in logs.items()}
+        return loss, sample_size, logs
 
     def valid_step(self, sample, model, criterion, **kwargs):
         """If memory runs out, the batch, and every one from then on, is made in twice as many parts.

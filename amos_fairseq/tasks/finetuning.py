@@ -9,13 +9,12 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset
-from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.checkpoints.training import goes_on_from
+from amos_fairseq.checkpoints.training import gathered, goes_on_from
 from amos_fairseq.data.manifest import sha256_of
 from amos_fairseq.data.released_tokenizer import load_tokenizer
 from amos_fairseq.finetune.evaluation import evaluate, in_order, of_sequences
@@ -136,7 +135,7 @@ class FinetuningTask(SupervisedTask):
     def build_model(self, cfg, from_checkpoint=False):
         with told_in_one_line():
             pretrained = self.find_origin() if self.origin is None else None
-            if hashlib.sha256(self.tokenizer.model).hexdigest() != self.problem.sentencepiece_sha256:
+            if self.tokenizer.sha256 != self.problem.sentencepiece_sha256:
                 raise ValueError(
                     f"{self.cfg.data} is encoded with another vocabulary than {self.cfg.pretrained} has: encode it "
                     "anew for that model, in another folder"
@@ -219,14 +218,6 @@ class FinetuningTask(SupervisedTask):
 
     # Steps
 
-    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
-        loss, sample_size, logs = super().train_step(
-            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
-        )
-        if ignore_grad:  # a process without data repeats an earlier batch, which must not count
-            return loss, 0, {key: 0 * value for key, value in logs.items()}
-        return loss, sample_size, logs
-
     def begin_valid_epoch(self, epoch, model):
         self.answers, self.results = {}, {}
 
@@ -250,11 +241,3 @@ class FinetuningTask(SupervisedTask):
             outputs = in_order([answers[index] for index in range(len(self.datasets[split]))])
             self.results[split] = evaluate(Path(self.cfg.data), self.problem, split, outputs)
         return self.results[split][name]
-
-
-def gathered(value: Any) -> List[Any]:
-    """`value` of every process."""
-    values = [value] * distributed_utils.get_data_parallel_world_size()
-    if len(values) > 1:
-        torch.distributed.all_gather_object(values, value, group=distributed_utils.get_data_parallel_group())
-    return values

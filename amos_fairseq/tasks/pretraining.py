@@ -78,6 +78,7 @@ class PretrainingTask(SupervisedTask):
             process, processes = distributed_utils.get_global_rank(), distributed_utils.get_global_world_size()
             verify_tokens(self.manifest, self.shards, process, processes)
         self.dictionary = self.load_dictionary()
+        self.sentencepiece_model = self.read_sentencepiece_model()
         self.term_scales = None
         self.iterators = {}  # by split, the current one
 
@@ -92,6 +93,19 @@ class PretrainingTask(SupervisedTask):
         if dictionary.add_symbol("<mask>") != size - 1:
             raise Damaged(f"{path} is not of {size} symbols with <mask> as the last: run amos-fairseq prepare again")
         return dictionary
+
+    def read_sentencepiece_model(self) -> torch.Tensor:
+        """Its bytes, as checkpoints have them: to be saved whatever has become of the data by then."""
+        path = os.path.join(os.path.dirname(os.path.abspath(self.shards[0])), MODEL_NAME)
+        if not os.path.isfile(path):  # a pipe would be waited for
+            raise Damaged(f"{path} does not exist: run amos-fairseq prepare again")
+        try:
+            model = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise Damaged(f"{path} cannot be read: {error.strerror}: run amos-fairseq prepare again") from None
+        if hashlib.sha256(model).hexdigest() != self.manifest.sentencepiece_sha256:
+            raise Damaged(f"{path} differs from what was written: run amos-fairseq prepare again")
+        return torch.from_numpy(model)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -140,10 +154,9 @@ class PretrainingTask(SupervisedTask):
 
     def state_dict(self):
         """Part of every checkpoint: by it, a later run knows whether the ids mean the same words, and the text."""
-        model = os.path.join(os.path.dirname(os.path.abspath(self.shards[0])), MODEL_NAME)
         return {
             **super().state_dict(), "dictionary_sha256": self.manifest.dictionary_sha256,
-            "data_sha256": self.data_sha256(), VOCABULARY: torch.from_numpy(np.fromfile(model, np.uint8)),
+            "data_sha256": self.data_sha256(), VOCABULARY: self.sentencepiece_model,
         }
 
     def data_sha256(self) -> str:
@@ -227,15 +240,10 @@ class PretrainingTask(SupervisedTask):
         return sample["net_input"]["sample_ids"].tolist()
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
-        if ignore_grad:  # a process without data repeats an earlier batch, which must not count: one sequence will do
+        if ignore_grad:  # the batch does not count: one sequence of it will do
             sample = split(sample, sample["nsentences"])[0]
             sample = {**sample, "net_input": {**sample["net_input"], "stand_in": True}}
-        loss, sample_size, logs = super().train_step(
-            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
-        )
-        if ignore_grad:
-            return loss, 0, {key: 0 * value for key, value in logs.items()}
-        return loss, sample_size, logs
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
 
     def max_positions(self):
         return self.cfg.tokens_per_sample

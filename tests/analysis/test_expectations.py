@@ -30,16 +30,6 @@ def test_comparison_marks_what_lies_outside_its_range():
     ]
 
 
-def test_table_of_methods_has_a_row_for_each_run_and_a_dash_for_what_it_lacks():
-    row = {"num_updates": 1.0, "mlm": 13.5, "mlm_1": 7.0, "mlm_2": 6.5, "rtd": 0.4, "wps": 2000.0, "tflops": 0.01}
-    plain = {"num_updates": 1.0, "mlm": 6.0, "wps": 1.0, "tflops": 0.0}
-    logs = {"deep": RunLog([row], []), "plain": RunLog([plain], [])}
-    assert [line.split() for line in expectations.format_methods(logs).splitlines()[1:]] == [
-        ["deep", "6.500", "0.400", "-", "-", "-", "2,000", "5.000"],
-        ["plain", "6.000", "-", "-", "-", "-", "1.000", "0.000"],
-    ]
-
-
 def test_expectations_hold_for_a_default_quick_start_only(tmp_path):
     assert expectations.of_run(tmp_path) == {}
     (tmp_path / "quickstart.json").write_text(json.dumps({"method": "amos_rtd", "setting": "quickstart"}))

@@ -92,6 +92,7 @@ def a_pipe(folder, name):
 
 
 BIN, IDX, DICT, MANIFEST = "data0/train.bin", "data0/train.idx", "data0/dict.txt", "manifest.json"
+VOCABULARY = "sentencepiece.model"
 COUNT, SIZES = 18, 26  # where an index has them
 DAMAGE = {  # what: (file, change)
     **{f"{name[-3:]} truncated to {share}": (name, truncated(share)) for name in (BIN, IDX) for share in (0, .5, .99)},
@@ -128,6 +129,10 @@ DAMAGE = {  # what: (file, change)
     "signed: dict with <mask>": (DICT, signed(lines(lambda data: [b"<mask> 1\n", *data[1:]]))),
     "signed: dict of fewer words": (DICT, signed(lines(lambda data: data[8:]))),
     "signed: dict empty": (DICT, signed(truncated(0))),
+    "vocabulary flipped": (VOCABULARY, flipped(0)),
+    "vocabulary empty": (VOCABULARY, truncated(0)),
+    "vocabulary absent": (VOCABULARY, absent),
+    "vocabulary a pipe": (VOCABULARY, a_pipe),
     "manifest truncated": (MANIFEST, truncated(.9)),
     "manifest empty": (MANIFEST, truncated(0)),
     "manifest of nested lists": (MANIFEST, edited(lambda data: b"[" * 10**5)),
@@ -144,11 +149,15 @@ DAMAGE = {  # what: (file, change)
     "manifest with a larger vocabulary": (MANIFEST, manifest(lambda d, shard: d.update(vocabulary_size=10**6))),
 }
 CONTRADICTED = {"manifest with shorter blocks": IDX, "signed: bin truncated": MANIFEST}  # by the changed file
-BY_TASK = {  # what fairseq's dictionary has to be built for
+BY_TASK = {  # what fairseq's dictionary has to be built for, and what only checkpoints need
     "signed: dict not UTF-8", "signed: dict with a duplicate", "signed: dict without counts",
     "signed: dict with <mask>", "signed: dict of fewer words", "signed: dict empty",
+    "vocabulary flipped", "vocabulary empty", "vocabulary absent", "vocabulary a pipe",
 }
-RUN = {"bin flipped 0", "idx truncated to 0.5", "signed: 10^12 blocks", "signed: dict with <mask>", "manifest a list"}
+RUN = {
+    "bin flipped 0", "idx truncated to 0.5", "signed: 10^12 blocks", "signed: dict with <mask>", "manifest a list",
+    "vocabulary flipped", "vocabulary absent",
+}
 
 
 @pytest.fixture(scope="module")
@@ -247,9 +256,23 @@ def test_a_run_on_damaged_data_ends_with_one_line_and_status_65(outcomes, damage
     status, out, err, megabytes = outcomes[damage]
     line = err.splitlines()[-1]
     assert line.startswith("amos_fairseq: error: ") and line.endswith("run amos-fairseq prepare again")
+    assert not damage.startswith("vocabulary ") or f"/{VOCABULARY} " in line
     assert err.count("error: ") == 1 and "Traceback" not in out + err
     assert status == os.EX_DATAERR and megabytes < 1000
     assert "num_updates" not in out
+
+
+def test_the_vocabulary_is_saved_after_the_data_have_gone(data):
+    pytest.importorskip("fairseq")
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+
+    import amos_fairseq.tasks  # noqa: F401
+
+    content = (data / VOCABULARY).read_bytes()
+    config = TASK_DATACLASS_REGISTRY[NAME](data=str(data), tokens_per_sample=32, max_tokens=None)
+    task = TASK_REGISTRY[NAME](config)
+    shutil.rmtree(data)
+    assert task.state_dict()["sentencepiece_model"].numpy().tobytes() == content
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import functools
 import os
 import random
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +144,24 @@ def test_a_finished_run_started_again_changes_no_checkpoint(run, train):
     before = content()
     outcome = train()
     assert content() == before and "done training: " in outcome.out[0] and not outcome.log.train
+
+
+@pytest.mark.parametrize("named", ["", ".", "checkpoint_last", "checkpoint_last/manifest.json"])
+def test_a_checkpoint_is_hashed_once_to_be_chosen(run, monkeypatch, named):
+    """And not again for the options in it, which are compared with the run's own."""
+    from amos_fairseq.checkpoints import training
+
+    hashed, file_record = [], storage.file_record
+    state = training.load_to_cpu(run / store.LAST)
+    cfg, task_state = state["cfg"], state["task_state"]
+    cfg.checkpoint.save_dir = str(run)
+    if named:
+        cfg.checkpoint.restore_file = str(run / named)
+    trainer = SimpleNamespace(cfg=cfg, task=SimpleNamespace(state_dict=lambda: task_state))
+    monkeypatch.setattr(storage, "file_record", lambda path: hashed.append(Path(path)) or file_record(path))
+    chosen = training.chosen(cfg.checkpoint, trainer)["restore_file"]
+    assert Path(chosen).samefile(run / store.LAST / storage.MANIFEST)
+    assert sorted(path.name for path in hashed) == sorted(storage.FILES)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, train, through, tmp_path):
