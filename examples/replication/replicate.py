@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from variants import ENCODER, VARIANTS, Variant, arguments
 
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.flops import Geometry, hardware_flops
+from amos_fairseq.cli.processes import available_cores, interrupt, signals_handled
 from amos_fairseq.finetune import results
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import Vocabulary
@@ -82,7 +84,7 @@ class Replication:
         """Run `amos-fairseq` with these arguments, what it prints in `log`. Raises RuntimeError if it fails."""
         if self.stopped.is_set():
             raise InterruptedError
-        threads = str(max(1, len(os.sched_getaffinity(0)) // self.jobs))
+        threads = str(max(1, available_cores() // self.jobs))
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as stream:
             process = subprocess.Popen(
@@ -90,6 +92,8 @@ class Replication:
                 env={"GOMP_SPINCOUNT": "20000", **os.environ, "OMP_NUM_THREADS": threads},
             )
             self.processes.append(process)
+            if self.stopped.is_set():  # while it started
+                process.terminate()
             status = process.wait()
         if self.stopped.is_set():
             raise InterruptedError
@@ -252,7 +256,7 @@ def main() -> None:
     for name in names:
         if name not in VARIANTS:
             sys.exit(f"replicate: error: --variants {name!r} is none of {'; '.join(VARIANTS)}")
-    jobs = args.jobs or (3 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
+    jobs = args.jobs or (3 if torch.cuda.is_available() else available_cores())
     budget = BUDGETS[args.budget]
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "budget.json"
@@ -262,9 +266,11 @@ def main() -> None:
 
     replication = Replication(budget, {name: VARIANTS[name] for name in names}, args.out, jobs)
     try:
-        runs = replication.run()
+        with signals_handled([signal.SIGTERM, signal.SIGHUP], interrupt):  # as Ctrl-C: `timeout` and Slurm stop by them
+            runs = replication.run()
     except KeyboardInterrupt:
-        sys.exit(f"\nStopped. The same command goes on from what {args.out} holds.")
+        print(f"\nStopped. The same command goes on from what {args.out} holds.", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
     except RuntimeError as error:
         sys.exit(f"replicate: error: {error}")
     (args.out / "results.json").write_text(json.dumps(
