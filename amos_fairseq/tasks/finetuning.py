@@ -39,6 +39,7 @@ class FinetuningTaskConfig(SupervisionConfig):
     seed: int = II("common.seed")
     optimizer: Optional[str] = II("optimizer._name")
     max_tokens: Optional[int] = II("dataset.max_tokens")
+    max_tokens_valid: Optional[int] = II("dataset.max_tokens_valid")
     max_valid_steps: Optional[int] = II("dataset.max_valid_steps")
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
@@ -186,10 +187,13 @@ class FinetuningTask(SupervisedTask):
             examples = read_examples(Path(self.cfg.data), split)
             source, tokenizer = f"{split} of {self.cfg.data}", self.tokenizer
             check(self.problem, examples, source, len(tokenizer), tokenizer.mask, self.max_positions())
-            if self.cfg.max_tokens is not None and self.cfg.max_tokens < examples.lengths.max():
+            of_all = split == "train" or self.cfg.max_tokens_valid == self.cfg.max_tokens  # fairseq's default
+            name = "max_tokens" if of_all else "max_tokens_valid"
+            limit, longest = getattr(self.cfg, name), examples.lengths.max()
+            if limit is not None and limit < longest:
                 raise ValueError(
-                    f"max_tokens {self.cfg.max_tokens} is less than the longest sequence of {split}, "
-                    f"{examples.lengths.max()}: raise --max-tokens, or give --batch-size"
+                    f"{name} {limit} is less than the longest sequence of {split}, {longest}: raise "
+                    f"--{name.replace('_', '-')}, or leave it out and give --batch-size"
                 )
         self.datasets[split] = LabelledDataset(split, examples, self.tokenizer.pad, self.cfg.seed)
 

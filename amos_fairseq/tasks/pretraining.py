@@ -44,6 +44,7 @@ class PretrainingTaskConfig(SupervisionConfig):
     seed: int = II("common.seed")
     max_update: int = II("optimization.max_update")
     max_tokens: Optional[int] = II("dataset.max_tokens")
+    max_tokens_valid: Optional[int] = II("dataset.max_tokens_valid")
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
 
@@ -69,11 +70,13 @@ class PretrainingTask(SupervisedTask):
                 f"{cfg.data} holds blocks of {self.manifest.tokens_per_sample} tokens, more than tokens_per_sample "
                 f"{cfg.tokens_per_sample}: raise --tokens-per-sample, or prepare the corpus with shorter blocks"
             )
-        if cfg.max_tokens is not None and cfg.max_tokens < self.manifest.tokens_per_sample:
-            raise ValueError(
-                f"max_tokens {cfg.max_tokens} is less than one block of {cfg.data}, {self.manifest.tokens_per_sample}: "
-                "raise --max-tokens, or give --batch-size"
-            )
+        for name in ("max_tokens", "max_tokens_valid"):
+            limit, block = getattr(cfg, name), self.manifest.tokens_per_sample
+            if limit is not None and limit < block:
+                raise ValueError(
+                    f"{name} {limit} is less than one block of {cfg.data}, {block}: raise --{name.replace('_', '-')}, "
+                    "or leave it out and give --batch-size"
+                )
         if cfg.verify_data:
             process, processes = distributed_utils.get_global_rank(), distributed_utils.get_global_world_size()
             verify_tokens(self.manifest, self.shards, process, processes)

@@ -276,6 +276,9 @@ MISTAKES = {  # what: (kind, change of the folder, options, what the line must s
     "sequence longer than a batch": (
         "classification", None, dict(max_tokens=5, batch_size=None), "max_tokens 5 is less than the longest sequence"
     ),
+    "sequence longer than a batch of validation": (
+        "classification", None, dict(max_tokens_valid=5), "max_tokens_valid 5 is less than the longest sequence"
+    ),
     "limit on validation": ("classification", None, dict(max_valid_steps=2), "max_valid_steps 2: metrics are of whole"),
     "another optimizer with layer decay": (
         "classification", None, dict(layer_decay=0.8, optimizer="adam"), "layer_decay 0.8 needs an optimizer with"

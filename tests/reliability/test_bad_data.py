@@ -269,7 +269,8 @@ def test_the_vocabulary_is_saved_after_the_data_have_gone(data):
     import amos_fairseq.tasks  # noqa: F401
 
     content = (data / VOCABULARY).read_bytes()
-    config = TASK_DATACLASS_REGISTRY[NAME](data=str(data), tokens_per_sample=32, max_tokens=None)
+    limits = dict(max_tokens=None, max_tokens_valid=None)
+    config = TASK_DATACLASS_REGISTRY[NAME](data=str(data), tokens_per_sample=32, **limits)
     task = TASK_REGISTRY[NAME](config)
     shutil.rmtree(data)
     assert task.state_dict()["sentencepiece_model"].numpy().tobytes() == content

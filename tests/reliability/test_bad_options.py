@@ -88,6 +88,7 @@ COMMANDS = {
 STARTS = {
     "tokens_per_sample 2": (dict(tokens_per_sample=2), "holds blocks of 32 tokens, more than tokens_per_sample 2"),
     "max_tokens below a block": (dict(batch_size=None, max_tokens=16), "max_tokens 16 is less than one block of"),
+    "max_tokens_valid below a block": (dict(max_tokens_valid=16), "max_tokens_valid 16 is less than one block of"),
     "gumbel_temperature 0": (dict(gumbel_temperature=0), "gumbel_temperature"),
     "update_timeout negative": (dict(update_timeout=-1), "update_timeout -1.0 is no number from 0 on"),
     "spikes without checkpoints": (dict(loss_spike_factor=2, no_save=True), "loss_spike_factor 2.0 needs checkpoints"),
