@@ -78,7 +78,9 @@ def add_columns(parser: argparse.ArgumentParser, required: bool = True) -> None:
 
 
 def add_common(parser: argparse.ArgumentParser, predicts: bool) -> None:
-    parser.add_argument("--model", required=True, metavar="RUN", help="a run's folder, or a checkpoint")
+    parser.add_argument(
+        "--model", required=True, metavar="RUN", help="a run's folder, or a checkpoint: of pre-training or another task"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything goes")
     parser.add_argument("--preset", help="the settings to try, as examples/finetune lists them (default: quick, one)")
     parser.add_argument("--seeds", metavar="N,..", help="default: 1,2,3,4,5; of prompts LM-BFF's 13,21,42,87,100")
@@ -140,12 +142,12 @@ class Prepared(NamedTuple):
 
 def finetune(args: argparse.Namespace) -> Optional[int]:
     from amos_fairseq.finetune import presets, sweep
-    from amos_fairseq.pretrained import from_pretrained
+    from amos_fairseq.finetune.model import load_start
 
     seeds = seeds_of(args)
     check_paper(args.paper)
     devices = devices_of(args)
-    pretrained = from_pretrained(args.model)
+    pretrained = load_start(args.model)
     positions = pretrained.encoder.config.max_positions
     max_length = args.max_length or min(MAX_LENGTH, positions)
     if not SHORTEST <= max_length <= positions:

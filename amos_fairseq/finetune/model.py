@@ -15,7 +15,7 @@ from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import CorrectionHead, MaskedLMHead
 from amos_fairseq.modules.queries import Queries
-from amos_fairseq.pretrained import Pretrained, vocabulary_of
+from amos_fairseq.pretrained import Pretrained, from_pretrained, vocabulary_of
 
 TASK = "finetuning"
 LM_HEADS = {  # the language model on a method's encoder itself: its name there, its class
@@ -132,6 +132,27 @@ class Finetuned(NamedTuple):
     network: Network  # in evaluation mode, on the CPU
     tokenizer: Tokenizer
     origin: Origin
+
+
+def find_finetuned(path) -> Optional[Path]:
+    """The checkpoint of fine-tuning that `path` means, of a run's folder its best; None if it is none."""
+    best = Path(path) / store.BEST
+    try:
+        folder = store.find(best if best.exists() else Path(path))
+    except ValueError:
+        return None
+    if not (folder / storage.STATE).exists():
+        return None
+    return folder if storage.read_document(folder)["cfg"]["task"].get("_name") == TASK else None
+
+
+def load_start(path) -> Pretrained:
+    """What `from_pretrained` loads, or the encoder of a checkpoint of fine-tuning, to go on from MNLI to RTE."""
+    folder = find_finetuned(path)
+    if folder is None:
+        return from_pretrained(path)
+    finetuned = load_finetuned(folder)
+    return Pretrained(str(folder), finetuned.origin.method, finetuned.network.encoder, finetuned.tokenizer, None)
 
 
 def load_finetuned(path) -> Finetuned:

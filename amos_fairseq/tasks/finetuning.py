@@ -19,9 +19,17 @@ from amos_fairseq.data.manifest import sha256_of
 from amos_fairseq.data.released_tokenizer import load_tokenizer
 from amos_fairseq.finetune.evaluation import evaluate, in_order, of_sequences
 from amos_fairseq.finetune.labelled import PROBLEM, Collater, Examples, check, read_examples, read_problem
-from amos_fairseq.finetune.model import TASK, Origin, described, learning_rate_factors, start_from, understood
+from amos_fairseq.finetune.model import (
+    TASK,
+    Origin,
+    described,
+    learning_rate_factors,
+    load_start,
+    start_from,
+    understood,
+)
 from amos_fairseq.methods.base import option
-from amos_fairseq.pretrained import VOCABULARY, Pretrained, from_pretrained, vocabulary_of
+from amos_fairseq.pretrained import VOCABULARY, Pretrained, vocabulary_of
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import told_in_one_line
 
@@ -29,7 +37,7 @@ from amos_fairseq.user_errors import told_in_one_line
 @dataclass
 class FinetuningTaskConfig(SupervisionConfig):
     data: str = option(MISSING, "folder of labelled data that `amos-fairseq finetune` encoded")
-    pretrained: str = option(MISSING, "what to fine-tune: a run's folder, or one of its checkpoints")
+    pretrained: str = option(MISSING, "a run's folder, or a checkpoint, to fine-tune: of pre-training or another task")
     from_scratch: bool = option(False, "train the same network from new parameters, to compare with")
     layer_decay: float = option(
         1.0, "times which each layer learns more slowly than the one above, from the top one on: 0.8 is usual, 1: alike"
@@ -156,7 +164,7 @@ class FinetuningTask(SupervisedTask):
         if path is not None and path.is_dir():
             self.load_state_dict(storage.read(path, ["task_state"])["task_state"])
             return None
-        pretrained = from_pretrained(self.cfg.pretrained)
+        pretrained = load_start(self.cfg.pretrained)
         self.origin, self.tokenizer = Origin(pretrained.name, pretrained.encoder.config), pretrained.tokenizer
         return pretrained
 

@@ -219,6 +219,17 @@ def test_from_scratch_is_the_same_network_with_other_parameters(toy, checkpoint,
             assert not torch.allclose(scratch[name], value, rtol=0, atol=1e-2), name
 
 
+def test_a_fine_tuned_encoder_is_gone_on_from_with_a_new_head(toy, checkpoint, finetune, new_model, tmp_path):
+    start = checkpoint()
+    finetune(toy("classification"), start, save_dir=tmp_path / "first")
+    first = load_finetuned(tmp_path / "first")  # the best of the run
+    _, model = new_model(toy("span"), tmp_path / "first")
+    assert same(model.network.encoder.state_dict(), first.network.encoder.state_dict())
+    assert not same(first.network.encoder.state_dict(), new_model(toy("span"), start)[1].network.encoder.state_dict())
+    finetune(toy("span"), tmp_path / "first", save_dir=tmp_path / "second")
+    assert load_finetuned(tmp_path / "second").origin.method == first.origin.method
+
+
 def test_dropouts_are_those_of_the_command(toy, checkpoint, new_model):
     network = new_model(toy("classification"), checkpoint())[1].network
     layer = network.encoder.layers[0]
