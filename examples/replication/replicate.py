@@ -64,8 +64,7 @@ BUDGETS = {
     "smoke": Budget(flops=2e10, seeds=2, megabytes=0.3, vocab_size=300, examples=64, epochs=1, finetuning_seeds=1),
     "cpu": Budget(flops=8e12, seeds=3, detection_weight=5.0),
     "gpu": Budget(
-        flops=2e15, seeds=3, size="small", megabytes=100, vocab_size=8192, tokens_per_sample=128, batch_size=128,
-        lr=5e-4,
+        flops=2e14, seeds=3, megabytes=100, vocab_size=2048, tokens_per_sample=32, batch_size=512, detection_weight=5.0
     ),
 }
 

@@ -1,0 +1,71 @@
+"""The guides and cards: links that resolve, and figures that follow from the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from amos_fairseq.analysis.flops import Geometry, build, hardware_flops
+from amos_fairseq.export.choices import candidates, choose
+from amos_fairseq.methods import METHODS
+from amos_fairseq.pretrained import Pretrained
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "slurm/README.md"]
+PAGES += sorted(EXAMPLES.glob("*/*.md"))
+CHOOSING = (EXAMPLES / "guides/choosing.md").read_text()
+LARGE_VOCABULARY, BERT_VOCABULARY = 32768, 30522
+
+
+def anchors(page: Path) -> set:
+    """What GitHub calls a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
+
+
+def flops_per_token(name: str, vocab_size: int) -> float:
+    geometry = Geometry(2048, 512, 1)
+    return hardware_flops(build(name, "base", vocab_size, geometry), geometry)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_costs_of_a_card_are_those_of_its_base_recipe(name):
+    cost = (EXAMPLES / name / "README.md").read_text().partition("## Cost\n\n")[2].partition("\n\n")[0]
+    vocab_size = BERT_VOCABULARY if "--vocab-size 30522" in cost else LARGE_VOCABULARY
+    recipe = OmegaConf.load(EXAMPLES / name / "base.yaml")
+    sequences = recipe.dataset.batch_size * recipe.optimization.update_freq[0]
+    sequences *= recipe.distributed_training.distributed_world_size
+    token = flops_per_token(name, vocab_size)
+    run = token * sequences * recipe.task.tokens_per_sample * recipe.optimization.max_update
+    words = " ".join(cost.split())
+    assert f"{token / 1e6:,.0f} MFLOPs per token" in words
+    assert f"{run:.2e} FLOPs in all: {run / (312e12 * 0.4) / 3600:.0f} hours of one A100".replace("e+", "e") in words
+    if name != "electra_rtd":
+        assert f"{token / flops_per_token('electra_rtd', vocab_size):.2f} times `electra_rtd`'s" in words
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_guide_to_choosing_has_the_cost_of_each_method(name):
+    ratio = flops_per_token(name, LARGE_VOCABULARY) / flops_per_token("bert_mlm", LARGE_VOCABULARY)
+    assert f"| `{name}` | {ratio:.2f} |" in CHOOSING
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_guide_to_choosing_has_the_class_that_each_method_is_exported_as(name):
+    method = build(name, "base", LARGE_VOCABULARY, Geometry(1, 512, 1))
+    encoder, *_ = choose(candidates(Pretrained("", name, method.encoder, None, method)), ())
+    table = CHOOSING.partition("exported as |")[2]
+    (row,) = [line for line in table.splitlines() if f"`{name}`" in line]
+    assert f"`{encoder.class_name}`" in row.split("|")[-2]
