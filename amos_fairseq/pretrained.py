@@ -9,7 +9,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import List, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -87,25 +87,40 @@ class Pretrained:
         return torch.tensor(ids)
 
     @torch.no_grad()
-    def hidden_states(self, sequences: Sequence[Tensor], batch_tokens: int = BATCH_TOKENS) -> List[Tensor]:
-        """(T, C) of each sequence of ids (T,), the encoder's last layer; at most `batch_tokens` positions at a time."""
-        states = {}
-        for rows in batches([len(sequence) for sequence in sequences], batch_tokens):
-            hidden = self.encoder(*padded([sequences[row] for row in rows], self.encoder))
-            states.update((row, states[: len(sequences[row])]) for row, states in zip(rows, hidden))
-        return [states[row] for row in range(len(sequences))]
-
     def features(
-        self, texts: Union[str, Sequence[str]], pooling: str = "mean", batch_tokens: int = BATCH_TOKENS
+        self,
+        texts: Union[str, Sequence[str]],
+        pooling: str = "mean",
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Callable[[int], object] = lambda texts: None,
     ) -> Tensor:
         """(B, C), or (C,) of a single string: each text's hidden states, their mean over tokens or the first, <s>'s."""
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
         if isinstance(texts, str):
             return self.features([texts], pooling, batch_tokens)[0]
-        states = self.hidden_states([self.encode(text) for text in texts], batch_tokens)
-        pooled = [hidden.mean(dim=0) if pooling == "mean" else hidden[0] for hidden in states]
-        return torch.stack(pooled) if pooled else torch.empty(0, self.encoder.config.dim)
+        return self.pooled([self.encode(text) for text in texts], pooling, batch_tokens, progress)
+
+    @torch.no_grad()
+    def pooled(
+        self,
+        sequences: Sequence[Tensor],
+        pooling: str = "mean",
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Callable[[int], object] = lambda sequences: None,
+    ) -> Tensor:
+        """`features` of sequences of ids (T,), with <s> and </s>.
+
+        At most `batch_tokens` positions are read, and their states held, at a time. `progress` is told how many
+        sequences each pass has finished.
+        """
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+        features = self.encoder.token_embeddings.weight.new_empty(len(sequences), self.encoder.config.dim)
+        for rows in batches([len(sequence) for sequence in sequences], batch_tokens):
+            hidden = self.encoder(*padded([sequences[row] for row in rows], self.encoder))
+            for row, states in zip(rows, hidden):
+                features[row] = states[: len(sequences[row])].mean(dim=0) if pooling == "mean" else states[0]
+            progress(len(rows))
+        return features
 
     @torch.no_grad()
     def fill_mask(self, text: str, top: int = 5) -> List[List[Filling]]:
@@ -160,26 +175,31 @@ def from_pretrained(path, data=None) -> Pretrained:
     a checkpoint of Microsoft's AMOS or COCO-LM.
 
     data: prepared folder, for a checkpoint that holds no vocabulary of its own
-    Raises ValueError, in one line, if it is none of these.
+    Raises ValueError, in one line, if it is none of these, or if `data` are of another vocabulary.
     """
-    from amos_fairseq.export import huggingface, released  # which build on this module
+    from amos_fairseq.export import huggingface, released  # these build on this module
 
     if huggingface.is_exported(path):
         return huggingface.load(path)
     if released.is_released(path):
         return released.load(path)
-    folder = store.find(Path(path))
+    folder = store.find(Path(path), verify=True)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder that training wrote: a file of fairseq's holds no vocabulary")
-    state = storage.read(folder, ["cfg", "task_state", "model"])
+    state = storage.read_verified(folder, ["cfg", "task_state", "model"])
     name = state["cfg"]["task"]["_name"]
+    if "finetuned" in state["task_state"]:
+        raise ValueError(f"{folder} was fine-tuned: name what it started from, or the folder that it is exported to")
     if name not in METHODS:
         raise ValueError(f"{folder} is of a run of {name}, none of {', '.join(METHODS)}")
     tokenizer = load_tokenizer(vocabulary_of(state["task_state"], data, folder), str(folder))
     parameters = {key.removeprefix("method."): tensor for key, tensor in state["model"].items()}
     total_updates = state["cfg"].get("optimization", {}).get("max_update", 0)
     method = build(name, state["cfg"]["model"], tokenizer, total_updates)
-    method.load_state_dict(parameters)
+    try:
+        method.load_state_dict(parameters)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} is no {name} of these options: {str(error).splitlines()[-1].strip()}") from None
     return Pretrained(str(folder), name, method.encoder.eval(), tokenizer, method.eval())
 
 
@@ -193,6 +213,11 @@ def build(name: str, options: Mapping, tokenizer: Tokenizer, total_updates: int 
 
 
 def vocabulary_of(task_state: Mapping, data, source) -> bytes:
-    if data is None and VOCABULARY not in task_state:
+    """Of a checkpoint, else of prepared `data`. Raises ValueError if neither has one, or both differ."""
+    own = task_state[VOCABULARY].numpy().tobytes() if VOCABULARY in task_state else None
+    given = (Path(data) / MODEL_NAME).read_bytes() if data else None
+    if own is None and given is None:
         raise ValueError(f"{source} holds no vocabulary: name the folder of its prepared data")
-    return (Path(data) / MODEL_NAME).read_bytes() if data else task_state[VOCABULARY].numpy().tobytes()
+    if own is not None and given not in (None, own):
+        raise ValueError(f"{data} has another vocabulary than {source}: name the one of its own data, or none")
+    return own or given

@@ -7,6 +7,7 @@ import torch
 
 import amos_fairseq
 from amos_fairseq import pretrained
+from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.methods import METHODS
 from amos_fairseq.pretrained import Pretrained
 
@@ -50,6 +51,28 @@ def test_an_older_checkpoint_needs_the_folder_of_its_data(model, save_checkpoint
     assert len(amos_fairseq.from_pretrained(tmp_path, data=tmp_path).tokenizer) == len(tokenizer)
 
 
+def test_data_of_another_vocabulary_are_refused(model, save_checkpoint, tokenizer, tmp_path):
+    """Of a checkpoint that holds its own, any other; of one that holds none, one of another size."""
+    made = model("bert_mlm")
+    save_checkpoint(tmp_path / "own/checkpoint_1_2", "bert_mlm", made.method, tokenizer)
+    save_checkpoint(tmp_path / "none/checkpoint_1_2", "bert_mlm", made.method)
+    (tmp_path / "sentencepiece.model").write_bytes(train_vocabulary(["a b c d e"] * 9, 16, uncased=True).model)
+    with pytest.raises(ValueError, match="has another vocabulary than .*own/checkpoint_1_2: name the one of its own"):
+        amos_fairseq.from_pretrained(tmp_path / "own", data=tmp_path)
+    with pytest.raises(ValueError, match="checkpoint_1_2 is no bert_mlm of these options: size mismatch for [^\\n]*$"):
+        amos_fairseq.from_pretrained(tmp_path / "none", data=tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_half_precision_become_float32(model, save_checkpoint, tokenizer, tmp_path, dtype):
+    half = model("electra_rtd").method.to(dtype)
+    save_checkpoint(tmp_path / "checkpoint_1_2", "electra_rtd", half, tokenizer)
+    loaded = amos_fairseq.from_pretrained(tmp_path)
+    assert loaded.features(TEXT).dtype == torch.float32
+    for name, tensor in loaded.method.state_dict().items():
+        assert torch.equal(tensor, half.state_dict()[name].to(tensor.dtype)), name
+
+
 @pytest.mark.parametrize("name, message", [("translation", "is of a run of translation, none of amos_rtd"), (None, "")])
 def test_what_is_no_checkpoint_of_a_method_is_named(model, save_checkpoint, tmp_path, name, message):
     if name:
@@ -72,6 +95,19 @@ def test_features_depend_neither_on_order_nor_on_padding(model):
     for batch_tokens in (1, 20, 1000):
         torch.testing.assert_close(model.features(texts, batch_tokens=batch_tokens), alone, atol=1e-6, rtol=1e-5)
     assert model.features([]).shape == (0, model.encoder.config.dim)
+
+
+def test_features_hold_the_hidden_states_of_one_batch_at_a_time(model, allocations):
+    model, texts = model("bert_mlm"), ["alpha beta gamma delta"] * 64
+    tokens, finished = len(model.encode(texts[0])), []
+    with allocations:
+        model.features(texts[:4], batch_tokens=4 * tokens)
+    one_batch = allocations.peak_bytes
+    with allocations:
+        model.features(texts, batch_tokens=4 * tokens, progress=finished.append)
+    assert finished == [4] * 16
+    all_states = 4 * len(texts) * tokens * model.encoder.config.dim
+    assert allocations.peak_bytes - one_batch < all_states / 2
 
 
 def test_encode_has_one_separator_at_the_end_and_two_between_a_pair(model):

@@ -32,9 +32,11 @@ def run(args: argparse.Namespace) -> None:
     if not lines:
         raise ValueError(f"{args.file or '--text'}: there is no text to read")
 
+    import torch
+
     from amos_fairseq.pretrained import from_pretrained
 
-    model = from_pretrained(args.run, args.data)
+    model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
     for line in lines:
         detections = model.detect(line)
         if args.json:

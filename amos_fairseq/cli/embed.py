@@ -3,10 +3,11 @@ import argparse
 from pathlib import Path
 
 HELP = "Write the encoder's features of every line of a text as a NumPy array (lines, width), by a run of any method."
+CHUNK = 8192  # lines whose features are held at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run, one of its checkpoints, or an exported folder")
     parser.add_argument("file", metavar="FILE", help="texts, one a line, none of them empty; - for standard input")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="new file to write")
     parser.add_argument("--pooling", choices=("mean", "first"), default="mean",
@@ -31,12 +32,22 @@ def run(args: argparse.Namespace) -> None:
 
     import numpy as np
     import torch
+    from tqdm import tqdm
 
     from amos_fairseq.data.manifest import durably_written
     from amos_fairseq.pretrained import from_pretrained
 
     model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
-    features = model.features(lines, args.pooling, args.batch_tokens).cpu().numpy()
-    with durably_written(str(args.out)) as stream:
-        np.save(stream, features)
-    print(f"{args.out}: {features.shape[0]:,} texts x {features.shape[1]} features, {args.pooling}")
+    for number, line in enumerate(lines, start=1):
+        try:
+            model.encode(line)
+        except ValueError as error:
+            raise ValueError(f"{args.file}, line {number}: {error}") from None
+    shape = (len(lines), model.encoder.config.dim)
+    options = dict(total=len(lines), unit="line", desc="embed", disable=None)
+    with durably_written(str(args.out)) as stream, tqdm(**options) as bar:
+        np.lib.format.write_array_header_1_0(stream, dict(descr="<f4", fortran_order=False, shape=shape))
+        for start in range(0, len(lines), CHUNK):
+            features = model.features(lines[start : start + CHUNK], args.pooling, args.batch_tokens, bar.update)
+            stream.write(features.cpu().numpy().astype("<f4", copy=False).tobytes())
+    print(f"{args.out}: {shape[0]:,} texts x {shape[1]} features, {args.pooling}")

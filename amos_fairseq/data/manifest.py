@@ -85,11 +85,16 @@ def index_header(dtype: np.dtype, blocks: int) -> bytes:
 def durably_written(path: str) -> Iterator[BinaryIO]:
     """Write a file that is there in full or not at all, whatever happens meanwhile, on whichever machines."""
     temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(temporary, path)
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def read_manifest(folder: str) -> Manifest:

@@ -52,10 +52,11 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
     (choice, _), *_ = report.models
     method = source.origin.method if isinstance(source, Finetuned) else source.name
     state = {} if checkpoint is None else read_state(checkpoint)
+    block = state["cfg"]["task"].get("tokens_per_sample") if state else None
     sections = [
-        front_matter(choice, method),
+        front_matter(choice, method, report.pooling),
         f"# {name}",
-        introduction(choice, source, method),
+        introduction(choice, source, method, block),
         "## Use",
         usage(report),
         "## Training",
@@ -74,14 +75,16 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
     return "\n\n".join(sections) + "\n"
 
 
-def front_matter(choice: Choice, method: str) -> str:
-    lines = ["---", "library_name: transformers", f"tags: [amos_fairseq, {method}]"]
+def front_matter(choice: Choice, method: str, pooling: Optional[str]) -> str:
+    tags = ["amos_fairseq", method, *(["sentence-transformers"] if pooling else [])]
+    lines = ["---", "library_name: transformers", f"tags: [{', '.join(tags)}]"]
     if choice.part.task in PIPELINES:
         lines.append(f"pipeline_tag: {PIPELINES[choice.part.task]}")
     return "\n".join([*lines, "---"])
 
 
-def introduction(choice: Choice, source: Source, method: str) -> str:
+def introduction(choice: Choice, source: Source, method: str, block: Optional[int]) -> str:
+    """block: tokens of a pre-training sequence, if known"""
     shape = choice.part.encoder.config
     positions = "absolute positions"
     if shape.rel_pos_buckets:
@@ -93,6 +96,8 @@ def introduction(choice: Choice, source: Source, method: str) -> str:
         f"{positions}, {parameters:,} parameters. It reads up to {shape.max_positions} tokens of a vocabulary of "
         f"{shape.vocab_size:,}."
     ]
+    if block and block < shape.max_positions and not isinstance(source, Finetuned):
+        sentences.append(f"It was trained on sequences of at most {block}: later positions are as they were drawn.")
     if isinstance(source, Finetuned):
         problem = source.problem
         labels = f" into {', '.join(problem.labels)}" if problem.labels else ""
@@ -108,12 +113,13 @@ def usage(report) -> str:
     (choice, _), *others = report.models
     auto_class = AUTO_CLASSES[choice.part.task]
     trust = ", trust_remote_code=True" if choice.needs_code else ""
+    inputs = '"A question?", "A text."' if choice.part.task == "span" else '["A text.", "Another one."], padding=True'
     code = [
         f"from transformers import {auto_class}, AutoTokenizer",
         "",
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
         f'model = {auto_class}.from_pretrained("FOLDER"{trust})',
-        'output = model(**tokenizer(["A text.", "Another one."], padding=True, truncation=True, return_tensors="pt"))',
+        f'output = model(**tokenizer({inputs}, truncation=True, return_tensors="pt"))',
     ]
     notes = [
         "A pair of texts is `<s> A </s> </s> B </s>`. `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>` in a text are the "

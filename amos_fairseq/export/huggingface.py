@@ -13,29 +13,32 @@ What is written is loaded again and its outputs are compared with ours before th
 
 import contextlib
 import json
-import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from unittest import mock
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from amos_fairseq import __version__
-from amos_fairseq.checkpoints import storage, store
+from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import MODEL_NAME
 from amos_fairseq.export import card
 from amos_fairseq.export.choices import Choice, Source, candidates, choose, left_out
 from amos_fairseq.export.layouts import AUTO_CLASSES, LAYOUTS, Part, config_of, encoder_of, tensors_of
 from amos_fairseq.export.libraries import import_transformers
+from amos_fairseq.export.new_folder import new_folder
 from amos_fairseq.export.tokenizer import write_tokenizer
-from amos_fairseq.finetune.model import TASK, Finetuned, load_finetuned
+from amos_fairseq.finetune.model import Finetuned, find_finetuned, load_finetuned
 from amos_fairseq.modules.encoder import EncoderConfig
 from amos_fairseq.pretrained import Pretrained, from_pretrained
 from amos_fairseq.scoring import padded
+from amos_fairseq.user_errors import Damaged
 
 TOLERANCE, TOLERANCE_FLOAT64 = 1e-5, 1e-9
 POOLINGS = ("mean", "cls")
@@ -78,50 +81,36 @@ def export(path, out, class_names: Sequence[str] = (), pooling: Optional[str] = 
     """
     out = Path(out)
     transformers = import_transformers()
-    if os.path.lexists(out):
-        raise ValueError(f"{out} exists: name another folder")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder to write {out.name} into")
     if pooling not in (None, *POOLINGS):
         raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
-    source, checkpoint = read(Path(path), data)
-    if type(source.tokenizer) is not Tokenizer:
-        raise ValueError(f"{path} has a tokenizer that transformers cannot read: write it with `amos-fairseq convert`")
-    chosen = choose(candidates(source), class_names)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-    try:
-        partial.chmod(0o755)
+    with new_folder(out) as partial:
+        source, checkpoint = read(path, data)
+        if type(source.tokenizer) is not Tokenizer:
+            raise ValueError(
+                f"{path} has a tokenizer that transformers cannot read: write it with `amos-fairseq convert`"
+            )
+        chosen = choose(candidates(source), class_names)
         for choice in chosen:
             write_model(partial / choice.place, choice, source)
         shape = chosen[0].part.encoder.config
         if pooling is not None:
             write_pooling(partial, pooling, shape)
-        with quiet(transformers):
+        with loading(transformers):
             check_tokenizer(transformers, partial, source.tokenizer, shape.max_positions)
             models = [(choice, compare(transformers, partial, choice, source.tokenizer)) for choice in chosen]
         report = Report(models, left_out(source, chosen), pooling)
         (partial / CARD).write_text(card.text(out.name, source, report, checkpoint, data), encoding="utf-8")
-        sync(partial)
-        os.rename(partial, out)
-        storage.sync_folder(out.absolute().parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return report
 
 
-def read(path: Path, data) -> Tuple[Source, Optional[Path]]:
+def read(path, data) -> Tuple[Source, Optional[Path]]:
     """What is to be written, and its checkpoint unless that is in another's format."""
-    try:
-        folder = store.find(path)
-    except ValueError:
-        folder = path
-    if not (folder / storage.STATE).exists():
-        return from_pretrained(path, data), None
-    if storage.read_document(folder)["cfg"]["task"]["_name"] != TASK:
-        return from_pretrained(folder, data), folder
-    best = path / store.BEST
-    folder = store.find(best) if best.exists() else folder
-    return load_finetuned(folder), folder
+    folder = find_finetuned(path)
+    if folder is not None:
+        return load_finetuned(folder), folder
+    source = from_pretrained(path, data)
+    folder = Path(source.source)
+    return source, folder if (folder / storage.STATE).exists() else None
 
 
 def method_name(source: Source) -> str:
@@ -159,24 +148,25 @@ def write_json(path: Path, document: Any) -> None:
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def sync(folder: Path) -> None:
-    """All of a folder is on the disk when this returns."""
-    for path in (folder, *folder.rglob("*")):
-        storage.sync_folder(path)  # files, too
-
-
 # Loading again
 
 @contextlib.contextmanager
-def quiet(transformers) -> Iterator[None]:
-    """Without what it says of classes that use a part of a folder, as AutoModel does."""
+def loading(transformers) -> Iterator[None]:
+    """Without what it says of classes that use a part of a folder, as AutoModel does, and the copy that it keeps of a
+    modelling file: else each export would leave one in the user's cache."""
+    from transformers import dynamic_module_utils
+
     logging = transformers.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    path = list(sys.path)  # it adds the folder of copies
     try:
-        yield
+        with tempfile.TemporaryDirectory() as copies:
+            with mock.patch.object(dynamic_module_utils, "HF_MODULES_CACHE", copies):
+                yield
     finally:
+        sys.path[:] = path
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
@@ -293,9 +283,14 @@ def load(path) -> Pretrained:
     config = read_config(folder)
     try:
         encoder = encoder_of(config, safetensors.torch.load_file(folder / WEIGHTS))
-    except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged: {type(error).__name__} {error}") from None
+    except (FileNotFoundError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise Damaged(f"{folder} is damaged: {type(error).__name__} {error}") from None
     tokenizer = Tokenizer((folder / MODEL_NAME).read_bytes(), str(folder / MODEL_NAME))
+    if len(tokenizer) != encoder.config.vocab_size:
+        raise ValueError(
+            f"{folder / MODEL_NAME} makes {len(tokenizer)} symbols, but the model has {encoder.config.vocab_size}: "
+            "copy it from the folder that was exported"
+        )
     return Pretrained(str(folder), config[OURS]["method"], encoder.eval(), tokenizer)
 
 
@@ -303,5 +298,5 @@ def read_config(folder: Path) -> Dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is damaged: {error}") from None
+        raise Damaged(f"{folder / CONFIG} is damaged: {error}") from None
     return config if isinstance(config, dict) and config.get("model_type") in LAYOUTS else {}

@@ -223,7 +223,8 @@ def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
             "relative_bucketing": shape.rel_pos_bucketing,
         }
         classes = {AUTO_CLASSES[task]: layout.class_name(task) for task in ("encoder", *layout.heads)}
-        names = {"AutoConfig": "AmosConfig", **classes}
+        # The last is for them to fine-tune: no checkpoint of ours has such a head.
+        names = {"AutoConfig": "AmosConfig", **classes, "AutoModelForTokenClassification": "AmosForTokenClassification"}
         config["auto_map"] = {auto: f"modeling_amos.{name}" for auto, name in names.items()}
     if part.task == "sequence":
         names = dict(enumerate(part.labels)) or {0: "value"}

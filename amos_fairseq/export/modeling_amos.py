@@ -16,6 +16,7 @@ from transformers.modeling_outputs import (
     MaskedLMOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
 
 
@@ -181,6 +182,8 @@ class AmosModel(AmosPreTrainedModel):
         return_dict=True,
         **unused,
     ):
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if inputs_embeds is None:
             inputs_embeds = self.token_embeddings(input_ids)
         hidden = self.embeddings(inputs_embeds)
@@ -251,6 +254,22 @@ class AmosForSequenceClassification(AmosPreTrainedModel):
         elif labels is not None:
             loss = F.cross_entropy(logits, labels.view(-1))
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
+        return output if return_dict else output.to_tuple()
+
+
+class AmosForTokenClassification(AmosPreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.amos = AmosModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=True, **options):
+        output = self.amos(input_ids, attention_mask, **options)
+        logits = self.classifier(self.dropout(output.last_hidden_state))
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
         return output if return_dict else output.to_tuple()
 
 

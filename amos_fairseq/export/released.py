@@ -11,11 +11,8 @@ import argparse
 import fnmatch
 import json
 import logging
-import os
 import pickle
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
@@ -26,10 +23,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.data.manifest import durably_written
 from amos_fairseq.data.released_tokenizer import ReleasedTokenizer
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, format_dictionary, load_vocabulary
+from amos_fairseq.export.new_folder import new_folder
 from amos_fairseq.methods.base import PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.initialization import INIT_STD, LAYER_NORM_EPS
@@ -365,8 +362,6 @@ def write(pretrained: Pretrained, out, layout: str = "fairseq", encoder_only: bo
     Raises ValueError, in one line, for what the layout has no place for; then nothing is left.
     """
     out, source = Path(out), pretrained.source
-    if os.path.lexists(out):
-        raise ValueError(f"{out} exists: name a new folder")
     if layout not in WEIGHTS:
         raise ValueError(f"layout {layout!r} is none of {', '.join(WEIGHTS)}")
     if pretrained.name not in MODEL_TYPES:
@@ -388,22 +383,13 @@ def write(pretrained: Pretrained, out, layout: str = "fairseq", encoder_only: bo
         raise ValueError(f"{source} has no learned mixture, which that of AMOS has: write the encoder only")
     prefix = f"{MODEL_TYPES[pretrained.name]}." if layout == "huggingface" else ""
     tensors = {f"{prefix}{places[ours]}": parameter.detach().cpu() for ours, parameter in parameters.items()}
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-    try:
-        partial.chmod(0o755)
+    with new_folder(out) as partial:
         files = {**tokenizer_files(pretrained.tokenizer), CONFIG_NAME: config_bytes(pretrained, whole)}
         for name, content in files.items():
-            storage.write_durably(partial / name, [content])
-        with durably_written(os.fspath(partial / WEIGHTS[layout])) as stream:
+            (partial / name).write_bytes(content)
+        with open(partial / WEIGHTS[layout], "wb") as stream:
             torch.save(tensors, stream)
         check(partial, pretrained, network)
-        storage.sync_folder(partial)
-        os.rename(partial, out)
-        storage.sync_folder(out.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def check(folder: Path, pretrained: Pretrained, network: nn.Module) -> None:
@@ -413,8 +399,9 @@ def check(folder: Path, pretrained: Pretrained, network: nn.Module) -> None:
     except ValueError as error:
         raise ValueError(f"{pretrained.source} does not fit Microsoft's layout: {error}") from None
     read = (found.method or nn.ModuleDict({"encoder": found.encoder})).state_dict()
-    assert all(torch.equal(read[name], tensor.cpu()) for name, tensor in network.state_dict().items())
-    assert found.name == pretrained.name and found.tokenizer.model == pretrained.tokenizer.model
+    same = found.name == pretrained.name and found.tokenizer.model == pretrained.tokenizer.model
+    if not same or not all(torch.equal(read[name], tensor.cpu()) for name, tensor in network.state_dict().items()):
+        raise ValueError(f"{pretrained.source} differs when it is read again: nothing was written; please report this")
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> Dict[str, bytes]:

@@ -98,7 +98,8 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None
     fast = fast_tokenizer(tokenizer)
     # In a text they stand for themselves: transformers has it so, unless `split_special_tokens=True` is given.
     fast.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (*SPECIALS, MASK)])
-    fast.save(str(folder / "tokenizer.json"))
+    # Its own `save` raises a bare Exception where the disk is full.
+    (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), encoding="utf-8")
     bos, pad, eos, unk = SPECIALS
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -3,9 +3,9 @@
     python examples/replication/replicate.py cpu --out runs/replication
 
 All variants are pre-trained with the same FLOPs on the same text with several seeds, then fine-tuned on labelled tasks
-made from text that pre-training has not seen. Writes OUT/results.json and OUT/results.md. What is finished is not done
-again: the same command goes on where an interrupted one stopped. Budgets: smoke (minutes), cpu (two cores, an hour or
-two), gpu (one GPU).
+made from text that pre-training has not seen. Writes OUT/results.json, OUT/results.md and OUT/results.png. What is
+finished is not done again: the same command goes on where an interrupted one stopped. Budgets: smoke (minutes), cpu
+(two cores, an hour or two), gpu (one GPU).
 """
 
 import argparse
@@ -25,16 +25,19 @@ from typing import Dict, List, Optional, Sequence
 
 import torch
 from claims import CLAIMS, Measured, Runs, judge
+from matplotlib.figure import Figure
 from tqdm import tqdm
 from variants import ENCODER, VARIANTS, Variant, arguments
 
 from amos_fairseq.analysis import run_log
+from amos_fairseq.analysis.figures import COLORS
 from amos_fairseq.analysis.flops import Geometry, hardware_flops
 from amos_fairseq.cli.processes import available_cores, interrupt, signals_handled
 from amos_fairseq.finetune import results
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import Vocabulary
 
+CHANCE = 12.5  # %, of eight classes
 AMOS_FAIRSEQ = [sys.executable, "-m", "amos_fairseq.cli.main"]
 DETECTION_WEIGHTS = ("rtd_weight", "tqr_weight", "critic_weight")  # a method has one of them, but for BERT
 
@@ -222,7 +225,7 @@ def markdown(replication: Replication, runs: Runs) -> str:
     lines = [
         f"{budget.flops:.1e} FLOPs for each of {budget.seeds} pre-training seeds, {budget.finetuning_seeds} seeds of "
         f"fine-tuning; {seconds / 60:.0f} minutes, {replication.jobs} runs at a time. Mean ± standard deviation over "
-        "pre-training seeds of the accuracy in percent; chance is 12.5.", "",
+        f"pre-training seeds of the accuracy in percent; chance is {CHANCE}.", "",
         "| " + " | ".join(header) + " |", "|" + "---|" * len(header),
     ]
     for name, measured in runs.items():
@@ -242,6 +245,27 @@ def markdown(replication: Replication, runs: Runs) -> str:
     lines += ["", "A claim is seen, or not seen, if a t-test over pre-training seeds finds the difference above, or "
               "below, zero at the 5 % level; else it is undecided at this size."]
     return "\n".join(lines) + "\n"
+
+
+def picture(runs: Runs) -> Figure:
+    """Each pre-training seed's score as a dot, their mean as a bar, chance and the untrained network as lines."""
+    figure = Figure(figsize=(7.0, 0.8 + 0.28 * len(runs)), layout="constrained")
+    axes = figure.subplots()
+    for row, (name, measured) in enumerate(runs.items()):
+        scores = [100 * run.score for run in measured]
+        axes.plot(scores, [row] * len(scores), "o", color=COLORS[0], alpha=0.6, markersize=5)
+        axes.plot(statistics.mean(scores), row, "|", color="black", markersize=13, markeredgewidth=2)
+    axes.axvline(CHANCE, color="0.5", linestyle=":", label="chance")
+    if "untrained" in runs:
+        mean = statistics.mean(100 * run.score for run in runs["untrained"])
+        axes.axvline(mean, color="0.5", linestyle="--", label="untrained, mean")
+    axes.set_yticks(range(len(runs)), list(runs))
+    axes.invert_yaxis()
+    axes.set_xlabel("% right after fine-tuning; a dot for each pre-training seed, a bar for their mean")
+    axes.grid(axis="x", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="best", fontsize="small")
+    return figure
 
 
 def main() -> None:
@@ -276,6 +300,7 @@ def main() -> None:
         {"budget": asdict(budget), "jobs": jobs, "torch": torch.__version__,
          "runs": {name: [run._asdict() for run in measured] for name, measured in runs.items()}}, indent=1))
     (args.out / "results.md").write_text(markdown(replication, runs))
+    picture(runs).savefig(args.out / "results.png", dpi=150)
     print((args.out / "results.md").read_text())
 
 

@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from amos_fairseq.cli import main
+from amos_fairseq.cli import embed, main
 from amos_fairseq.methods.base import Vocabulary
-from amos_fairseq.pretrained import from_pretrained
+from amos_fairseq.pretrained import Pretrained, from_pretrained
 
 
 @pytest.fixture
@@ -59,6 +59,37 @@ def test_embed_writes_a_row_for_each_line(command, run, tmp_path):
     expected = from_pretrained(run).features(["alpha beta", "gamma"], pooling="first").numpy()
     assert status == 0 and lines[0].endswith("x.npy: 2 texts x 16 features, first")
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected)
+
+
+def test_embed_writes_chunks_as_they_are_finished(command, run, tmp_path, monkeypatch):
+    """Of as many lines as it holds at a time, in their order; where one fails, nothing is left."""
+    lines = ["alpha beta gamma", "beta", "gamma delta", "delta", "alpha, beta"]
+    (tmp_path / "text").write_text("\n".join(lines))
+    monkeypatch.setattr(embed, "CHUNK", 2)
+    right, sizes = Pretrained.features, []
+
+    def features(model, texts, *options):
+        sizes.append(len(texts))
+        if len(sizes) == 6:
+            raise OSError(28, "No space left on device")
+        return right(model, texts, *options)
+
+    monkeypatch.setattr(Pretrained, "features", features)
+    status, lines_, _ = command("embed", tmp_path / "text", "--out", tmp_path / "x.npy")
+    assert status == 0 and sizes == [2, 2, 1] and "x.npy: 5 texts x 16 features, mean" in lines_[0]
+    expected = right(from_pretrained(run), lines)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected, atol=1e-6, rtol=1e-5)
+
+    before = sorted(tmp_path.iterdir())
+    assert command("embed", tmp_path / "text", "--out", tmp_path / "y.npy")[0] == 74 and len(sizes) == 6
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_embed_names_the_line_that_is_too_long(command, tmp_path):
+    (tmp_path / "text").write_text("alpha\n" + "alpha " * 40)
+    status, _, err = command("embed", tmp_path / "text", "--out", tmp_path / "x.npy")
+    assert status == 64 and "text, line 2: 42 tokens, but the model reads 32: shorten 'alpha" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "text"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 
 import pytest
 import torch
@@ -49,6 +50,18 @@ def test_training_is_told_without_paths(tmp_path):
     assert not any("/" in str(value) for value in rows.values())
 
 
+@pytest.mark.parametrize("block, told", [(32, True), (150, False), (None, False)])
+def test_positions_that_no_sequence_of_training_had_are_told(checkpoint, export, block, told):
+    run, _ = checkpoint("bert_mlm", rel_pos_buckets=0)
+    (path,) = run.iterdir()
+    state, about = storage.read(path), dict(number=1, score=None, purposes=[])
+    state["cfg"]["task"]["tokens_per_sample"] = block
+    shutil.rmtree(path)
+    storage.write(path, state, about)
+    text = (export(run)[-1] / "README.md").read_text()
+    assert ("trained on sequences of at most 32: later positions are as they were drawn." in text) == told
+
+
 def test_validation_is_the_mean_over_the_split(tmp_path):
     storage.write(tmp_path / "checkpoint", TRAINED, {})
     assert card.validation(card.read_state(tmp_path / "checkpoint")) == [("loss", "4.2500"), ("mlm", "3.7500")]
@@ -66,7 +79,8 @@ def test_a_card_has_its_sections_and_leaves_the_licence_open(checkpoint, export)
     run, method = checkpoint("electra_rtd", rel_pos_buckets=0, rtd_head_hidden_layer=True)
     folder = export(run, "--pooling", "cls")[-1]
     text = (folder / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: transformers\ntags: [amos_fairseq, electra_rtd]\n---\n\n# exported\n")
+    tags = "tags: [amos_fairseq, electra_rtd, sentence-transformers]"
+    assert text.startswith(f"---\nlibrary_name: transformers\n{tags}\n---\n\n# exported\n")
     sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert sections == ["Use", "Training", "Data", "Validation", "Contents", "Citation", "Licence"]
     parameters = sum(parameter.numel() for parameter in method.encoder.parameters())
@@ -85,6 +99,7 @@ def test_the_modelling_file_is_told_of(checkpoint, export):
     text = (export(run)[-1] / "README.md").read_text()
     assert 'AutoModelForMaskedLM.from_pretrained("FOLDER", trust_remote_code=True)' in text
     assert "64 buckets of distances up to 128" in text and "pipeline_tag: fill-mask" in text
+    assert "sentence-transformers" not in text
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 """`amos-fairseq export`: what it prints, and mistakes in one line that leave nothing behind."""
 
 import json
+import resource
+import sys
+from pathlib import Path
 
 import pytest
 
-from amos_fairseq.export import huggingface, libraries
+from amos_fairseq.data.vocabulary import train_vocabulary
+from amos_fairseq.export import huggingface, libraries, new_folder
 
 MPNET = dict(rel_pos_buckets=32, rel_pos_max_distance=128)
 
@@ -88,7 +92,8 @@ def test_without_transformers_the_command_that_installs_it_is_told(checkpoint, e
 @pytest.mark.parametrize("stage", ["write_model", "compare", "sync"])
 def test_a_write_that_breaks_leaves_nothing(checkpoint, export, tmp_path, monkeypatch, stage):
     run, _ = checkpoint("amos_rtd", **MPNET)
-    right, calls = getattr(huggingface, stage), []
+    module = new_folder if stage == "sync" else huggingface
+    right, calls = getattr(module, stage), []
 
     def breaks(*arguments):
         calls.append(arguments)
@@ -96,8 +101,53 @@ def test_a_write_that_breaks_leaves_nothing(checkpoint, export, tmp_path, monkey
             raise OSError(28, "No space left on device", "exported/file")
         return right(*arguments)
 
-    monkeypatch.setattr(huggingface, stage, breaks)
+    monkeypatch.setattr(module, stage, breaks)
     assert refused(tmp_path, export, run) == (74, "exported/file: No space left on device")
+
+
+def test_a_disk_that_takes_no_more_is_told_in_one_line_whichever_file_it_hits(checkpoint, export, tmp_path):
+    """A limit of the size of files stands for the disk. Files are written in this order, each larger than the last."""
+    run, _ = checkpoint("bert_mlm", **MPNET)
+    folder = export(run, out="whole")[-1]
+    sizes = [(folder / name).stat().st_size for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    assert sizes == sorted(sizes)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in sizes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
+        try:
+            _, message = refused(tmp_path, export, run)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert message == "[Errno 27] File too large"
+
+
+def test_a_place_that_cannot_be_written_is_told_by_the_name_that_was_given(checkpoint, export, tmp_path, monkeypatch):
+    def mkdtemp(prefix, dir):
+        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}x2")
+
+    run, _ = checkpoint("bert_mlm", **MPNET)
+    monkeypatch.setattr(new_folder.tempfile, "mkdtemp", mkdtemp)
+    assert refused(tmp_path, export, run) == (64, "/exported: Permission denied")
+
+
+def test_data_of_another_vocabulary_are_refused(checkpoint, export, tmp_path):
+    run, _ = checkpoint("bert_mlm", **MPNET)
+    words = "one two three four five six seven eight".split()
+    texts = (" ".join(words[(3 * row + column) % 8] for column in range(6)) + "," for row in range(80))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sentencepiece.model").write_bytes(train_vocabulary(texts, 56, uncased=True).model)
+    status, message = refused(tmp_path, export, run, "--data", str(tmp_path / "data"))
+    assert status == 64 and message.startswith("/data has another vocabulary than /run/checkpoint_1_7: name the one of")
+
+
+def test_no_copy_of_the_modelling_file_is_left_in_the_users_cache(checkpoint, export, transformers):
+    from transformers import dynamic_module_utils
+
+    cache, path = Path(dynamic_module_utils.HF_MODULES_CACHE), list(sys.path)
+    before = sorted(cache.rglob("*"))
+    run, _ = checkpoint("bert_mlm", rel_pos_buckets=64, rel_pos_max_distance=128)
+    assert export(run)[0] == 0
+    assert sorted(cache.rglob("*")) == before and sys.path == path
 
 
 def test_folders_of_others_are_left_alone(checkpoint, export, tmp_path):

@@ -8,11 +8,13 @@ import torch
 
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.export import choices, huggingface
 from amos_fairseq.export import tokenizer as tokenizer_export
 from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.finetune.model import Origin, described, new_network
 from amos_fairseq.pretrained import from_pretrained
+from amos_fairseq.user_errors import Damaged
 
 MPNET, ABSOLUTE = dict(rel_pos_buckets=32, rel_pos_max_distance=128), dict(rel_pos_buckets=0)
 NARROW = dict(token_embed_dim=8)
@@ -217,6 +219,30 @@ def test_losses_of_the_modelling_file(transformers, checkpoint, export, tokenize
         torch.testing.assert_close(output.loss, loss)
 
 
+def test_hidden_states_of_the_modelling_file_are_given_where_the_call_or_the_config_asks(
+    transformers, checkpoint, export, tokens
+):
+    folder, code = export(checkpoint("bert_mlm", **WIDE)[0])[-1], dict(trust_remote_code=True)
+    plain = transformers.AutoModel.from_pretrained(folder, **code)
+    asking = transformers.AutoModel.from_pretrained(folder, output_hidden_states=True, **code)
+    assert plain(tokens[0]).hidden_states is None
+    for output in (plain(tokens[0], output_hidden_states=True), asking(tokens[0])):
+        assert len(output.hidden_states) == 3
+    assert asking(tokens[0], output_hidden_states=False).hidden_states is None
+
+
+def test_the_modelling_file_has_a_token_classifier_to_fine_tune(transformers, checkpoint, export, tokens):
+    run, method = checkpoint("bert_mlm", **WIDE)
+    (tokens, padding_mask), auto_class = tokens, transformers.AutoModelForTokenClassification
+    model = auto_class.from_pretrained(export(run)[-1], num_labels=5, trust_remote_code=True).eval()
+    labels = torch.randint(5, tokens.shape).masked_fill(padding_mask, -100)
+    output = model(tokens, attention_mask=(~padding_mask).long(), labels=labels)
+    expected = model.classifier(method.encoder(tokens, padding_mask))[~padding_mask]
+    torch.testing.assert_close(output.logits[~padding_mask], expected, atol=1e-5, rtol=0)
+    rows = range(len(expected))
+    torch.testing.assert_close(output.loss, -expected.log_softmax(-1)[rows, labels[~padding_mask]].mean())
+
+
 def test_a_run_that_was_fine_tuned_exports_its_best_checkpoint(checkpoint, export, tokenizer, tmp_path):
     _, method = checkpoint("bert_mlm", **MPNET)
     run = tmp_path / "tuned"
@@ -226,8 +252,10 @@ def test_a_run_that_was_fine_tuned_exports_its_best_checkpoint(checkpoint, expor
     later = {key: torch.zeros_like(tensor) for key, tensor in state["model"].items()}
     storage.write(run / "checkpoint_2_9", {**state, "model": later}, dict(number=2, score=None, purposes=[]))
     folder = export(run)[-1]
-    table = huggingface.load(folder).encoder.token_embeddings.weight
+    table = from_pretrained(folder).encoder.token_embeddings.weight
     assert torch.equal(table, network.encoder.token_embeddings.weight)
+    with pytest.raises(ValueError, match="was fine-tuned: name what it started from, or the folder that it"):
+        from_pretrained(run)
 
 
 def test_a_different_model_is_refused_and_leaves_nothing(checkpoint, export, monkeypatch, tmp_path):
@@ -301,9 +329,17 @@ def test_what_export_did_not_write_is_not_loaded(checkpoint, export, tmp_path):
     with pytest.raises(ValueError, match="was not written by `amos-fairseq export`"):
         huggingface.load(tmp_path)
     folder = export(checkpoint("bert_mlm", **MPNET)[0])[-1]
-    (folder / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="is damaged"):
+    weights, vocabulary = (folder / "model.safetensors").read_bytes(), (folder / "sentencepiece.model").read_bytes()
+    (folder / "sentencepiece.model").write_bytes(train_vocabulary(["a b c d e"] * 9, 16, uncased=True).model)
+    with pytest.raises(ValueError, match="makes 1. symbols, but the model has 56: copy it from the folder"):
         huggingface.load(folder)
+    (folder / "sentencepiece.model").write_bytes(vocabulary)
+    for broken in (b"no", weights[:-8], None):
+        (folder / "model.safetensors").unlink()
+        if broken is not None:
+            (folder / "model.safetensors").write_bytes(broken)
+        with pytest.raises(Damaged, match="is damaged"):
+            huggingface.load(folder)
     (folder / "sentencepiece.model").unlink()
     with pytest.raises(ValueError, match="holds no sentencepiece.model"):
         huggingface.load(folder)

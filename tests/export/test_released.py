@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import resource
 
 import pytest
 import torch
@@ -533,6 +534,42 @@ def test_networks_that_the_layout_ties_are_refused_apart_and_leave_nothing(train
     assert not list(tmp_path.iterdir())
     released.write(run, tmp_path / "out", encoder_only=True)
     assert len(torch.load(tmp_path / "out" / "model.pt", weights_only=True)) == 5 + 2 * 12
+
+
+def test_what_differs_when_read_again_is_told_and_leaves_nothing(trained, tmp_path, monkeypatch):
+    run, right = trained("amos"), released.load
+
+    def load(folder):
+        found = right(folder)
+        with torch.no_grad():
+            found.encoder.token_embeddings.weight[5, 0] += 1
+        return found
+
+    monkeypatch.setattr(released, "load", load)
+    with pytest.raises(ValueError, match="a run differs when it is read again"):
+        released.write(run, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_takes_no_more_is_told_and_leaves_nothing(trained, tmp_path):
+    """A limit of the size of files stands for the disk."""
+    run, limits = trained("amos"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    released.write(run, tmp_path / "whole")
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "whole" / "model.pt").stat().st_size - 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            released.write(run, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize("out, reason", [("there", "there exists: name another"), ("no/out", "no is no folder to")])
+def test_a_folder_that_cannot_be_made_is_told(trained, tmp_path, out, reason):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match=reason):
+        released.write(trained("amos"), tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
 # The command

@@ -38,6 +38,7 @@ def test_a_stopped_replication_goes_on_and_ends_in_a_table(tmp_path):
     assert "| untrained | 1 | " in done.stdout and "| SCRIPT, no critic | " in done.stdout
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert [len(seeds) for seeds in runs.values()] == [2, 2]
+    assert (out / "results.png").stat().st_size > 10_000
     assert all(0.0 <= run["score"] <= 1.0 and run["seconds"] > 0 for seeds in runs.values() for run in seeds)
 
 
