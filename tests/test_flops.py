@@ -1,8 +1,11 @@
+import itertools
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from amos_fairseq import flops
 from amos_fairseq.flops import encoder_flops
 from amos_fairseq.modules import Encoder, EncoderConfig, Queries
 
@@ -29,3 +32,10 @@ def test_products_that_an_encoder_computes_are_those_counted(options, counts):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         encoder(tokens, at=at)
     assert counter.get_total_flops() == encoder_flops(config, 16, 8, 3, counts and 4)
+
+
+def test_the_peak_of_a_cpu_is_that_of_the_time_it_ran(monkeypatch):
+    """One second of each thread between two looks at the CPU's clock, however long the wall's is."""
+    ran = itertools.count(step=torch.get_num_threads())
+    monkeypatch.setattr(flops.time, "process_time", lambda: float(next(ran)))
+    assert flops._measured_flops(torch.device("cpu"), size=8, trials=3, budget=0.0) == 2 * 8**3

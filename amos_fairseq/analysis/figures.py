@@ -5,7 +5,7 @@ quantities apart by shade and line instead.
 """
 
 import math
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -106,10 +106,11 @@ def by_run(
                 draw_line(axes, run.log, name, styles[name])
             if uniform:
                 axes.axhline(1 / len(logged[run.name]), color="0.5", linewidth=1)
+        for axes, run in zip(grid, runs):  # after all lines: limits that are set no longer follow them
             unit = QUANTITIES[names[0]].unit if axes.get_subplotspec().is_first_col() else ""
             decorate(axes, run.name, unit, log_updates and spans(runs))
-            if limits:
-                axes.set_ylim(*limits)
+        if limits:
+            grid[0].set_ylim(*limits)
         shown = {quantities.label(name): styles[name] for name in lines}
         more = [Line2D([], [], color="0.5", linewidth=1, label="all equal")] if uniform else []
         legend(figure, shown, any(run.log.validation for run in runs), more)
@@ -127,16 +128,17 @@ def learning_by_compute(runs: Sequence[Run]) -> Optional[Picture]:
         return None
     factor, unit = next((factor, unit) for factor, unit in FLOP_UNITS if largest >= factor or factor == 1)
     figure, grid = new_figure(len(panels))
+    shown = {}
     for axes, name in zip(grid, panels):
         for index, (run, (updates, totals)) in enumerate(zip(runs, spent)):
             color, dashes, marker = style(index)
             for logged in run_log.names(validation_of(run), name)[-1:] if totals else ():
+                shown[run.name] = style(index)
                 at, values = run_log.series(run.log.validation, logged)
                 flops = np.interp(at, updates, totals) / factor
                 axes.plot(flops, values, color=color, linestyle=dashes, marker=marker, **HOLLOW)
-        decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, log_updates=False)
-        axes.set_xlabel(f"{unit} spent in training", fontsize=9)
-    legend(figure, {run.name: style(index) for index, run in enumerate(runs)}, validated=False)
+        decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, False, f"{unit} spent in training")
+    legend(figure, {run.name: shown[run.name] for run in runs if run.name in shown}, validated=False)
     return Picture(
         "Learning by compute",
         "Validation over the FLOPs of all matrix products of training, on all devices; of AMOS the deepest generator's "
@@ -182,8 +184,7 @@ def by_option(runs: Sequence[Run]) -> Optional[Picture]:
                 for run, value, of in zip(runs, differing[number], groups) if str(of) == group
             )
             axes.plot(*zip(*points), color=color, linestyle=dashes, marker=marker, **HOLLOW)
-        decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, log_updates=False)
-        axes.set_xlabel(number, fontsize=9)
+        decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, False, number)
     if others:
         legend(figure, {f"{others[0]} {group}": style for group, style in lines.items()}, validated=False)
     return Picture(
@@ -296,7 +297,7 @@ COURSE: Dict[str, Draw] = {
 }
 
 
-def new_figure(panels: int, sharey: bool = False) -> Tuple[Figure, Iterable[Axes]]:
+def new_figure(panels: int, sharey: bool = False) -> Tuple[Figure, Sequence[Axes]]:
     """A figure of so many panels, at most three in a row."""
     columns = min(panels, 2 if panels in (2, 4) else 3)
     rows = math.ceil(panels / columns)
@@ -315,7 +316,8 @@ def draw_line(axes: Axes, log: RunLog, name: str, style: Style) -> None:
     window = smoothing(len(values))
     if window > 1:
         axes.plot(updates, values, color=color, linewidth=0.6, alpha=0.25)
-    axes.plot(updates, smooth(values, window), color=color, linestyle=dashes, linewidth=1.7)
+    alone = "." if len(updates) == 1 else ""  # one point is no line
+    axes.plot(updates, smooth(values, window), color=color, linestyle=dashes, linewidth=1.7, marker=alone)
     joined = "none" if updates else dashes
     updates, values = scaled(log.validation, name, scale)
     every = math.ceil(len(updates) / MARKS) or 1
@@ -351,27 +353,42 @@ def spans(runs: Sequence[Run]) -> bool:
     return any(run.log.train[-1]["num_updates"] >= LOG_SPAN * run.log.train[0]["num_updates"] for run in runs)
 
 
-def decorate(axes: Axes, title: str, ylabel: str, log_updates: bool) -> None:
+def decorate(axes: Axes, title: str, ylabel: str, log_updates: bool, xlabel: str = "updates") -> None:
+    """After all lines of the figure are drawn."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_ylabel(ylabel, fontsize=9)
-    axes.set_xlabel("updates (log scale)" if log_updates else "updates", fontsize=9)
+    axes.set_xlabel(xlabel + " (log scale)" if log_updates else xlabel, fontsize=9)
     if log_updates:
         axes.set_xscale("log")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=xlabel == "updates", min_n_ticks=1))
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     low, high = axes.get_ylim()
     if high >= 1000:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    if ylabel.startswith("%") and high - low < 1:  # of an axis that would show noise
-        axes.set_ylim(max(low - 0.5, -0.05), min(high + 0.5, 100.05))
+    if ylabel.startswith("%"):
+        bound_shares(axes)
     axes.tick_params(labelsize=8)
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.02)
+
+
+def bound_shares(axes: Axes) -> None:
+    """An axis of percents that is wide enough not to show noise, and ends where shares do, unless a value is beyond."""
+    extents = [other.dataLim.intervaly for other in axes.get_shared_y_axes().get_siblings(axes)]
+    extents = [extent for extent in extents if np.isfinite(extent).all()]
+    if not extents:  # nothing was drawn
+        return
+    lowest, highest = np.min(extents), np.max(extents)
+    low, high = axes.get_ylim()
+    if highest - lowest < 1:
+        low, high = lowest - 0.5, highest + 0.5
+    margin = 0.03 * (high - low)  # of markers
+    axes.set_ylim(max(low, min(0, lowest) - margin), min(high, max(100, highest) + margin))
 
 
 def legend(figure: Figure, shown: Dict[str, Style], validated: bool, more: Sequence[Line2D] = ()) -> None:

@@ -6,6 +6,7 @@ Marks and words say everything; colour only makes them easier to see, and is tol
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -123,7 +124,7 @@ def wrapped(marks: Sequence[Mark], width: int) -> Text:
         words[-1].append(mark)
     text, column = Text(), 0
     for word in words:
-        size = sum(len(mark.text) for mark in word)
+        size = sum(cell_len(mark.text) for mark in word)
         if column:
             text.append("\n" if column + 1 + size > width else " ")
             column = 0 if column + 1 + size > width else column + 1

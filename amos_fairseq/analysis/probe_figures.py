@@ -1,9 +1,11 @@
 """Figures of what checkpoints say about held-out text, a panel for each run."""
 
+import math
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
 from amos_fairseq.analysis.figures import HOLLOW, MARKERS, Picture, Style, legend, new_figure, shade
@@ -20,10 +22,12 @@ Draw = Callable[[Sequence[Probe], str], Optional[Picture]]
 def sequence_cosines(probes: Sequence[Probe], pairs: str) -> Optional[Picture]:
     figure, grid = new_figure(len(probes), sharey=True)
     kinds = {"random pairs": shade(2), "similar pairs": shade(0)}
+    lowest = min(min(probe.random_cosines.min(), probe.similar_cosines.min(), 0.9) for probe in probes)
+    limits = math.floor(10 * lowest) / 10, 1.0
     for axes, probe in zip(grid, probes):
         by_kind = dict(zip(kinds, (probe.random_cosines, probe.similar_cosines)))
         for kind, cosines in by_kind.items():
-            distribution(axes, cosines, (-1.0, 1.0), kinds[kind])
+            distribution(axes, np.minimum(cosines, 1), limits, kinds[kind])  # rounding takes some beyond
         plain(axes, with_means(probe, by_kind), "cosine at <s>", "% of pairs")
     lines(figure, kinds)
     return Picture(
@@ -132,6 +136,7 @@ def plain(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel if axes.get_subplotspec().is_first_col() else "", fontsize=9)
     axes.ticklabel_format(useOffset=False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 

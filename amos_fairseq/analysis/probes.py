@@ -69,7 +69,8 @@ class Probe(NamedTuple):
 def probe(run: Run, pairs: Optional[Pairs] = None) -> Probe:
     """Load a run's newest checkpoint and read held-out text with it.
 
-    Raises ValueError or OSError, in one line, if there is no checkpoint or no held-out text of its vocabulary.
+    Raises ValueError or OSError, in one line, if there is no checkpoint or no held-out text of its vocabulary, or if
+    the run has diverged.
     """
     model = from_pretrained(run.folder)
     held_out = held_out_sequences(run, model)
@@ -82,6 +83,8 @@ def probe(run: Run, pairs: Optional[Pairs] = None) -> Probe:
     else:
         first, second = (embeddings(model, [model.encode(text) for text in texts]) for texts in pairs[:2])
         similar = np.flatnonzero(np.array(pairs.scores) == max(pairs.scores))
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError(f"{run.folder} has diverged: its encoder's hidden states are no finite numbers")
     cosines = normalized(first[:CROSSED]) @ normalized(second[:CROSSED]).T
     return Probe(
         run.name,
@@ -99,6 +102,8 @@ def held_out_sequences(run: Run, model: Pretrained) -> MaskedBlockDataset:
     if not data:
         raise ValueError(f"{run.folder} holds no data, and its log does not name them")
     blocks, dictionary = held_out_blocks(str(data), model, SEQUENCES)
+    if len(blocks) < 2:
+        raise ValueError(f"{data} holds {len(blocks)} of the blocks of validation data that pairs need: two or more")
     chosen = [shortened(block, SEQUENCE_TOKENS) for block in blocks]
     sizes = [len(block) for block in chosen]
     return MaskedBlockDataset(chosen, sizes, dictionary, masking_of(run.options), 1, CroppingOptions())
@@ -111,7 +116,7 @@ def shortened(tokens: Tensor, length: int) -> Tensor:
 
 def embeddings(model: Pretrained, sequences: Sequence[Tensor]) -> np.ndarray:
     """(N, C) hidden states at <s>."""
-    return torch.stack([hidden[0] for hidden in model.hidden_states(sequences)]).double().numpy()
+    return model.pooled(sequences, "first").double().numpy()
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:

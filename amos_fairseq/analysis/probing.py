@@ -8,6 +8,7 @@ what its architecture says, which is not little.
 """
 
 from collections import Counter
+from itertools import cycle
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -206,7 +207,7 @@ def curves(results: Sequence[Result], majority: float, depths: Dict[str, Sequenc
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, color, marker in zip(dict.fromkeys(result.network for result in results), COLORS, MARKERS):
+    for name, color, marker in zip(dict.fromkeys(result.network for result in results), cycle(COLORS), cycle(MARKERS)):
         of_network = [result for result in results if result.network == name]
         layers = [result.layer for result in of_network]
         line = dict(color=color, marker=marker, markersize=5)

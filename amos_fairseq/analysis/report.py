@@ -13,12 +13,11 @@ from amos_fairseq.analysis.expectations import measure_of, number
 from amos_fairseq.analysis.figures import MAX_RUNS, Picture
 from amos_fairseq.analysis.probes import Pairs, Probe, probe
 from amos_fairseq.analysis.quantities import HIGHER, LOWER, QUANTITIES
-from amos_fairseq.analysis.run_log import Run
+from amos_fairseq.analysis.run_log import RATES, Run
 
 PAGE = "report.html"
 MARK = "<!-- amos-fairseq report -->"  # by it, a report is known from what must not be replaced
 DPI = 150
-RATES = ("wps", "tflops", "mfu")  # of training, whatever validation logs
 DASH = "\u2013"
 
 TEMPLATE = Template(f"""<!doctype html>
@@ -50,11 +49,12 @@ class Line(NamedTuple):
 
     name: str
     values: List[Optional[float]]
+    comparable: bool = True  # the runs that logged it are of one method, or it is a speed
 
     @property
     def best(self) -> List[bool]:
         """The runs that show no worse number than any other; none if all show the same, or there is no better."""
-        better = QUANTITIES[run_log.split_depth(self.name)[0]].better
+        better = QUANTITIES[run_log.split_depth(self.name)[0]].better if self.comparable else 0
         known = [value for value in self.values if value is not None and math.isfinite(value)]
         if not better or len(set(map(number, known))) < 2:
             return [False] * len(self.values)
@@ -141,10 +141,17 @@ def sections(runs: Sequence[Run], probes: Sequence[Probe], left_out: Sequence[st
 
 
 def summary(runs: Sequence[Run]) -> List[Line]:
-    """Last validation of each quantity, and of RATES the mean over the last tenth of training."""
-    return [
-        Line(name, [final(run, name) for run in runs]) for name in quantities.summarized([run.log for run in runs])
-    ]
+    """Last validation of each quantity, and of RATES the mean over the last tenth of training.
+
+    Methods put one name to what is easier for one than for another: detection behind a better generator, a masked LM
+    of more layers.
+    """
+    lines = []
+    for name in quantities.summarized([run.log for run in runs]):
+        values = [final(run, name) for run in runs]
+        methods = {run.options.get("task") for run, value in zip(runs, values) if value is not None}
+        lines.append(Line(name, values, comparable=name in RATES or len(methods) == 1))
+    return lines
 
 
 def final(run: Run, name: str) -> Optional[float]:
@@ -163,8 +170,9 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> Tuple[str, Dict[
         table(["run", "method", "architecture", "updates", "tokens"], [plain(about(run)) for run in runs]),
         "<h2>Summary</h2>",
         note(
-            "Last validation; of speed, and of what was not validated, the mean over the last tenth of training. The "
-            "best is bold and underlined. Losses of detection depend on the generator: they compare runs of one method."
+            "Last validation; of speed, and of what was not validated, the mean over the last tenth of training. Of "
+            "runs of one method, and of all in speed, the best is bold and underlined. Methods are no match for each "
+            "other here, and detection gets harder behind a better generator: a lower number there is no worse encoder."
         ),
         table(
             ["", *(run.name for run in runs)],

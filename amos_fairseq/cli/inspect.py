@@ -100,6 +100,10 @@ def given_lines(args: argparse.Namespace) -> List[str]:
         return []
     lines = [args.text] if args.file is None else read(args.file).splitlines()
     lines = [line for line in lines if line.strip()]
+    try:
+        "".join(lines).encode()
+    except UnicodeEncodeError:  # Python keeps bytes of the command line that it cannot decode, as surrogates
+        raise ValueError("--text holds bytes that are no UTF-8: give the text in UTF-8") from None
     if not lines:
         raise ValueError(f"{args.file or '--text'}: there is no text to inspect")
     return lines

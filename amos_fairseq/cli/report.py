@@ -15,6 +15,8 @@ HELP = (
 )
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 TREND = 12  # characters of a trend
+GAP = 2  # columns between those of a table
+NONE = "-"  # in place of a value that a run did not log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +70,7 @@ def one_run(run: "Run") -> List[List[str]]:
     """What it measured, over updates, in the last validation, and against what is expected of its settings."""
     from amos_fairseq.analysis import expectations, quantities, run_log
     from amos_fairseq.analysis.expectations import number
-    from amos_fairseq.analysis.report import RATES
+    from amos_fairseq.analysis.run_log import RATES
 
     expected = expectations.of_run(run.folder)
     rows = [["", "trend", "measured", "validation", *(["expected", ""] if expected else [])]]
@@ -89,7 +91,7 @@ def several_runs(runs: Sequence["Run"]) -> List[List[str]]:
     rows = [["", *(run.name for run in runs)]]
     rows.append(["trend", *(sparkline(run_log.series(run.log.train, "loss")[1]) for run in runs)])
     for line in report.summary(runs):
-        cells = ["-" if value is None else number(value) for value in line.values]
+        cells = [NONE if value is None else number(value) for value in line.values]
         marks = [" *" if best else "  " for best in line.best]
         rows.append([quantities.title(line.name), *map(str.__add__, cells, marks)])
     return rows
@@ -106,19 +108,42 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def print_table(rows: List[List[str]]) -> None:
-    """The first row and column are titles. To a terminal with rich, else as aligned text, without trends."""
+    """The first row and column are titles. To a terminal with rich, else as aligned text, without trends.
+
+    What is wider than the terminal goes below, under the same titles.
+    """
     if not sys.stdout.isatty() or "utf" not in (sys.stdout.encoding or "utf-8").lower():
         return print(aligned(rows))
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for index, title in enumerate(rows[0]):
-        table.add_column(title, justify="right" if index else "left", overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*(Text(text, style="bold" if text.endswith("*") else "") for text in row))
-    Console().print(table)
+    console = Console()
+    for number, part in enumerate(parts(rows, console.width)):
+        table = Table(box=None, header_style="bold", padding=(0, GAP, 0, 0))
+        for index, title in enumerate(part[0]):
+            table.add_column(Text(title), justify="right" if index else "left", overflow="fold")
+        for row in part[1:]:
+            table.add_row(*(Text(text, style="bold" if text.endswith("*") else "") for text in row))
+        if number:
+            console.print()
+        console.print(table)
+
+
+def parts(rows: List[List[str]], width: int) -> List[List[List[str]]]:
+    """The table cut between columns into tables of at most `width` each, the first column before all.
+
+    A row of which a part has no value is not in it.
+    """
+    first, *widths = (max(map(len, column)) + GAP for column in zip(*rows))
+    cuts, used = [1], first
+    for index, size in enumerate(widths, start=1):
+        if index > cuts[-1] and used + size > width:
+            cuts.append(index)
+            used = first
+        used += size
+    tables = ([[row[0], *row[begin:end]] for row in rows] for begin, end in zip(cuts, [*cuts[1:], len(rows[0])]))
+    return [[row for row in table if {cell.strip() for cell in row[1:]} != {NONE}] for table in tables]
 
 
 def aligned(rows: List[List[str]]) -> str:

@@ -159,3 +159,53 @@ def test_what_methods_log_is_summarized_in_one_order():
         "mlm", "mlm_4", "mlm_6", "rtd", "rtd_accuracy_replaced", "rtd_auc", "mixture_weight_4", "mixture_weight_6",
     ]
     assert run_log.names(AMOS, "mlm") == ["mlm_4", "mlm_6"]
+
+
+def contrast(*cosines):
+    rows = [{"num_updates": 10.0 * index, "scl_cosine_positive": cosine, "scl_cosine_negative": cosine / 2}
+            for index, cosine in enumerate(cosines, start=1)]
+    return RunLog(rows, [])
+
+
+def test_the_axis_that_panels_share_holds_the_lines_of_all():
+    narrow, wide = contrast(1.0, 1.0), contrast(1.0, 0.2)
+    axes = PAPERS["cosines"](runs(narrow, wide)).figure.axes
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+    low, high = axes[0].get_ylim()
+    assert low < 0.1 and high == 1.02
+
+
+def test_shares_of_all_panels_are_seen():
+    flat, rising = (
+        RunLog([{"num_updates": 10.0, "level_accuracy_1": a, "level_accuracy_2": b} for a in (1.0,)], [])
+        for b in (1.0, 0.3)
+    )
+    low, high = PAPERS["quality_levels"](runs(flat, rising)).figure.axes[0].get_ylim()
+    assert low < 30 and 100 < high < 103
+
+
+@pytest.mark.parametrize("share, limits", [(1.0, (99.5, 100.03)), (0.0, (-0.03, 0.5)), (0.5, (49.5, 50.5))])
+def test_a_flat_share_has_an_axis_of_shares(share, limits):
+    log = RunLog([{"num_updates": 10.0, "rtd_accuracy_replaced": share}], [])
+    (axes,) = CURVES["detection"](runs(log)).figure.axes
+    assert axes.get_ylim() == pytest.approx(limits)
+
+
+def test_a_peak_that_was_passed_is_shown():
+    log = RunLog([{"num_updates": 10.0, "mfu": 0.5}, {"num_updates": 20.0, "mfu": 1.3}], [])
+    (axes,) = figures.COURSE["speed"](runs(log)).figure.axes
+    assert axes.get_ylim()[1] > 130
+
+
+def test_a_run_of_one_row_is_a_point():
+    (axes,) = CURVES["losses"](runs(RunLog([{"num_updates": 1.0, "mlm": 8.0}], []))).figure.axes
+    assert axes.get_lines()[0].get_marker() == "."
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def test_compute_names_the_runs_that_are_drawn():
+    timed = RunLog(
+        [{"num_updates": 10.0, "wps": 10.0, "wpb": 5.0, "tflops": 1.0}], [{"num_updates": 10.0, "mlm": 7.0}]
+    )
+    untimed = RunLog([{"num_updates": 10.0, "mlm": 8.0}], [{"num_updates": 10.0, "mlm": 7.0}])
+    assert legend(figures.learning_by_compute(runs(untimed, timed))) == ["run 1"]

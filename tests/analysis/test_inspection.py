@@ -155,3 +155,9 @@ def test_without_detection_no_verdicts_are_printed():
 def test_the_table_has_a_row_for_each_position():
     sentence = Sentence("amos_rtd", "", TOKENS, [position()] * 3)
     assert render_positions(sentence, 0.5).row_count == 3
+
+
+def test_wide_letters_are_wrapped_by_their_columns():
+    sentence = Sentence("", "", [word("\u2581\u65e5\u672c", "\u2581\u65e5\u672c", 0.9)] * 20, [])
+    lines = render_verdicts(sentence, 0.5, width=30).plain.split("\n")
+    assert [len(line.split()) for line in lines] == [6, 6, 6, 2]

@@ -180,3 +180,21 @@ def test_distributions_are_in_percent():
 def test_similar_pairs_of_the_map_are_joined():
     (axes,) = probe_figures.sequence_map([made_up("a")], "").figure.axes
     assert len(axes.get_lines()) == probe_figures.MARKED
+
+
+def test_cosines_fill_the_axis_and_none_is_lost_to_rounding():
+    above = np.full(4, 1 + 1e-15)
+    (axes,) = probe_figures.sequence_cosines([made_up("a", random_cosines=above)], "").figure.axes
+    assert axes.get_xlim()[0] > 0.4
+    assert max(y for _, y in axes.patches[0].get_xy()) == pytest.approx(100)
+
+
+def test_a_run_that_diverged_is_refused(make_run):
+    with pytest.raises(ValueError, match="has diverged: its encoder's hidden states are no finite numbers"):
+        probes.probe(make_run("bert_mlm", gain=float("nan")))
+
+
+def test_one_block_makes_no_pairs(make_run, monkeypatch):
+    monkeypatch.setattr(probes, "SEQUENCES", 1)
+    with pytest.raises(ValueError, match="holds 1 of the blocks of validation data that pairs need: two or more"):
+        probes.probe(make_run("bert_mlm"))

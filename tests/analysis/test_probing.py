@@ -195,3 +195,9 @@ def test_curves_are_in_percent_with_the_depths_marked():
     assert [y for _, y in lines["generator, untrained"]] == [40] * 4
     assert lines["generator, with MLM head"] == [pytest.approx([1, 60]), pytest.approx([3, 80])]
     assert lines["commonest label"][0][1] == 25
+
+
+def test_every_network_has_a_line():
+    results = [Result(f"network {index}", layer, 0.5, 0.5, 0.4, 0.4) for index in range(6) for layer in (0, 1)]
+    figure = probing.curves(results, 0.3, {})
+    assert "network 5" in [text.get_text() for text in figure.legends[0].get_texts()]

@@ -110,3 +110,9 @@ def test_options_that_differ_are_those_of_two_runs_at_least(tmp_path):
         run_log.Run("c", tmp_path, LOG, {"seed": 1}),
     ]
     assert run_log.differing_options(runs) == {"lr": [[0.1], [0.2], None]}
+
+
+def test_a_speed_that_was_not_timed_is_absent():
+    log = run_log.parse([line(1, wps="0", tflops="0", mfu="0", mlm_accuracy="0"), line(2, wps="7")])
+    assert [run_log.series(log.train, name) for name in ("wps", "tflops", "mfu")] == [([2], [7]), ([], []), ([], [])]
+    assert run_log.series(log.train, "mlm_accuracy") == ([1], [0])

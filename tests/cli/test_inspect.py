@@ -90,6 +90,7 @@ def test_held_out_text_is_the_default(command, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--text", "\udcff"], "--text holds bytes that are no UTF-8: give the text in UTF-8"),
         (["--text", " "], "--text: there is no text to inspect"),
         (["--count", "0"], "--count must be at least 1, got 0"),
         (["--text", "alpha", "--seed", "-1"], "--seed must be 0 or more, got -1"),
