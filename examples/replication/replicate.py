@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
@@ -202,8 +202,10 @@ class Replication:
         with ThreadPoolExecutor(self.jobs) as pool, tqdm(total=len(work), unit="run", disable=None) as bar:
             futures = {pool.submit(self.measure, *item): item for item in work}
             try:
-                for future, item in futures.items():
-                    measured[item] = future.result()
+                for future in as_completed(futures):
+                    name, seed = futures[future]
+                    measured[name, seed] = run = future.result()
+                    tqdm.write(f"{name}, seed {seed}: {100 * run.score:.1f} % in {run.seconds:.0f} s", file=sys.stderr)
                     bar.update()
             except BaseException:
                 self.stop()
