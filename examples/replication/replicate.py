@@ -263,10 +263,10 @@ def picture(runs: Runs) -> Figure:
         axes.axvline(mean, color="0.5", linestyle="--", label="untrained, mean")
     axes.set_yticks(range(len(runs)), list(runs))
     axes.invert_yaxis()
-    axes.set_xlabel("% right after fine-tuning; a dot for each pre-training seed, a bar for their mean")
+    axes.set_xlabel("% right after fine-tuning (dots: pre-training seeds, bar: their mean)")
     axes.grid(axis="x", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="best", fontsize="small")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
