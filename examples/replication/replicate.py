@@ -33,6 +33,7 @@ from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.figures import COLORS
 from amos_fairseq.analysis.flops import Geometry, hardware_flops
 from amos_fairseq.cli.processes import available_cores, interrupt, signals_handled
+from amos_fairseq.data.manifest import durably_written
 from amos_fairseq.finetune import results
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import Vocabulary
@@ -157,7 +158,8 @@ class Replication:
             validation = run_log.read(run / run_log.FILE_NAME).validation
             seconds = round(time.monotonic() - start, 1)
             measured = Measured(statistics.mean(scores.values()), {**validation[-1], **scores}, validation[0], seconds)
-            done.write_text(json.dumps(measured._asdict()))
+            with durably_written(os.fspath(done)) as stream:
+                stream.write(json.dumps(measured._asdict()).encode())
         return Measured(**json.loads(done.read_text()))
 
     def pretrain(self, variant: Variant, seed: int, run: Path) -> None:
