@@ -4,6 +4,6 @@ __version__ = "0.1.0"
 
 def from_pretrained(path, data=None):
     """A trained encoder to be used, see `amos_fairseq.pretrained`; needs torch, not fairseq."""
-    from amos_fairseq.pretrained import from_pretrained
+    from amos_fairseq.pretrained.loading import from_pretrained
 
     return from_pretrained(path, data)

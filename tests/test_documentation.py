@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from amos_fairseq.analysis.flops import Geometry, build, hardware_flops
+from amos_fairseq.analysis.flops import Geometry, hardware_flops, without_memory
 from amos_fairseq.export.choices import candidates, choose
 from amos_fairseq.methods import METHODS
-from amos_fairseq.pretrained import Pretrained
+from amos_fairseq.pretrained.model import Pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -37,7 +37,7 @@ def test_links_resolve(page):
 
 def flops_per_token(name: str, vocab_size: int) -> float:
     geometry = Geometry(2048, 512, 1)
-    return hardware_flops(build(name, "base", vocab_size, geometry), geometry)
+    return hardware_flops(without_memory(name, "base", vocab_size, geometry), geometry)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -64,7 +64,7 @@ def test_guide_to_choosing_has_the_cost_of_each_method(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_guide_to_choosing_has_the_class_that_each_method_is_exported_as(name):
-    method = build(name, "base", LARGE_VOCABULARY, Geometry(1, 512, 1))
+    method = without_memory(name, "base", LARGE_VOCABULARY, Geometry(1, 512, 1))
     encoder, *_ = choose(candidates(Pretrained("", name, method.encoder, None, method)), ())
     table = CHOOSING.partition("exported as |")[2]
     (row,) = [line for line in table.splitlines() if f"`{name}`" in line]

@@ -8,11 +8,12 @@ import numpy as np
 
 from amos_fairseq.analysis import pipeline
 from amos_fairseq.analysis.pipeline import Sentence
-from amos_fairseq.checkpoints import storage, store
+from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import load_manifest_for
 from amos_fairseq.data.masking import MaskingOptions
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MASK
-from amos_fairseq.pretrained import Pretrained, from_pretrained
+from amos_fairseq.pretrained.loading import identify, load
+from amos_fairseq.pretrained.model import Pretrained
 
 
 class Sampling(NamedTuple):
@@ -88,7 +89,8 @@ def held_out_blocks(data: str, model: Pretrained, count: int, remedy: str = ""):
 
 def load_run(run: Path, data: Optional[Path] = None) -> TrainedRun:
     """The run's newest valid checkpoint, or the checkpoint `run`; `data` if the prepared folder is not RUN/data."""
-    checkpoint = store.find(run)
+    found = identify(run)
+    checkpoint = found.path
     own = checkpoint.parent / "data"
     data = data or (own if own.is_dir() else None)
-    return TrainedRun(from_pretrained(checkpoint, data), data, storage.read(checkpoint, ["cfg"])["cfg"]["task"])
+    return TrainedRun(load(found, data), data, storage.read_verified(checkpoint, ["cfg"])["cfg"]["task"])

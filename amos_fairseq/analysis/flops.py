@@ -13,7 +13,7 @@ from typing import Callable, Dict, NamedTuple, Type
 
 import torch
 
-from amos_fairseq.methods import METHODS, size_options
+from amos_fairseq.methods import build, size_options
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import GeneratorMethod, PretrainingBatch, PretrainingMethod, Vocabulary
 from amos_fairseq.methods.coco_lm import CocoLM
@@ -139,9 +139,8 @@ def hardware_flops(method: PretrainingMethod, geometry: Geometry) -> float:
     return method.training_flops(batch) / tokens.numel()
 
 
-def build(name: str, size: str, vocab_size: int, geometry: Geometry) -> PretrainingMethod:
-    """The method, its parameters without memory."""
-    config_class = METHODS[name].config_class
-    config = config_class(**size_options(name, size), max_positions=geometry.length)
+def without_memory(name: str, size: str, vocab_size: int, geometry: Geometry) -> PretrainingMethod:
+    """The method of a size, its parameters without values."""
+    options = {**size_options(name, size), "max_positions": geometry.length}
     with torch.device("meta"):
-        return METHODS[name](config, Vocabulary(vocab_size, 1, [0, 1, 2, 3]), total_updates=geometry.updates)
+        return build(name, options, Vocabulary(vocab_size, 1, [0, 1, 2, 3]), total_updates=geometry.updates)

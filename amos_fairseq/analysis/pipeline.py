@@ -21,7 +21,7 @@ from amos_fairseq.methods.peer import Peer, PeerOutput
 from amos_fairseq.methods.teams import Teams, TeamsOutput
 from amos_fairseq.objectives import candidate_logits
 from amos_fairseq.ops import full_precision
-from amos_fairseq.pretrained import Pretrained
+from amos_fairseq.pretrained.model import Pretrained
 
 
 @dataclass

@@ -8,10 +8,10 @@ from pathlib import Path
 from string import Template
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from amos_fairseq.analysis import figures, probe_figures, quantities, run_log
+from amos_fairseq.analysis import figures, held_out_figures, quantities, run_log
 from amos_fairseq.analysis.expectations import measure_of, number
 from amos_fairseq.analysis.figures import MAX_RUNS, Picture
-from amos_fairseq.analysis.probes import Pairs, Probe, probe
+from amos_fairseq.analysis.held_out import Pairs, Probe, probe
 from amos_fairseq.analysis.quantities import HIGHER, LOWER, QUANTITIES
 from amos_fairseq.analysis.run_log import RATES, Run
 
@@ -96,7 +96,7 @@ def write(runs: Sequence[Run], out: Path, probes: Sequence[Probe], left_out: Seq
     page, images = render(runs, sections(runs, probes, left_out, pairs))
     out.mkdir(parents=True, exist_ok=True)
     (out / PAGE).write_text(page, encoding="utf-8")
-    for name in (*figures.CURVES, *figures.PAPERS, *figures.COURSE, *probe_figures.FIGURES):
+    for name in (*figures.CURVES, *figures.PAPERS, *figures.COURSE, *held_out_figures.FIGURES):
         path = out / f"{name}.png"
         path.unlink(missing_ok=True)
         if name in images:
@@ -129,7 +129,7 @@ def sections(runs: Sequence[Run], probes: Sequence[Probe], left_out: Sequence[st
         pictures = {name: draw(*arguments) for name, draw in draws.items()}
         return {name: picture for name, picture in pictures.items() if picture is not None}
 
-    from_checkpoints = drawn(probe_figures.FIGURES, probes, pairs) if probes else {}
+    from_checkpoints = drawn(held_out_figures.FIGURES, probes, pairs) if probes else {}
     without = f"Without checkpoint or held-out text: {'; '.join(left_out)}." if left_out else ""
     found = [
         Section("Curves", "", drawn(figures.CURVES, runs)),

@@ -3,14 +3,11 @@
 import json
 from typing import Any, Collection, Dict, List, Mapping, NamedTuple
 
-from amos_fairseq.supervision.options import NAMES
-
 # Options of a task or model that name places or apply to a new run only.
 FREE = {
     "_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "allow_change", "allow_scratch",
     "verify_data", "max_tokens",
     "init_checkpoint", "generator_checkpoint", "pretrained", "compile_layers",
-    *NAMES,  # of supervision: none of them changes what an undisturbed run computes
 }
 PRECISIONS = ("fp16", "bf16", "amp")
 PRECISION_OPTIONS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16_no_flatten_grads", "fp16_adam_stats")
@@ -23,10 +20,13 @@ class Difference(NamedTuple):
     now: Any
 
 
-def characteristics(cfg: Mapping[str, Any], task_state: Mapping[str, Any]) -> Dict[str, Any]:
+def characteristics(
+    cfg: Mapping[str, Any], task_state: Mapping[str, Any], free: Collection[str] = ()
+) -> Dict[str, Any]:
     """By name, what a run must have in common with the one that it continues.
 
-    cfg: fairseq's whole configuration as plain dicts; task_state: of its task, with the SHA-256 of vocabulary and data.
+    cfg: fairseq's whole configuration as plain dicts; task_state: of its task, with the SHA-256 of vocabulary and data
+    free: options of the task, besides FREE, that may change
     """
     common, dataset, optimization = cfg["common"], cfg["dataset"], cfg["optimization"]
     processes = cfg["distributed_training"]["distributed_world_size"]
@@ -42,7 +42,7 @@ def characteristics(cfg: Mapping[str, Any], task_state: Mapping[str, Any]) -> Di
         "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
         "vocabulary": task_state.get("dictionary_sha256", "")[:DIGITS],
         "data": task_state.get("data_sha256", "")[:DIGITS],
-        **options(cfg["task"]), **options(cfg["model"]),
+        **options(cfg["task"], free), **options(cfg["model"], free),
     }
 
 
@@ -51,9 +51,11 @@ def name_of(component: Any) -> str:
     return component["_name"] if isinstance(component, Mapping) else component._name
 
 
-def options(group: Any) -> Dict[str, Any]:
+def options(group: Any, free: Collection[str]) -> Dict[str, Any]:
     """Those of a task or model; an old architecture without dataclass has none of its own."""
-    return {key: value for key, value in group.items() if key not in FREE} if isinstance(group, Mapping) else {}
+    if not isinstance(group, Mapping):
+        return {}
+    return {key: value for key, value in group.items() if key not in FREE and key not in free}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]) -> List[Difference]:

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from amos_fairseq.data.manifest import file_record
+from amos_fairseq.files import file_record, sync_folder, write_durably
 from amos_fairseq.user_errors import Damaged
 
 FORMAT = 1
@@ -132,28 +132,6 @@ def verify(folder: Path) -> Dict[str, Any]:
         except OSError as error:
             raise Damaged(f"{path} cannot be read: {error.strerror}") from None
     return manifest
-
-
-def write_durably(path: Path, chunks: Iterable[bytes]) -> Dict[str, Any]:
-    """Write a new file, on the disk when this returns; its `file_record`, of the bytes that were meant to be there."""
-    digest, size = hashlib.sha256(), 0
-    with open(path, "xb") as stream:
-        for chunk in chunks:
-            stream.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def sync_folder(path: Path) -> None:
-    """Names in a folder are on the disk when this returns."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str:

@@ -195,9 +195,10 @@ def refuse_changes(path: Path, trainer) -> None:
     then, task_state = storage.read_verified(path, ["cfg", "task_state"]).values()
     now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
     allowed = str(getattr(trainer.cfg.task, "allow_change", "")).split(",")
+    free = getattr(trainer.task, "free_options", ())
     found = differences.differences(
-        differences.characteristics(then, task_state),
-        differences.characteristics(now, trainer.task.state_dict()), allowed,
+        differences.characteristics(then, task_state, free),
+        differences.characteristics(now, trainer.task.state_dict(), free), allowed,
     )
     if found:
         names = ",".join(difference.option for difference in found)

@@ -30,7 +30,7 @@ def depths(text: str) -> list:
 
 def run(args: argparse.Namespace) -> None:
     from amos_fairseq import from_pretrained
-    from amos_fairseq.export import released
+    from amos_fairseq.pretrained import released
 
     if released.is_released(args.checkpoint):
         pretrained = released.load(

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     if args.examples < 16:
         raise ValueError(f"--examples {args.examples} are too few: give at least 16")
     if args.tasks:
-        from amos_fairseq.data.documentation_tasks import write_tasks
+        from amos_fairseq.demo.documentation_tasks import write_tasks
 
         for task, count in write_tasks(args.tasks, args.examples).items():
             print(f"{args.tasks}: {task}, {count:,} examples for training")
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def write_corpus(out: str, megabytes: float) -> None:
-    from amos_fairseq.data.documentation import write_documentation
+    from amos_fairseq.demo.documentation import write_documentation
 
     started = time.monotonic()
     size = write_documentation(out, megabytes, progress=True)

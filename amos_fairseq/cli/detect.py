@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from amos_fairseq.pretrained import from_pretrained
+    from amos_fairseq.pretrained.loading import from_pretrained
 
     model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
     for line in lines:

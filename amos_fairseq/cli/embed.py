@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from amos_fairseq.data.manifest import durably_written
-    from amos_fairseq.pretrained import from_pretrained
+    from amos_fairseq.files import durably_written
+    from amos_fairseq.pretrained.loading import from_pretrained
 
     model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
     for number, line in enumerate(lines, start=1):

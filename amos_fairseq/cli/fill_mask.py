@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from amos_fairseq.pretrained import from_pretrained
+    from amos_fairseq.pretrained.loading import from_pretrained
 
     for fillings in from_pretrained(args.run, args.data).fill_mask(args.text, args.top):
         if args.json:

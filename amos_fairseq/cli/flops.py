@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from amos_fairseq.analysis.flops import Geometry, build, electra_flops, hardware_flops
+    from amos_fairseq.analysis.flops import Geometry, electra_flops, hardware_flops, without_memory
     from amos_fairseq.methods import METHODS
     from amos_fairseq.methods.base import ENCODER_SIZES
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     geometry = Geometry(args.sequences, args.length, args.updates)
     rows = []
     for name in args.methods or METHODS:
-        method = build(name, args.size, args.vocab_size, geometry)
+        method = without_memory(name, args.size, args.vocab_size, geometry)
         for mode, token in (
             ("hardware", hardware_flops(method, geometry)), ("electra", electra_flops(method, args.length))
         ):

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import List, Optional
 
+from amos_fairseq.analysis import linear_probes
+
 HELP = (
     "Train a linear probe on the frozen hidden states of each layer of a run's generator and encoder, beside the "
     "commonest label and the same network untrained. Files have a word, a tab and its label on each line; a blank line "
@@ -37,31 +39,30 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from amos_fairseq.analysis import probing
-    from amos_fairseq.pretrained import from_pretrained
+    from amos_fairseq.pretrained.loading import from_pretrained
 
-    sentences = [probing.read_labelled(path) for path in (args.train, args.test)]
-    probing.check_labels(*sentences, args.train, args.test)
+    sentences = [linear_probes.read_labelled(path) for path in (args.train, args.test)]
+    linear_probes.check_labels(*sentences, args.train, args.test)
     model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
     if model.method is None:
         raise ValueError(f"{args.run} holds an encoder only, without its options: name a checkpoint of pre-training")
-    networks = probing.networks_of(model.method)
+    networks = linear_probes.networks_of(model.method)
     if args.network is not None and args.network not in networks:
         raise ValueError(f"--network {args.network} is none of this {model.name} run's: {', '.join(networks)}")
     chosen = [args.network] if args.network else list(networks)
     encoded = [
-        probing.encode(of_file, model.tokenizer, model.max_tokens, path)
+        linear_probes.encode(of_file, model.tokenizer, model.max_tokens, path)
         for of_file, path in zip(sentences, (args.train, args.test))
     ]
-    twins = probing.networks_of(probing.untrained_twin(model))
+    twins = linear_probes.networks_of(linear_probes.untrained_twin(model))
     results = []
     for name in tqdm(chosen, unit="network", desc="probe", disable=None):
-        results += probing.probe_network(name, networks[name], twins[name], *encoded, args.layers)
-    label, share = probing.majority(*(of_file.labels for of_file in encoded))
+        results += linear_probes.probe_network(name, networks[name], twins[name], *encoded, args.layers)
+    label, share = linear_probes.majority(*(of_file.labels for of_file in encoded))
 
-    depths = {name: probing.marked_depths(model.method, name) for name in chosen}
+    depths = {name: linear_probes.marked_depths(model.method, name) for name in chosen}
     if args.png:
-        probing.curves(results, share, depths).savefig(args.png, dpi=150)
+        linear_probes.curves(results, share, depths).savefig(args.png, dpi=150)
     if args.json:
         baseline = {"label": label, "accuracy": share}
         counts = {"train": len(encoded[0].labels), "test": len(encoded[1].labels)}

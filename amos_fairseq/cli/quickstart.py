@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Callable, ContextManager, Dict, List, Optional
 
-from amos_fairseq import working_folder
+from amos_fairseq import files
 from amos_fairseq.analysis import expectations, run_log
 from amos_fairseq.cli import inspect, report
 from amos_fairseq.cli.processes import available_cores, held_interrupts, interrupt, signals_handled
@@ -103,7 +103,7 @@ def train_all(args: argparse.Namespace, settings: Dict, out: Path, lock: int) ->
 
 def finetune(out: Path, method: str) -> None:
     """What pre-training is worth: the network of this run and the same one untrained, on a task of held-out text."""
-    from amos_fairseq.data.documentation_tasks import LEFT_OUT, write_tasks
+    from amos_fairseq.demo.documentation_tasks import LEFT_OUT, write_tasks
     from amos_fairseq.finetune import results
     from amos_fairseq.finetune.model import LM_HEADS
 
@@ -181,7 +181,7 @@ def check_corpus(path: Path) -> None:
 
 
 def claimed(out: Path, settings: Dict) -> ContextManager[int]:
-    return working_folder.claimed(
+    return files.claimed(
         out / expectations.SETTINGS_FILE, settings, "another quick start is at work", "is a quick start with"
     )
 
@@ -197,8 +197,8 @@ def is_trained(out: Path, updates: int) -> bool:
 
 def prepare_data(corpus: Optional[Path], out: Path) -> None:
     """Corpus, vocabulary and binarised blocks."""
-    from amos_fairseq.data.documentation import write_documentation
     from amos_fairseq.data.preparation import prepare
+    from amos_fairseq.demo.documentation import write_documentation
 
     if corpus is None:
         corpus = out / CORPUS

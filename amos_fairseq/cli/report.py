@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
+from amos_fairseq.analysis import held_out, held_out_figures
+
 if TYPE_CHECKING:
     from amos_fairseq.analysis.run_log import Run
 
@@ -50,15 +52,15 @@ def show(
     """Print the runs' table and write their report; `out` is the only run's folder `report` by default."""
     from tqdm import tqdm
 
-    from amos_fairseq.analysis import probe_figures, probes, report
+    from amos_fairseq.analysis import report
 
     out = out or paths[0] / "report"
     report.check_replaceable(out)
     runs = report.open_runs(paths, names)
-    scored = probes.read_pairs(pairs) if pairs else None
+    scored = held_out.read_pairs(pairs) if pairs else None
     print_table(one_run(runs[0]) if len(runs) == 1 else several_runs(runs))
     read = [] if logs_only else tqdm(runs, desc="checkpoints", unit="run", leave=False, disable=None)
-    kind = f"Similar: the pairs of the highest score in {pairs.name}." if pairs else probe_figures.CROPS
+    kind = f"Similar: the pairs of the highest score in {pairs.name}." if pairs else held_out_figures.CROPS
     found, left_out = report.read_checkpoints(read, scored)
     page = report.write(runs, out, found, left_out, kind)
     for line in left_out:

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from amos_fairseq.pretrained import from_pretrained
+    from amos_fairseq.pretrained.loading import from_pretrained
 
     model = from_pretrained(args.run, args.data)
     for hypothesis in hypotheses:

@@ -4,19 +4,20 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
 
 from amos_fairseq.finetune.labelled import Batch
-from amos_fairseq.finetune.model import TASK
+from amos_fairseq.pretrained.loading import FINETUNING
 from amos_fairseq.user_errors import told_in_one_line
 
 DIGITS = 5
 
 
-@register_criterion(TASK)
+@register_criterion(FINETUNING)
 class FinetuningCriterion(FairseqCriterion):
     def __init__(self, task):
         super().__init__(task)
         with told_in_one_line():
-            if task.cfg._name != TASK:
-                raise ValueError(f"criterion {TASK} is of task {TASK}, not {task.cfg._name}: name the task's own")
+            name = task.cfg._name
+            if name != FINETUNING:
+                raise ValueError(f"criterion finetuning is of task finetuning, not {name}: name the task's own")
 
     def forward(self, model, sample, reduce=True):
         batch = Batch(**sample["net_input"], targets=sample["targets"], candidates=sample["candidates"])

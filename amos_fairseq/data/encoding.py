@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.manifest import durably_written
 from amos_fairseq.data.vocabulary import Vocabulary, load_processor, token_dtype
+from amos_fairseq.files import durably_written
 
 REPAIRED = ("invalid_utf8_bytes", "nul_characters", "byte_order_marks", "long_lines_split")
 CONTINUES, STARTS_DOCUMENT, STARTS_FILE = range(3)  # what a part does

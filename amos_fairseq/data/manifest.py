@@ -2,24 +2,22 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
-import socket
 import struct
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, token_dtype
+from amos_fairseq.files import sha256_of
 from amos_fairseq.user_errors import Damaged
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-READ_BYTES = 1 << 20
 HASHED_BYTES = 1 << 28  # of token files: so much is read in well under a second
 INDEX_HEADER = struct.Struct("<9sQBQ")  # of fairseq's index; all sizes follow in 4 bytes each, then all offsets in 8
 INDEX_ENTRY = 12
@@ -65,36 +63,8 @@ class Manifest:
     repaired: dict[str, int]
 
 
-def sha256_of(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def file_record(path: str) -> dict[str, Any]:
-    return {"bytes": os.path.getsize(path), "sha256": sha256_of(path)}
-
-
 def index_header(dtype: np.dtype, blocks: int) -> bytes:
     return INDEX_HEADER.pack(b"MMIDIDX", 1, INDEX_DTYPES[dtype.type], blocks)
-
-
-@contextlib.contextmanager
-def durably_written(path: str) -> Iterator[BinaryIO]:
-    """Write a file that is there in full or not at all, whatever happens meanwhile, on whichever machines."""
-    temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def read_manifest(folder: str) -> Manifest:

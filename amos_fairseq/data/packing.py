@@ -10,8 +10,9 @@ from typing import Optional
 import numpy as np
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.manifest import Shard, Split, durably_written, file_record, index_header
+from amos_fairseq.data.manifest import Shard, Split, index_header
 from amos_fairseq.data.vocabulary import BOS, EOS, SPECIALS, UNK, token_dtype
+from amos_fairseq.files import durably_written, file_record
 
 LONGEST_COMPARED = 1 << 24  # tokens; a longer document is never taken for a duplicate, since it is not held in memory
 BUFFERED_TOKENS = 1 << 16

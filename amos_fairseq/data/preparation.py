@@ -26,15 +26,7 @@ from tqdm import tqdm
 
 from amos_fairseq.data import corpus
 from amos_fairseq.data.encoding import CONTINUES, REPAIRED, STARTS_FILE, encode_slices, read_encoded
-from amos_fairseq.data.manifest import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    Manifest,
-    durably_written,
-    load_manifest_for,
-    read_manifest,
-    sha256_of,
-)
+from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
 from amos_fairseq.data.packing import DocumentWriter, SeenDocuments, SplitWriter
 from amos_fairseq.data.vocabulary import (
     DICTIONARY_NAME,
@@ -45,6 +37,7 @@ from amos_fairseq.data.vocabulary import (
     read_vocabulary,
     train_vocabulary,
 )
+from amos_fairseq.files import durably_written, sha256_of
 from amos_fairseq.user_errors import Damaged
 
 # In the folder of an unfinished preparation, beside MODEL_NAME:

@@ -1,8 +1,16 @@
-"""Text to the ids that training reads, and back."""
+"""Text to the ids that training reads, and back: by our own vocabularies, and by those of Microsoft's releases.
 
+    Tokenizer           text -> pieces -> ids, as `prepare` numbers them
+    ReleasedTokenizer   text -> plain quotes and dashes -> words and the punctuation around them -> pieces -> numbers in
+                        dict.txt: of Microsoft's AMOS and COCO-LM
+"""
+
+import functools
 import hashlib
 import inspect
-from typing import List, NamedTuple, Sequence, Tuple
+import re
+import unicodedata
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import sentencepiece
 
@@ -12,6 +20,14 @@ SPACE = "\u2581"  # how SentencePiece writes one in a piece
 ANCHOR = "\ue000"  # a character in no vocabulary, hence a piece of its own
 # Its releases up to 0.2.1 and those after them give the places of pieces in different ways.
 OFFSET_MAPPING = "return_type" in inspect.signature(sentencepiece.SentencePieceProcessor.Encode).parameters
+
+# Of the releases.
+PLAIN = {"``": '"', "''": '"', "\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'", "\u00b4": "'"}
+PLAIN |= {"\u2013": "-", "\u2014": "-"}
+SPELLING = re.compile("|".join(PLAIN))
+CHARACTER = re.compile(f"{SPELLING.pattern}|.", re.DOTALL)
+CLITICS = ("s", "t", "m", "d", "ll", "re", "ve")
+MARK = b"amos_fairseq: dict.txt and sp.model\n"
 
 
 class Span(NamedTuple):
@@ -105,3 +121,104 @@ class Tokenizer:
         for token in ids:
             text += f" {self.symbols[token]} " if token in (*range(len(SPECIALS)), self.mask) else self.symbols[token]
         return " ".join(text.replace(SPACE, " ").split())
+
+
+class ReleasedTokenizer(Tokenizer):
+    """sp.model and dict.txt of the releases. Which quotes and dashes a text had, and where its spaces, is lost.
+
+    model   both files in one, to be kept with what was trained: see `load_tokenizer`
+    """
+
+    def __init__(self, sentencepiece: bytes, dictionary: bytes, name: str = "dict.txt"):
+        self.sentencepiece, self.dictionary = sentencepiece, dictionary
+        self.model = MARK + len(dictionary).to_bytes(8, "little") + dictionary + sentencepiece
+        self.processor = load_processor(sentencepiece, f"what belongs to {name}")
+        self.id_of_symbol = read_dictionary(dictionary, name)
+        self.symbols = [*SPECIALS, *self.id_of_symbol, MASK]
+
+    def encode(self, text: str) -> List[int]:
+        """Ids of `text` without special tokens, whose names are text like any other."""
+        return self._ids(self._pieces(text))
+
+    def _pieces(self, text: str) -> List[str]:
+        return self.processor.encode(prepare(text), out_type=str)
+
+    def _ids(self, pieces: Sequence[str]) -> List[int]:
+        """Ids of pieces, unknown ones as they are spelled."""
+        return [self.id_of_symbol.get(pieces[index], UNK) for index in kept(pieces)]
+
+    def encode_with_spans(self, text: str) -> Tuple[List[int], List[Span]]:
+        prepared = prepare(text)
+        # Preparation moves white space only: the other characters stay in order.
+        places = (match.span() for match in CHARACTER.finditer(text) if not match[0].isspace())
+        begins, ends = [], [0]  # in `text`, of the prepared character i: begins[i] to ends[i + 1]
+        for character in prepared:
+            begin, end = (ends[-1], ends[-1]) if character == " " else next(places)
+            begins.append(begin)
+            ends.append(end)
+        pieces = self.processor.encode(prepared, out_type=str)
+        _, offsets = self._encode_with_offsets(prepared)
+        spans = []
+        for begin, end in (offsets[index] for index in kept(pieces)):
+            begin += prepared[begin:end].startswith(" ")
+            spans.append(Span(begins[begin] if begin < end else ends[end], ends[end]))
+        return self.encode(text), spans
+
+
+def load_tokenizer(model: bytes, name: str = "the vocabulary") -> Tokenizer:
+    """The tokenizer whose `model` this is, of either kind."""
+    if not model.startswith(MARK):
+        return Tokenizer(model, name)
+    start = len(MARK) + 8
+    end = start + int.from_bytes(model[len(MARK) : start], "little")
+    return ReleasedTokenizer(model[end:], model[start:end], name)
+
+
+def read_dictionary(dictionary: bytes, name: str) -> Dict[str, int]:
+    """Ids of the symbols in fairseq's dict.txt, a line each with its count; the first follows the special ones."""
+    ids = {symbol: index for index, symbol in enumerate(SPECIALS)}
+    for number, line in enumerate(dictionary.decode("utf-8", "replace").split("\n"), start=1):
+        if not line:
+            continue
+        symbol, _, count = line.rstrip("\r").rpartition(" ")
+        if not symbol or not count.isdecimal():
+            raise ValueError(f"{name}, line {number}: {line[:40]!r} is no symbol and its count")
+        if symbol in ids or symbol == MASK:
+            raise ValueError(f"{name}, line {number}: {symbol!r} is there already")
+        ids[symbol] = len(ids)
+    return {symbol: index for symbol, index in ids.items() if symbol not in SPECIALS}
+
+
+def prepare(text: str) -> str:
+    """What SentencePiece is given: words and runs of punctuation, a space between any two."""
+    text = SPELLING.sub(lambda match: PLAIN[match[0]], text)
+    return " ".join(token for word in text.split() for token in split_punctuation(word))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def split_punctuation(word: str) -> List[str]:
+    """The punctuation before and after a word; what is inside of it stays, and so do 's, 'll and the like as words."""
+    begin, end = 0, len(word)
+    while begin < end and is_punctuation(word[begin]):
+        begin += 1
+    while end > begin and is_punctuation(word[end - 1]):
+        end -= 1
+    if word[:begin] == "'" and word[begin:end] in CLITICS:
+        begin = 0
+    return [part for part in (word[:begin], word[begin:end], word[end:]) if part]
+
+
+def kept(pieces: Sequence[str]) -> List[int]:
+    """Indices of the pieces but those of a mere space before punctuation or at the end."""
+    following = [*pieces[1:], ""]
+    return [
+        index
+        for index, piece in enumerate(pieces)
+        if piece != SPACE or (following[index] and not is_punctuation(following[index][0]))
+    ]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def is_punctuation(character: str) -> bool:
+    """As BERT has it: what Unicode calls so, and all that ASCII has beside letters, digits and controls."""
+    return "!" <= character <= "~" and not character.isalnum() or unicodedata.category(character).startswith("P")

@@ -8,8 +8,8 @@ from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.export.choices import Choice, Source
-from amos_fairseq.export.layouts import AUTO_CLASSES
 from amos_fairseq.finetune.model import Finetuned
+from amos_fairseq.pretrained.layouts import AUTO_CLASSES
 
 PAPERS = {
     "amos_rtd": "Meng et al., Pretraining Text Encoders with Adversarial Mixture of Training Signal Generators, "

@@ -6,12 +6,12 @@ from typing import Iterator, List, NamedTuple, Sequence, Union
 import torch
 from torch import nn
 
-from amos_fairseq.export.layouts import AMOS, BERT, ELECTRA, MPNET, Layout, Part
 from amos_fairseq.finetune.heads import PromptHead, RegressionHead
 from amos_fairseq.finetune.model import Finetuned
 from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
-from amos_fairseq.pretrained import Pretrained
+from amos_fairseq.pretrained.layouts import AMOS, BERT, ELECTRA, MPNET, Layout, Part
+from amos_fairseq.pretrained.model import Pretrained
 
 GENERATOR = "generator"  # subfolder
 ONE_LAYER = " (one linear layer, where ElectraForPreTraining has two)"

@@ -17,10 +17,9 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from unittest import mock
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -30,20 +29,18 @@ from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import MODEL_NAME
 from amos_fairseq.export import card
 from amos_fairseq.export.choices import Choice, Source, candidates, choose, left_out
-from amos_fairseq.export.layouts import AUTO_CLASSES, LAYOUTS, Part, config_of, encoder_of, tensors_of
 from amos_fairseq.export.libraries import import_transformers
-from amos_fairseq.export.new_folder import new_folder
 from amos_fairseq.export.tokenizer import write_tokenizer
-from amos_fairseq.finetune.model import Finetuned, find_finetuned, load_finetuned
+from amos_fairseq.files import new_folder, write_durably
+from amos_fairseq.finetune.model import Finetuned, read_finetuned
+from amos_fairseq.modules.batching import padded
 from amos_fairseq.modules.encoder import EncoderConfig
-from amos_fairseq.pretrained import Pretrained, from_pretrained
-from amos_fairseq.scoring import padded
-from amos_fairseq.user_errors import Damaged
+from amos_fairseq.pretrained.exported import CARD, CONFIG, OURS, WEIGHTS
+from amos_fairseq.pretrained.layouts import AUTO_CLASSES, Part, config_of, tensors_of
+from amos_fairseq.pretrained.loading import FINETUNING, PRETRAINING, identify, load
 
 TOLERANCE, TOLERANCE_FLOAT64 = 1e-5, 1e-9
 POOLINGS = ("mean", "cls")
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-OURS = "amos_fairseq"  # in config.json: the method and the version that wrote it
 MODELLING_FILE = Path(__file__).with_name("modeling_amos.py")
 TEXTS = (
     "Pre-training gives every token a vector that depends on all the others.",
@@ -105,12 +102,10 @@ def export(path, out, class_names: Sequence[str] = (), pooling: Optional[str] = 
 
 def read(path, data) -> Tuple[Source, Optional[Path]]:
     """What is to be written, and its checkpoint unless that is in another's format."""
-    folder = find_finetuned(path)
-    if folder is not None:
-        return load_finetuned(folder), folder
-    source = from_pretrained(path, data)
-    folder = Path(source.source)
-    return source, folder if (folder / storage.STATE).exists() else None
+    found = identify(path)
+    if found.kind == FINETUNING:
+        return read_finetuned(found.path), found.path
+    return load(found, data), found.path if found.kind == PRETRAINING else None
 
 
 def method_name(source: Source) -> str:
@@ -124,7 +119,7 @@ def write_model(folder: Path, choice: Choice, source: Source) -> None:
     config = {**config_of(choice.part, choice.layout), OURS: {"method": method_name(source), "version": __version__}}
     write_json(folder / CONFIG, config)
     tensors = tensors_of(choice.part, choice.layout)
-    storage.write_durably(folder / WEIGHTS, storage.safetensors_bytes(tensors))
+    write_durably(folder / WEIGHTS, storage.safetensors_bytes(tensors))
     if choice.needs_code:
         shutil.copyfile(MODELLING_FILE, folder / MODELLING_FILE.name)
     write_tokenizer(source.tokenizer, choice.part.encoder.config.max_positions, folder)
@@ -264,39 +259,3 @@ def load_again(transformers, auto_class: str, folder: Path, choice: Choice):
 
 def different(choice: Choice, how: str) -> str:
     return f"{choice.class_name} as loaded again differs from the checkpoint by {how}: nothing was written"
-
-
-# Back
-
-def is_exported(path) -> bool:
-    """Whether `load` reads it."""
-    return (Path(path) / CONFIG).is_file() and OURS in read_config(Path(path))
-
-
-def load(path) -> Pretrained:
-    """The encoder and the vocabulary of a folder that `export` wrote. Raises ValueError, in one line, if it is none."""
-    folder = Path(path)
-    if not is_exported(folder):
-        raise ValueError(f"{folder} was not written by `amos-fairseq export`")
-    if not (folder / MODEL_NAME).is_file():
-        raise ValueError(f"{folder} holds no {MODEL_NAME}: copy it from the folder that was exported")
-    config = read_config(folder)
-    try:
-        encoder = encoder_of(config, safetensors.torch.load_file(folder / WEIGHTS))
-    except (FileNotFoundError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        raise Damaged(f"{folder} is damaged: {type(error).__name__} {error}") from None
-    tokenizer = Tokenizer((folder / MODEL_NAME).read_bytes(), str(folder / MODEL_NAME))
-    if len(tokenizer) != encoder.config.vocab_size:
-        raise ValueError(
-            f"{folder / MODEL_NAME} makes {len(tokenizer)} symbols, but the model has {encoder.config.vocab_size}: "
-            "copy it from the folder that was exported"
-        )
-    return Pretrained(str(folder), config[OURS]["method"], encoder.eval(), tokenizer)
-
-
-def read_config(folder: Path) -> Dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except ValueError as error:
-        raise Damaged(f"{folder / CONFIG} is damaged: {error}") from None
-    return config if isinstance(config, dict) and config.get("model_type") in LAYOUTS else {}

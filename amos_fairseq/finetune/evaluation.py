@@ -9,7 +9,7 @@ import torch
 from amos_fairseq.finetune import metrics, prompts, squad
 from amos_fairseq.finetune.labelled import Collater, Examples, Problem, read_examples
 from amos_fairseq.finetune.model import Network
-from amos_fairseq.scoring import BATCH_TOKENS, batches
+from amos_fairseq.modules.batching import BATCH_TOKENS, batches
 
 
 @torch.no_grad()

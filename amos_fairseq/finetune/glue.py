@@ -13,8 +13,8 @@ from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from amos_fairseq.data.manifest import durably_written
 from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import labelled, tables
 from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.finetune.tables import Scale, Table

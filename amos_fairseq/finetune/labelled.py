@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amos_fairseq.data.manifest import durably_written
+from amos_fairseq.files import durably_written
 
 KINDS = ("classification", "regression", "span", "prompt")
 PROBLEM = "problem.json"

@@ -7,17 +7,16 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from amos_fairseq.checkpoints import storage, store
-from amos_fairseq.data.released_tokenizer import load_tokenizer
-from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.checkpoints import storage
+from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer
 from amos_fairseq.finetune.heads import ClassificationHead, PromptHead, RegressionHead, SpanHead
 from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import CorrectionHead, MaskedLMHead
 from amos_fairseq.modules.queries import Queries
-from amos_fairseq.pretrained import Pretrained, from_pretrained, vocabulary_of
+from amos_fairseq.pretrained.loading import FINETUNING, identify, load, vocabulary_of
+from amos_fairseq.pretrained.model import Pretrained
 
-TASK = "finetuning"
 LM_HEADS = {  # the language model on a method's encoder itself: its name there, its class
     "bert_mlm": ("mlm_head", MaskedLMHead),
     "script_selfcritic": ("mlm_head", MaskedLMHead),
@@ -134,25 +133,13 @@ class Finetuned(NamedTuple):
     origin: Origin
 
 
-def find_finetuned(path) -> Optional[Path]:
-    """The checkpoint of fine-tuning that `path` means, of a run's folder its best; None if it is none."""
-    best = Path(path) / store.BEST
-    try:
-        folder = store.find(best if best.exists() else Path(path))
-    except ValueError:
-        return None
-    if not (folder / storage.STATE).exists():
-        return None
-    return folder if storage.read_document(folder)["cfg"]["task"].get("_name") == TASK else None
-
-
 def load_start(path) -> Pretrained:
     """What `from_pretrained` loads, or the encoder of a checkpoint of fine-tuning, to go on from MNLI to RTE."""
-    folder = find_finetuned(path)
-    if folder is None:
-        return from_pretrained(path)
-    finetuned = load_finetuned(folder)
-    return Pretrained(str(folder), finetuned.origin.method, finetuned.network.encoder, finetuned.tokenizer, None)
+    found = identify(path)
+    if found.kind != FINETUNING:
+        return load(found)
+    finetuned = read_finetuned(found.path)
+    return Pretrained(str(found.path), finetuned.origin.method, finetuned.network.encoder, finetuned.tokenizer, None)
 
 
 def load_finetuned(path) -> Finetuned:
@@ -160,12 +147,15 @@ def load_finetuned(path) -> Finetuned:
 
     Raises ValueError, in one line, if it is none.
     """
-    best = Path(path) / store.BEST
-    folder = store.find(best if best.exists() else Path(path))
-    state = storage.read(folder, ["cfg", "task_state", "model"]) if folder.is_dir() else {"cfg": {"task": {}}}
-    name = state["cfg"]["task"].get("_name")
-    if name != TASK:
-        raise ValueError(f"{folder} is no checkpoint of fine-tuning" + (f": it is of a run of {name}" if name else ""))
+    found = identify(path)
+    if found.kind != FINETUNING:
+        raise ValueError(f"{found.path} is no checkpoint of fine-tuning: it is of kind {found.kind}")
+    return read_finetuned(found.path)
+
+
+def read_finetuned(folder: Path) -> Finetuned:
+    """Of a checkpoint of fine-tuning that `identify` found."""
+    state = storage.read_verified(folder, ["task_state", "model"])
     tokenizer = load_tokenizer(vocabulary_of(state["task_state"], None, folder), str(folder))
     origin, problem = understood(state["task_state"]["finetuned"])
     network = new_network(origin, problem, tokenizer.mask)

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from amos_fairseq.data.manifest import durably_written
+from amos_fairseq.files import durably_written
 from amos_fairseq.finetune.presets import EIGHT, PUBLISHED, Setting
 
 RESULT, RUNS = "result.json", "runs"

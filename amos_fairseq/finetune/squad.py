@@ -24,8 +24,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 import numpy as np
 
-from amos_fairseq.data.manifest import durably_written
 from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import labelled, tables
 from amos_fairseq.finetune.labelled import Examples, Problem
 

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 import numpy as np
 import torch
 
-from amos_fairseq import working_folder
+from amos_fairseq import files
 from amos_fairseq.checkpoints import store
 from amos_fairseq.finetune import labelled, results
 from amos_fairseq.finetune.evaluation import evaluate, predict
@@ -76,7 +76,7 @@ def claimed(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
     A mistake that is told before anything is there leaves no folder, so that the next command may be about another.
     """
     path = out / ABOUT
-    with working_folder.claimed(path, about, "another sweep is at work", "was begun with"):
+    with files.claimed(path, about, "another sweep is at work", "was begun with"):
         try:
             yield
         except ValueError:

@@ -17,8 +17,8 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 
 import numpy as np
 
-from amos_fairseq.data.manifest import durably_written, sha256_of
 from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.files import durably_written, sha256_of
 from amos_fairseq.finetune import labelled, metrics
 from amos_fairseq.finetune.labelled import Examples, Problem
 

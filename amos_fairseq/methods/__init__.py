@@ -14,10 +14,11 @@
 | `bert_mlm`          | none                                  | none               | none                | mlm         |
 """
 
-from typing import Dict, Type
+from dataclasses import fields
+from typing import Any, Dict, Mapping, Type
 
 from amos_fairseq.methods.amos import Amos
-from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingMethod
+from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingMethod, Vocabulary
 from amos_fairseq.methods.coco_lm import CocoLM
 from amos_fairseq.methods.electra import Electra
 from amos_fairseq.methods.mlm import MaskedLM
@@ -39,3 +40,14 @@ METHODS: Dict[str, Type[PretrainingMethod]] = {
 def size_options(name: str, size: str) -> dict:
     """The options that architecture `<name>_<size>` sets."""
     return {**ENCODER_SIZES[size], **METHODS[name].sizes[size]}
+
+
+def build(name: str, options: Mapping[str, Any], vocabulary: Vocabulary, **schedule) -> PretrainingMethod:
+    """A new method of that registered name; `schedule`: of `PretrainingMethod`.
+
+    Options that are none of its own are left out; one that is absent, as from a checkpoint before it existed, has its
+    default.
+    """
+    method = METHODS[name]
+    names = {field.name for field in fields(method.config_class)} & set(options)
+    return method(method.config_class(**{option: options[option] for option in names}), vocabulary, **schedule)

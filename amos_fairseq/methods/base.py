@@ -139,6 +139,11 @@ class Vocabulary(NamedTuple):
     padding: int
     excluded: List[int]  # ids that are never drawn: specials, `<mask>`, padding, fillers
 
+    @classmethod
+    def of(cls, tokenizer) -> "Vocabulary":
+        """Of what has a length, `pad` and `excluded`."""
+        return cls(len(tokenizer), tokenizer.pad, tokenizer.excluded)
+
 
 class PretrainingBatch(NamedTuple):
     """One batch. `masked_index` and `num_masked` say what `masked_positions` says without asking the device."""

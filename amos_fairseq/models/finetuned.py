@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 
-from amos_fairseq.finetune.model import TASK, Network, new_network
+from amos_fairseq.finetune.model import Network, new_network
 from amos_fairseq.methods.base import option
+from amos_fairseq.pretrained.loading import FINETUNING
 
 
 @dataclass
@@ -24,8 +25,9 @@ class FinetunedModel(BaseFairseqModel):
 
     @classmethod
     def build_model(cls, cfg, task):
-        if task.cfg._name != TASK:
-            raise ValueError(f"arch finetuned is of task {TASK}, not {task.cfg._name}: use it with --task {TASK}")
+        name = task.cfg._name
+        if name != FINETUNING:
+            raise ValueError(f"arch finetuned is of task finetuning, not {name}: use it with --task finetuning")
         options = (cfg.dropout, cfg.attention_dropout, cfg.pooler_dropout)
         return cls(new_network(task.origin, task.problem, task.tokenizer.mask, *options))
 

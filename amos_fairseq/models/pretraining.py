@@ -1,12 +1,12 @@
 """Each method as a fairseq model, and each of its sizes as an architecture `<name>_<size>`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from omegaconf import OmegaConf
 
-from amos_fairseq.methods import METHODS, size_options
+from amos_fairseq.methods import METHODS, build, size_options
 from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingBatch
 from amos_fairseq.modules.encoder import compile_layers
 
@@ -32,15 +32,12 @@ class PretrainingModel(BaseFairseqModel):
                 f"tokens_per_sample {task.cfg.tokens_per_sample} exceeds max_positions {cfg.max_positions}: "
                 "raise --max-positions, or shorten the blocks"
             )
-        method = METHODS[cls.method_name]
         options = OmegaConf.to_container(cfg, resolve=True)
-        names = {field.name for field in fields(method.config_class)}
-        # a checkpoint from before an option existed has its default
-        config = method.config_class(**{name: value for name, value in options.items() if name in names})
-        networks = method(config, task.vocabulary, noise_seed=task.cfg.seed, total_updates=task.cfg.max_update)
-        if config.compile_layers:
-            compile_layers(networks)
-        return cls(networks)
+        schedule = dict(noise_seed=task.cfg.seed, total_updates=task.cfg.max_update)
+        method = build(cls.method_name, options, task.vocabulary, **schedule)
+        if method.config.compile_layers:
+            compile_layers(method)
+        return cls(method)
 
     def forward(self, **net_input):
         return self.method(PretrainingBatch(**net_input))

@@ -15,6 +15,8 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 
 from amos_fairseq import fairseq_options
+from amos_fairseq.checkpoints import Damaged, store, verify
+from amos_fairseq.checkpoints.training import as_file, decided_by_first, scaler_state, set_scaler_state
 from amos_fairseq.supervision import faults, lock, options, watch
 from amos_fairseq.supervision.faults import UpdateSkipped
 from amos_fairseq.user_errors import stop, told_in_one_line
@@ -128,8 +130,6 @@ class Supervisor:
 
     def lock(self, trainer) -> None:
         """Keep the folder to this run, or end it on all processes."""
-        from amos_fairseq.checkpoints.training import decided_by_first
-
         def lock_folder():
             self._lock = lock.lock(Path(trainer.cfg.checkpoint.save_dir))
 
@@ -260,8 +260,6 @@ class Supervisor:
 
         Raises UpdateSkipped or OutOfMemory, the same on all processes: what makes gradients nan, they all see.
         """
-        from amos_fairseq.checkpoints.training import scaler_state, set_scaler_state
-
         scaler = scaler_state(trainer.optimizer)
         try:
             norm, fault = original(trainer, clip_norm), None
@@ -352,9 +350,6 @@ class Supervisor:
     # Loss spikes
 
     def _rewind(self, trainer, loss: float) -> None:
-        from amos_fairseq.checkpoints import Damaged, store, verify
-        from amos_fairseq.checkpoints.training import as_file, decided_by_first, set_scaler_state
-
         def checkpoint() -> Optional[str]:
             """The one of the fewest updates that is not too far back."""
             paths = [checkpoint.path for checkpoint in store.listed(Path(trainer.cfg.checkpoint.save_dir))]

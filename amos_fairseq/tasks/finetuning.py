@@ -15,12 +15,11 @@ from omegaconf import II, MISSING
 
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.checkpoints.training import gathered, goes_on_from
-from amos_fairseq.data.manifest import sha256_of
-from amos_fairseq.data.released_tokenizer import load_tokenizer
+from amos_fairseq.data.tokenizer import load_tokenizer
+from amos_fairseq.files import sha256_of
 from amos_fairseq.finetune.evaluation import evaluate, in_order, of_sequences
 from amos_fairseq.finetune.labelled import PROBLEM, Collater, Examples, check, read_examples, read_problem
 from amos_fairseq.finetune.model import (
-    TASK,
     Origin,
     described,
     learning_rate_factors,
@@ -29,7 +28,8 @@ from amos_fairseq.finetune.model import (
     understood,
 )
 from amos_fairseq.methods.base import option
-from amos_fairseq.pretrained import VOCABULARY, Pretrained, vocabulary_of
+from amos_fairseq.pretrained.loading import FINETUNING, VOCABULARY, vocabulary_of
+from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import told_in_one_line
 
@@ -111,12 +111,12 @@ def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
     return {**part, "net_input": inputs, "nsentences": len(part["lengths"]), "ntokens": sum(part["lengths"])}
 
 
-@register_task(TASK, dataclass=FinetuningTaskConfig)
+@register_task(FINETUNING, dataclass=FinetuningTaskConfig)
 class FinetuningTask(SupervisedTask):
     """The loss of an update is the mean over its sequences, for any number of processes and micro-batches."""
 
     divides_batches = True
-    method_name = TASK  # by which models and criterions of pre-training see that it is not theirs
+    method_name = FINETUNING  # by which models and criterions of pre-training see that it is not theirs
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):

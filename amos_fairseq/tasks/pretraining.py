@@ -25,7 +25,7 @@ from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary, option
 from amos_fairseq.methods.continuation import EarlierRun, load_generator, start_from
 from amos_fairseq.objectives import COUNTED
-from amos_fairseq.pretrained import VOCABULARY
+from amos_fairseq.pretrained.loading import VOCABULARY
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
 

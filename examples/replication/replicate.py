@@ -33,7 +33,7 @@ from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.figures import COLORS
 from amos_fairseq.analysis.flops import Geometry, hardware_flops
 from amos_fairseq.cli.processes import available_cores, interrupt, signals_handled
-from amos_fairseq.data.manifest import durably_written
+from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import results
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import Vocabulary

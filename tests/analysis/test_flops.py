@@ -2,7 +2,7 @@
 import pytest
 
 from amos_fairseq.analysis import flops
-from amos_fairseq.analysis.flops import Geometry, build, electra_flops, hardware_flops
+from amos_fairseq.analysis.flops import Geometry, electra_flops, hardware_flops, without_memory
 from amos_fairseq.methods import METHODS
 from amos_fairseq.modules.encoder import EncoderConfig
 
@@ -25,7 +25,7 @@ PEER_SMALL, PEER_BASE = Geometry(512, 128, 250_000), Geometry(256, 512, 666_900)
     ],
 )
 def test_runs_cost_what_the_papers_tables_say(name, size, geometry, published):
-    token = electra_flops(build(name, size, WORDPIECES, geometry), geometry.length)
+    token = electra_flops(without_memory(name, size, WORDPIECES, geometry), geometry.length)
     total = token * geometry.sequences * geometry.length * geometry.updates
     assert total == pytest.approx(published, rel=1e-3)
 
@@ -41,7 +41,7 @@ def test_parts_of_a_base_encoder_in_gigaflops_of_a_sequence():
 
 
 def test_parts_of_electra_bases_generator_in_gigaflops_of_a_sequence():
-    config = build("electra_rtd", "base", WORDPIECES, BASE).generator.config
+    config = without_memory("electra_rtd", "base", WORDPIECES, BASE).generator.config
     sequence = 512 / 1e9
     assert 12 * flops.block(config, 512) * sequence == pytest.approx(13.1, abs=0.1)
     assert flops.input_embedding(config, 512) * sequence == pytest.approx(24.6, abs=0.05)
@@ -54,14 +54,14 @@ SAVED = 17.46  # GFLOP of a masked LM's last layer, of base size, at the 85 % of
 @pytest.mark.parametrize("name, gigaflops", [("amos_rtd", 518.8), ("script_selfcritic", 670.8), ("peer_tqr", 446.7)])
 def test_hardware_counts_what_mfu_counts(name, gigaflops):
     geometry = Geometry(sequences=10, length=512, updates=1)
-    token = hardware_flops(build(name, "base", 32768, geometry), geometry)
+    token = hardware_flops(without_memory(name, "base", 32768, geometry), geometry)
     assert token * 512 / 1e9 == pytest.approx(gigaflops - SAVED, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_counted_in_both_ways(name):
     geometry = Geometry(sequences=8, length=128, updates=1)
-    method = build(name, "small", 32768, geometry)
+    method = without_memory(name, "small", 32768, geometry)
     matrix_products = 2 * hardware_flops(method, geometry) / 3  # a backward pass of one forward pass
     lookups = 2 * 2 * 128 * 32768  # of one network at least, charged by electra alone
     assert electra_flops(method, 128) > matrix_products + lookups

@@ -12,7 +12,7 @@ from amos_fairseq.corruption import Corruption
 from amos_fairseq.data.masking import MaskingOptions
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary
-from amos_fairseq.pretrained import Pretrained
+from amos_fairseq.pretrained.model import Pretrained
 
 LETTERS = ["a", "b", "c", "d", "e"]
 TEXT = "alpha beta gamma delta epsilon zeta eta theta alpha gamma"

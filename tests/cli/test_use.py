@@ -6,7 +6,8 @@ import pytest
 
 from amos_fairseq.cli import embed, main
 from amos_fairseq.methods.base import Vocabulary
-from amos_fairseq.pretrained import Pretrained, from_pretrained
+from amos_fairseq.pretrained.loading import from_pretrained
+from amos_fairseq.pretrained.model import Pretrained
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import pytest
 
-from amos_fairseq.data.released_tokenizer import ReleasedTokenizer, load_tokenizer, prepare
-from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer, load_tokenizer, prepare
 from amos_fairseq.data.vocabulary import load_processor, train_vocabulary
 
 SENTENCES = ["the cat sat ( 1895-1943 ). on a mat , it 's", 'the mat - the " e-mail " cat !', "don't sit 's on"]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from amos_fairseq import files
 from amos_fairseq.data.vocabulary import train_vocabulary
-from amos_fairseq.export import huggingface, libraries, new_folder
+from amos_fairseq.export import huggingface, libraries
 
 MPNET = dict(rel_pos_buckets=32, rel_pos_max_distance=128)
 
@@ -92,7 +93,7 @@ def test_without_transformers_the_command_that_installs_it_is_told(checkpoint, e
 @pytest.mark.parametrize("stage", ["write_model", "compare", "sync"])
 def test_a_write_that_breaks_leaves_nothing(checkpoint, export, tmp_path, monkeypatch, stage):
     run, _ = checkpoint("amos_rtd", **MPNET)
-    module = new_folder if stage == "sync" else huggingface
+    module = files if stage == "sync" else huggingface
     right, calls = getattr(module, stage), []
 
     def breaks(*arguments):
@@ -126,7 +127,7 @@ def test_a_place_that_cannot_be_written_is_told_by_the_name_that_was_given(check
         raise PermissionError(13, "Permission denied", f"{dir}/{prefix}x2")
 
     run, _ = checkpoint("bert_mlm", **MPNET)
-    monkeypatch.setattr(new_folder.tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(files.tempfile, "mkdtemp", mkdtemp)
     assert refused(tmp_path, export, run) == (64, "/exported: Permission denied")
 
 

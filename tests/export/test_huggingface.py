@@ -13,7 +13,8 @@ from amos_fairseq.export import choices, huggingface
 from amos_fairseq.export import tokenizer as tokenizer_export
 from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.finetune.model import Origin, described, new_network
-from amos_fairseq.pretrained import from_pretrained
+from amos_fairseq.pretrained import exported
+from amos_fairseq.pretrained.loading import from_pretrained
 from amos_fairseq.user_errors import Damaged
 
 MPNET, ABSOLUTE = dict(rel_pos_buckets=32, rel_pos_max_distance=128), dict(rel_pos_buckets=0)
@@ -89,7 +90,7 @@ def test_outputs_are_those_of_the_network(
         network = method.masked_lm_encoder
         assert_equal_outputs(transformers, folder / "generator", generator_class, network, method.mlm_head, tokens)
 
-    loaded = huggingface.load(folder)
+    loaded = exported.load(folder)
     assert loaded.name == name and loaded.tokenizer.model == (folder / "sentencepiece.model").read_bytes()
     unused = {} if options["rel_pos_buckets"] else {"rel_pos_max_distance": 128}
     assert loaded.encoder.config == replace(method.encoder.config, **unused)
@@ -312,14 +313,14 @@ def test_a_tokenizer_of_another_kind_is_refused(checkpoint, export, tokenizer, m
 
     run, _ = checkpoint("bert_mlm", **ABSOLUTE)
     source = replace(from_pretrained(run), tokenizer=Released(tokenizer.model))
-    monkeypatch.setattr(huggingface, "from_pretrained", lambda *_: source)
+    monkeypatch.setattr(huggingface, "load", lambda *_: source)
     status, _, err, folder = export(run)
     assert status == 64 and "has a tokenizer that transformers cannot read" in err and not folder.exists()
 
 
 def test_an_exported_encoder_is_exported_again(checkpoint, export, tokens):
     run, method = checkpoint("bert_mlm", **WIDE)
-    source = huggingface.load(export(run)[-1])
+    source = exported.load(export(run)[-1])
     (first, *_) = choices.candidates(source)
     assert first.class_name == "AmosModel"
     assert torch.equal(source.encoder(*tokens), method.encoder(*tokens))
@@ -327,21 +328,21 @@ def test_an_exported_encoder_is_exported_again(checkpoint, export, tokens):
 
 def test_what_export_did_not_write_is_not_loaded(checkpoint, export, tmp_path):
     with pytest.raises(ValueError, match="was not written by `amos-fairseq export`"):
-        huggingface.load(tmp_path)
+        exported.load(tmp_path)
     folder = export(checkpoint("bert_mlm", **MPNET)[0])[-1]
     weights, vocabulary = (folder / "model.safetensors").read_bytes(), (folder / "sentencepiece.model").read_bytes()
     (folder / "sentencepiece.model").write_bytes(train_vocabulary(["a b c d e"] * 9, 16, uncased=True).model)
     with pytest.raises(ValueError, match="makes 1. symbols, but the model has 56: copy it from the folder"):
-        huggingface.load(folder)
+        exported.load(folder)
     (folder / "sentencepiece.model").write_bytes(vocabulary)
     for broken in (b"no", weights[:-8], None):
         (folder / "model.safetensors").unlink()
         if broken is not None:
             (folder / "model.safetensors").write_bytes(broken)
         with pytest.raises(Damaged, match="is damaged"):
-            huggingface.load(folder)
+            exported.load(folder)
     (folder / "sentencepiece.model").unlink()
     with pytest.raises(ValueError, match="holds no sentencepiece.model"):
-        huggingface.load(folder)
+        exported.load(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
-    assert not huggingface.is_exported(folder)
+    assert not exported.is_exported(folder)

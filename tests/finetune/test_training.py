@@ -318,7 +318,7 @@ def test_mistake_ends_the_run_with_one_line(toy, checkpoint, finetune, tmp_path,
 
 
 def test_a_checkpoint_of_pre_training_is_not_loaded_as_a_fine_tuned_one(checkpoint):
-    with pytest.raises(ValueError, match="is no checkpoint of fine-tuning: it is of a run of bert_mlm"):
+    with pytest.raises(ValueError, match="is no checkpoint of fine-tuning: it is of kind pretraining"):
         load_finetuned(checkpoint())
 
 

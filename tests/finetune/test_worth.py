@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from amos_fairseq.data.documentation import write_documentation
-from amos_fairseq.data.documentation_tasks import LEFT_OUT, write_tasks
 from amos_fairseq.data.preparation import prepare
+from amos_fairseq.demo.documentation import write_documentation
+from amos_fairseq.demo.documentation_tasks import LEFT_OUT, write_tasks
 from amos_fairseq.finetune import results
 
 AMOS_FAIRSEQ = [sys.executable, "-m", "amos_fairseq.cli.main"]

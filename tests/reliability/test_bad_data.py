@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from amos_fairseq.data import manifest as manifests
-from amos_fairseq.data.manifest import file_record, load_manifest_for, read_manifest, verify_tokens
+from amos_fairseq.data.manifest import load_manifest_for, read_manifest, verify_tokens
 from amos_fairseq.data.preparation import prepare
+from amos_fairseq.files import file_record
 from amos_fairseq.user_errors import Damaged
 
 NAME = "bert_mlm"

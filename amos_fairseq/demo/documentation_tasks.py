@@ -19,7 +19,7 @@ import zlib
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
-from amos_fairseq.data.documentation import module_paragraphs, prose_paragraphs, sources, syntax_tree
+from amos_fairseq.demo.documentation import module_paragraphs, prose_paragraphs, sources, syntax_tree
 
 SPLITS = ("train", "dev", "test")  # of modules: half, a quarter, a quarter
 PACKAGES = ("stdlib", "torch", "numpy", "fairseq", "sympy", "networkx", "scipy", "sklearn")

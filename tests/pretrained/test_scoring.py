@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from amos_fairseq.objectives import critic_logits
-from amos_fairseq.scoring import masked_scores, one_pass_scores
+from amos_fairseq.pretrained.scoring import masked_scores, one_pass_scores
 
 MASK, SPECIAL = 39, [0, 2]
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
 from amos_fairseq.analysis.figures import HOLLOW, MARKERS, Picture, Style, legend, new_figure, shade
-from amos_fairseq.analysis.probes import SCORED_SEQUENCES, Probe
+from amos_fairseq.analysis.held_out import SCORED_SEQUENCES, Probe
 
 BINS = 40
 MAPPED = 100  # pairs in a map

@@ -23,14 +23,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.data.released_tokenizer import ReleasedTokenizer
-from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, format_dictionary, load_vocabulary
-from amos_fairseq.export.new_folder import new_folder
+from amos_fairseq.files import new_folder
+from amos_fairseq.methods import build
 from amos_fairseq.methods.base import PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.initialization import INIT_STD, LAYER_NORM_EPS
-from amos_fairseq.pretrained import Pretrained, build
+from amos_fairseq.pretrained.model import Pretrained
 
 MODEL_TYPES = {"amos_rtd": "amos", "coco_lm": "cocolm"}  # by method, as in config.json and in front of parameters
 WEIGHTS = {"fairseq": "model.pt", "huggingface": "pytorch_model.bin"}
@@ -118,10 +118,10 @@ def load(
     rows = weights.tensors[their_name("encoder.token_embeddings.weight", weights.layout)].size(0)
     if rows != len(tokenizer):
         raise ValueError(f"{file} has a table of {rows} tokens, dict.txt makes {len(tokenizer)}: name the right one")
+    vocabulary = Vocabulary.of(tokenizer)
     if has_generator:
-        network = build(name, options, tokenizer)
+        network = build(name, options, vocabulary)
     else:
-        vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
         network = nn.ModuleDict({"encoder": Encoder(PretrainingConfig(**options).encoder_config(vocabulary))})
     unread = TASK_HEADS if has_generator else (*TASK_HEADS, *PRETRAINING_HEADS)
     heads = [parameter for parameter in weights.tensors if parameter.startswith(unread)]

@@ -1,17 +1,15 @@
 """How likely a model finds a text: SCRIPT's pseudo-log-likelihood in one pass, and the masked one it stands in for."""
 
-from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
 from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.methods.script import Script
-from amos_fairseq.modules.encoder import Encoder
+from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.objectives import pseudo_log_likelihood
 from amos_fairseq.ops import full_precision
-
-BATCH_TOKENS = 16384
 
 
 class Score(NamedTuple):
@@ -74,23 +72,3 @@ def masked_scores(
         scores.append(Score(pll, len(positions)))
         progress(1)
     return scores
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[List[int]]:
-    """Indices of each batch, longest sequences first: if one pass needs too much memory, it is the first."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    start = 0
-    while start < len(order):
-        stop = start + max(1, batch_tokens // lengths[order[start]])
-        yield order[start:stop]
-        start = stop
-
-
-def padded(sequences: Sequence[Tensor], encoder: Encoder) -> Tuple[Tensor, Optional[Tensor]]:
-    """The sequences as rows (B, T) on the encoder's device, and where they are padding, or None."""
-    table = encoder.token_embeddings
-    rows = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=table.padding_idx)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    padding_mask = torch.arange(rows.size(1)) >= lengths[:, None]
-    device = table.weight.device
-    return rows.to(device), padding_mask.to(device) if padding_mask.any() else None

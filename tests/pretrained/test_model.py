@@ -9,7 +9,7 @@ import amos_fairseq
 from amos_fairseq import pretrained
 from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.methods import METHODS
-from amos_fairseq.pretrained import Pretrained
+from amos_fairseq.pretrained.model import Pretrained
 
 TEXT = "Alpha beta,  gamma delta"
 

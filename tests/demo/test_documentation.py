@@ -2,7 +2,7 @@
 
 import pytest
 
-from amos_fairseq.data import documentation
+from amos_fairseq.demo import documentation
 
 SOURCE = '''
 """One line of documentation here."""

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from amos_fairseq import from_pretrained
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.cli import main
-from amos_fairseq.data.released_tokenizer import ReleasedTokenizer
-from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer
 from amos_fairseq.data.vocabulary import load_processor, train_vocabulary
-from amos_fairseq.export import released
 from amos_fairseq.modules.relative_position import released_buckets
-from amos_fairseq.pretrained import VOCABULARY, Pretrained
+from amos_fairseq.pretrained import released
+from amos_fairseq.pretrained.loading import VOCABULARY
+from amos_fairseq.pretrained.model import Pretrained
 
 V, DIM, FFN, HEADS, BUCKETS, POSITIONS = 40, 8, 12, 2, 32, 32
 TABLES = ("embed_tokens.weight", "lm_head.weight")

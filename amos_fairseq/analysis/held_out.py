@@ -22,8 +22,9 @@ from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 from amos_fairseq.methods.script import Script
 from amos_fairseq.ops import full_precision
-from amos_fairseq.pretrained import Pretrained, from_pretrained
-from amos_fairseq.scoring import masked_scores, one_pass_scores
+from amos_fairseq.pretrained.loading import from_pretrained
+from amos_fairseq.pretrained.model import Pretrained
+from amos_fairseq.pretrained.scoring import masked_scores, one_pass_scores
 
 SEQUENCES = 200
 SEQUENCE_TOKENS = 64

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from amos_fairseq.analysis import probe_figures, probes
-from amos_fairseq.analysis.probes import Pairs, Probe, Scores
+from amos_fairseq.analysis import held_out, held_out_figures
+from amos_fairseq.analysis.held_out import Pairs, Probe, Scores
 from amos_fairseq.analysis.run_log import Run, RunLog
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.methods.base import Vocabulary
-from amos_fairseq.pretrained import from_pretrained
+from amos_fairseq.pretrained.loading import from_pretrained
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
 
@@ -47,14 +47,14 @@ def make_run(tmp_path, make_method, tokenizer, save_checkpoint, data):
 
 def test_embeddings_are_those_at_the_first_token_and_pairs_are_sequences_and_their_crops(make_run):
     run = make_run("coco_lm")
-    probe, model = probes.probe(run), from_pretrained(run.folder)
-    held_out = probes.held_out_sequences(run, model)
-    item = held_out[3]
+    probe, model = held_out.probe(run), from_pretrained(run.folder)
+    blocks = held_out.held_out_sequences(run, model)
+    item = blocks[3]
     crop = torch.from_numpy(item["cropped_tokens"]).long()
     assert len(crop) == round(0.9 * len(item["block"].original_tokens))
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(probe.second[3]).float(), model.encoder(crop[None])[0, 0])
-    count = len(held_out)
+    count = len(blocks)
     assert len(probe.first) == len(probe.similar_cosines) == count
     assert len(probe.random_cosines) == count * (count - 1)
     assert np.median(probe.similar_cosines) > np.median(probe.random_cosines)
@@ -68,7 +68,7 @@ def test_cosines_of_known_vectors():
 def test_scored_pairs_take_the_place_of_crops(make_run):
     run = make_run("bert_mlm")
     pairs = Pairs(["alpha", "beta gamma", "eta"], ["alpha", "zeta", "eta"], [5.0, 1.0, 5.0])
-    probe = probes.probe(run, pairs)
+    probe = held_out.probe(run, pairs)
     assert probe.similar_cosines.tolist() == pytest.approx([1.0, 1.0])
     assert len(probe.random_cosines) == 6 and probe.replaced_losses == {}
 
@@ -76,10 +76,10 @@ def test_scored_pairs_take_the_place_of_crops(make_run):
 def test_each_depth_of_amos_replaces_alone(make_run):
     run = make_run("amos_rtd", gain=20.0)  # at which the depths disagree
     model = from_pretrained(run.folder)
-    held_out = probes.held_out_sequences(run, model)
-    batch = probes.PretrainingBatch(**held_out.collater([held_out[index] for index in range(8)])["net_input"])
+    blocks = held_out.held_out_sequences(run, model)
+    batch = held_out.PretrainingBatch(**blocks.collater([blocks[index] for index in range(8)])["net_input"])
     with torch.no_grad():
-        found = probes.corruptions(model.method, batch)
+        found = held_out.corruptions(model.method, batch)
         model.method.config.mixture, model.method.mixture_head = "fixed:[0,1,0]", None
         expected = model.method(batch).corruption
     assert list(found) == ["layer 1", "layer 2", "layer 4"]
@@ -90,32 +90,32 @@ def test_each_depth_of_amos_replaces_alone(make_run):
 def test_loss_on_replaced_tokens_is_that_of_calling_them_replaced(make_run):
     run = make_run("electra_rtd")
     model = from_pretrained(run.folder)
-    held_out = probes.held_out_sequences(run, model)
-    sample = held_out.collater([held_out[index] for index in range(8)])
-    batch = probes.PretrainingBatch(**sample["net_input"])
+    blocks = held_out.held_out_sequences(run, model)
+    sample = blocks.collater([blocks[index] for index in range(8)])
+    batch = held_out.PretrainingBatch(**sample["net_input"])
     with torch.no_grad():
         output = model.method(batch)
     logits = output.rtd_logits[output.corruption.replaced_positions].double()
     expected = -torch.log(1 - torch.sigmoid(logits))
-    losses = probes.replaced_losses(model.method, [sample])["generator"]
+    losses = held_out.replaced_losses(model.method, [sample])["generator"]
     assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_script_is_scored_in_one_pass_and_masked(make_run):
     run = make_run("script_selfcritic")
-    scores, model = probes.probe(run).scores, from_pretrained(run.folder)
-    held_out = probes.held_out_sequences(run, model)
-    tokens = torch.from_numpy(held_out[0]["block"].original_tokens).long()
+    scores, model = held_out.probe(run).scores, from_pretrained(run.folder)
+    blocks = held_out.held_out_sequences(run, model)
+    tokens = torch.from_numpy(blocks[0]["block"].original_tokens).long()
     with torch.no_grad():
         logits = model.method.detection_logits(tokens[None])[0]
     counted = ~torch.isin(tokens, torch.tensor([model.tokenizer.bos, model.tokenizer.eos]))
     assert scores.one_pass[0] == pytest.approx(logits.sigmoid().log()[counted].mean().item(), rel=1e-4)
-    assert scores.one_pass.shape == scores.masked.shape == (2 * min(len(held_out), probes.SCORED_SEQUENCES),)
+    assert scores.one_pass.shape == scores.masked.shape == (2 * min(len(blocks), held_out.SCORED_SEQUENCES),)
 
 
 def test_random_tokens_leave_the_ends():
     tokens = torch.arange(20)
-    changed = probes.with_random_tokens(tokens, np.array([99]), np.random.default_rng(0))
+    changed = held_out.with_random_tokens(tokens, np.array([99]), np.random.default_rng(0))
     assert (changed == 99).sum() == 3 and changed[0] == 0 and changed[-1] == 19
 
 
@@ -125,17 +125,17 @@ def test_data_of_another_vocabulary_are_refused(make_run, data, tmp_path):
     prepare([str(tmp_path / "text")], str(other), vocab_size=48, tokens_per_sample=24, workers=1, valid_fraction=0.2)
     run = make_run("bert_mlm")
     with pytest.raises(ValueError, match="has another vocabulary than"):
-        probes.probe(run._replace(options={"data": str(other)}))
+        held_out.probe(run._replace(options={"data": str(other)}))
     with pytest.raises(ValueError, match="does not exist: run amos-fairseq prepare"):
-        probes.probe(run._replace(options={"data": str(tmp_path / "gone")}))
+        held_out.probe(run._replace(options={"data": str(tmp_path / "gone")}))
     with pytest.raises(ValueError, match="holds no data, and its log does not name them"):
-        probes.probe(run._replace(options={}))
+        held_out.probe(run._replace(options={}))
 
 
 def test_pairs_are_read_as_sts_b_has_them(tmp_path):
     path = tmp_path / "dev.tsv"
     path.write_text('index\tsentence1\tsentence2\tscore\n0\tA "plane\tB\t5.000\n1\tC\tD\t0.5\n')
-    assert probes.read_pairs(path) == (['A "plane', "C"], ["B", "D"], [5.0, 0.5])
+    assert held_out.read_pairs(path) == (['A "plane', "C"], ["B", "D"], [5.0, 0.5])
 
 
 NAMES = "sentence1\tsentence2\tscore\n"
@@ -147,7 +147,7 @@ NAMES = "sentence1\tsentence2\tscore\n"
 def test_other_files_of_pairs_are_refused(tmp_path, text):
     (tmp_path / "pairs").write_text(text)
     with pytest.raises(ValueError, match="must have two lines or more of sentence1, sentence2, score"):
-        probes.read_pairs(tmp_path / "pairs")
+        held_out.read_pairs(tmp_path / "pairs")
 
 
 def made_up(name, **fields):
@@ -163,38 +163,38 @@ def test_figures_have_a_panel_for_each_run_that_they_are_about():
     of_runs = [made_up("a", replaced_losses=losses), made_up("b", scores=scores)]
     titles = {
         name: [axes.get_title(loc="left") for axes in draw(of_runs, "").figure.axes]
-        for name, draw in probe_figures.FIGURES.items()
+        for name, draw in held_out_figures.FIGURES.items()
     }
     assert titles["replaced_losses"] == ["a\nmean: layer 1 2.000, layer 2 2.250"]
     assert titles["pseudo_log_likelihoods"] == ["b: Spearman 0.80"]
     assert titles["sequence_map"] == ["a", "b"] and len(titles["sequence_cosines"]) == 2
-    assert probe_figures.replaced_losses([made_up("c")], "") is None
+    assert held_out_figures.replaced_losses([made_up("c")], "") is None
 
 
 def test_distributions_are_in_percent():
     probe = made_up("a", replaced_losses={"layer 1": np.array([1.0, 1.0, 2.0, 4.0])})
-    (polygon,) = probe_figures.replaced_losses([probe], "").figure.axes[0].patches
+    (polygon,) = held_out_figures.replaced_losses([probe], "").figure.axes[0].patches
     assert max(y for _, y in polygon.get_xy()) == pytest.approx(50)
 
 
 def test_similar_pairs_of_the_map_are_joined():
-    (axes,) = probe_figures.sequence_map([made_up("a")], "").figure.axes
-    assert len(axes.get_lines()) == probe_figures.MARKED
+    (axes,) = held_out_figures.sequence_map([made_up("a")], "").figure.axes
+    assert len(axes.get_lines()) == held_out_figures.MARKED
 
 
 def test_cosines_fill_the_axis_and_none_is_lost_to_rounding():
     above = np.full(4, 1 + 1e-15)
-    (axes,) = probe_figures.sequence_cosines([made_up("a", random_cosines=above)], "").figure.axes
+    (axes,) = held_out_figures.sequence_cosines([made_up("a", random_cosines=above)], "").figure.axes
     assert axes.get_xlim()[0] > 0.4
     assert max(y for _, y in axes.patches[0].get_xy()) == pytest.approx(100)
 
 
 def test_a_run_that_diverged_is_refused(make_run):
     with pytest.raises(ValueError, match="has diverged: its encoder's hidden states are no finite numbers"):
-        probes.probe(make_run("bert_mlm", gain=float("nan")))
+        held_out.probe(make_run("bert_mlm", gain=float("nan")))
 
 
 def test_one_block_makes_no_pairs(make_run, monkeypatch):
-    monkeypatch.setattr(probes, "SEQUENCES", 1)
+    monkeypatch.setattr(held_out, "SEQUENCES", 1)
     with pytest.raises(ValueError, match="holds 1 of the blocks of validation data that pairs need: two or more"):
-        probes.probe(make_run("bert_mlm"))
+        held_out.probe(make_run("bert_mlm"))

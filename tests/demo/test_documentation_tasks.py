@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from amos_fairseq.data import documentation, documentation_tasks
-from amos_fairseq.data.documentation_tasks import Entry, Sentence
+from amos_fairseq.demo import documentation, documentation_tasks
+from amos_fairseq.demo.documentation_tasks import Entry, Sentence
 
 SOURCE = '''
 def add(a, b):

@@ -7,25 +7,21 @@
     model.score(["a sentence", "a sentence not"])   # pseudo-log-likelihoods
 """
 
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Union
+from dataclasses import dataclass
+from typing import Callable, List, NamedTuple, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
 
-from amos_fairseq.checkpoints import storage, store
-from amos_fairseq.data.released_tokenizer import load_tokenizer
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.data.vocabulary import MASK, MODEL_NAME
-from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
+from amos_fairseq.data.vocabulary import MASK
+from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.methods.script import Script
+from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.ops import full_precision
-from amos_fairseq.scoring import BATCH_TOKENS, Score, batches, masked_scores, one_pass_scores, padded
+from amos_fairseq.pretrained.scoring import Score, masked_scores, one_pass_scores
 
-VOCABULARY = "sentencepiece_model"  # in a checkpoint's `task_state`
 POOLINGS = ("mean", "first")
 
 
@@ -168,56 +164,3 @@ class Pretrained:
         if self.method is None:
             raise ValueError(f"{self.source} holds an encoder only, not {part}: name a checkpoint of pre-training")
         return self.method
-
-
-def from_pretrained(path, data=None) -> Pretrained:
-    """Load a run's folder (its newest valid checkpoint), one checkpoint, a folder that `amos-fairseq export` wrote, or
-    a checkpoint of Microsoft's AMOS or COCO-LM.
-
-    data: prepared folder, for a checkpoint that holds no vocabulary of its own
-    Raises ValueError, in one line, if it is none of these, or if `data` are of another vocabulary.
-    """
-    from amos_fairseq.export import huggingface, released  # these build on this module
-
-    if huggingface.is_exported(path):
-        return huggingface.load(path)
-    if released.is_released(path):
-        return released.load(path)
-    folder = store.find(Path(path), verify=True)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder that training wrote: a file of fairseq's holds no vocabulary")
-    state = storage.read_verified(folder, ["cfg", "task_state", "model"])
-    name = state["cfg"]["task"]["_name"]
-    if "finetuned" in state["task_state"]:
-        raise ValueError(f"{folder} was fine-tuned: name what it started from, or the folder that it is exported to")
-    if name not in METHODS:
-        raise ValueError(f"{folder} is of a run of {name}, none of {', '.join(METHODS)}")
-    tokenizer = load_tokenizer(vocabulary_of(state["task_state"], data, folder), str(folder))
-    parameters = {key.removeprefix("method."): tensor for key, tensor in state["model"].items()}
-    total_updates = state["cfg"].get("optimization", {}).get("max_update", 0)
-    method = build(name, state["cfg"]["model"], tokenizer, total_updates)
-    try:
-        method.load_state_dict(parameters)
-    except RuntimeError as error:
-        raise ValueError(f"{folder} is no {name} of these options: {str(error).splitlines()[-1].strip()}") from None
-    return Pretrained(str(folder), name, method.encoder.eval(), tokenizer, method.eval())
-
-
-def build(name: str, options: Mapping, tokenizer: Tokenizer, total_updates: int = 0) -> PretrainingMethod:
-    """A new method of that name; an option that is absent, of a checkpoint from before it existed, has its default."""
-    config_class = METHODS[name].config_class
-    names = {field.name for field in fields(config_class)} & set(options)
-    config = config_class(**{option: options[option] for option in names})
-    vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
-    return METHODS[name](config, vocabulary, total_updates=total_updates)
-
-
-def vocabulary_of(task_state: Mapping, data, source) -> bytes:
-    """Of a checkpoint, else of prepared `data`. Raises ValueError if neither has one, or both differ."""
-    own = task_state[VOCABULARY].numpy().tobytes() if VOCABULARY in task_state else None
-    given = (Path(data) / MODEL_NAME).read_bytes() if data else None
-    if own is None and given is None:
-        raise ValueError(f"{source} holds no vocabulary: name the folder of its prepared data")
-    if own is not None and given not in (None, own):
-        raise ValueError(f"{data} has another vocabulary than {source}: name the one of its own data, or none")
-    return own or given

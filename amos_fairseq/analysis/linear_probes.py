@@ -23,11 +23,12 @@ from sklearn.preprocessing import StandardScaler
 from amos_fairseq.analysis.figures import COLORS, MARKERS
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune.metrics import accuracy, macro_f1
+from amos_fairseq.methods import build
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
+from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
-from amos_fairseq.pretrained import Pretrained
-from amos_fairseq.scoring import BATCH_TOKENS, batches, padded
+from amos_fairseq.pretrained.model import Pretrained
 
 UNLABELLED = "_"  # a word that is read, but not probed
 MAX_ITERATIONS = 1000
@@ -141,10 +142,10 @@ def networks_of(method: PretrainingMethod) -> Dict[str, Encoder]:
 def untrained_twin(model: Pretrained) -> PretrainingMethod:
     """The same networks with new weights."""
     method, tokenizer = model.method, model.tokenizer
-    vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
+    options, schedule = vars(method.config), dict(total_updates=method.total_updates)
     with torch.random.fork_rng():
         torch.manual_seed(TWIN_SEED)
-        twin = type(method)(method.config, vocabulary, total_updates=method.total_updates)
+        twin = build(model.name, options, Vocabulary.of(tokenizer), **schedule)
     return twin.to(model.device).eval()
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from amos_fairseq.analysis import probing
-from amos_fairseq.analysis.probing import Encoded, Result, Word
+from amos_fairseq.analysis import linear_probes
+from amos_fairseq.analysis.linear_probes import Encoded, Result, Word
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary
-from amos_fairseq.pretrained import Pretrained
+from amos_fairseq.pretrained.model import Pretrained
 
 FILE = "alpha\tgreek\nBeta,\t_\n\ngamma  delta\tlatin\r\n\n\n"
 
@@ -27,7 +27,7 @@ def model(make_method, tokenizer):
 
 def test_lines_are_words_with_labels_and_blank_lines_end_sentences(tmp_path):
     (tmp_path / "a").write_bytes(FILE.encode())
-    assert probing.read_labelled(tmp_path / "a") == [
+    assert linear_probes.read_labelled(tmp_path / "a") == [
         [Word("alpha", "greek", 1), Word("Beta,", "_", 2)], [Word("gamma  delta", "latin", 4)]
     ]
 
@@ -46,20 +46,20 @@ def test_lines_are_words_with_labels_and_blank_lines_end_sentences(tmp_path):
 def test_other_files_are_refused_with_the_line(tmp_path, content, message):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        probing.read_labelled(tmp_path / "a")
+        linear_probes.read_labelled(tmp_path / "a")
 
 
 def test_labels_that_cannot_be_learnt_are_refused():
     train, test = [[Word("a", "x", 1), Word("b", "y", 2)]], [[Word("a", "_", 1), Word("b", "z", 2)]]
     with pytest.raises(ValueError, match="TEST, line 2: label z is not in TRAIN"):
-        probing.check_labels(train, test, "TRAIN", "TEST")
+        linear_probes.check_labels(train, test, "TRAIN", "TEST")
     with pytest.raises(ValueError, match="TRAIN has one label, x: a probe needs two to tell apart"):
-        probing.check_labels([[Word("a", "x", 1)]], test, "TRAIN", "TEST")
+        linear_probes.check_labels([[Word("a", "x", 1)]], test, "TRAIN", "TEST")
 
 
 def test_a_word_stands_where_its_first_piece_does(tokenizer):
     sentence = [Word(text, "x", 1) for text in ("alphabeta", "Gamma", "delta,", "eta")]
-    ids, places = probing.first_pieces(tokenizer, sentence, "")
+    ids, places = linear_probes.first_pieces(tokenizer, sentence, "")
     assert ids == tokenizer.encode("alphabeta Gamma delta, eta")
     pieces = [len(tokenizer.encode(text)) for text in ("alphabeta", "gamma", "delta,")]
     assert pieces[0] > 1 and pieces[2] > 1
@@ -68,18 +68,19 @@ def test_a_word_stands_where_its_first_piece_does(tokenizer):
 
 def test_a_bare_space_is_no_first_piece(tokenizer):
     sentence = [Word("alpha", "x", 1), Word(",", "x", 2)]
-    ids, places = probing.first_pieces(tokenizer, sentence, "")
+    ids, places = linear_probes.first_pieces(tokenizer, sentence, "")
     assert tokenizer.symbols[ids[places[1]]] == "," and len(ids) == 3
 
 
 def test_a_word_that_the_vocabulary_drops_is_named(tokenizer):
     with pytest.raises(ValueError, match="FILE, line 7: the vocabulary has nothing for"):
-        probing.first_pieces(tokenizer, [Word("alpha", "x", 6), Word("\u200b", "x", 7), Word("eta", "x", 8)], "FILE")
+        words = [Word("alpha", "x", 6), Word("\u200b", "x", 7), Word("eta", "x", 8)]
+        linear_probes.first_pieces(tokenizer, words, "FILE")
 
 
 def test_unlabelled_words_are_read_but_not_probed(tokenizer):
     sentences = [[Word("alpha", "_", 1), Word("beta", "x", 2)], [Word("gamma", "y", 4)]]
-    encoded = probing.encode(sentences, tokenizer, 32, "")
+    encoded = linear_probes.encode(sentences, tokenizer, 32, "")
     assert [sequence.tolist() for sequence in encoded.sequences] == [
         tokenizer.sequence(tokenizer.encode("alpha beta")), tokenizer.sequence(tokenizer.encode("gamma"))
     ]
@@ -88,7 +89,7 @@ def test_unlabelled_words_are_read_but_not_probed(tokenizer):
 
 def test_a_sentence_that_is_too_long_is_named(tokenizer):
     with pytest.raises(ValueError, match="FILE, line 3: the sentence from here has 12 tokens, but the model reads 8"):
-        probing.encode([[Word("alpha", "x", 3)] * 10], tokenizer, 8, "FILE")
+        linear_probes.encode([[Word("alpha", "x", 3)] * 10], tokenizer, 8, "FILE")
 
 
 @pytest.mark.parametrize("name", ["amos_rtd", "electra_rtd", "teams_mws"])
@@ -96,8 +97,8 @@ def test_a_sentence_that_is_too_long_is_named(tokenizer):
 def test_states_are_those_of_each_layer_at_the_labelled_words(model, tokenizer, name, batch_tokens):
     sequences = [tokenizer.sequence(tokenizer.encode(text)) for text in ("alpha beta", "gamma delta eta theta")]
     encoded = Encoded([torch.tensor(sequence) for sequence in sequences], [[2], [1, 4]], np.array(["x", "y", "x"]))
-    for network in probing.networks_of(model(name).method).values():
-        states = probing.layer_states(network, encoded, batch_tokens)
+    for network in linear_probes.networks_of(model(name).method).values():
+        states = linear_probes.layer_states(network, encoded, batch_tokens)
         assert len(states) == 1 + len(network.layers) and states[0].shape == (3, network.config.dim)
         with torch.no_grad():
             last = [network(sequence[None])[0, places] for sequence, places in zip(*encoded[:2])]
@@ -113,9 +114,9 @@ def test_states_at_amoss_depths_are_what_its_heads_read(model, tokenizer, make_b
         read = method.generate(batch)
     places = batch.masked_index.tolist()
     encoded = Encoded([batch.masked_tokens[0]], [places], np.array(["x"] * len(places)))
-    states = probing.layer_states(probing.networks_of(method)["generator"], encoded)
-    depths = probing.marked_depths(method, "generator")
-    assert depths == [1, 2, 4] and probing.marked_depths(method, "encoder") == []
+    states = linear_probes.layer_states(linear_probes.networks_of(method)["generator"], encoded)
+    depths = linear_probes.marked_depths(method, "generator")
+    assert depths == [1, 2, 4] and linear_probes.marked_depths(method, "encoder") == []
     for depth, hidden in zip(depths, read):
         np.testing.assert_allclose(states[depth], hidden, atol=1e-5)
 
@@ -123,13 +124,13 @@ def test_states_at_amoss_depths_are_what_its_heads_read(model, tokenizer, make_b
 @pytest.mark.parametrize("name", METHODS)
 def test_each_network_that_reads_text_can_be_probed(model, name):
     alone = name in ("bert_mlm", "script_selfcritic")
-    assert list(probing.networks_of(model(name).method)) == (["encoder"] if alone else ["encoder", "generator"])
+    assert list(linear_probes.networks_of(model(name).method)) == (["encoder"] if alone else ["encoder", "generator"])
 
 
 def test_generators_of_their_own_are_probed_one_by_one_and_random_replacements_have_none(model):
     separate = model("amos_rtd", separate_generators=True, generator_depths=[1, 2]).method
-    assert list(probing.networks_of(separate)) == ["encoder", "generator 1", "generator 2"]
-    assert list(probing.networks_of(model("coco_lm", random_replacements=True).method)) == ["encoder"]
+    assert list(linear_probes.networks_of(separate)) == ["encoder", "generator 1", "generator 2"]
+    assert list(linear_probes.networks_of(model("coco_lm", random_replacements=True).method)) == ["encoder"]
 
 
 def test_a_twin_has_the_same_networks_and_new_weights_that_are_always_the_same(model):
@@ -137,7 +138,7 @@ def test_a_twin_has_the_same_networks_and_new_weights_that_are_always_the_same(m
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    first, second = probing.untrained_twin(made), probing.untrained_twin(made)
+    first, second = linear_probes.untrained_twin(made), linear_probes.untrained_twin(made)
     assert torch.rand(1) == expected  # nobody else's random numbers are used up
     for key, tensor in made.method.state_dict().items():
         assert torch.equal(first.state_dict()[key], second.state_dict()[key])
@@ -156,8 +157,8 @@ def test_labels_that_a_hyperplane_parts_are_all_found_and_shuffled_ones_by_chanc
     draw = np.random.default_rng(0)
     train, test = draw.integers(3, size=600), draw.integers(3, size=600)
     states = clusters(draw, train), clusters(draw, test)
-    assert probing.probe(states[0], train, states[1], test) == (1.0, 1.0)
-    accuracy, macro_f1 = probing.probe(states[0], draw.permutation(train), states[1], draw.permutation(test))
+    assert linear_probes.probe(states[0], train, states[1], test) == (1.0, 1.0)
+    accuracy, macro_f1 = linear_probes.probe(states[0], draw.permutation(train), states[1], draw.permutation(test))
     assert abs(accuracy - 1 / 3) < 0.06 and macro_f1 < 0.4  # three standard deviations
 
 
@@ -166,30 +167,32 @@ def test_scale_and_offset_of_the_states_do_not_matter():
     train, test = draw.integers(3, size=90), draw.integers(3, size=90)
     a, b = draw.normal(size=(90, 8)) + np.eye(8)[train], draw.normal(size=(90, 8)) + np.eye(8)[test]
     scaled = [1e3 * states * np.arange(1, 9) - 50 for states in (a, b)]
-    assert probing.probe(a, train, b, test) == pytest.approx(probing.probe(scaled[0], train, scaled[1], test), abs=0.02)
+    expected = linear_probes.probe(scaled[0], train, scaled[1], test)
+    assert linear_probes.probe(a, train, b, test) == pytest.approx(expected, abs=0.02)
 
 
 def test_the_commonest_label_is_that_of_training():
-    assert probing.majority(np.array(["b", "a", "b"]), np.array(["b", "a", "a", "a"])) == ("b", 0.25)
-    assert probing.majority(np.array(["b", "a"]), np.array(["a"])) == ("a", 1.0)
+    assert linear_probes.majority(np.array(["b", "a", "b"]), np.array(["b", "a", "a", "a"])) == ("b", 0.25)
+    assert linear_probes.majority(np.array(["b", "a"]), np.array(["a"])) == ("a", 1.0)
 
 
 def test_words_of_two_kinds_are_told_apart_from_the_embeddings_on(model, tokenizer):
     made = model("electra_rtd")
     sentences = [[Word(text, text[0], 1) for text in ("alpha", "beta", "alpha", "gamma")]] * 5
-    encoded = probing.encode(sentences, tokenizer, 32, "")
-    network, twin = (probing.networks_of(method)["encoder"] for method in (made.method, probing.untrained_twin(made)))
-    results = probing.probe_network("encoder", network, twin, encoded, encoded, [0, 2])
+    encoded = linear_probes.encode(sentences, tokenizer, 32, "")
+    methods = made.method, linear_probes.untrained_twin(made)
+    network, twin = (linear_probes.networks_of(method)["encoder"] for method in methods)
+    results = linear_probes.probe_network("encoder", network, twin, encoded, encoded, [0, 2])
     assert [(r.network, r.layer, r.accuracy, r.untrained_macro_f1) for r in results] == [
         ("encoder", 0, 1.0, 1.0), ("encoder", 2, 1.0, 1.0)
     ]
     with pytest.raises(ValueError, match="layer 3 is none of the encoder's: choose from 0, the embeddings, to 2"):
-        probing.probe_network("encoder", network, twin, encoded, encoded, [3])
+        linear_probes.probe_network("encoder", network, twin, encoded, encoded, [3])
 
 
 def test_curves_are_in_percent_with_the_depths_marked():
     results = [Result("generator", layer, 0.5 + 0.1 * layer, 0, 0.4, 0) for layer in range(4)]
-    (axes,) = probing.curves(results, 0.25, {"generator": [1, 3]}).axes
+    (axes,) = linear_probes.curves(results, 0.25, {"generator": [1, 3]}).axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines["generator"][2] == pytest.approx([2, 70])
     assert [y for _, y in lines["generator, untrained"]] == [40] * 4
@@ -199,5 +202,5 @@ def test_curves_are_in_percent_with_the_depths_marked():
 
 def test_every_network_has_a_line():
     results = [Result(f"network {index}", layer, 0.5, 0.5, 0.4, 0.4) for index in range(6) for layer in (0, 1)]
-    figure = probing.curves(results, 0.3, {})
+    figure = linear_probes.curves(results, 0.3, {})
     assert "network 5" in [text.get_text() for text in figure.legends[0].get_texts()]

@@ -1,0 +1,122 @@
+"""Files and folders that are there in full or not at all, and that stay: on the disk, under one holder at a time."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, Mapping
+
+READ_BYTES = 1 << 20  # at a time
+
+
+def sha256_of(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_record(path: str) -> Dict[str, Any]:
+    return {"bytes": os.path.getsize(path), "sha256": sha256_of(path)}
+
+
+@contextlib.contextmanager
+def durably_written(path: str) -> Iterator[BinaryIO]:
+    """Write a file that is there in full or not at all, whatever happens meanwhile, on whichever machines."""
+    temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_durably(path: Path, chunks: Iterable[bytes]) -> Dict[str, Any]:
+    """Write a new file, on the disk when this returns; its `file_record`, of the bytes that were meant to be there."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "xb") as stream:
+        for chunk in chunks:
+            stream.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def sync_folder(path: Path) -> None:
+    """Names in a folder are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out`, which gets that name at the end; after an error nothing of it is left.
+
+    Raises ValueError if `out` exists, or has no folder to be in.
+    """
+    if os.path.lexists(out):
+        raise ValueError(f"{out} exists: name another folder")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder to write {out.name} into")
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+    except OSError as error:
+        error.filename = str(out)  # not that of the temporary folder
+        raise
+    try:
+        partial.chmod(0o755)
+        yield partial
+        sync(partial)
+        os.rename(partial, out)
+        sync_folder(parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """All of a folder is on the disk when this returns."""
+    for path in (folder, *folder.rglob("*")):
+        sync_folder(path)  # files, too
+
+
+@contextlib.contextmanager
+def claimed(path: Path, settings: Mapping[str, Any], at_work: str, begun_with: str) -> Iterator[int]:
+    """Hold the folder of `path`, a file that keeps its settings: a new folder, or one of the same settings.
+
+    Yields the lock's file descriptor: a process that inherits it holds the folder, too. Raises ValueError.
+    at_work, begun_with: how messages say that another process holds it, and that its settings are others
+    """
+    out = path.parent
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"--out {out} is in use by something else: choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        with durably_written(os.fspath(path)) as stream:
+            stream.write(f"{json.dumps(settings, indent=1)}\n".encode())
+    with open(path, encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{at_work} in {out}: wait for it, or choose another --out") from None
+        kept = json.load(stream)
+        changes = [f"{name} {kept.get(name)}, not {new}" for name, new in settings.items() if kept.get(name) != new]
+        if changes:
+            raise ValueError(f"{out} {begun_with} {'; '.join(changes)}: choose another --out, or delete it")
+        yield stream.fileno()

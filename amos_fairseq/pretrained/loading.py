@@ -1,0 +1,87 @@
+"""What a path is, and what was pre-trained loaded from it."""
+
+from pathlib import Path
+from typing import Mapping, NamedTuple
+
+from amos_fairseq.checkpoints import storage, store
+from amos_fairseq.data.tokenizer import load_tokenizer
+from amos_fairseq.data.vocabulary import MODEL_NAME
+from amos_fairseq.methods import METHODS, build
+from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.pretrained import exported, released
+from amos_fairseq.pretrained.model import Pretrained
+
+EXPORTED, RELEASED, PRETRAINING, FINETUNING = "exported", "released", "pretraining", "finetuning"  # kinds
+VOCABULARY = "sentencepiece_model"  # in a checkpoint's `task_state`
+
+
+class Found(NamedTuple):
+    """What a path is, one of the kinds above, and the folder or file of it: of a run, that of a checkpoint."""
+
+    kind: str
+    path: Path
+
+
+def identify(path) -> Found:
+    """Tell a folder that `amos-fairseq export` wrote, Microsoft's checkpoints, and those of our training apart.
+
+    Of a run's folder it is the newest valid checkpoint, of a fine-tuning run the best one if any was validated; its
+    files are as they were written. Raises ValueError if it is nothing of this, Damaged if no checkpoint is valid.
+    """
+    path = Path(path)
+    if exported.is_exported(path):
+        return Found(EXPORTED, path)
+    if released.is_released(path):
+        return Found(RELEASED, path)
+    folder = store.find(path, verify=True)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder that training wrote: a file of fairseq's holds no vocabulary")
+    if storage.read_document(folder)["cfg"]["task"].get("_name") != FINETUNING:
+        return Found(PRETRAINING, folder)
+    best = path / store.BEST
+    return Found(FINETUNING, store.find(best, verify=True) if best.exists() else folder)
+
+
+def from_pretrained(path, data=None) -> Pretrained:
+    """Load a run's folder (its newest valid checkpoint), one checkpoint, a folder that `amos-fairseq export` wrote, or
+    a checkpoint of Microsoft's AMOS or COCO-LM.
+
+    data: prepared folder, for a checkpoint that holds no vocabulary of its own
+    Raises ValueError, in one line, if it is none of these, or if `data` are of another vocabulary.
+    """
+    return load(identify(path), data)
+
+
+def load(found: Found, data=None) -> Pretrained:
+    """`from_pretrained` of what `identify` found."""
+    folder = found.path
+    if found.kind == EXPORTED:
+        return exported.load(folder)
+    if found.kind == RELEASED:
+        return released.load(folder)
+    if found.kind == FINETUNING:
+        raise ValueError(f"{folder} was fine-tuned: name what it started from, or the folder that it is exported to")
+    state = storage.read_verified(folder, ["cfg", "task_state", "model"])
+    name = state["cfg"]["task"]["_name"]
+    if name not in METHODS:
+        raise ValueError(f"{folder} is of a run of {name}, none of {', '.join(METHODS)}")
+    tokenizer = load_tokenizer(vocabulary_of(state["task_state"], data, folder), str(folder))
+    parameters = {key.removeprefix("method."): tensor for key, tensor in state["model"].items()}
+    total_updates = state["cfg"].get("optimization", {}).get("max_update", 0)
+    method = build(name, state["cfg"]["model"], Vocabulary.of(tokenizer), total_updates=total_updates)
+    try:
+        method.load_state_dict(parameters)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} is no {name} of these options: {str(error).splitlines()[-1].strip()}") from None
+    return Pretrained(str(folder), name, method.encoder.eval(), tokenizer, method.eval())
+
+
+def vocabulary_of(task_state: Mapping, data, source) -> bytes:
+    """Of a checkpoint, else of prepared `data`. Raises ValueError if neither has one, or both differ."""
+    own = task_state[VOCABULARY].numpy().tobytes() if VOCABULARY in task_state else None
+    given = (Path(data) / MODEL_NAME).read_bytes() if data else None
+    if own is None and given is None:
+        raise ValueError(f"{source} holds no vocabulary: name the folder of its prepared data")
+    if own is not None and given not in (None, own):
+        raise ValueError(f"{data} has another vocabulary than {source}: name the one of its own data, or none")
+    return own or given
