@@ -32,8 +32,8 @@ ARROWS = {
     "optim": set(),
     "supervision": {"user_errors", "methods", "checkpoints", "fairseq_options"},
     "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_options", "supervision"},
-    "models": CORE | {"finetune"},
-    "criterions": CORE | {"finetune", "user_errors"},
+    "models": CORE | {"pretrained", "finetune"},
+    "criterions": CORE | {"pretrained", "finetune", "user_errors"},
     "tasks": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}
     | {"criterions", "optim"},  # which fairseq does not import by itself
 }
