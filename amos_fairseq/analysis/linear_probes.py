@@ -155,11 +155,10 @@ def layer_states(network: Encoder, encoded: Encoded, batch_tokens: int = BATCH_T
     found: List[Dict[int, torch.Tensor]] = [{} for _ in range(1 + len(network.layers))]  # by layer, by sentence
     for rows in batches([len(sequence) for sequence in encoded.sequences], batch_tokens):
         tokens, padding_mask = padded([encoded.sequences[row] for row in rows], network)
-        hidden = network.embed(network.token_embeddings(tokens), padding_mask)
-        bias = network.attention_bias(padding_mask, tokens.size(1))
+        hidden, passed = network.begin(network.token_embeddings(tokens), padding_mask)
         for layer, states in enumerate(found):
             if layer:
-                hidden = network.run_layers(hidden, bias, layer - 1, layer)
+                hidden = passed.run(hidden, layer - 1, layer)
             states.update((row, hidden[number, encoded.places[row]].cpu()) for number, row in enumerate(rows))
     return [torch.cat([states[row] for row in sorted(states)]).numpy() for states in found]
 

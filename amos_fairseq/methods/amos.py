@@ -19,8 +19,6 @@ from amos_fairseq.methods.base import (
     PretrainingMethod,
     Vocabulary,
     accuracy,
-    detection_auc,
-    detection_statistics,
     option,
 )
 from amos_fairseq.modules.encoder import Encoder
@@ -108,14 +106,13 @@ class AmosOutput(NamedTuple):
     """G generator depths."""
 
     masked_lm: MaskedLMReading  # G generators, one per depth
-    mlm_targets: Tensor  # (M,) original tokens at the selected positions
     mixture_weights: Tensor  # (M, G) gamma of Eq. 3
     sampled_tokens: Tensor  # (M,) drawn from the mixture
     corruption: Corruption
     rtd_logits: Tensor  # (B, T) positive = original (Eq. 1)
 
 
-class Amos(PretrainingMethod):
+class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
     """One generator tower whose MLM head is read at several depths; an encoder with an RTD head; one token table."""
 
     config_class = AmosConfig
@@ -151,13 +148,12 @@ class Amos(PretrainingMethod):
         hidden = self.generate(batch)
         projected = self.mlm_head.project(hidden)  # h, (G, M, E)
         mixture_weights = self.mix(hidden, batch)
-        mlm_targets = batch.at_masked(batch.original_tokens)
         noise = self.sampling_noise(batch)
-        masked_lm = self.sample(projected, mixture_weights, mlm_targets, noise)
+        masked_lm = self.sample(projected, mixture_weights, batch.mlm_targets, noise)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, masked_lm.sampled)
         mixed = self.mixed_embedding(mixture_weights, projected)
         rtd_logits = self.detect(corruption, mixed, masked_lm, noise, batch)
-        return AmosOutput(masked_lm, mlm_targets, mixture_weights, masked_lm.sampled, corruption, rtd_logits)
+        return AmosOutput(masked_lm, mixture_weights, masked_lm.sampled, corruption, rtd_logits)
 
     def generate(self, batch: PretrainingBatch) -> Tensor:
         """f, (G, M, C): hidden states at the selected positions by depth, before the MLM projection.
@@ -167,17 +163,16 @@ class Amos(PretrainingMethod):
         if self.config.separate_generators:
             return torch.stack([g(batch.masked_tokens, batch.padding_mask, batch.queries) for g in self.generators])
         (tower,) = self.generators
-        state = tower.embed(tower.token_embeddings(batch.masked_tokens), batch.padding_mask)
-        bias = tower.attention_bias(batch.padding_mask, batch.masked_tokens.size(1))
+        state, layers = tower.begin(tower.token_embeddings(batch.masked_tokens), batch.padding_mask)
         states = []
         start = 0
         *depths, deepest = self.config.generator_depths
         for depth in depths:
-            state = tower.run_layers(state, bias, start, depth)
+            state = layers.run(state, start, depth)
             states.append(batch.at_masked(state))
             state = state if self.config.join_blocks else state.detach()
             start = depth
-        return torch.stack([*states, tower.run_layers(state, bias, start, deepest, batch.queries)])
+        return torch.stack([*states, layers.run(state, start, deepest, batch.queries)])
 
     @property
     def masked_lm_encoder(self) -> Encoder:
@@ -250,9 +245,8 @@ class Amos(PretrainingMethod):
                 masked_lm.candidates if self.lists_candidates else None,
                 self.excluded_tokens,
             )
-        hidden = self.encoder.embed(embeddings, batch.padding_mask)
-        bias = self.encoder.attention_bias(batch.padding_mask, embeddings.size(1))
-        return self.rtd_head(self.encoder.run_layers(hidden, bias))
+        hidden, layers = self.encoder.begin(embeddings, batch.padding_mask)
+        return self.rtd_head(layers.run(hidden))
 
     def losses(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
@@ -262,23 +256,16 @@ class Amos(PretrainingMethod):
         }
 
     def statistics(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
-        masked_lm, masked = output.masked_lm, output.mlm_targets.numel()
-        statistics = {
-            "generator_accuracy": accuracy(masked_lm.likeliest, output.mlm_targets),
-            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
-        }
+        masked_lm, masked = output.masked_lm, len(batch.masked_index)
+        statistics = self.generator_statistics(masked_lm.likeliest, output.sampled_tokens, batch)
         by_depth = masked_lm.losses.T, masked_lm.predicted.T, output.mixture_weights.T
         for depth, losses, predicted, weights in zip(self.config.depth_names(), *by_depth):
             statistics[f"mlm_{depth}"] = Mean(losses.sum(), masked)
-            statistics[f"mlm_accuracy_{depth}"] = accuracy(predicted, output.mlm_targets)
+            statistics[f"mlm_accuracy_{depth}"] = accuracy(predicted, batch.mlm_targets)
             statistics[f"mixture_weight_{depth}"] = Mean(weights.sum(), masked)
         if self.lists_candidates and self.training:
             statistics["candidate_tail"] = Mean(masked_lm.tail.sum(), masked)
-        detection = (output.rtd_logits, output.corruption, batch.valid_positions)
-        statistics.update(detection_statistics(*detection))
-        if not self.training:
-            statistics["rtd_auc"] = detection_auc(*detection)
-        return statistics
+        return {**statistics, **self.detection_statistics(output.rtd_logits, output.corruption, batch)}
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         generators = sum(self.network_flops(network, tokens, length, masked) for network in self.generators)

@@ -4,7 +4,7 @@ Shapes: B batch, T time, C channels, E width of the token table, M selected posi
 """
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Generic, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,9 @@ ENCODER_SIZES = {
 }
 
 TIED_SHARES = {"none": 0.0, "half": 0.5, "all": 1.0}  # of a generator's layers, from the bottom
-Look = Callable[[slice, Tensor], None]
+Look = Callable[[slice, Tensor], Tensor]
+Config = TypeVar("Config", bound="PretrainingConfig")
+Output = TypeVar("Output")
 HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 
 
@@ -171,27 +173,30 @@ class PretrainingBatch(NamedTuple):
         """The selected positions, for the last layer of a network that is read nowhere else."""
         return Queries.of(self.masked_index, self.num_masked, self.original_tokens.size(1))
 
+    @property
+    def mlm_targets(self) -> Tensor:
+        """(M,) original tokens at the selected positions."""
+        return self.at_masked(self.original_tokens)
+
     def at_masked(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (M, ...): the rows at the selected positions."""
         return x.flatten(0, 1)[self.masked_index]
 
 
-class PretrainingMethod(nn.Module):
+class PretrainingMethod(nn.Module, Generic[Config, Output]):
     """A method: `forward` makes its output, `losses` and `statistics` read it.
 
     `encoder` is what fine-tuning and export keep. `noise_seed` keys the sampling noise; `total_updates` is the length
     of the run, for schedules that depend on it.
     """
 
-    config_class = PretrainingConfig
+    config_class: Type[PretrainingConfig] = PretrainingConfig
     masking = (1.0, 0.0, 0.0)  # default shares of <mask>, kept and random tokens at the selected positions
     cropping: Optional[float] = None  # default share of a sequence that its cropped view keeps; None: no such view
     batchwise_terms: Tuple[str, ...] = ()  # loss terms that depend on which sequences share a micro-batch
     sizes: Dict[str, dict] = {size: {} for size in ENCODER_SIZES}  # what each size sets beside the encoder's shape
 
-    def __init__(
-        self, config: PretrainingConfig, vocabulary: Vocabulary, noise_seed: int = 1, total_updates: int = 0
-    ):
+    def __init__(self, config: Config, vocabulary: Vocabulary, noise_seed: int = 1, total_updates: int = 0):
         super().__init__()
         self.config = config
         self.noise_seed = noise_seed
@@ -209,7 +214,7 @@ class PretrainingMethod(nn.Module):
     def check_batch_size(self, sequences: int) -> None:
         """Refuse, with a ValueError, a run whose largest batches hold too few sequences per process."""
 
-    def forward(self, batch: PretrainingBatch):
+    def forward(self, batch: PretrainingBatch) -> Output:
         raise NotImplementedError
 
     @property
@@ -224,11 +229,11 @@ class PretrainingMethod(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} learns to predict masked tokens, not to detect replaced ones")
 
-    def losses(self, output, batch: PretrainingBatch) -> Dict[str, LossTerm]:
+    def losses(self, output: Output, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         """The terms whose weighted means add up to the loss."""
         raise NotImplementedError
 
-    def statistics(self, output, batch: PretrainingBatch) -> Dict[str, Mean]:
+    def statistics(self, output: Output, batch: PretrainingBatch) -> Dict[str, Mean]:
         """What is logged beside the losses, without gradient."""
         raise NotImplementedError
 
@@ -253,6 +258,23 @@ class PretrainingMethod(nn.Module):
         rows = torch.stack([samples, batch.masked_index % length], dim=1)
         return Noise(mixed_seed(self.noise_seed, update, stream), rows)
 
+    def generator_statistics(
+        self, predicted: Tensor, sampled_tokens: Tensor, batch: PretrainingBatch
+    ) -> Dict[str, Mean]:
+        """How often the generator's likeliest token (M,), and what was drawn from it, is the original."""
+        return {
+            "generator_accuracy": accuracy(predicted, batch.mlm_targets),
+            "sampled_accuracy": accuracy(sampled_tokens, batch.mlm_targets),
+        }
+
+    def detection_statistics(
+        self, rtd_logits: Tensor, corruption: Corruption, batch: PretrainingBatch
+    ) -> Dict[str, Mean]:
+        """`detection_accuracy` of (B, T) logits, positive = original; in validation `detection_auc`, too."""
+        detection = (rtd_logits, corruption, batch.valid_positions)
+        auc = {} if self.training else {"rtd_auc": detection_auc(*detection)}
+        return {**detection_accuracy(*detection), **auc}
+
     def network_flops(self, network: Encoder, tokens: int, length: int, queries: Optional[int] = None) -> int:
         return encoder_flops(network.config, tokens, length, len(network.layers), queries)
 
@@ -261,7 +283,7 @@ class PretrainingMethod(nn.Module):
         return mlm_head_flops(head.dense.in_features, rows, width, masked)
 
 
-class GeneratorMethod(PretrainingMethod):
+class GeneratorMethod(PretrainingMethod[Config, Output]):
     """A method with one generator that has an MLM head, and whose draws pass no gradient."""
 
     config_class = GeneratorConfig
@@ -291,9 +313,8 @@ class GeneratorMethod(PretrainingMethod):
         """The generator's losses and predictions at the selected positions, and a draw; `look`: see `masked_lm`."""
         hidden = self.generator(batch.masked_tokens, batch.padding_mask, batch.queries)
         projected = self.mlm_head.project(hidden)
-        originals = batch.at_masked(batch.original_tokens)
         draw = dict(excluded=self.excluded_tokens, noise=self.sampling_noise(batch))
-        return self.mlm_head.read(projected, originals, **draw, look=look)
+        return self.mlm_head.read(projected, batch.mlm_targets, **draw, look=look)
 
     @property
     def samples_in_second_pass(self) -> bool:
@@ -315,7 +336,7 @@ class GeneratorMethod(PretrainingMethod):
         return self.network_flops(self.generator, tokens, length, masked) + self.head_flops(self.mlm_head, masked)
 
 
-class SharedGeneratorMethod(GeneratorMethod):
+class SharedGeneratorMethod(GeneratorMethod[Config, Output]):
     """A method whose generator and encoder share the embedding network and bottom layers (TEAMS, PEER).
 
     What is shared runs twice and gets both gradients. Dropout acts in the encoder's pass only, for the generator's
@@ -323,8 +344,9 @@ class SharedGeneratorMethod(GeneratorMethod):
     """
 
     config_class = SharedGeneratorConfig
+    samples_in_second_pass = False
 
-    def __init__(self, config: SharedGeneratorConfig, vocabulary: Vocabulary, **schedule):
+    def __init__(self, config: Config, vocabulary: Vocabulary, **schedule):
         super().__init__(config, vocabulary, **schedule)
         no_dropout = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
         generator_config = config.encoder_config(vocabulary, layers=config.generator_depth(), **no_dropout)
@@ -344,7 +366,7 @@ def accuracy(predictions: Tensor, targets: Tensor) -> Mean:
     return Mean((predictions == targets).sum(), targets.numel())
 
 
-def detection_statistics(rtd_logits: Tensor, corruption: Corruption, valid_positions: Tensor) -> Dict[str, Mean]:
+def detection_accuracy(rtd_logits: Tensor, corruption: Corruption, valid_positions: Tensor) -> Dict[str, Mean]:
     """Share of positions replaced, and detection accuracy on original and on replaced positions (threshold 1/2)."""
     replaced = corruption.replaced_positions
     original = valid_positions & ~replaced

@@ -20,8 +20,6 @@ from amos_fairseq.methods.base import (
     PretrainingBatch,
     Vocabulary,
     accuracy,
-    detection_auc,
-    detection_statistics,
     option,
 )
 from amos_fairseq.modules.encoder import Encoder
@@ -118,7 +116,6 @@ class Correction(NamedTuple):
 
 class CocoLMOutput(NamedTuple):
     masked_lm: Optional[MaskedLMReading]  # the generator's; None with random replacements
-    mlm_targets: Tensor  # (M,) original tokens at the selected positions
     sampled_tokens: Tensor  # (M,)
     corruption: Corruption
     rtd_logits: Tensor  # (B, T) positive = original, hence copied (Eq. 2)
@@ -126,7 +123,7 @@ class CocoLMOutput(NamedTuple):
     sequence_views: Optional[SequenceViews]  # None without SCL, but for validation
 
 
-class CocoLM(GeneratorMethod):
+class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     """A shallow generator with an MLM head; an encoder with RTD, CLM and SCL heads; one embedding network.
 
     Every loss term but `scl` is the same however processes and micro-batches share the sequences: a sequence's
@@ -175,10 +172,7 @@ class CocoLM(GeneratorMethod):
         rtd_logits = self.rtd_head(hidden)
         correction = self.correct(hidden, corruption, batch)
         sequence_views = self.embed_sequences(hidden, batch)
-        mlm_targets = batch.at_masked(batch.original_tokens)
-        return CocoLMOutput(
-            masked_lm, mlm_targets, sampled_tokens, corruption, rtd_logits, correction, sequence_views
-        )
+        return CocoLMOutput(masked_lm, sampled_tokens, corruption, rtd_logits, correction, sequence_views)
 
     def generate(self, batch: PretrainingBatch) -> Optional[MaskedLMReading]:
         """The generator's losses and predictions at the selected positions; None if there is no generator."""
@@ -242,7 +236,7 @@ class CocoLM(GeneratorMethod):
     def correction_loss(self, output: CocoLMOutput, batch: PretrainingBatch) -> LossTerm:
         config = self.config
         if config.clm_without_copy:
-            return LossTerm(-output.correction.log_lm.sum(), output.mlm_targets.numel(), config.clm_weight)
+            return LossTerm(-output.correction.log_lm.sum(), len(batch.masked_index), config.clm_weight)
         return clm_loss(
             output.correction.log_lm,
             self.at_corrected(output.rtd_logits, batch),
@@ -264,19 +258,16 @@ class CocoLM(GeneratorMethod):
 
     def statistics(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
         """Copying is right where detection is; the language model's accuracy is that of the whole of p_LM (Fig. 8)."""
-        detection = (output.rtd_logits, output.corruption, batch.valid_positions)
-        statistics = {
-            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
-            **detection_statistics(*detection),
-        }
-        if output.masked_lm is not None:
-            statistics["generator_accuracy"] = accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets)
+        statistics = self.detection_statistics(output.rtd_logits, output.corruption, batch)
+        if output.masked_lm is None:
+            statistics["sampled_accuracy"] = accuracy(output.sampled_tokens, batch.mlm_targets)
+        else:
+            predicted = output.masked_lm.predicted[:, 0]
+            statistics.update(self.generator_statistics(predicted, output.sampled_tokens, batch))
         if output.correction is not None:
             statistics.update(self.correction_statistics(output, batch))
         if output.sequence_views is not None:
             statistics.update(cosine_statistics(output.sequence_views))
-        if not self.training:
-            statistics["rtd_auc"] = detection_auc(*detection)
         return statistics
 
     def correction_statistics(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:

@@ -14,9 +14,6 @@ from amos_fairseq.methods.base import (
     GeneratorMethod,
     PretrainingBatch,
     Vocabulary,
-    accuracy,
-    detection_auc,
-    detection_statistics,
 )
 from amos_fairseq.modules.heads import DetectionHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
@@ -25,13 +22,12 @@ from amos_fairseq.ops import MaskedLMReading
 
 class ElectraOutput(NamedTuple):
     masked_lm: MaskedLMReading  # the generator's
-    mlm_targets: Tensor  # (M,) original tokens at the selected positions
     sampled_tokens: Tensor  # (M,)
     corruption: Corruption
     rtd_logits: Tensor  # (B, T) positive = original
 
 
-class Electra(GeneratorMethod):
+class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
     """A generator with an MLM head, an encoder with an RTD head, one token table."""
 
     sizes = {
@@ -51,8 +47,7 @@ class Electra(GeneratorMethod):
         sampled_tokens = self.sample(masked_lm, batch)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
         rtd_logits = self.detection_logits(corruption.corrupted_tokens, batch.padding_mask)
-        mlm_targets = batch.at_masked(batch.original_tokens)
-        return ElectraOutput(masked_lm, mlm_targets, sampled_tokens, corruption, rtd_logits)
+        return ElectraOutput(masked_lm, sampled_tokens, corruption, rtd_logits)
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         return self.rtd_head(self.encoder(tokens, padding_mask))
@@ -65,15 +60,10 @@ class Electra(GeneratorMethod):
         }
 
     def statistics(self, output: ElectraOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
-        detection = (output.rtd_logits, output.corruption, batch.valid_positions)
-        statistics = {
-            "generator_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets),
-            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
-            **detection_statistics(*detection),
+        return {
+            **self.generator_statistics(output.masked_lm.predicted[:, 0], output.sampled_tokens, batch),
+            **self.detection_statistics(output.rtd_logits, output.corruption, batch),
         }
-        if not self.training:
-            statistics["rtd_auc"] = detection_auc(*detection)
-        return statistics
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)

@@ -6,8 +6,6 @@
 
 from typing import Dict, NamedTuple
 
-from torch import Tensor
-
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, PretrainingMethod, Vocabulary, accuracy
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
@@ -16,10 +14,9 @@ from amos_fairseq.ops import MaskedLMReading
 
 class MaskedLMOutput(NamedTuple):
     masked_lm: MaskedLMReading  # at the selected positions
-    mlm_targets: Tensor  # (M,) original tokens there
 
 
-class MaskedLM(PretrainingMethod):
+class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
     """One encoder with an MLM head on the tied table."""
 
     config_class = PretrainingConfig
@@ -31,15 +28,13 @@ class MaskedLM(PretrainingMethod):
 
     def forward(self, batch: PretrainingBatch) -> MaskedLMOutput:
         hidden = self.encoder(batch.masked_tokens, batch.padding_mask, batch.queries)
-        mlm_targets = batch.at_masked(batch.original_tokens)
-        masked_lm = self.mlm_head.read(self.mlm_head.project(hidden), mlm_targets)
-        return MaskedLMOutput(masked_lm, mlm_targets)
+        return MaskedLMOutput(self.mlm_head.read(self.mlm_head.project(hidden), batch.mlm_targets))
 
     def losses(self, output: MaskedLMOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         return {"mlm": mlm_loss(output.masked_lm)}
 
     def statistics(self, output: MaskedLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
-        return {"mlm_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets)}
+        return {"mlm_accuracy": accuracy(output.masked_lm.predicted[:, 0], batch.mlm_targets)}
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.network_flops(self.encoder, tokens, length, masked) + self.head_flops(self.mlm_head, masked)

@@ -18,9 +18,6 @@ from amos_fairseq.methods.base import (
     SharedGeneratorConfig,
     SharedGeneratorMethod,
     Vocabulary,
-    accuracy,
-    detection_auc,
-    detection_statistics,
     option,
 )
 from amos_fairseq.modules.initialization import initialize
@@ -55,7 +52,6 @@ class PeerOutput(NamedTuple):
     """K quality levels."""
 
     masked_lm: MaskedLMReading  # the generator's
-    mlm_targets: Tensor  # (M,) original tokens at the selected positions
     sampled_tokens: Tensor  # (M,)
     corruption: Corruption
     level_codes: Tensor  # (B, T) see `quality_levels`
@@ -93,7 +89,7 @@ class QualityHead(nn.Module):
         return torch.cat([top - gaps.flip(0).cumsum(0).flip(0), top])
 
 
-class Peer(SharedGeneratorMethod):
+class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
     """A generator on the encoder's bottom layers; an encoder that ranks every token by its quality."""
 
     config_class = PeerConfig
@@ -117,10 +113,8 @@ class Peer(SharedGeneratorMethod):
         quality_scores = self.tqr_head(self.encoder(corruption.corrupted_tokens, batch.padding_mask))
         level_thresholds = self.tqr_head.level_thresholds()
         rtd_logits = full_precision(quality_scores) - level_thresholds[-1]
-        mlm_targets = batch.at_masked(batch.original_tokens)
         return PeerOutput(
-            masked_lm, mlm_targets, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds,
-            rtd_logits,
+            masked_lm, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds, rtd_logits
         )
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
@@ -129,11 +123,11 @@ class Peer(SharedGeneratorMethod):
 
     def label(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
         """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""
-        config, originals = self.config, batch.at_masked(batch.original_tokens)
+        config = self.config
         codes = quality_levels(
             masked_lm.margins,
             masked_lm.ranks[:, 0],
-            masked_lm.sampled != originals,
+            masked_lm.sampled != batch.mlm_targets,
             config.tqr_partition,
             config.tqr_top,
             config.tqr_buffer,
@@ -157,10 +151,9 @@ class Peer(SharedGeneratorMethod):
         }
 
     def statistics(self, output: PeerOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
-        masked, valid = output.mlm_targets.numel(), batch.valid_positions
+        masked, valid = len(batch.masked_index), batch.valid_positions
         statistics = {
-            "generator_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets),
-            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
+            **self.generator_statistics(output.masked_lm.predicted[:, 0], output.sampled_tokens, batch),
             "unknown_share": Mean((output.level_codes == -1).sum(), masked),  # Figs. 4 and 5
         }
         for level, threshold in enumerate(output.level_thresholds.detach(), start=1):
@@ -168,11 +161,7 @@ class Peer(SharedGeneratorMethod):
             right = (full_precision(output.quality_scores) < threshold) == below
             statistics[f"level_accuracy_{level}"] = Mean((right & counts & valid).sum(), (counts & valid).sum())
             statistics[f"level_threshold_{level}"] = Mean(threshold, 1)
-        detection = (output.rtd_logits, output.corruption, valid)
-        statistics.update(detection_statistics(*detection))
-        if not self.training:
-            statistics["rtd_auc"] = detection_auc(*detection)
-        return statistics
+        return {**statistics, **self.detection_statistics(output.rtd_logits, output.corruption, batch)}
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)

@@ -18,9 +18,6 @@ from amos_fairseq.methods.base import (
     PretrainingConfig,
     PretrainingMethod,
     Vocabulary,
-    accuracy,
-    detection_auc,
-    detection_statistics,
     option,
 )
 from amos_fairseq.modules.heads import MaskedLMHead
@@ -65,13 +62,12 @@ class ScriptConfig(PretrainingConfig):
 
 class ScriptOutput(NamedTuple):
     masked_lm: MaskedLMReading
-    mlm_targets: Tensor  # (M,) original tokens at the selected positions
     sampled_tokens: Tensor  # (M,) drawn in the masked LM's own pass, with its dropout: another would be a third one
     corruption: Corruption
     critic_logits: Tensor  # (B, T) positive = original (Eq. 5)
 
 
-class Script(PretrainingMethod):
+class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
     """One encoder with its MLM head, which is generator and critic: no other parameters."""
 
     config_class = ScriptConfig
@@ -86,13 +82,12 @@ class Script(PretrainingMethod):
 
     def forward(self, batch: PretrainingBatch) -> ScriptOutput:
         projected = self.generate(batch)
-        mlm_targets = batch.at_masked(batch.original_tokens)
         noise = self.sampling_noise(batch)
-        masked_lm = self.mlm_head.read(projected, mlm_targets, excluded=self.excluded_tokens, noise=noise)
+        masked_lm = self.mlm_head.read(projected, batch.mlm_targets, excluded=self.excluded_tokens, noise=noise)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, masked_lm.sampled)
         embeddings = self.corrupted_embeddings(corruption, projected, noise, batch)
         critic_logits = self.criticize(embeddings, batch.padding_mask)
-        return ScriptOutput(masked_lm, mlm_targets, masked_lm.sampled, corruption, critic_logits)
+        return ScriptOutput(masked_lm, masked_lm.sampled, corruption, critic_logits)
 
     def generate(self, batch: PretrainingBatch) -> Tensor:
         """(M, E): projected hidden states at the selected positions."""
@@ -127,9 +122,8 @@ class Script(PretrainingMethod):
 
     def criticize(self, token_embeddings: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
         """(B, T, E) -> (B, T): logsumexp of the masked LM's logits at every position, without these logits  (Eq. 5)."""
-        hidden = self.encoder.embed(token_embeddings, padding_mask)
-        bias = self.encoder.attention_bias(padding_mask, token_embeddings.size(1))
-        projected = self.mlm_head.project(self.encoder.run_layers(hidden, bias))
+        hidden, layers = self.encoder.begin(token_embeddings, padding_mask)
+        projected = self.mlm_head.project(layers.run(hidden))
         return linear_logsumexp(projected, self.encoder.token_embeddings.weight, self.mlm_head.bias)
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
@@ -143,19 +137,14 @@ class Script(PretrainingMethod):
         }
 
     def statistics(self, output: ScriptOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
-        detection = (output.critic_logits, output.corruption, batch.valid_positions)
         replaced = output.corruption.replaced_positions
         original = batch.valid_positions & ~replaced
-        statistics = {
-            "generator_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets),
-            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
+        return {
+            **self.generator_statistics(output.masked_lm.predicted[:, 0], output.sampled_tokens, batch),
             "critic_logit_original": Mean(torch.where(original, output.critic_logits, 0.0).sum(), original.sum()),
             "critic_logit_replaced": Mean(torch.where(replaced, output.critic_logits, 0.0).sum(), replaced.sum()),
-            **detection_statistics(*detection),
+            **self.detection_statistics(output.critic_logits, output.corruption, batch),
         }
-        if not self.training:
-            statistics["rtd_auc"] = detection_auc(*detection)
-        return statistics
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         encoder = self.encoder

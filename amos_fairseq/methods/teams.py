@@ -21,8 +21,6 @@ from amos_fairseq.methods.base import (
     SharedGeneratorMethod,
     Vocabulary,
     accuracy,
-    detection_auc,
-    detection_statistics,
     option,
 )
 from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer
@@ -82,7 +80,6 @@ class TeamsOutput(NamedTuple):
     """Without one of the tasks its fields are None."""
 
     masked_lm: MaskedLMReading  # the generator's
-    mlm_targets: Tensor  # (M,) original tokens at the selected positions
     sampled_tokens: Tensor  # (M,)
     candidate_tokens: Optional[Tensor]  # (M, 1 + K) the original first
     corruption: Corruption
@@ -91,7 +88,7 @@ class TeamsOutput(NamedTuple):
     rtd_logits: Optional[Tensor]  # (B, T) positive = original (Eq. 6)
 
 
-class Teams(SharedGeneratorMethod):
+class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
     """A generator on the encoder's bottom layers; an encoder of one branch and, on its trunk, a layer for the other."""
 
     config_class = TeamsConfig
@@ -110,37 +107,35 @@ class Teams(SharedGeneratorMethod):
         self.rtd_head = DetectionHead(dim, hidden_layer) if config.rtd_weight else None
 
     def forward(self, batch: PretrainingBatch) -> TeamsOutput:
-        candidate_tokens, propose = self.candidates(batch)
-        masked_lm = self.generate(batch, propose)
+        masked_lm = self.generate(batch, self.candidates(batch))
+        candidate_tokens = masked_lm.looked
         sampled_tokens = self.sample(masked_lm, batch)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
         mws_states, rtd_states = self.encode(corruption.corrupted_tokens, batch.padding_mask)
         mws_hidden, candidate_embeddings = self.select(mws_states, candidate_tokens, batch)
         rtd_logits = self.rtd_head(rtd_states) if self.rtd_head is not None else None
-        mlm_targets = batch.at_masked(batch.original_tokens)
         return TeamsOutput(
-            masked_lm, mlm_targets, sampled_tokens, candidate_tokens, corruption, mws_hidden, candidate_embeddings,
+            masked_lm, sampled_tokens, candidate_tokens, corruption, mws_hidden, candidate_embeddings,
             rtd_logits,
         )
 
-    def candidates(self, batch: PretrainingBatch) -> Tuple[Optional[Tensor], Optional[Look]]:
-        """(M, 1 + K) candidates, and what fills them in while the generator's logits exist, a chunk of rows at a time.
+    def candidates(self, batch: PretrainingBatch) -> Optional[Look]:
+        """What makes the (M, 1 + K) candidates of the generator's logits while these exist, a chunk of rows at a time.
 
         They come from the generator, independent of what replaces the original (Sec. 3.2).
         """
         if self.mws_head is None:
-            return None, None
-        originals, number = batch.at_masked(batch.original_tokens), self.config.num_negatives
-        tokens = originals.new_empty(len(originals), 1 + number)
+            return None
+        originals, number = batch.mlm_targets, self.config.num_negatives
         noise, bias = self.sampling_noise(batch, stream=1), full_precision(self.mlm_head.bias.detach())
         no_noise = bias.new_zeros(())
 
-        def propose(rows: slice, logits: Tensor) -> None:
+        def propose(rows: slice, logits: Tensor) -> Tensor:
             logits = logits.squeeze(1) + bias
             drawn = no_noise if self.config.negatives == "hardest" else gumbel_noise(noise[rows], len(bias))
-            tokens[rows] = sample_candidates(logits, originals[rows], number, drawn, self.excluded_tokens)
+            return sample_candidates(logits, originals[rows], number, drawn, self.excluded_tokens)
 
-        return tokens, propose
+        return propose
 
     def encode(self, tokens: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
         """Hidden states (B, T, C) for selection and for detection, of two branches on one trunk.
@@ -148,11 +143,10 @@ class Teams(SharedGeneratorMethod):
         The branches share the relative position bias as any two layers of the encoder do.
         """
         encoder, trunk_depth = self.encoder, self.config.trunk_depth()
-        hidden = encoder.embed(encoder.token_embeddings(tokens), padding_mask)
-        bias = encoder.attention_bias(padding_mask, hidden.size(1))
-        trunk = encoder.run_layers(hidden, bias, stop=trunk_depth)
-        exported = encoder.run_layers(trunk, bias, start=trunk_depth)
-        other = exported if self.branch_layer is None else self.branch_layer(trunk, bias)
+        hidden, layers = encoder.begin(encoder.token_embeddings(tokens), padding_mask)
+        trunk = layers.run(hidden, stop=trunk_depth)
+        exported = layers.run(trunk, start=trunk_depth)
+        other = exported if self.branch_layer is None else layers.run_other(self.branch_layer, trunk)
         return (exported, other) if self.config.exported_branch == "mws" else (other, exported)
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
@@ -179,18 +173,12 @@ class Teams(SharedGeneratorMethod):
         return terms
 
     def statistics(self, output: TeamsOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
-        statistics = {
-            "generator_accuracy": accuracy(output.masked_lm.predicted[:, 0], output.mlm_targets),
-            "sampled_accuracy": accuracy(output.sampled_tokens, output.mlm_targets),
-        }
+        statistics = self.generator_statistics(output.masked_lm.predicted[:, 0], output.sampled_tokens, batch)
         if self.mws_head is not None:
             selected = candidate_logits(output.mws_hidden, output.candidate_embeddings).argmax(dim=-1)
             statistics["mws_accuracy"] = accuracy(selected, torch.zeros_like(selected))
         if self.rtd_head is not None:
-            detection = (output.rtd_logits, output.corruption, batch.valid_positions)
-            statistics.update(detection_statistics(*detection))
-            if not self.training:
-                statistics["rtd_auc"] = detection_auc(*detection)
+            statistics.update(self.detection_statistics(output.rtd_logits, output.corruption, batch))
         return statistics
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:

@@ -1,6 +1,7 @@
 """The text encoder that every method trains: post-LN BERT with an optional relative position bias."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,29 @@ class EncoderLayer(nn.Module):
         return self.final_layer_norm(hidden + self.dropout(transformed))
 
 
+class LayerRun(NamedTuple):
+    """An encoder's layers and what all of them are given in one pass beside the hidden states."""
+
+    layers: nn.ModuleList
+    attention_bias: Tensor | None  # as `Encoder.attention_bias` gives it
+
+    def run(self, hidden: Tensor, start: int = 0, stop: int | None = None, at: Queries | None = None) -> Tensor:
+        """Layers start..stop-1 (all by default) on hidden (B, T, C).
+
+        With `at` = Queries.of(index, counts, T) the result is its rows at those positions, (M, C), and the last of the
+        layers, of which there must be one, computes only what they need: keys and values of all positions, the rest of
+        the selected ones.
+        """
+        layers = list(self.layers)[start:stop]
+        for layer in layers if at is None else layers[:-1]:
+            hidden = layer(hidden, self.attention_bias)
+        return hidden if at is None else layers[-1](hidden, self.attention_bias, at)
+
+    def run_other(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
+        """A layer that is none of the encoder's, but of its shape."""
+        return layer(hidden, self.attention_bias)
+
+
 def compile_layers(network: nn.Module, **options) -> None:
     """torch.compile, with its `options`, of every encoder layer in `network`; parameters keep their names.
 
@@ -100,7 +124,7 @@ def compile_layers(network: nn.Module, **options) -> None:
 
 
 class Encoder(nn.Module):
-    """Post-LN BERT encoder; `forward` is `embed`, `attention_bias` and `run_layers`, which methods also call apart.
+    """Post-LN BERT encoder; `forward` is `begin` and the run of all layers, which methods also call apart.
 
     `token_embeddings`: a table to share (it keeps its values); without it the encoder makes its own.
     """
@@ -155,12 +179,13 @@ class Encoder(nn.Module):
 
         Without any padding pass None: the bias is then one (H, T, T) block for the whole batch.
         """
-        hidden = self.embed(self.token_embeddings(tokens), padding_mask)
-        return self.run_layers(hidden, self.attention_bias(padding_mask, tokens.size(1)), at=at)
+        hidden, layers = self.begin(self.token_embeddings(tokens), padding_mask)
+        return layers.run(hidden, at=at)
 
-    def embed(self, token_embeddings: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """The first layer's input (B, T, C) from rows of the token table (B, T, E)."""
-        return self.embeddings(token_embeddings, padding_mask)
+    def begin(self, token_embeddings: Tensor, padding_mask: Tensor | None = None) -> "tuple[Tensor, LayerRun]":
+        """The first layer's input (B, T, C) from rows of the token table (B, T, E), and the layers to run on it."""
+        hidden = self.embeddings(token_embeddings, padding_mask)
+        return hidden, LayerRun(self.layers, self.attention_bias(padding_mask, hidden.size(1)))
 
     def attention_bias(
         self, padding_mask: Tensor | None, length: int, dtype: torch.dtype | None = None
@@ -181,22 +206,3 @@ class Encoder(nn.Module):
         # A row of nothing but padding may see all of itself: a softmax over no key at all is NaN.
         hidden_keys = padding_mask & ~padding_mask.all(dim=1, keepdim=True)
         return aligned(bias.masked_fill(hidden_keys[:, None, None, :], float("-inf")))
-
-    def run_layers(
-        self,
-        hidden: Tensor,
-        attention_bias: Tensor | None,
-        start: int = 0,
-        stop: int | None = None,
-        at: Queries | None = None,
-    ) -> Tensor:
-        """Layers start..stop-1 (all by default) on hidden (B, T, C).
-
-        With `at` = Queries.of(index, counts, T) the result is its rows at those positions, (M, C), and the last of the
-        layers, of which there must be one, computes only what they need: keys and values of all positions, the rest of
-        the selected ones.
-        """
-        layers = list(self.layers)[start:stop]
-        for layer in layers if at is None else layers[:-1]:
-            hidden = layer(hidden, attention_bias)
-        return hidden if at is None else layers[-1](hidden, attention_bias, at)

@@ -24,6 +24,7 @@ class MaskedLMReading(NamedTuple):
     margins: Tensor  # (M,)
     candidates: Tensor  # (M, C)
     tail: Tensor  # (M,)
+    looked: Optional[Tensor] = None  # (M, ..) what `look` returned
 
 
 class _MaskedLM(torch.autograd.Function):
@@ -37,14 +38,14 @@ class _MaskedLM(torch.autograd.Function):
             hidden_gradient = torch.empty_like(hidden)
             table_gradient = torch.zeros_like(table, dtype=offset.dtype)
             bias_gradient = torch.zeros_like(offset)
-        readings = []
+        readings, looked = [], []
         heads, vocabulary_size = hidden.size(1), table.size(0)
         for chunk in row_chunks(len(hidden), heads * vocabulary_size * table.element_size()):
             states = hidden[chunk].flatten(0, 1)
             logits = states @ table.T
             by_head = logits.view(-1, heads, vocabulary_size)
             if look is not None:
-                look(chunk, by_head)
+                looked.append(look(chunk, by_head))
             reading = rows.read_rows(
                 by_head,
                 offset,
@@ -62,11 +63,12 @@ class _MaskedLM(torch.autograd.Function):
                 _add_product(table_gradient, logits.T, states)
                 bias_gradient += logits.sum(dim=0, dtype=offset.dtype)
         reading = RowReading(*map(torch.cat, zip(*readings)))
-        ctx.mark_non_differentiable(*reading)
+        looked = torch.cat(looked) if looked else None
+        ctx.mark_non_differentiable(*reading, *([] if looked is None else [looked]))
         if learns:
             ctx.save_for_backward(hidden_gradient, table_gradient, bias_gradient)
             ctx.dtypes = hidden.dtype, table.dtype, bias.dtype
-        return (reading.losses.sum(), *reading)
+        return (reading.losses.sum(), *reading, looked)
 
     @staticmethod
     def backward(ctx, gradient, *_):
@@ -92,7 +94,7 @@ def masked_lm(
     noise: Optional[Noise] = None,
     temperature: float = 1.0,
     candidates: bool = False,
-    look: Optional[Callable[[slice, Tensor], None]] = None,
+    look: Optional[Callable[[slice, Tensor], Tensor]] = None,
 ) -> MaskedLMReading:
     """Losses, predictions and draws of G heads on one vocabulary, logits held by chunks of rows.
 
@@ -107,7 +109,8 @@ def masked_lm(
 
     hidden: (M, G, E), or (M, E) for one head   table: (V, E)   bias: (V,)   targets: (M,)   weights: (M, G), no
     gradient; none for one head   excluded: (V,) bool   noise: of M rows; without, nothing is drawn
-    look: called as look(rows, logits (m, G, V) without bias) with each chunk, which it must leave as it is
+    look: called as look(rows, logits (m, G, V) without bias) with each chunk, which it must leave as it is; what it
+    returns, (m, ..) without gradient, is `looked`
     """
     hidden = hidden.unsqueeze(1) if hidden.dim() == 2 else hidden
     _check(hidden, table, bias, targets, weights, excluded, noise, temperature)

@@ -102,7 +102,7 @@ def test_states_are_those_of_each_layer_at_the_labelled_words(model, tokenizer, 
         assert len(states) == 1 + len(network.layers) and states[0].shape == (3, network.config.dim)
         with torch.no_grad():
             last = [network(sequence[None])[0, places] for sequence, places in zip(*encoded[:2])]
-            first = [network.embed(network.token_embeddings(s[None]))[0, p] for s, p in zip(*encoded[:2])]
+            first = [network.begin(network.token_embeddings(s[None]))[0][0, p] for s, p in zip(*encoded[:2])]
         np.testing.assert_allclose(states[-1], torch.cat(last), atol=1e-5)
         np.testing.assert_allclose(states[0], torch.cat(first), atol=1e-5)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from amos_fairseq.corruption import corrupt
 from amos_fairseq.methods.amos import AmosConfig
 from amos_fairseq.methods.base import Vocabulary
-from amos_fairseq.modules.encoder import EncoderConfig
+from amos_fairseq.modules.encoder import EncoderConfig, LayerRun
 from amos_fairseq.ops import full_precision, gumbel_noise
 
 
@@ -107,8 +107,8 @@ def literal_detection_loss(method, batch, reversal=True):
     embeddings = F.one_hot(tokens.corrupted_tokens, len(table)).to(soft.dtype)
     embeddings = embeddings.flatten(0, 1).index_copy(0, batch.masked_index, sample).view_as(embeddings) @ table
     encoder = method.encoder
-    hidden = encoder.embed(embeddings, batch.padding_mask)
-    hidden = encoder.run_layers(hidden, encoder.attention_bias(batch.padding_mask, embeddings.size(1)))
+    hidden, layers = encoder.begin(embeddings, batch.padding_mask)
+    hidden = layers.run(hidden)
     p = torch.sigmoid(method.rtd_head(hidden))[batch.valid_positions]
     replaced = tokens.replaced_positions[batch.valid_positions]
     return -torch.where(replaced, 1 - p, p).log().mean(), v, f
@@ -210,9 +210,8 @@ def test_a_step_on_the_mixture_alone_raises_the_detection_loss(make_method, batc
             tokens = corrupt(batch.original_tokens, batch.masked_positions, before.argmax(-1))
             embeddings = table[tokens.corrupted_tokens]
             embeddings.flatten(0, 1).index_add_(0, batch.masked_index, (soft(weight) - before) @ table)
-            hidden = method.encoder.embed(embeddings, batch.padding_mask)
-            bias = method.encoder.attention_bias(batch.padding_mask, embeddings.size(1))
-            logits = method.rtd_head(method.encoder.run_layers(hidden, bias))
+            hidden, layers = method.encoder.begin(embeddings, batch.padding_mask)
+            logits = method.rtd_head(layers.run(hidden))
             output = method(batch)._replace(corruption=tokens, rtd_logits=logits)
             return method.losses(output, batch)["rtd"].mean.item()
 
@@ -234,8 +233,7 @@ def test_detection_raises_the_mixture_weight_of_the_generator_whose_draws_are_ha
         [torch.eye(16, dtype=torch.double)[i].expand(sum(batch.num_masked), 16) for i in (0, 1)]
     )
     method.mlm_head.project = lambda hidden: torch.stack([easy.expand_as(hidden[0]), hard.expand_as(hidden[1])])
-    method.encoder.embed = lambda embeddings, padding_mask: embeddings
-    method.encoder.run_layers = lambda hidden, bias: hidden
+    method.encoder.begin = lambda embeddings, padding_mask: (embeddings, LayerRun([], None))
     method.rtd_head.forward = lambda hidden: 4 * hidden[..., 1] - 4 * hidden[..., 0]  # positive = original
     method.mixture_head.weight.data.zero_()
     optimizer = torch.optim.SGD([method.mixture_head.weight], lr=5.0)

@@ -3,7 +3,7 @@ import torch
 
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.base import detection_auc, detection_statistics
+from amos_fairseq.methods.base import detection_accuracy, detection_auc
 
 
 def loss(method, batch):
@@ -60,7 +60,7 @@ def test_detection_statistics_on_a_worked_case():
     corruption = Corruption(torch.zeros(1, 6), torch.tensor([[False, True, True, False, False, False]]))
     valid = torch.tensor([[True, True, True, True, True, False]])
     logits = torch.tensor([[2.0, 1.0, -1.0, -3.0, 0.5, 9.0]])
-    means = detection_statistics(logits, corruption, valid)
+    means = detection_accuracy(logits, corruption, valid)
     assert {name: float(mean.total) / float(mean.count) for name, mean in means.items()} == pytest.approx(
         {"replaced_share": 2 / 5, "rtd_accuracy_original": 2 / 3, "rtd_accuracy_replaced": 1 / 2}
     )

@@ -113,3 +113,11 @@ def test_noise_of_other_streams_updates_seeds_samples_and_positions_is_uncorrela
     rows = variables["itself"].view(160, 1000)
     tokens_and_next = torch.stack([rows[:, :-1].flatten(), rows[:, 1:].flatten()])
     assert abs(torch.corrcoef(tokens_and_next)[0, 1].item()) < bound
+
+
+@pytest.mark.parametrize("name, passes", [("teams_mws", 1), ("peer_tqr", 1), ("electra_rtd", 1), ("coco_lm", 2)])
+def test_only_a_generator_with_dropout_is_read_a_second_time_to_draw(make_method, batch, name, passes):
+    method, read = make_method(name, dropout=0.1).train(), []
+    method.generator.layers[-1].register_forward_hook(lambda *_: read.append(1))
+    method(batch)
+    assert len(read) == passes

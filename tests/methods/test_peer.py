@@ -60,9 +60,9 @@ def test_labels_are_the_generators_at_selected_positions_and_original_elsewhere(
     output = method(batch)
     logits = batch.at_masked(method.mlm_head(method.generator(batch.masked_tokens, batch.padding_mask)))
     of_sampled, of_original = (
-        logits.gather(-1, tokens[:, None]) for tokens in (output.sampled_tokens, output.mlm_targets)
+        logits.gather(-1, tokens[:, None]) for tokens in (output.sampled_tokens, batch.mlm_targets)
     )
-    ranks, replaced = 1 + (logits > of_original).sum(-1), output.sampled_tokens != output.mlm_targets
+    ranks, replaced = 1 + (logits > of_original).sum(-1), output.sampled_tokens != batch.mlm_targets
     expected = quality_levels((of_sampled - of_original).squeeze(-1), ranks, replaced, [1.0], 20, 3.0)
     assert batch.at_masked(output.level_codes).tolist() == expected.tolist()
     assert (output.level_codes[~batch.masked_positions] == 6).all()

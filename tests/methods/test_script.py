@@ -88,8 +88,8 @@ def literal_critic_loss(method, batch, mode, temperature):
     tokens = batch.original_tokens.masked_scatter(batch.masked_positions, hard.argmax(-1))
     one_hots = F.one_hot(tokens, len(table)).to(soft.dtype).flatten(0, 1)
     embeddings = one_hots.index_copy(0, batch.masked_index, drawn).view(*tokens.shape, -1) @ table.detach()
-    hidden = method.encoder.embed(embeddings, batch.padding_mask)
-    hidden = method.encoder.run_layers(hidden, method.encoder.attention_bias(batch.padding_mask, tokens.size(1)))
+    hidden, layers = method.encoder.begin(embeddings, batch.padding_mask)
+    hidden = layers.run(hidden)
     z = critic_logits(method.mlm_head(hidden))
     return rtd_loss(z, tokens != batch.original_tokens, batch.valid_positions).mean, projected
 
@@ -124,13 +124,13 @@ def test_gradient_through_the_sample_equals_autograd_on_one_hot_draws(make_metho
 def test_the_masked_input_gets_the_critics_gradient_only_through_the_sample(make_method, batch, mode):
     method = make_method("script_selfcritic", sample_gradient=mode, dtype=torch.double)
     inputs = []
-    embed = method.encoder.embed
+    begin = method.encoder.begin
 
     def watched(embeddings, padding_mask):
         inputs.append(embeddings)
-        return embed(embeddings, padding_mask)
+        return begin(embeddings, padding_mask)
 
-    method.encoder.embed = watched
+    method.encoder.begin = watched
     term = method.losses(method(batch), batch)["critic"]
     (found,) = torch.autograd.grad(term.mean, inputs[0], allow_unused=True)
     assert (found is not None and bool(found.any())) == (mode != "none")
@@ -183,8 +183,8 @@ def test_statistics_on_originals_and_on_replaced(make_method, batch):
     original = batch.valid_positions & ~replaced
     z = output.critic_logits
     expected = {
-        "generator_accuracy": (logits.argmax(-1) == output.mlm_targets).float().mean(),
-        "sampled_accuracy": (output.sampled_tokens == output.mlm_targets).float().mean(),
+        "generator_accuracy": (logits.argmax(-1) == batch.mlm_targets).float().mean(),
+        "sampled_accuracy": (output.sampled_tokens == batch.mlm_targets).float().mean(),
         "critic_logit_original": z[original].mean(),
         "critic_logit_replaced": z[replaced].mean(),
         "replaced_share": replaced.sum() / 33,

@@ -84,9 +84,8 @@ def test_branches_are_two_layers_on_one_trunk(make_method, batch):
     tokens, encoder = output.corruption.corrupted_tokens, method.encoder
     mws_states, rtd_states = method.encode(output.corruption.corrupted_tokens, batch.padding_mask)
     assert torch.equal(mws_states, encoder(tokens, batch.padding_mask))
-    bias = encoder.attention_bias(batch.padding_mask, tokens.size(1))
-    embedded = encoder.embed(encoder.token_embeddings(tokens), batch.padding_mask)
-    assert torch.equal(rtd_states, method.branch_layer(encoder.run_layers(embedded, bias, 0, 2), bias))
+    embedded, layers = encoder.begin(encoder.token_embeddings(tokens), batch.padding_mask)
+    assert torch.equal(rtd_states, layers.run_other(method.branch_layer, layers.run(embedded, 0, 2)))
     assert torch.equal(output.rtd_logits, method.rtd_head(rtd_states))
 
 
@@ -106,9 +105,9 @@ def test_candidates_are_the_original_and_five_others_independent_of_the_draw(mak
     method, batch = make_method("teams_mws"), make_batch(lengths=(32,) * 40, num_masked=20)
     output = method(batch)
     assert output.candidate_tokens.shape == (800, 6)
-    assert torch.equal(output.candidate_tokens[:, 0], output.mlm_targets)
+    assert torch.equal(output.candidate_tokens[:, 0], batch.mlm_targets)
     # 34 tokens of nearly equal probability: K of the 33 others hold an independent draw that is another in 5 of 33
-    replaced = output.sampled_tokens != output.mlm_targets
+    replaced = output.sampled_tokens != batch.mlm_targets
     held = (output.candidate_tokens[:, 1:] == output.sampled_tokens[:, None]).any(-1)[replaced].double().mean().item()
     assert held == pytest.approx(5 / 33, abs=4 * (5 / 33 * 28 / 33 / 770) ** 0.5)
 
@@ -118,7 +117,7 @@ def test_hardest_negatives_are_the_likeliest_others(make_method, batch):
     output = method(batch)
     logits = batch.at_masked(method.mlm_head(method.generator(batch.masked_tokens, batch.padding_mask)))
     logits = logits.masked_fill(method.excluded_tokens, -torch.inf)
-    for row, original, candidates in zip(logits, output.mlm_targets, output.candidate_tokens):
+    for row, original, candidates in zip(logits, batch.mlm_targets, output.candidate_tokens):
         ordered = [token for token in row.argsort(descending=True).tolist() if token != original]
         assert candidates.tolist() == [original, *ordered[:3]]
     method.set_num_updates(5)

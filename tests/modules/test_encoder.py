@@ -67,17 +67,16 @@ def test_row_of_nothing_but_padding_gives_no_nan(options):
     torch.testing.assert_close(hidden[[0, 2]], encoder(TOKENS[[0, 2]]), atol=1e-6, rtol=1e-5)
 
 
-def test_forward_is_embed_attention_bias_run_layers_split_anywhere():
+def test_forward_is_begin_and_a_run_of_the_layers_split_anywhere():
     encoder = tiny()
     padding_mask = torch.arange(9).expand(3, -1) >= 7
     expected = encoder(TOKENS, padding_mask)
-    embedded = encoder.embed(encoder.token_embeddings(TOKENS), padding_mask)
+    embedded, layers = encoder.begin(encoder.token_embeddings(TOKENS), padding_mask)
     assert not embedded[padding_mask].any() and embedded[~padding_mask].all()
-    bias = encoder.attention_bias(padding_mask, 9)
     for split in range(4):
-        hidden = encoder.run_layers(embedded, bias, stop=split)
-        assert torch.equal(encoder.run_layers(hidden, bias, split), expected)
-    assert torch.equal(encoder.run_layers(embedded, bias, 1, 1), embedded)
+        assert torch.equal(layers.run(layers.run(embedded, stop=split), split), expected)
+    assert torch.equal(layers.run(embedded, 1, 1), embedded)
+    assert torch.equal(layers.run_other(encoder.layers[0], embedded), layers.run(embedded, stop=1))
 
 
 def test_attention_bias_is_one_block_without_padding_and_none_without_anything():
@@ -148,8 +147,8 @@ def test_shared_bottom_gets_the_gradients_of_both_networks():
 def test_networks_that_share_everything_below_agree_there():
     upper, lower = tiny(rel_pos_buckets=0), tiny(rel_pos_buckets=0, layers=2)
     lower.share_bottom(upper, 2)
-    embedded = upper.embed(upper.token_embeddings(TOKENS))
-    assert torch.equal(lower(TOKENS), upper.run_layers(embedded, None, stop=2))
+    embedded, layers = upper.begin(upper.token_embeddings(TOKENS))
+    assert torch.equal(lower(TOKENS), layers.run(embedded, stop=2))
 
 
 def test_sharing_survives_a_copy_and_a_change_of_precision():

@@ -47,9 +47,7 @@ def test_last_layer_at_selected_positions_equals_all_of_it(counts, padded, optio
     index = selected(counts)
     probe = torch.randn(len(index), 16, dtype=dtype)
 
-    embedded = encoder.embed(encoder.token_embeddings(tokens), padding_mask)
-    bias = encoder.attention_bias(padding_mask, LENGTH)
-    everywhere = encoder.run_layers(embedded, bias).flatten(0, 1)[index]
+    everywhere = encoder(tokens, padding_mask).flatten(0, 1)[index]
     rows = encoder(tokens, padding_mask, at=Queries.of(index, counts, LENGTH))
     assert rows.shape == (len(index), 16)
     parameters = list(encoder.parameters())
@@ -63,18 +61,18 @@ def test_last_layer_at_selected_positions_equals_all_of_it(counts, padded, optio
 def test_the_last_of_the_layers_that_run_is_the_one_that_is_asked_for_rows(start, stop):
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(**TINY)).double().eval()
-    hidden, bias = torch.randn(3, LENGTH, 16, dtype=torch.double), encoder.attention_bias(None, LENGTH)
+    hidden, layers = encoder.begin(torch.randn(3, LENGTH, 16, dtype=torch.double))
     index = selected([1, 4, 3])
-    rows = encoder.run_layers(hidden, bias, start, stop, at=Queries.of(index, [1, 4, 3], LENGTH))
-    torch.testing.assert_close(rows, encoder.run_layers(hidden, bias, start, stop).flatten(0, 1)[index])
+    rows = layers.run(hidden, start, stop, at=Queries.of(index, [1, 4, 3], LENGTH))
+    torch.testing.assert_close(rows, layers.run(hidden, start, stop).flatten(0, 1)[index])
 
 
 def test_nothing_but_keys_and_values_is_computed_for_all_positions(allocations):
     encoder = Encoder(EncoderConfig(**{**TINY, "layers": 1}))
-    hidden, bias, counts = torch.randn(3, LENGTH, 16), encoder.attention_bias(None, LENGTH), [2, 2, 2]
+    (hidden, layers), counts = encoder.begin(torch.randn(3, LENGTH, 16)), [2, 2, 2]
     queries = Queries.of(selected(counts), counts, LENGTH)
     with allocations:
-        encoder.run_layers(hidden, bias, at=queries).sum().backward()
+        layers.run(hidden, at=queries).sum().backward()
     assert 3 * LENGTH * 2 * 16 in allocations.elements  # keys and values
     assert not {3 * LENGTH * 3 * 16, 3 * LENGTH * 24, 3 * 2 * LENGTH**2} & allocations.elements
 

@@ -38,7 +38,7 @@ def recorded(arguments, tmp_path_factory):
         found = {name: record(arguments(name, max_update=UPDATES, user_dir=None)) for name in METHODS}
     torch.set_num_threads(threads)
     if os.environ.get("GOLDEN"):
-        rows = (f'"{name}": {json.dumps(quantities)}' for name, quantities in found.items())
+        rows = (f'"{name}": {json.dumps(quantities, sort_keys=True)}' for name, quantities in found.items())
         Path(os.environ["GOLDEN"]).write_text("{\n" + ",\n".join(rows) + "\n}\n")
     return found
 
