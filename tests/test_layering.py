@@ -35,7 +35,7 @@ ARROWS = {
     "models": CORE | {"pretrained", "finetune"},
     "criterions": CORE | {"pretrained", "finetune", "user_errors"},
     "tasks": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}
-    | {"criterions", "optim"},  # which fairseq does not import by itself
+    | {"models", "criterions", "optim"},  # all that is registered
 }
 # on top: imported by nothing in ARROWS
 ARROWS["analysis"] = BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune"}

@@ -39,7 +39,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
         parser.print_help()
         return os.EX_USAGE
     chosen = parser.parse_args(arguments)
+    if chosen.user_dir is not None:
+        os.environ["AMOS_FAIRSEQ_USER_DIR"] = os.path.abspath(chosen.user_dir)  # for processes of this one, too
     try:
+        check_user_dir()
         return run_command(chosen.command, chosen.arguments)
     except KeyboardInterrupt:
         return 130
@@ -69,19 +72,27 @@ def build_parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="amos-fairseq",
-        usage="amos-fairseq <command> [options]",
+        usage="amos-fairseq [--user-dir FOLDER] <command> [options]",
         description="Pre-train text encoders with ELECTRA-style methods on fairseq.",
         epilog=f"commands:\n{lines}\n\n"
         "`amos-fairseq <command> --help` lists a command's options.\n"
+        "--user-dir FOLDER, or AMOS_FAIRSEQ_USER_DIR: a package that registers methods of your own.\n"
         "AMOS_FAIRSEQ_TRACEBACK=1 shows where in the code an error arose.\n\n"
         "Exit status: 64 wrong command or configuration, 65 damaged files, 74 disk: slurm/README.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     tell_mistakes(parser, parser.prog)
     parser.add_argument("--version", action="version", version=f"amos-fairseq {__version__}")
+    parser.add_argument("--user-dir", help=argparse.SUPPRESS)
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
+
+
+def check_user_dir() -> None:
+    folder = os.environ.get("AMOS_FAIRSEQ_USER_DIR")
+    if folder and not os.path.isfile(os.path.join(folder, "__init__.py")):
+        raise ValueError(f"--user-dir {folder} is no package, it holds no __init__.py: name a folder that does")
 
 
 def describe(error: Exception) -> str:

@@ -20,10 +20,7 @@ def run(arguments: List[str]) -> None:
     # First of all fairseq, since the program sets up logging.
     program = importlib.import_module("fairseq_cli." + sys.argv[0].removeprefix("fairseq-").replace("-", "_"))
     # Tasks and models of a user directory are imported by fairseq unless its package is imported already, as here.
-    # The repairs come with the tasks.
-    importlib.import_module("amos_fairseq.tasks")
-    importlib.import_module("amos_fairseq.models.pretraining")
-    importlib.import_module("amos_fairseq.models.finetuned")
+    importlib.import_module("amos_fairseq.tasks")  # and with it all the others
     # Processes that fairseq spawns, one per GPU, import the main program. It has to be fairseq's: with ours they would
     # have this package imported, too.
     ours, sys.modules["__main__"] = sys.modules["__main__"], program

@@ -19,7 +19,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 
 from amos_fairseq.flops import peak_flops
-from amos_fairseq.methods import METHODS
+from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import PretrainingBatch
 from amos_fairseq.objectives import COUNTED
 from amos_fairseq.user_errors import stop
@@ -98,10 +98,7 @@ class PretrainingCriterion(FairseqCriterion):
         return True
 
 
+@for_each_method
 def _register(name: str) -> None:
     criterion = type(f"{METHODS[name].__name__}Criterion", (PretrainingCriterion,), {"method_name": name})
     register_criterion(name)(criterion)
-
-
-for _name in METHODS:
-    _register(_name)

@@ -12,10 +12,18 @@
 | `script_selfcritic` | the encoder itself                    | categorical        | none                | mlm, critic |
 | `electra_rtd`       | one, narrow or shallow                | categorical        | none                | mlm, rtd    |
 | `bert_mlm`          | none                                  | none               | none                | mlm         |
+
+A method of another package is made known by `register`, by an entry point of the group `amos_fairseq.methods` in its
+metadata (name = "module:Class"), or by AMOS_FAIRSEQ_USER_DIR, a package folder whose import registers it.
 """
 
+import importlib
+import os
+import sys
 from dataclasses import fields
-from typing import Any, Dict, Mapping, Type
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Type
 
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingMethod, Vocabulary
@@ -35,6 +43,33 @@ METHODS: Dict[str, Type[PretrainingMethod]] = {
     "electra_rtd": Electra,
     "bert_mlm": MaskedLM,
 }
+_followers: List[Callable[[str], object]] = []
+
+
+def register(name: str, method: Type[PretrainingMethod]) -> None:
+    """Make a method known by `name`: to every command and, with fairseq, as task, model, criterion and architectures.
+
+    Raises ValueError if the name or that of the class, by which fairseq tells shells apart, is taken or is no name.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"method name {name!r} must be made of letters, digits and _: choose another")
+    for other, known in METHODS.items():
+        if other == name or known.__name__ == method.__name__:
+            raise ValueError(
+                f"method {name}, class {method.__name__}: {other} of {known.__module__} has class {known.__name__}; "
+                "choose a name and a class name of its own"
+            )
+    METHODS[name] = method
+    for follow in _followers:
+        follow(name)
+
+
+def for_each_method(follow: Callable[[str], object]) -> Callable[[str], object]:
+    """Call `follow(name)` for every method, those registered later, too."""
+    for name in METHODS:
+        follow(name)
+    _followers.append(follow)
+    return follow
 
 
 def size_options(name: str, size: str) -> dict:
@@ -51,3 +86,15 @@ def build(name: str, options: Mapping[str, Any], vocabulary: Vocabulary, **sched
     method = METHODS[name]
     names = {field.name for field in fields(method.config_class)} & set(options)
     return method(method.config_class(**{option: options[option] for option in names}), vocabulary, **schedule)
+
+
+def _register_those_of_others() -> None:
+    for entry in entry_points(group=__name__):
+        if entry.name not in METHODS:  # its package may register it, too
+            register(entry.name, entry.load())
+    if folder := os.environ.get("AMOS_FAIRSEQ_USER_DIR"):
+        sys.path.append(str(Path(folder).resolve().parent))
+        importlib.import_module(Path(folder).resolve().name)
+
+
+_register_those_of_others()

@@ -1,1 +1,3 @@
-"""fairseq's view of the methods' networks."""
+"""Networks as fairseq models."""
+
+from amos_fairseq.models import finetuned, pretraining  # noqa: F401

@@ -6,7 +6,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from omegaconf import OmegaConf
 
-from amos_fairseq.methods import METHODS, build, size_options
+from amos_fairseq.methods import METHODS, build, for_each_method, size_options
 from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingBatch
 from amos_fairseq.modules.encoder import compile_layers
 
@@ -46,15 +46,6 @@ class PretrainingModel(BaseFairseqModel):
         return self.method.config.max_positions
 
 
-def _register(name: str) -> None:
-    method = METHODS[name]
-    config = dataclass(type(f"{method.__name__}ModelConfig", (method.config_class, FairseqDataclass), {}))
-    model = type(f"{method.__name__}Model", (PretrainingModel,), {"method_name": name})
-    register_model(name, dataclass=config)(model)
-    for size in ENCODER_SIZES:
-        register_model_architecture(name, f"{name}_{size}")(_preset(size_options(name, size)))
-
-
 def _preset(options: dict):
     """An architecture: options that were not given get the size's values."""
 
@@ -65,5 +56,11 @@ def _preset(options: dict):
     return fill_in
 
 
-for _name in METHODS:
-    _register(_name)
+@for_each_method
+def _register(name: str) -> None:
+    method = METHODS[name]
+    config = dataclass(type(f"{method.__name__}ModelConfig", (method.config_class, FairseqDataclass), {}))
+    model = type(f"{method.__name__}Model", (PretrainingModel,), {"method_name": name})
+    register_model(name, dataclass=config)(model)
+    for size in ENCODER_SIZES:
+        register_model_architecture(name, f"{name}_{size}")(_preset(size_options(name, size)))

@@ -1,4 +1,4 @@
-"""Of a `--user-dir`, fairseq imports `tasks` and `models`, but not `criterions` and `optim`: they are imported here.
+"""All that is registered with fairseq, which of a `--user-dir` imports `tasks` and `models`, but no more.
 
 The repairs of fairseq are in place before anything is registered.
 """
@@ -7,5 +7,5 @@ from amos_fairseq import fairseq_repairs
 
 fairseq_repairs.install()
 
-from amos_fairseq import criterions, optim  # noqa: E402, F401
+from amos_fairseq import criterions, models, optim  # noqa: E402, F401
 from amos_fairseq.tasks import finetuning, pretraining  # noqa: E402, F401

@@ -21,7 +21,7 @@ from amos_fairseq.data.cropping import CroppingOptions
 from amos_fairseq.data.manifest import load_manifest_for, verify_tokens
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens, split
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MODEL_NAME
-from amos_fairseq.methods import METHODS
+from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import Vocabulary, option
 from amos_fairseq.methods.continuation import EarlierRun, load_generator, start_from
 from amos_fairseq.objectives import COUNTED
@@ -260,6 +260,7 @@ class PretrainingTask(SupervisedTask):
         return self.dictionary
 
 
+@for_each_method
 def _register(name: str) -> None:
     shares = ("mask_token_prob", "keep_prob", "random_prob")
     words = ("become <mask>", "keep their token", "get a random token")
@@ -274,7 +275,3 @@ def _register(name: str) -> None:
     # fairseq wants class names, too, to be unique among all tasks
     task = type(f"{METHODS[name].__name__}PretrainingTask", (PretrainingTask,), {"method_name": name})
     register_task(name, dataclass=config)(task)
-
-
-for _name in METHODS:
-    _register(_name)

@@ -16,7 +16,6 @@ from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
-import amos_fairseq.models.pretraining  # noqa: F401
 import amos_fairseq.tasks  # noqa: F401
 from amos_fairseq.methods import METHODS
 

@@ -18,7 +18,6 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import meters, metrics
 from fairseq.trainer import Trainer
 
-import amos_fairseq.models.pretraining  # noqa: F401
 import amos_fairseq.tasks  # noqa: F401
 from amos_fairseq.methods import METHODS
 

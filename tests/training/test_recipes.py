@@ -17,7 +17,6 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import amos_fairseq.models.pretraining  # noqa: F401
 import amos_fairseq.tasks  # noqa: F401
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import ENCODER_SIZES, Vocabulary
