@@ -7,33 +7,24 @@ Results differ from PyTorch's by rounding alone, and a row's never depend on the
 
 import ctypes
 import warnings
-from functools import lru_cache
+from ctypes import c_float, c_int, c_int64, c_uint64, c_void_p
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, float32, int32, int64
 
-from amos_fairseq.ops.noise import Noise
+from amos_fairseq.ops.noise import Noise, check_draw
 from amos_fairseq.ops.readings import RowReading
 
 CAPACITY = 1024  # candidates of a row; at temperature 0.3 one row in ten million has more
 BUILD_COMMAND = {kind: f"python -m amos_fairseq.csrc.build {kind}" for kind in ("cpu", "cuda")}
 FOLDER = Path(__file__).resolve().parents[1] / "csrc"
 SCALARS = {  # the numbers that csrc/library.h gives them
-    "cpu": {torch.float32: 0},
-    "cuda": {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2},
+    "cpu": {float32: 0},
+    "cuda": {float32: 0, torch.bfloat16: 1, torch.float16: 2},
 }
-# The C functions' arguments before (place, stream): p pointer, l int64, i int, u uint64, f float.
-ARGUMENTS = {
-    "amos_gumbel_noise": "uppli",
-    "amos_read_rows": "pppppupfipppppppplii" + "i",
-    "amos_logsumexp_rows": "ppppp" + "lii",
-    "amos_softmax_rows": "ppplii",
-    "amos_gumbel_softmax": "pupfplii",
-    "amos_soft_sample_gradient": "pppppupfpliiii",
-}
-TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "u": ctypes.c_uint64, "f": ctypes.c_float}
 
 
 def supports(device_type: str, dtype: torch.dtype) -> bool:
@@ -60,97 +51,118 @@ def _path(device_type: str) -> Path:
     return FOLDER / f"libamos_{device_type}.so"
 
 
+KERNELS: List["Kernel"] = []
+
+
+class Array(NamedTuple):
+    """A kernel's argument that points to a contiguous tensor; type None: the one of SCALARS that `scalar` says."""
+
+    sizes: str  # a letter or a digit each
+    dtype: Optional[torch.dtype] = None
+
+
+class Kernel:
+    """The C function with a declaration's name and arguments, and `place` and `stream` after them: csrc/library.h."""
+
+    def __init__(self, declaration: Callable):
+        self.name, self.arguments = declaration.__name__, declaration.__annotations__
+        KERNELS.append(self)
+
+    def __call__(self, *arguments) -> None:
+        """Run on the tensors' device: on its current stream, or on as many threads as PyTorch's operators have."""
+        device = next(x.device for x in arguments if isinstance(x, Tensor))
+        library = _library(device.type)
+        function = getattr(library, self.name)
+        arguments = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                error = function(*arguments, device.index, torch.cuda.current_stream(device).cuda_stream)
+        else:
+            error = function(*arguments, torch.get_num_threads(), None)
+        if error:
+            raise RuntimeError(f"{self.name} failed: {library.amos_error(error).decode()}")
+
+    def check(self, **tensors: Optional[Tensor]) -> None:
+        """One line for a tensor that the kernel would misread; the first one gives the device."""
+        rows, sizes = next(iter(tensors.values())), {"2": 2}
+        for name, tensor in tensors.items():
+            if tensor is None:
+                continue
+            (letters, dtype), place = self.arguments[name], tensor.device
+            if tensor.dim() == len(letters):
+                sizes = {**dict(zip(letters, tensor.shape)), **sizes}
+            shape = tuple(sizes.get(letter, letter) for letter in letters)
+            if tuple(tensor.shape) != shape:
+                expected = str(shape).replace("'", "")
+                raise ValueError(f"{name} is {tuple(tensor.shape)}: it must be {expected}")
+            if dtype is None and not supports(place.type, tensor.dtype):
+                raise ValueError(f"{name} is {tensor.dtype} on {place}, which no kernel reads: use ops/pytorch.py")
+            if dtype is not None and tensor.dtype != dtype:
+                raise ValueError(f"{name} is {tensor.dtype}: it must be {dtype}")
+            if place != rows.device:
+                raise ValueError(f"{name} is on {place}, the rows on {rows.device}: move one of them")
+            if not tensor.is_contiguous():
+                raise ValueError(f"{name} is not contiguous: call contiguous()")
+
+
 @lru_cache(maxsize=None)
 def _library(device_type: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(_path(device_type)), mode=ctypes.RTLD_LOCAL)
     library.amos_error.restype = ctypes.c_char_p
-    for name, letters in ARGUMENTS.items():
-        getattr(library, name).argtypes = [TYPES[letter] for letter in letters + "ip"]
+    for kernel in KERNELS:
+        types = [c_void_p if isinstance(kind, Array) else kind for kind in kernel.arguments.values()]
+        getattr(library, kernel.name).argtypes = [*types, c_int, c_void_p]  # place, stream
     return library
-
-
-def _run(name: str, device: torch.device, *arguments) -> None:
-    """Call a C function on the device's current stream, or on the CPU with as many threads as PyTorch's operators."""
-    library = _library(device.type)
-    arguments = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream(device).cuda_stream
-            error = getattr(library, name)(*arguments, device.index, stream)
-    else:
-        error = getattr(library, name)(*arguments, torch.get_num_threads(), None)
-    if error:
-        raise RuntimeError(f"{name} failed: {library.amos_error(error).decode()}")
 
 
 def _scalar(tensor: Tensor) -> int:
     return SCALARS[tensor.device.type][tensor.dtype]
 
 
-def _check(name: str, tensor: Optional[Tensor], shape: Tuple[int, ...], dtype: torch.dtype, like: Tensor) -> None:
-    """One line for an argument that a kernel would misread. `like` gives the device."""
-    if tensor is None:
-        return
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} is {tuple(tensor.shape)}: it must be {shape}")
-    if tensor.dtype != dtype:
-        raise ValueError(f"{name} is {tensor.dtype}: it must be {dtype}")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} is on {tensor.device}, the rows on {like.device}: move one of them")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} is not contiguous: call contiguous()")
+_operator = partial(torch.library.custom_op, device_types=tuple(SCALARS))
 
 
-def _check_rows(name: str, rows: Tensor, dimensions: int) -> None:
-    """The argument that gives the sizes and the device."""
-    if rows.dim() != dimensions:
-        raise ValueError(f"{name} is {tuple(rows.shape)}: it must have {dimensions} dimensions")
-    if not supports(rows.device.type, rows.dtype):
-        raise ValueError(f"{name} is {rows.dtype} on {rows.device}, which no kernel reads: use ops/pytorch.py")
-    if not rows.is_contiguous():
-        raise ValueError(f"{name} is not contiguous: call contiguous()")
+# Each kernel as C declares it, the function that checks its arguments, and the operator that calls it.
 
 
-def _check_noise(noise: Optional[Noise], like: Tensor) -> None:
-    if noise is not None:
-        _check("noise.rows", noise.rows, (like.size(0), 2), torch.int64, like)
+@Kernel
+def amos_gumbel_noise(
+    seed: c_uint64, noise_rows: Array("M2", int64), noise: Array("MV", float32), rows: c_int64, vocabulary: c_int
+): ...
 
 
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-
-
-def gumbel_noise(noise: Noise, vocabulary_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def gumbel_noise(noise: Noise, vocabulary_size: int, dtype: torch.dtype = float32) -> Tensor:
     """(M, V) Gumbel(0, 1) in fp32, the only `dtype`, with the same bits on every device."""
-    if noise.rows.dim() != 2:
-        raise ValueError(f"noise.rows is {tuple(noise.rows.shape)}: it must be (M, 2)")
-    _check_noise(noise, noise.rows)
+    amos_gumbel_noise.check(noise_rows=noise.rows)
     return _gumbel_noise(noise.seed, noise.rows, vocabulary_size)
 
 
-@torch.library.custom_op("amos_fairseq::gumbel_noise", mutates_args=(), device_types=("cpu", "cuda"))
+@_operator("amos_fairseq::gumbel_noise", mutates_args=())
 def _gumbel_noise(seed: int, noise_rows: Tensor, vocabulary_size: int) -> Tensor:
-    noise = noise_rows.new_empty(len(noise_rows), vocabulary_size, dtype=torch.float32)
-    _run("amos_gumbel_noise", noise.device, seed, noise_rows, noise, len(noise), vocabulary_size)
+    noise = _empty_noise(seed, noise_rows, vocabulary_size)
+    amos_gumbel_noise(seed, noise_rows, noise, *noise.shape)
     return noise
 
 
 @_gumbel_noise.register_fake
-def _(seed, noise_rows, vocabulary_size):
-    return noise_rows.new_empty(noise_rows.size(0), vocabulary_size, dtype=torch.float32)
+def _empty_noise(seed, noise_rows, vocabulary_size):
+    return noise_rows.new_empty(noise_rows.size(0), vocabulary_size, dtype=float32)
+
+
+@Kernel
+def amos_read_rows(
+    logits: Array("MGV"), bias: Array("V", float32), targets: Array("M", int64), weights: Array("MG", float32),
+    excluded: Array("V", torch.bool), seed: c_uint64, noise_rows: Array("M2", int64), temperature: c_float,
+    write_gradient: c_int, losses: Array("MG", float32), predicted: Array("MG", int64), ranks: Array("MG", int64),
+    sampled: Array("M", int64), likeliest: Array("M", int64), margins: Array("M", float32),
+    candidates: Array("MC", int32), tail: Array("M", float32), rows: c_int64, heads: c_int, vocabulary: c_int,
+    scalar: c_int,
+): ...
 
 
 def read_rows(
-    logits: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    weights: Optional[Tensor],
-    excluded: Optional[Tensor],
-    noise: Optional[Noise],
-    temperature: float,
-    candidates: bool,
-    write_gradient: bool,
+    logits: Tensor, bias: Tensor, targets: Tensor, weights: Optional[Tensor], excluded: Optional[Tensor],
+    noise: Optional[Noise], temperature: float, candidates: bool, write_gradient: bool,
 ) -> RowReading:
     """Read (M, G, V) logits, then overwrite them with d losses / d logits if `write_gradient`; see `RowReading`.
 
@@ -158,41 +170,24 @@ def read_rows(
     CAPACITY of them if there are more. A row whose target lies outside the vocabulary has losses, margin and gradient
     NaN and ranks 0; one whose tokens are all excluded draws -1.
     """
-    _check_rows("logits", logits, 3)
-    rows, heads, vocabulary_size = logits.shape
-    _check("bias", bias, (vocabulary_size,), torch.float32, logits)
-    _check("targets", targets, (rows,), torch.int64, logits)
-    _check("weights", weights, (rows, heads), torch.float32, logits)
-    _check("excluded", excluded, (vocabulary_size,), torch.bool, logits)
-    _check_noise(noise, logits)
-    _check_temperature(temperature)
-    if weights is None and heads > 1 and noise is not None:
-        raise ValueError(f"weights are missing: to draw from {heads} heads, say how they are mixed")
     seed, noise_rows = (0, None) if noise is None else (noise.seed, noise.rows)
-    return RowReading(
-        *_read_rows(
-            logits, bias, targets, weights, excluded, seed, noise_rows, temperature, candidates, write_gradient
-        )
+    amos_read_rows.check(
+        logits=logits, bias=bias, targets=targets, weights=weights, excluded=excluded, noise_rows=noise_rows
     )
+    check_draw(temperature, noise, weights, heads=logits.size(1))
+    inputs = logits, bias, targets, weights, excluded, seed, noise_rows, temperature
+    return RowReading(*_read_rows(*inputs, candidates, write_gradient))
 
 
-@torch.library.custom_op("amos_fairseq::read_rows", mutates_args=("logits",), device_types=("cpu", "cuda"))
+@_operator("amos_fairseq::read_rows", mutates_args=("logits",))
 def _read_rows(
-    logits: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    weights: Optional[Tensor],
-    excluded: Optional[Tensor],
-    seed: int,
-    noise_rows: Optional[Tensor],
-    temperature: float,
-    candidates: bool,
-    write_gradient: bool,
+    logits: Tensor, bias: Tensor, targets: Tensor, weights: Optional[Tensor], excluded: Optional[Tensor], seed: int,
+    noise_rows: Optional[Tensor], temperature: float, candidates: bool, write_gradient: bool,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     reading = _empty_reading(logits, noise_rows is not None, candidates)
     inputs = logits, bias, targets, weights, excluded, seed, noise_rows, temperature, write_gradient
     outputs = *reading[:-2], *(reading[-2:] if reading.tail.numel() else (None, None))
-    _run("amos_read_rows", logits.device, *inputs, *outputs, *logits.shape, _scalar(logits))
+    amos_read_rows(*inputs, *outputs, *logits.shape, _scalar(logits))
     return tuple(reading)
 
 
@@ -205,86 +200,99 @@ def _empty_reading(logits: Tensor, draws: bool, lists: bool) -> RowReading:
     rows, heads, _ = logits.shape
     drawn, listed = rows if draws else 0, rows if draws and lists else 0
     return RowReading(
-        losses=logits.new_empty(rows, heads, dtype=torch.float32),
-        predicted=logits.new_empty(rows, heads, dtype=torch.int64),
-        ranks=logits.new_empty(rows, heads, dtype=torch.int64),
-        sampled=logits.new_empty(drawn, dtype=torch.int64),
-        likeliest=logits.new_empty(drawn, dtype=torch.int64),
-        margins=logits.new_empty(drawn, dtype=torch.float32),
-        candidates=logits.new_empty(listed, CAPACITY if draws and lists else 0, dtype=torch.int32),
-        tail=logits.new_empty(listed, dtype=torch.float32),
+        losses=logits.new_empty(rows, heads, dtype=float32),
+        predicted=logits.new_empty(rows, heads, dtype=int64),
+        ranks=logits.new_empty(rows, heads, dtype=int64),
+        sampled=logits.new_empty(drawn, dtype=int64),
+        likeliest=logits.new_empty(drawn, dtype=int64),
+        margins=logits.new_empty(drawn, dtype=float32),
+        candidates=logits.new_empty(listed, CAPACITY if draws and lists else 0, dtype=int32),
+        tail=logits.new_empty(listed, dtype=float32),
     )
+
+
+@Kernel
+def amos_logsumexp_rows(
+    logits: Array("RV"), bias: Array("V", float32), logsumexp: Array("R", float32), largest: Array("R", float32),
+    likeliest: Array("R", int64), rows: c_int64, vocabulary: c_int, scalar: c_int,
+): ...
 
 
 def logsumexp_rows(logits: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """logsumexp, largest and its id of each row of (R, V) logits."""
-    _check_rows("logits", logits, 2)
-    _check("bias", bias, (logits.size(1),), torch.float32, logits)
+    amos_logsumexp_rows.check(logits=logits, bias=bias)
     return _logsumexp_rows(logits, bias)
 
 
-@torch.library.custom_op("amos_fairseq::logsumexp_rows", mutates_args=(), device_types=("cpu", "cuda"))
+@_operator("amos_fairseq::logsumexp_rows", mutates_args=())
 def _logsumexp_rows(logits: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    results = _empty_logsumexp(logits)
-    _run("amos_logsumexp_rows", logits.device, logits, bias, *results, *logits.shape, _scalar(logits))
+    results = _empty_logsumexp(logits, bias)
+    amos_logsumexp_rows(logits, bias, *results, *logits.shape, _scalar(logits))
     return results
 
 
 @_logsumexp_rows.register_fake
-def _empty_logsumexp(logits, bias=None):
+def _empty_logsumexp(logits, bias):
     rows = logits.size(0)
-    logsumexp, largest = (logits.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return logsumexp, largest, logits.new_empty(rows, dtype=torch.int64)
+    logsumexp, largest = (logits.new_empty(rows, dtype=float32) for _ in range(2))
+    return logsumexp, largest, logits.new_empty(rows, dtype=int64)
+
+
+@Kernel
+def amos_softmax_rows(
+    logits: Array("RV"), bias: Array("V", float32), logsumexp: Array("R", float32),
+    rows: c_int64, vocabulary: c_int, scalar: c_int,
+): ...
 
 
 def softmax_rows_(logits: Tensor, bias: Tensor, logsumexp: Tensor) -> None:
     """Overwrite (R, V) logits with exp(z - logsumexp), their softmax; logsumexp: (R,)."""
-    _check_rows("logits", logits, 2)
-    _check("bias", bias, (logits.size(1),), torch.float32, logits)
-    _check("logsumexp", logsumexp, (logits.size(0),), torch.float32, logits)
+    amos_softmax_rows.check(logits=logits, bias=bias, logsumexp=logsumexp)
     _softmax_rows_(logits, bias, logsumexp)
 
 
-@torch.library.custom_op("amos_fairseq::softmax_rows_", mutates_args=("logits",), device_types=("cpu", "cuda"))
+@_operator("amos_fairseq::softmax_rows_", mutates_args=("logits",))
 def _softmax_rows_(logits: Tensor, bias: Tensor, logsumexp: Tensor) -> None:
-    _run("amos_softmax_rows", logits.device, logits, bias, logsumexp, *logits.shape, _scalar(logits))
+    amos_softmax_rows(logits, bias, logsumexp, *logits.shape, _scalar(logits))
 
 
-@_softmax_rows_.register_fake
-def _(logits, bias, logsumexp):
-    return None
+_softmax_rows_.register_fake(lambda *_: None)
+
+
+@Kernel
+def amos_gumbel_softmax(
+    logits: Array("MV"), seed: c_uint64, noise_rows: Array("M2", int64), temperature: c_float,
+    probabilities: Array("MV"), rows: c_int64, vocabulary: c_int, scalar: c_int,
+): ...
 
 
 def gumbel_softmax(logits: Tensor, noise: Noise, temperature: float) -> Tensor:
     """(M, V) softmax((logits + noise) / temperature), in the type of `logits`."""
-    _check_rows("logits", logits, 2)
-    _check_noise(noise, logits)
-    _check_temperature(temperature)
+    amos_gumbel_softmax.check(logits=logits, noise_rows=noise.rows)
+    check_draw(temperature)
     return _gumbel_softmax(logits, noise.seed, noise.rows, temperature)
 
 
-@torch.library.custom_op("amos_fairseq::gumbel_softmax", mutates_args=(), device_types=("cpu", "cuda"))
+@_operator("amos_fairseq::gumbel_softmax", mutates_args=())
 def _gumbel_softmax(logits: Tensor, seed: int, noise_rows: Tensor, temperature: float) -> Tensor:
     soft = torch.empty_like(logits)
-    _run(
-        "amos_gumbel_softmax", logits.device, logits, seed, noise_rows, temperature, soft, *soft.shape, _scalar(logits)
-    )
+    amos_gumbel_softmax(logits, seed, noise_rows, temperature, soft, *soft.shape, _scalar(logits))
     return soft
 
 
-@_gumbel_softmax.register_fake
-def _(logits, seed, noise_rows, temperature):
-    return torch.empty_like(logits)
+_gumbel_softmax.register_fake(lambda logits, *_: torch.empty_like(logits))
+
+
+@Kernel
+def amos_soft_sample_gradient(
+    gradient: Array("ME", float32), hidden: Array("ME", float32), table: Array("VE"), bias: Array("V", float32),
+    candidates: Array("MC", int32), seed: c_uint64, noise_rows: Array("M2", int64), temperature: c_float,
+    result: Array("ME", float32), rows: c_int64, vocabulary: c_int, width: c_int, capacity: c_int, scalar: c_int,
+): ...
 
 
 def soft_sample_gradient(
-    gradient: Tensor,
-    hidden: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    candidates: Tensor,
-    noise: Noise,
-    temperature: float,
+    gradient: Tensor, hidden: Tensor, table: Tensor, bias: Tensor, candidates: Tensor, noise: Noise, temperature: float
 ) -> Tensor:
     """d (gradient . sum_t p_t x_t) / d hidden, (M, E) in fp32, over each row's candidates t: x_t = table[t],
 
@@ -293,39 +301,23 @@ def soft_sample_gradient(
 
     Candidates outside the vocabulary, such as the -1 that fill a list up, are skipped; a row without any gives 0.
     """
-    _check_rows("table", table, 2)
-    if hidden.dim() != 2 or hidden.size(1) != table.size(1):
-        raise ValueError(f"hidden is {tuple(hidden.shape)}, table {tuple(table.shape)}: they must be (M, E) and (V, E)")
-    if candidates.dim() != 2:
-        raise ValueError(f"candidates is {tuple(candidates.shape)}: it must be (M, C)")
     gradient, hidden = gradient.float().contiguous(), hidden.float().contiguous()
-    _check("hidden", hidden, tuple(hidden.shape), torch.float32, table)
-    _check("gradient", gradient, tuple(hidden.shape), torch.float32, table)
-    _check("bias", bias, (table.size(0),), torch.float32, table)
-    _check("candidates", candidates, (hidden.size(0), candidates.size(1)), torch.int32, table)
-    _check_noise(noise, hidden)
-    _check_temperature(temperature)
+    amos_soft_sample_gradient.check(
+        table=table, hidden=hidden, gradient=gradient, bias=bias, candidates=candidates, noise_rows=noise.rows
+    )
+    check_draw(temperature)
     return _soft_sample_gradient(gradient, hidden, table, bias, candidates, noise.seed, noise.rows, temperature)
 
 
-@torch.library.custom_op("amos_fairseq::soft_sample_gradient", mutates_args=(), device_types=("cpu", "cuda"))
+@_operator("amos_fairseq::soft_sample_gradient", mutates_args=())
 def _soft_sample_gradient(
-    gradient: Tensor,
-    hidden: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    candidates: Tensor,
-    seed: int,
-    noise_rows: Tensor,
+    gradient: Tensor, hidden: Tensor, table: Tensor, bias: Tensor, candidates: Tensor, seed: int, noise_rows: Tensor,
     temperature: float,
 ) -> Tensor:
     result = torch.empty_like(hidden)
     inputs = gradient, hidden, table, bias, candidates, seed, noise_rows, temperature
-    sizes = len(hidden), *table.shape, candidates.size(1)
-    _run("amos_soft_sample_gradient", table.device, *inputs, result, *sizes, _scalar(table))
+    amos_soft_sample_gradient(*inputs, result, len(hidden), *table.shape, candidates.size(1), _scalar(table))
     return result
 
 
-@_soft_sample_gradient.register_fake
-def _(gradient, hidden, table, bias, candidates, seed, noise_rows, temperature):
-    return torch.empty_like(hidden)
+_soft_sample_gradient.register_fake(lambda gradient, hidden, *_: torch.empty_like(hidden))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from amos_fairseq.ops.implementation import row_functions
-from amos_fairseq.ops.noise import Noise
+from amos_fairseq.ops.noise import Noise, check_draw
 from amos_fairseq.ops.precision import full_precision
 
 
@@ -51,8 +51,7 @@ def gumbel_softmax(
 
     logits: (M, V)   noise: g itself, (M, V), or `Noise`, which makes it here; drawn from torch's generator if absent
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_draw(temperature)
     if logits.dim() != 2:
         raise ValueError(f"logits are {tuple(logits.shape)}: they must be (M, V)")
     if noise is None:

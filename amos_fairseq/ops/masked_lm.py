@@ -7,7 +7,7 @@ from torch import Tensor
 
 from amos_fairseq.ops.chunks import row_chunks
 from amos_fairseq.ops.implementation import row_functions
-from amos_fairseq.ops.noise import Noise
+from amos_fairseq.ops.noise import Noise, check_draw
 from amos_fairseq.ops.precision import compute_dtype, full_precision
 from amos_fairseq.ops.readings import RowReading
 
@@ -145,9 +145,6 @@ def _check(hidden, table, bias, targets, weights, excluded, noise, temperature) 
             raise ValueError(f"{name} is {tuple(tensor.shape)}, hidden and table ask for {shape}")
         if tensor.device != hidden.device:
             raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}: move one of them")
-    if weights is None and heads > 1 and noise is not None:
-        raise ValueError(f"weights are missing: to draw from {heads} heads, say how they are mixed")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_draw(temperature, noise, weights, heads)
     if targets.device.type == "cpu" and rows and not (0 <= targets.min() and targets.max() < len(table)):
         raise ValueError(f"targets must lie in 0..{len(table) - 1}, got {targets.min()}..{targets.max()}")

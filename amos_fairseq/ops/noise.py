@@ -6,7 +6,7 @@ depends neither on the device, nor on the number of processes, nor on how rows a
 """
 
 from dataclasses import dataclass
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,16 @@ class Noise:
     def __getitem__(self, rows) -> "Noise":
         """The noise of some of the rows."""
         return Noise(self.seed, self.rows[rows])
+
+
+def check_draw(
+    temperature: float, noise: Optional[Noise] = None, weights: Optional[Tensor] = None, heads: int = 1
+) -> None:
+    """One line for a draw without a meaning; weights: of the mixture of several heads."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if weights is None and heads > 1 and noise is not None:
+        raise ValueError(f"weights are missing: to draw from {heads} heads, say how they are mixed")
 
 
 def philox(seed: int, counter: Sequence[Tensor]) -> Tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -441,7 +441,7 @@ def change(position, wrong):
 @pytest.mark.parametrize(
     "position, wrong, message",
     [
-        (0, lambda x: x[0], r"logits is \(2, 40\): it must have 3 dimensions"),
+        (0, lambda x: x[0], r"logits is \(2, 40\): it must be \(M, G, V\)"),
         (0, lambda x: x.double(), "logits is torch.float64 on cpu, which no kernel reads"),
         (0, lambda x: x.transpose(0, 1).contiguous().transpose(0, 1), "logits is not contiguous"),
         (1, lambda x: x[:39], r"bias is \(39,\): it must be \(40,\)"),
@@ -451,7 +451,7 @@ def change(position, wrong):
         (3, lambda x: x[:, :1], r"weights is \(3, 1\): it must be \(3, 2\)"),
         (3, lambda x: None, "weights are missing: to draw from 2 heads"),
         (4, lambda x: x.float(), "excluded is torch.float32: it must be torch.bool"),
-        (5, lambda x: x[:2], r"noise.rows is \(2, 2\): it must be \(3, 2\)"),
+        (5, lambda x: x[:2], r"noise_rows is \(2, 2\): it must be \(3, 2\)"),
         (6, lambda x: 0.0, "temperature must be positive, got 0.0"),
     ],
 )
@@ -463,12 +463,12 @@ def test_a_wrong_argument_is_named(cpu_kernels, position, wrong, message):
 def test_wrong_arguments_of_the_other_functions_are_named(cpu_kernels):
     logits, bias = torch.zeros(3, 40), torch.zeros(40)
     for message, call in (
-        (r"noise.rows is \(6,\): it must be \(M, 2\)", lambda: cpu_kernels.gumbel_noise(Noise(0, torch.arange(6)), 5)),
+        (r"noise_rows is \(6,\): it must be \(M, 2\)", lambda: cpu_kernels.gumbel_noise(Noise(0, torch.arange(6)), 5)),
         (r"logsumexp is \(2,\)", lambda: cpu_kernels.softmax_rows_(logits, bias, torch.zeros(2))),
         (r"bias is \(3,\)", lambda: cpu_kernels.logsumexp_rows(logits, torch.zeros(3))),
         ("temperature must be positive", lambda: cpu_kernels.gumbel_softmax(logits, noise_of(3), -1.0)),
         (
-            r"hidden is \(2, 5\), table \(40, 6\)",
+            r"hidden is \(2, 5\): it must be \(2, 6\)",
             lambda: cpu_kernels.soft_sample_gradient(
                 torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(40, 6), bias, torch.zeros(2, 3).int(), noise_of(2), 1
             ),

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import re
 import shutil
@@ -38,6 +39,23 @@ def test_every_kernel_compiles_for_a100_and_h100_without_spilling_registers(tmp_
         # Five kernels read fp32, bf16 and fp16; the noise has no input.
         assert len(kernels) == len(spills) == 16
         assert set(spills) == {("0", "0", "0")}
+
+
+def test_the_declared_kernels_are_the_headers():
+    pointers = {None: "void", torch.float32: "float", torch.int32: "std::int32_t", torch.int64: "std::int64_t",
+                torch.bool: "std::uint8_t"}
+    numbers = {ctypes.c_int: "int", ctypes.c_int64: "std::int64_t", ctypes.c_uint64: "std::uint64_t",
+               ctypes.c_float: "float"}
+
+    def in_c(name, kind):
+        return f"{pointers[kind.dtype]}* {name}" if isinstance(kind, compiled.Array) else f"{numbers[kind]} {name}"
+
+    declared = {
+        kernel.name: [*(in_c(*argument) for argument in kernel.arguments.items()), "int place", "void* stream"]
+        for kernel in compiled.KERNELS
+    }
+    header = re.findall(r"AMOS_EXPORT int (\w+)\(([^)]*)\)", (build.FOLDER / "library.h").read_text(encoding="utf-8"))
+    assert declared == {name: re.split(r",\s+", arguments.replace("const ", "")) for name, arguments in header}
 
 
 @pytest.fixture(scope="module")
