@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from amos_fairseq.cli.processes import available_cores, interrupt, signals_handled
+from amos_fairseq.cli.processes import interrupt, shared_cores, signals_handled
 from amos_fairseq.user_errors import tell_mistakes
 
 HELP = (
@@ -359,9 +359,8 @@ def carry_out(args: argparse.Namespace, runs, model, devices):
     from amos_fairseq.cli import train
     from amos_fairseq.finetune import results, sweep
 
-    if devices[0] is None:  # as the quick start's training has them
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // args.jobs)))
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    if devices[0] is None:
+        os.environ.update(shared_cores(args.jobs))
     done = sum((run.folder / results.RESULT).exists() for run in runs)
     print(f"{len(runs):,} runs" + (f", {done:,} of them done before" if done else ""), flush=True)
     with tqdm(total=len(runs), initial=done, unit="run", dynamic_ncols=True, disable=None) as bar:

@@ -109,13 +109,6 @@ def given_lines(args: argparse.Namespace) -> List[str]:
     return lines
 
 
-def show(run: Path, count: int, threshold: Optional[float]) -> None:
-    """Print `count` held-out blocks of a run as its model corrupts and judges them."""
-    from amos_fairseq.analysis.checkpoint import load_run
-
-    write(terminal("auto"), load_run(run).inspect_held_out(count), threshold, stages=False)
-
-
 def write(console, sentences: List, threshold: Optional[float], stages: bool) -> None:
     """Sentences, then what the marks mean and how often the encoder was right; without an encoder that judges, stages.
 

@@ -15,6 +15,7 @@ import ast
 import json
 import random
 import re
+import shutil
 import zlib
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
@@ -25,6 +26,10 @@ SPLITS = ("train", "dev", "test")  # of modules: half, a quarter, a quarter
 PACKAGES = ("stdlib", "torch", "numpy", "fairseq", "sympy", "networkx", "scipy", "sklearn")
 ENTRIES_OF_PAGE = 4
 WORDS_OF_SENTENCE = range(6, 25)
+COLUMNS = {  # as `amos-fairseq finetune` asks for them
+    "package": ["--text", "sentence", "--label", "package"],
+    "cloze": ["--text", "before", "--text-b", "after", "--label", "word"],
+}
 LEFT_OUT = ("the", "of", "to", "in", "is", "for", "and", "a")
 AROUND = 6  # words on either side of the one that is left out
 CODE, TEXT, UNLABELLED = "code", "text", "_"
@@ -58,11 +63,14 @@ class HeldOut(NamedTuple):
 def write_tasks(folder: Path, examples: int = 2000, seed: int = 1) -> Dict[str, int]:
     """Write the tasks with at most `examples` of each for training, half as many for the other splits.
 
-    Returns the number of training examples by task. Raises ValueError if the folder exists.
+    Returns the number of training examples by task. Raises ValueError if the folder exists, which is there in full or
+    not at all.
     """
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists: name a new folder")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     sizes = {split: examples if split == "train" else examples // 2 for split in SPLITS}
     held_out = read_held_out()
     written = {}
@@ -70,8 +78,9 @@ def write_tasks(folder: Path, examples: int = 2000, seed: int = 1) -> Dict[str, 
         draw = random.Random(f"{seed} {task}")
         for split in SPLITS:
             shuffled = HeldOut(*(draw.sample(part, len(part)) for part in held_out[split]))
-            count = write(folder, split, shuffled, sizes[split], draw)
+            count = write(partial, split, shuffled, sizes[split], draw)
             written.setdefault(task, count)
+    partial.rename(folder)
     return written
 
 

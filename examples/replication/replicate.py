@@ -11,7 +11,6 @@ finished is not done again: the same command goes on where an interrupted one st
 import argparse
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -32,14 +31,14 @@ from variants import ENCODER, VARIANTS, Variant, arguments
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.figures import COLORS
 from amos_fairseq.analysis.flops import Geometry, hardware_flops
-from amos_fairseq.cli.processes import available_cores, interrupt, signals_handled
+from amos_fairseq.cli.processes import available_cores, interrupt, signals_handled, started
+from amos_fairseq.demo.documentation_tasks import COLUMNS
 from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import results
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import Vocabulary
 
 CHANCE = 12.5  # %, of eight classes
-AMOS_FAIRSEQ = [sys.executable, "-m", "amos_fairseq.cli.main"]
 DETECTION_WEIGHTS = ("rtd_weight", "tqr_weight", "critic_weight")  # a method has one of them, but for BERT
 
 
@@ -85,23 +84,16 @@ class Replication:
 
     def call(self, log: Path, *arguments: object) -> None:
         """Run `amos-fairseq` with these arguments, what it prints in `log`. Raises RuntimeError if it fails."""
+        log.parent.mkdir(parents=True, exist_ok=True)
         if self.stopped.is_set():
             raise InterruptedError
-        threads = str(max(1, available_cores() // self.jobs))
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as stream:
-            process = subprocess.Popen(
-                [*AMOS_FAIRSEQ, *map(str, arguments)], stdout=stream, stderr=stream, start_new_session=True,
-                env={"GOMP_SPINCOUNT": "20000", **os.environ, "OMP_NUM_THREADS": threads},
-            )
+        with started(arguments, log, self.jobs) as process:
             self.processes.append(process)
             if self.stopped.is_set():  # while it started
                 process.terminate()
-            status = process.wait()
-        if self.stopped.is_set():
-            raise InterruptedError
-        if status:
-            raise RuntimeError(f"amos-fairseq {arguments[0]} ended with status {status}: see {log}")
+            process.wait()
+        if process.returncode:
+            raise RuntimeError(f"amos-fairseq {arguments[0]} ended with status {process.returncode}: see {log}")
 
     def stop(self) -> None:
         """Every process saves and ends; the same command goes on."""
@@ -117,10 +109,8 @@ class Replication:
         budget, corpus, tasks, log = self.budget, self.out / "corpus.txt", self.out / "tasks", self.out / "prepare.log"
         if not corpus.exists():
             self.call(log, "corpus", "--out", corpus, "--megabytes", budget.megabytes)
-        if not (self.out / "tasks.done").exists():
-            shutil.rmtree(tasks, ignore_errors=True)
+        if not tasks.exists():
             self.call(log, "corpus", "--tasks", tasks, "--examples", budget.examples)
-            (self.out / "tasks.done").touch()
         self.call(
             log, "prepare", corpus, "--out", self.out / "data", "--uncased", "--vocab-size", budget.vocab_size,
             "--tokens-per-sample", budget.tokens_per_sample,
@@ -179,15 +169,12 @@ class Replication:
 
     def finetune(self, run: Path, *options: str) -> Dict[str, float]:
         """By task, the mean accuracy over seeds."""
-        tasks, budget = self.out / "tasks", self.budget
-        package = ["--train", tasks / "package/train.tsv", "--valid", tasks / "package/valid.tsv", "--text", "sentence",
-                   "--label", "package"]
-        cloze = ["--train", tasks / "cloze/train.tsv", "--valid", tasks / "cloze/test.tsv", "--text", "before",
-                 "--text-b", "after", "--label", "word"]
-        found = []
-        for name, task in {"package": package, "cloze": cloze}.items():
+        budget, found = self.budget, []
+        for name, valid in {"package": "valid.tsv", "cloze": "test.tsv"}.items():
+            tables = self.out / "tasks" / name
             self.call(
-                run / "finetune.log", "finetune", "file", *task, *options, "--model", run, "--out", run / name,
+                run / "finetune.log", "finetune", "file", "--train", tables / "train.tsv", "--valid", tables / valid,
+                *COLUMNS[name], *options, "--model", run, "--out", run / name,
                 "--epochs", budget.epochs, "--seeds", ",".join(map(str, range(1, budget.finetuning_seeds + 1))),
                 "--lr", budget.finetuning_lr, "--batch-size", 32, "--max-length", 64, "--jobs", 1,
             )

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from amos_fairseq import methods, pretrained  # noqa: F401  pretrained: not first while a test has fewer methods
-from amos_fairseq.cli import main, quickstart
+from amos_fairseq.cli import main, processes, quickstart
 
 COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]
 
@@ -155,7 +155,7 @@ def test_folder_at_work_is_refused(tmp_path, capsys):
 
 def test_failed_training_shows_its_last_words(tmp_path, monkeypatch, capsys):
     failing = [sys.executable, "-c", "import sys; print('no space'); sys.exit(3)"]
-    monkeypatch.setattr(quickstart, "training_command", lambda settings, data, out: failing)
+    monkeypatch.setattr(processes, "PROGRAM", failing)
     with open(tmp_path / "lock", "w") as lock, pytest.raises(SystemExit) as ended:
         quickstart.train({"method": "amos_rtd", "updates": 5}, tmp_path / "data", tmp_path, lock.fileno())
     assert "no space" in capsys.readouterr().err
@@ -169,7 +169,7 @@ def test_finetuning_compares_with_the_untrained_network(tmp_path, make_method, t
     built = make_method(method, vocabulary=vocabulary, max_positions=64)
     save_checkpoint(tmp_path / "checkpoint_1_2", method, built, tokenizer)
     called = []
-    monkeypatch.setattr(quickstart, "run_quietly", lambda arguments, log: called.append(list(map(str, arguments))))
+    monkeypatch.setattr(quickstart, "run_logged", lambda what, arguments, log: called.append(list(map(str, arguments))))
     score = {"valid": {"accuracy": 0.25}, "test": {"accuracy": 0.5}}
     result = argparse.Namespace(scores=score)
     monkeypatch.setattr("amos_fairseq.finetune.results.read_all", lambda folder: {folder: result})

@@ -173,6 +173,18 @@ def test_answers_stand_in_their_contexts_where_they_are_said_to(folder):
     assert 0.1 < share <= 0.2
 
 
+def test_an_interrupted_folder_is_not_there_and_the_next_call_writes_it_anew(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(documentation_tasks.TASKS, "probe", interrupted)
+        documentation_tasks.write_tasks(tmp_path / "tasks", examples=16)
+    assert [path.name for path in tmp_path.iterdir()] == ["tasks.partial"]
+    documentation_tasks.write_tasks(tmp_path / "tasks", examples=16)
+    assert [path.name for path in tmp_path.iterdir()] == ["tasks"]
+
+
 def test_the_same_installation_gives_the_same_files_and_an_existing_folder_is_refused(folder, tmp_path):
     documentation_tasks.write_tasks(tmp_path / "again", examples=120)
     for path in folder.rglob("*.*"):
