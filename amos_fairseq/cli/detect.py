@@ -2,7 +2,8 @@
 import argparse
 import json
 import sys
-from pathlib import Path
+
+from amos_fairseq.cli import trained
 
 HELP = (
     "Print a text with the tokens that the encoder takes for replaced, [token probability], by a run of any method "
@@ -12,31 +13,24 @@ BOLD_RED, END = "\033[1;31m", "\033[0m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
+    trained.add_run(parser)
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text", help="text to read")
     text.add_argument("--file", help="text to read, line by line; - for standard input")
     parser.add_argument("--threshold", type=float, default=0.5, metavar="P",
                         help="probability of being replaced from which a token is marked (default: 0.5)")
     parser.add_argument("--json", action="store_true", help="one JSON list of all tokens for each line")
-    parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
 
 
 def run(args: argparse.Namespace) -> None:
-    from amos_fairseq.cli.score import read
-
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is no probability: give 0 to 1")
-    text = read(args.file) if args.file else args.text
+    text = trained.read(args.file) if args.file else args.text
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{args.file or '--text'}: there is no text to read")
 
-    import torch
-
-    from amos_fairseq.pretrained.loading import from_pretrained
-
-    model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = trained.load(args)
     for line in lines:
         detections = model.detect(line)
         if args.json:

@@ -2,42 +2,39 @@
 import argparse
 from pathlib import Path
 
+from amos_fairseq.cli import trained
+
 HELP = "Write the encoder's features of every line of a text as a NumPy array (lines, width), by a run of any method."
 CHUNK = 8192  # lines whose features are held at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="run, one of its checkpoints, or an exported folder")
+    trained.add_run(parser)
     parser.add_argument("file", metavar="FILE", help="texts, one a line, none of them empty; - for standard input")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="new file to write")
     parser.add_argument("--pooling", choices=("mean", "first"), default="mean",
                         help="mean of the hidden states of all tokens (the default), or the first, <s>'s")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
-    parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
 
 
 def run(args: argparse.Namespace) -> None:
-    from amos_fairseq.cli.score import read
-
     if args.batch_tokens < 1:
         raise ValueError(f"--batch-tokens must be at least 1, got {args.batch_tokens}")
     if args.out.exists():
         raise ValueError(f"--out {args.out} exists: name a new file")
     if not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: {args.out.parent} is no folder")
-    lines = read(args.file).removesuffix("\n").split("\n")
+    lines = trained.read(args.file).removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise ValueError(f"{args.file}, line {number} is empty: each line gets a row, so leave none empty")
 
     import numpy as np
-    import torch
     from tqdm import tqdm
 
     from amos_fairseq.files import durably_written
-    from amos_fairseq.pretrained.loading import from_pretrained
 
-    model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = trained.load(args)
     for number, line in enumerate(lines, start=1):
         try:
             model.encode(line)

@@ -1,23 +1,21 @@
 """`amos-fairseq fill-mask`: what a model's masked language model puts in the place of <mask>."""
 import argparse
 import json
-from pathlib import Path
+
+from amos_fairseq.cli import trained
 
 HELP = "Print the likeliest tokens for each <mask> of a text, by the masked language model of any run."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
+    trained.add_run(parser)
     parser.add_argument("text", metavar="TEXT", help="text in which <mask> stands for each token to be filled in")
     parser.add_argument("--top", type=int, default=5, help="how many tokens for each (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON list for each <mask>")
-    parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
 
 
 def run(args: argparse.Namespace) -> None:
-    from amos_fairseq.pretrained.loading import from_pretrained
-
-    for fillings in from_pretrained(args.run, args.data).fill_mask(args.text, args.top):
+    for fillings in trained.load(args).fill_mask(args.text, args.top):
         if args.json:
             print(json.dumps([filling._asdict() for filling in fillings], ensure_ascii=False))
         else:

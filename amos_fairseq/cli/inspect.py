@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
+from amos_fairseq.cli.trained import read
+
 HELP = (
     "Follow text through a trained model: what is masked, what each generator would put there and what is drawn, the "
     "corrupted text, and what the encoder says about every token. Held-out text of the run, unless --text or --file "
@@ -94,8 +96,6 @@ def run(args: argparse.Namespace) -> None:
 
 def given_lines(args: argparse.Namespace) -> List[str]:
     """Of --text or --file those that are not blank; [] without either."""
-    from amos_fairseq.cli.score import read
-
     if args.text is None and args.file is None:
         return []
     lines = [args.text] if args.file is None else read(args.file).splitlines()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from amos_fairseq.analysis import linear_probes
+from amos_fairseq.cli import trained
 
 HELP = (
     "Train a linear probe on the frozen hidden states of each layer of a run's generator and encoder, beside the "
@@ -14,14 +15,13 @@ HELP = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
+    trained.add_run(parser)
     parser.add_argument("--train", type=Path, required=True, metavar="FILE", help="labelled words to learn from")
     parser.add_argument("--test", type=Path, required=True, metavar="FILE", help="labelled words to be tested on")
     parser.add_argument("--layers", type=layers, default=None, metavar="N,..", help="0: embeddings (default: all)")
     parser.add_argument("--network", help="encoder or generator (default: each that the method has)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--png", type=Path, metavar="FILE", help="also draw accuracy over layers")
-    parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
 
 
 def layers(text: str) -> Optional[List[int]]:
@@ -36,14 +36,11 @@ def run(args: argparse.Namespace) -> None:
     if args.png and args.png.exists():
         raise ValueError(f"--png {args.png} exists: name a new file")
 
-    import torch
     from tqdm import tqdm
-
-    from amos_fairseq.pretrained.loading import from_pretrained
 
     sentences = [linear_probes.read_labelled(path) for path in (args.train, args.test)]
     linear_probes.check_labels(*sentences, args.train, args.test)
-    model = from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = trained.load(args)
     if model.method is None:
         raise ValueError(f"{args.run} holds an encoder only, without its options: name a checkpoint of pre-training")
     networks = linear_probes.networks_of(model.method)

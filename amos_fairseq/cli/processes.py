@@ -30,6 +30,17 @@ def signals_handled(numbers: Iterable[int], handler: Callable) -> Iterator[None]
 
 
 @contextlib.contextmanager
+def stoppable(out: Path) -> Iterator[None]:
+    """Inside, `timeout` and Slurm stop the command as Ctrl-C does, which is told how it goes on."""
+    with signals_handled([signal.SIGTERM, signal.SIGHUP], interrupt):
+        try:
+            yield
+        except KeyboardInterrupt:
+            print(f"\nStopped. The same command goes on from what {out} holds.", file=sys.stderr)
+            raise
+
+
+@contextlib.contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
     """Inside, a request to stop waits for a call of the function that this yields: no process starts unnoticed."""
     received = []

@@ -9,7 +9,6 @@ import importlib.util
 import logging
 import os
 import resource
-import signal
 import statistics
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Callable, ContextManager, Dict, Iterator, List, Sequence
 from amos_fairseq import files
 from amos_fairseq.analysis import expectations, run_log
 from amos_fairseq.cli.main import run_command
-from amos_fairseq.cli.processes import available_cores, held_interrupts, interrupt, signals_handled, started
+from amos_fairseq.cli.processes import available_cores, held_interrupts, started, stoppable
 
 HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
 
@@ -60,12 +59,8 @@ def run(args: argparse.Namespace) -> None:
     start = time.monotonic()
     settings = check_settings(args)
     out = args.out or Path("runs") / f"quickstart-{args.method}"
-    with claimed(out, settings) as lock, signals_handled([signal.SIGTERM, signal.SIGHUP], interrupt):
-        try:
-            make(args, settings, out, lock)
-        except KeyboardInterrupt:
-            print(f"\nStopped. The same command goes on from what {out} holds.", file=sys.stderr)
-            raise
+    with claimed(out, settings) as lock, stoppable(out):
+        make(args, settings, out, lock)
     print(f"\n{out}: {time.monotonic() - start:.0f} s, {peak_memory() / 2**30:.1f} GiB of memory at most")
 
 

@@ -1,9 +1,9 @@
 """`amos-fairseq score`: pseudo-log-likelihoods of sentences, in one pass each by a model trained with SCRIPT."""
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import Dict, List, NamedTuple
+
+from amos_fairseq.cli import trained
 
 HELP = (
     "Print the pseudo-log-likelihood of every sentence, or find the best of each n-best list: in one pass with a "
@@ -19,27 +19,23 @@ class Hypothesis(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
+    trained.add_run(parser)
     parser.add_argument("file", metavar="FILE", help="sentences, one a line; - for standard input")
     parser.add_argument("--nbest", action="store_true", help="lines are id<TAB>sentence; mark the best of each id")
     parser.add_argument("--include-special", action="store_true", help="count <s> and </s> as well")
     parser.add_argument("--masked", action="store_true", help="mask each token in turn, of script_selfcritic, too")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tab-separated columns")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
-    parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
 
 
 def run(args: argparse.Namespace) -> None:
     if args.batch_tokens < 1:
         raise ValueError(f"--batch-tokens must be at least 1, got {args.batch_tokens}")
-    hypotheses = parse(read(args.file), args.nbest, args.file)
+    hypotheses = parse(trained.read(args.file), args.nbest, args.file)
 
-    import torch
     from tqdm import tqdm
 
-    from amos_fairseq.pretrained.loading import from_pretrained
-
-    model = from_pretrained(args.run, args.data)
+    model = trained.load(args)
     for hypothesis in hypotheses:
         tokens = len(model.tokenizer.sequence(model.tokenizer.encode(hypothesis.sentence)))
         if tokens > model.max_tokens:
@@ -47,7 +43,6 @@ def run(args: argparse.Namespace) -> None:
                 f"{args.file}, line {hypothesis.line}: {tokens} tokens, but the model reads {model.max_tokens}: "
                 "split the sentence"
             )
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     sentences = [hypothesis.sentence for hypothesis in hypotheses]
     with tqdm(total=len(sentences), unit="sentence", desc="score", disable=None) as bar:
         options = dict(batch_tokens=args.batch_tokens, progress=bar.update)
@@ -60,14 +55,6 @@ def run(args: argparse.Namespace) -> None:
     if args.nbest:
         mark_best(rows)
     print_rows(rows, list(rows[0]) if args.nbest else ["pll", "tokens", "sentence"], args.json)
-
-
-def read(path: str) -> str:
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is no UTF-8") from None
 
 
 def parse(text: str, nbest: bool, path: str) -> List[Hypothesis]:

@@ -11,7 +11,6 @@ finished is not done again: the same command goes on where an interrupted one st
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from variants import ENCODER, VARIANTS, Variant, arguments
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.figures import COLORS
 from amos_fairseq.analysis.flops import Geometry, hardware_flops
-from amos_fairseq.cli.processes import available_cores, interrupt, signals_handled, started
+from amos_fairseq.cli.processes import available_cores, started, stoppable
 from amos_fairseq.demo.documentation_tasks import COLUMNS
 from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import results
@@ -280,10 +279,9 @@ def main() -> None:
 
     replication = Replication(budget, {name: VARIANTS[name] for name in names}, args.out, jobs)
     try:
-        with signals_handled([signal.SIGTERM, signal.SIGHUP], interrupt):  # as Ctrl-C: `timeout` and Slurm stop by them
+        with stoppable(args.out):
             runs = replication.run()
     except KeyboardInterrupt:
-        print(f"\nStopped. The same command goes on from what {args.out} holds.", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL)
     except RuntimeError as error:
         sys.exit(f"replicate: error: {error}")

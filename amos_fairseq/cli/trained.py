@@ -1,0 +1,28 @@
+"""What the commands share that use a trained model: which one, where it computes, and the text that it reads."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run, one of its checkpoints, or an exported folder")
+    parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
+
+
+def load(args: argparse.Namespace):
+    """The model of `add_run`'s arguments, on a GPU if there is one."""
+    import torch
+
+    from amos_fairseq.pretrained.loading import from_pretrained
+
+    return from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read(path: str) -> str:
+    """A file's text; - for standard input."""
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is no UTF-8") from None
