@@ -150,7 +150,7 @@ def finetune(out: Path, method: str) -> None:
     """What pre-training is worth: the network of this run and the same one untrained, on a task of held-out text."""
     from amos_fairseq.demo.documentation_tasks import COLUMNS, LEFT_OUT, write_tasks
     from amos_fairseq.finetune import results
-    from amos_fairseq.finetune.model import LM_HEADS
+    from amos_fairseq.finetune.kinds.prompt import LM_HEADS
 
     tasks = out / TASKS
     if not tasks.exists():

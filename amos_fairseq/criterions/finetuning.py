@@ -1,4 +1,4 @@
-"""The criterion of fine-tuning: the head's loss, summed over sequences, of which fairseq's trainer makes the mean."""
+"""The criterion of fine-tuning: the kind's loss, summed over sequences, of which fairseq's trainer makes the mean."""
 
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
@@ -22,7 +22,7 @@ class FinetuningCriterion(FairseqCriterion):
     def forward(self, model, sample, reduce=True):
         batch = Batch(**sample["net_input"], targets=sample["targets"], candidates=sample["candidates"])
         outputs = model(**sample["net_input"])
-        loss = model.network.head.loss(outputs, batch)
+        loss = self.task.kind.loss(outputs, batch)
         if not model.training:
             self.task.note(sample, outputs)
         sequences = sample["nsentences"]

@@ -8,6 +8,7 @@ from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.export.choices import Choice, Source
+from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES
 
@@ -102,11 +103,8 @@ def introduction(choice: Choice, source: Source, method: str, block: Optional[in
         problem = source.problem
         labels = f" into {', '.join(problem.labels)}" if problem.labels else ""
         sentences.append(f"It was fine-tuned on `{problem.name}`, a problem of {problem.kind}{labels}.")
-    if isinstance(source, Finetuned) and source.problem.kind == "prompt":
-        words = (source.tokenizer.symbols[token] for token in problem.label_tokens)
-        readings = ", ".join(f"`{word}` for {label}" for word, label in zip(words, problem.labels))
-        sentences.append(f"The answer is the likeliest of these tokens at the only `<mask>`: {readings}.")
-    return " ".join(sentences)
+        sentences.append(kind_of(problem.kind).reading(problem, source.tokenizer))
+    return " ".join(filter(None, sentences))
 
 
 def usage(report) -> str:

@@ -1,21 +1,18 @@
 """Which of Hugging Face's classes a checkpoint can be written as, and which of them are."""
 
-import copy
 from typing import Iterator, List, NamedTuple, Sequence, Union
 
-import torch
 from torch import nn
 
-from amos_fairseq.finetune.heads import PromptHead, RegressionHead
+from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
 from amos_fairseq.methods.base import PretrainingMethod
-from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
+from amos_fairseq.modules.heads import DetectionHead
 from amos_fairseq.pretrained.layouts import AMOS, BERT, ELECTRA, MPNET, Layout, Part
 from amos_fairseq.pretrained.model import Pretrained
 
 GENERATOR = "generator"  # subfolder
 ONE_LAYER = " (one linear layer, where ElectraForPreTraining has two)"
-HEADS = {"classification": "sequence", "regression": "sequence", "span": "span", "prompt": "masked_lm"}
 
 Source = Union[Pretrained, Finetuned]
 
@@ -82,23 +79,17 @@ def masked_lm_encoder(method: PretrainingMethod):
 
 
 def finetuned_parts(source: Finetuned) -> Iterator[Part]:
-    encoder, head, task = source.network.encoder, source.network.head, HEADS[source.problem.kind]
-    if isinstance(head, PromptHead):
-        head = head.lm_head
-    if "scale" in source.problem.about:
-        head = in_units(head, **source.problem.about["scale"])
-    if task != "masked_lm" or isinstance(head, MaskedLMHead):
-        yield Part(task, encoder, head, source.problem.labels)
+    """Raises ValueError if no class of theirs is for this kind of problem."""
+    problem, kind, encoder = source.problem, kind_of(source.problem.kind), source.network.encoder
+    if kind.head_class is None:
+        raise ValueError(
+            f"{problem.name} is a problem of {kind.name}, for which transformers has no class that is equal: use the "
+            "checkpoint itself, with amos_fairseq.finetune.model.load_finetuned"
+        )
+    head = kind.exported_head(problem, source.network.head)
+    if head is not None:
+        yield Part(kind.head_class, encoder, head, problem.labels)
     yield Part("encoder", encoder)
-
-
-def in_units(head: RegressionHead, offset: float, unit: float) -> RegressionHead:
-    """A head that gives the task's own numbers, where `head` gives (number - offset) / unit."""
-    head = copy.deepcopy(head)
-    with torch.no_grad():
-        head.out_proj.weight.mul_(unit)
-        head.out_proj.bias.mul_(unit).add_(offset)
-    return head
 
 
 def choose(found: List[Choice], class_names: Sequence[str]) -> List[Choice]:

@@ -1,13 +1,11 @@
-"""What a network answers for a whole split, and what its answers are worth."""
+"""What a network answers for a whole split; its kind of problem says what that is worth."""
 
-from pathlib import Path
-from typing import Callable, Dict
+from typing import Callable
 
 import numpy as np
 import torch
 
-from amos_fairseq.finetune import metrics, prompts, squad
-from amos_fairseq.finetune.labelled import Collater, Examples, Problem, read_examples
+from amos_fairseq.finetune.labelled import Collater, Examples
 from amos_fairseq.finetune.model import Network
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches
 
@@ -43,12 +41,3 @@ def of_sequences(outputs: torch.Tensor, lengths) -> list:
 def in_order(outputs: list) -> np.ndarray:
     """Those of all sequences, one after the other."""
     return np.concatenate(outputs) if outputs[0].ndim == 2 else np.stack(outputs)
-
-
-def evaluate(folder: Path, problem: Problem, split: str, outputs: np.ndarray) -> Dict[str, float]:
-    """Metrics by name, those of `problem.metrics` and more, of `predict`'s outputs for a split of a labelled folder."""
-    if problem.kind == "span":
-        return squad.evaluate(folder, split, outputs)
-    if problem.kind == "prompt":
-        return prompts.evaluate(folder, split, outputs)
-    return metrics.compute(problem.metrics, problem.kind, outputs, read_examples(folder, split).targets)

@@ -6,17 +6,14 @@
 Source: Wang et al., 2019, and the files themselves.
 """
 
-import json
-import os
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
-
-import numpy as np
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import labelled, tables
+from amos_fairseq.finetune.commands import Command, tell
 from amos_fairseq.finetune.labelled import Problem
+from amos_fairseq.finetune.presets import EIGHT
 from amos_fairseq.finetune.tables import Scale, Table
 
 LOWEST, HIGHEST = 0.0, 5.0  # scores of STS-B
@@ -58,6 +55,34 @@ TASKS: Dict[str, Task] = {
 SERVER_FILES = {("MNLI", "test"): "MNLI-m.tsv", ("MNLI", "test1"): "MNLI-mm.tsv", ("MNLI", "test2"): "AX.tsv"}
 MSR_FILES = {"train": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
 MSR_DEV_IDS = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
+
+
+class Glue(Command):
+    name = "glue"
+    help = "the tasks of GLUE, from its public folders"
+    data_options = ("glue",)
+
+    def add_arguments(self, parser):
+        parser.add_argument("--glue", type=Path, required=True, metavar="FOLDER", help="holds CoLA/, RTE/ and so on")
+        parser.add_argument("--tasks", metavar="NAME,..", help="default: the eight of the papers")
+
+    def tasks(self, args):
+        names = list(EIGHT) if args.tasks is None else args.tasks.split(",")
+        by_lower = {name.lower(): name for name in TASKS}
+        unknown = [name for name in names if name.lower() not in by_lower]
+        if unknown:
+            raise ValueError(f"--tasks {unknown[0]}: GLUE has {', '.join(TASKS)}")
+        names = list(dict.fromkeys(by_lower[name.lower()] for name in names))
+        for name in names:
+            files_of(name, args.glue)
+        return names
+
+    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+        tell(prepare(folder, name, args.glue, tokenizer, max_length))
+        return dict.fromkeys(seeds, folder)
+
+
+COMMAND = Glue()
 
 
 def prepare(out: Path, name: str, folder: Path, tokenizer: Tokenizer, max_length: int = 512) -> Problem:
@@ -141,27 +166,6 @@ def read_paraphrases(files: Mapping[str, Path]) -> Dict[str, Table]:
     return splits
 
 
-# Predictions
-
-
 def server_file(name: str, split: str) -> str:
+    """What the server calls the predictions for a test set."""
     return SERVER_FILES.get((name, split), f"{name}.tsv")
-
-
-def answers(problem: Problem, outputs: np.ndarray) -> Iterator[str]:
-    """Outputs as labels are written; numbers in the unit of the labels, within the limits of these if there are any."""
-    if problem.kind != "regression":
-        return (problem.labels[place] for place in outputs.argmax(axis=-1))
-    scale = Scale(**problem.about["scale"])
-    values = outputs.astype(np.float64) * scale.unit + scale.offset
-    return (f"{value:.5g}" for value in values.clip(*problem.about.get("limits", (None, None))))
-
-
-def write_predictions(path: Path, folder: Path, problem: Problem, split: str, outputs: np.ndarray) -> None:
-    """index<TAB>prediction of a split of `folder`, as the server of GLUE wants it, and for own files alike."""
-    indices = Path(folder) / f"{split}.json"
-    names = json.loads(indices.read_bytes()) if indices.exists() else range(len(outputs))
-    rows = [f"{index}\t{answer}\n" for index, answer in zip(names, answers(problem, outputs))]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with durably_written(os.fspath(path)) as stream:
-        stream.write("".join(["index\tprediction\n", *rows]).encode())

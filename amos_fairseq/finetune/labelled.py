@@ -18,18 +18,17 @@ from torch import Tensor
 
 from amos_fairseq.files import durably_written
 
-KINDS = ("classification", "regression", "span", "prompt")
 PROBLEM = "problem.json"
+IGNORED = -100  # the target of a token of which nothing is asked
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is asked of each sequence.
 
-    kind           classification: one of `labels`, read at <s>; regression: a number, read at <s>
-                   span: first and last token of the answer, <s> if there is none; prompt: one of `label_tokens`, in
-                   the order of `labels`, at the only <mask>
-    metrics        names as in `finetune.metrics`; the first one selects the best checkpoint, higher is better
+    kind           a name of `finetune.kinds`
+    metrics        names as the kind has them; the first one selects the best checkpoint, higher is better
+    labels         of classes; label_tokens: of prompts, their words
     sentencepiece_sha256   of the vocabulary that the examples are encoded with
     about          where they come from and how they were encoded, for the reader
     """
@@ -42,17 +41,14 @@ class Problem:
     label_tokens: List[int] = field(default_factory=list)
     about: Dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
-
 
 class Examples(NamedTuple):
     """N sequences, each <s> .. </s>, one after the other.
 
     tokens      (sum of lengths,) int32
     lengths     (N,)
-    targets     (N,) classes, (N,) float numbers, (N, 2) positions; None where nobody knows them
+    targets     (N,) classes, (N,) float numbers, (N, 2) positions, or of each token, (sum of lengths,), its class or
+                IGNORED; None where nobody knows them
     candidates  (sum of lengths,) bool, of spans: where an answer may lie, <s> included
     """
 
@@ -61,13 +57,23 @@ class Examples(NamedTuple):
     targets: Optional[np.ndarray] = None
     candidates: Optional[np.ndarray] = None
 
+    @property
+    def starts(self) -> np.ndarray:
+        """(N,) the place of each sequence's first token."""
+        lengths = self.lengths.astype(np.int64)
+        return np.cumsum(lengths) - lengths
+
+    def number_in_each(self, places: np.ndarray) -> np.ndarray:
+        """(sum of lengths,) bool -> (N,)"""
+        return np.add.reduceat(places, self.starts, dtype=np.int64)
+
 
 class Batch(NamedTuple):
     """B examples, right-padded to the longest, of T tokens."""
 
     tokens: Tensor  # (B, T)
     padding_mask: Optional[Tensor] = None  # (B, T) bool, True = padding; None: no padding at all
-    targets: Optional[Tensor] = None  # (B,) classes, (B,) numbers in fp64, (B, 2) positions
+    targets: Optional[Tensor] = None  # (B,) or (B, T) classes, (B,) numbers in fp64, (B, 2) positions
     candidates: Optional[Tensor] = None  # (B, T) bool
 
 
@@ -76,8 +82,7 @@ class Collater:
 
     def __init__(self, examples: Examples, padding: int):
         self.examples, self.padding = examples, padding
-        self.lengths = examples.lengths.astype(np.int64)
-        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.lengths, self.starts = examples.lengths.astype(np.int64), examples.starts
 
     def __call__(self, rows: Sequence[int]) -> Batch:
         rows, examples = np.asarray(rows), self.examples
@@ -92,7 +97,9 @@ class Collater:
             return torch.from_numpy(array)
 
         targets = examples.targets
-        if targets is not None:  # numbers in fp64, which fairseq does not round to half precision
+        if targets is not None and len(targets) == len(examples.tokens):  # a sequence has two tokens and more
+            targets = padded(targets, IGNORED)
+        elif targets is not None:  # numbers in fp64, which fairseq does not round to half precision
             targets = targets[rows].astype(np.float64 if targets.dtype.kind == "f" else np.int64)
             targets = torch.from_numpy(targets)
         return Batch(
@@ -129,42 +136,3 @@ def read_examples(folder: Path, split: str) -> Examples:
         raise ValueError(f"{folder} holds no split {split!r}")
     with np.load(path, allow_pickle=False) as arrays:
         return Examples(**arrays)
-
-
-def check(problem: Problem, examples: Examples, source: str, vocabulary_size: int, mask_token: int, max_tokens: int):
-    """Raises ValueError, which names the first example that a network could not be trained or validated on."""
-    lengths, targets = examples.lengths.astype(np.int64), examples.targets
-    starts = np.cumsum(lengths) - lengths
-
-    def refuse(wrong: np.ndarray, what: str) -> None:
-        if wrong.any():
-            number = int(wrong.argmax())
-            values = dict(length=lengths[number], target=None if targets is None else targets[number])
-            raise ValueError(f"example {number} of {source} {what.format(**values)}")
-
-    def any_in(places: np.ndarray) -> np.ndarray:
-        """(sum of lengths,) -> (N,)"""
-        return np.add.reduceat(places, starts) > 0
-
-    if not len(lengths) or lengths.min() < 1 or lengths.sum() != len(examples.tokens):
-        raise ValueError(f"{source} is empty or damaged: its {len(lengths)} lengths are not those of its tokens")
-    if targets is None or len(targets) != len(lengths):
-        raise ValueError(f"{source} has no targets for its {len(lengths)} examples: it can be predicted only")
-    remedy = f"encode it anew with a --max-length of at most {max_tokens}"
-    refuse(lengths > max_tokens, f"has {{length}} tokens, more than the encoder's {max_tokens} positions: {remedy}")
-    outside = (examples.tokens < 0) | (examples.tokens >= vocabulary_size)
-    refuse(any_in(outside), f"has ids outside of the vocabulary of {vocabulary_size}")
-    if problem.kind in ("classification", "prompt"):
-        classes = len(problem.labels)
-        refuse((targets < 0) | (targets >= classes), f"has label {{target}}, which is none of the {classes} labels")
-    if problem.kind == "regression":
-        refuse(~np.isfinite(targets), "has target {target}, which is no finite number")
-    if problem.kind == "prompt":
-        masks = np.add.reduceat(examples.tokens == mask_token, starts, dtype=np.int64)
-        refuse(masks != 1, "has not one <mask>, but several or none")
-    if problem.kind == "span":
-        first, last = targets.astype(np.int64).T
-        outside = (first < 0) | (first > last) | (last >= lengths)
-        refuse(outside, "has span {target}, which is none of its {length} tokens")
-        allowed = examples.candidates[starts + first] & examples.candidates[starts + last]
-        refuse(~allowed, "has span {target}, which is outside of its candidates")

@@ -1,6 +1,6 @@
 """What predictions are worth: the papers' metrics, by their names."""
 
-from typing import Callable, Dict, List
+from typing import Callable, Dict
 
 import numpy as np
 import scipy.stats
@@ -57,24 +57,3 @@ OF_CLASSES: Dict[str, Callable] = {
     function.__name__: function for function in (accuracy, f1, macro_f1, matthews)
 }
 OF_NUMBERS: Dict[str, Callable] = {function.__name__: function for function in (spearman, pearson, pearson_spearman)}
-
-
-def names_of(kind: str) -> List[str]:
-    return list(OF_NUMBERS if kind == "regression" else OF_CLASSES)
-
-
-def compute(names: List[str], kind: str, outputs: np.ndarray, targets: np.ndarray) -> Dict[str, float]:
-    """The named metrics, each in [0, 1], correlations in [-1, 1].
-
-    kind     classification or prompt: outputs (N, classes) logits, targets (N,); regression: both (N,)
-    """
-    functions = OF_NUMBERS if kind == "regression" else OF_CLASSES
-    for name in names:
-        if name not in functions:
-            raise ValueError(f"metric {name!r} is none of {kind}: choose from {', '.join(functions)}")
-    if len(outputs) != len(targets) or len(targets) == 0:
-        raise ValueError(f"{len(outputs)} predictions for {len(targets)} targets: there must be as many, and some")
-    predicted = outputs.astype(np.float64) if kind == "regression" else outputs.argmax(axis=-1)
-    if kind != "regression" and "f1" in names and outputs.shape[-1] != 2:
-        raise ValueError(f"metric 'f1' is of two classes, not of {outputs.shape[-1]}: choose macro_f1")
-    return {name: functions[name](predicted, targets) for name in names}

@@ -9,19 +9,12 @@ from torch import Tensor, nn
 
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer
-from amos_fairseq.finetune.heads import ClassificationHead, PromptHead, RegressionHead, SpanHead
+from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
-from amos_fairseq.modules.heads import CorrectionHead, MaskedLMHead
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.pretrained.loading import FINETUNING, identify, load, vocabulary_of
 from amos_fairseq.pretrained.model import Pretrained
-
-LM_HEADS = {  # the language model on a method's encoder itself: its name there, its class
-    "bert_mlm": ("mlm_head", MaskedLMHead),
-    "script_selfcritic": ("mlm_head", MaskedLMHead),
-    "coco_lm": ("clm_head", CorrectionHead),
-}
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class Origin:
 
 
 class Network(nn.Module):
-    """An encoder and a head of `finetune.heads`."""
+    """An encoder and the head of a kind of problem."""
 
     def __init__(self, encoder: Encoder, head: nn.Module):
         super().__init__()
@@ -41,7 +34,7 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        """tokens (B, T), padding_mask (B, T) bool or None -> (B, L) logits, (B,) numbers, or (B, T, 2) logits."""
+        """tokens (B, T), padding_mask (B, T) bool or None -> (B, ..) outputs, or (B, T, ..) of each token."""
         batch, length = tokens.shape
         read_at = self.head.read_at(tokens)
         if read_at is not None:  # the last layer computes nothing else
@@ -60,39 +53,19 @@ def new_network(
 ) -> Network:
     """With new parameters, drawn from torch's generator; `start_from` gives it the pre-trained ones.
 
-    Raises ValueError for a prompt if the method trains no language model on the encoder itself.
+    Raises ValueError if the kind of problem needs what the method does not train.
     """
     encoder = Encoder(replace(origin.encoder, dropout=dropout, attention_dropout=attention_dropout))
-    dim = origin.encoder.dim
-    if problem.kind == "classification":
-        return Network(encoder, ClassificationHead(dim, len(problem.labels), head_dropout))
-    if problem.kind == "regression":
-        return Network(encoder, RegressionHead(dim, head_dropout))
-    if problem.kind == "span":
-        return Network(encoder, SpanHead(dim))
-    if origin.method not in LM_HEADS:
-        raise ValueError(without_language_model(f"{origin.method} trains"))
-    _, lm_head_class = LM_HEADS[origin.method]
-    lm_head = lm_head_class(dim, encoder.token_embeddings)
-    return Network(encoder, PromptHead(lm_head, problem.label_tokens, mask_token))
+    return Network(encoder, kind_of(problem.kind).new_head(problem, encoder, origin.method, mask_token, head_dropout))
 
 
-def start_from(network: Network, pretrained: Pretrained) -> None:
-    """Give the network what was pre-trained: the encoder, and for prompts its language model.
+def start_from(network: Network, problem: Problem, pretrained: Pretrained) -> None:
+    """Give the network what was pre-trained: the encoder, and of the head what its kind of problem starts from.
 
-    Raises ValueError if there is no such language model.
+    Raises ValueError if that is not there.
     """
     network.encoder.load_state_dict(pretrained.encoder.state_dict())
-    if isinstance(network.head, PromptHead):
-        name, _ = LM_HEADS[pretrained.name]
-        lm_head = getattr(pretrained.method, name, None)
-        if lm_head is None:
-            raise ValueError(without_language_model(f"{pretrained.source} holds"))
-        network.head.lm_head.load_state_dict(lm_head.state_dict())
-
-
-def without_language_model(whose: str) -> str:
-    return f"{whose} no language model on the encoder for a prompt to ask: take a checkpoint of {', '.join(LM_HEADS)}"
+    kind_of(problem.kind).start_head(network.head, pretrained)
 
 
 def learning_rate_factors(network: Network, layer_decay: float) -> Dict[str, float]:

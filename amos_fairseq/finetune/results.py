@@ -1,8 +1,8 @@
 """What runs reached: medians over seeds, the best setting of each task, and a table with the papers' values beside.
 
 Settings are compared by the median of the first metric on `valid`, of those with the most seeds; of equal ones the
-first by name. Of prompts, as in LM-BFF, each seed is a split of the data, for which the setting that is best on its
-`valid` is taken, and mean and standard deviation over splits of what that reaches on the test sets are reported.
+first by name. Where a seed draws the data, too, each takes the setting that is best on its `valid`, and mean and
+standard deviation over seeds of what that reaches on the test sets are reported, as in LM-BFF.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from amos_fairseq.files import durably_written
+from amos_fairseq.finetune.kinds import KINDS, kind_of
 from amos_fairseq.finetune.presets import EIGHT, PUBLISHED, Setting
 
 RESULT, RUNS = "result.json", "runs"
@@ -22,7 +23,7 @@ COLUMNS = ("task", "metric", "paper", "ours", "seeds", "middle half", "range", "
 
 
 class Result(NamedTuple):
-    """One finished run. scores: by split and metric, all as `evaluation.evaluate` gives them."""
+    """One finished run. scores: by split and metric, all as `Kind.evaluate` gives them."""
 
     task: str
     kind: str
@@ -81,11 +82,7 @@ def best_run(found: Dict[Path, Result]) -> Optional[Path]:
 
 
 def shown_scores(result: Result) -> List[Tuple[str, str]]:
-    """(split, metric) of what the table shows, in the order of the papers: MNLI-m/mm, EM/F1."""
-    if result.kind == "span":
-        return [("valid", metric) for metric in sorted(result.metrics[:2])]
-    kind = "test" if result.kind == "prompt" else "valid"
-    return [(split, result.metrics[0]) for split in sorted(result.scores) if split.startswith(kind)]
+    return kind_of(result.kind).shown(result.metrics, result.scores)
 
 
 def summarize(results: Sequence[Result]) -> List[Summary]:
@@ -144,7 +141,7 @@ def table_row(task: str, results: Sequence[Result], paper: Optional[str]) -> Lis
         return [task, "", published(paper, task), NOT_RUN, "", "", "", ""]
     names = "/".join(dict.fromkeys(metric for _, metric in shown_scores(results[0])))
     best = summarize(results)[0]
-    if results[0].kind == "prompt":
+    if kind_of(results[0].kind).draws_data:
         ours = "/".join(f"{100 * mean:.1f} ({100 * deviation:.1f})" for mean, deviation in over_splits(results))
         splits = len({result.seed for result in results})
         return [task, names, published(paper, task), ours, str(splits), "", "", "best of each split"]
@@ -175,10 +172,8 @@ def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
     notes = ["In per cent. Ours: the median over seeds of the best setting; middle half and range of what selects it."]
     if of_glue:
         notes.append("MNLI is matched/mismatched; matched selects and is in the average.")
-    if any(runs[0].kind == "span" for runs in by_task.values()):
-        notes.append("Of SQuAD, F1 selects.")
-    if any(runs[0].kind == "prompt" for runs in by_task.values()):
-        notes.append("Of few examples: mean (standard deviation) over their splits.")
+    kinds = {result.kind for result in results}
+    notes += [kind.note for name, kind in KINDS.items() if name in kinds and kind.note]
     return "\n".join([*lines, "", " ".join(notes), ""])
 
 

@@ -24,7 +24,8 @@ import torch
 from amos_fairseq import files
 from amos_fairseq.checkpoints import store
 from amos_fairseq.finetune import labelled, results
-from amos_fairseq.finetune.evaluation import evaluate, predict
+from amos_fairseq.finetune.evaluation import predict
+from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned, load_finetuned
 from amos_fairseq.finetune.presets import Setting
 from amos_fairseq.finetune.results import RESULT, RUNS, Result
@@ -50,7 +51,9 @@ class Model(NamedTuple):
     precision: str = "fp32"
 
 
-class Run(NamedTuple):
+class Job(NamedTuple):
+    """One run that is to be made, of which a `results.Result` tells when it is finished."""
+
     task: str
     data: Path
     setting: Setting
@@ -63,9 +66,9 @@ class Run(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """failed: why, by run. stopped: before all runs were done."""
+    """failed: why, by job. stopped: before all jobs were done."""
 
-    failed: Dict[Run, str]
+    failed: Dict[Job, str]
     stopped: bool
 
 
@@ -86,17 +89,20 @@ def claimed(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
             raise
 
 
-def plan(out: Path, data: Mapping[int, Path], settings: Sequence[Setting], seeds: Sequence[int]) -> List[Run]:
-    """All runs of a task. data: its labelled folder by seed, the same for all unless the data are drawn, too."""
-    runs = []
+def plan(out: Path, data: Mapping[int, Path], settings: Sequence[Setting], seeds: Sequence[int]) -> List[Job]:
+    """A task's jobs, one for each setting and seed.
+
+    data: the task's labelled folder by seed, the same for all unless the data are drawn, too
+    """
+    jobs = []
     for setting in settings:
         for seed in seeds:
             task = labelled.read_problem(data[seed]).name
-            runs.append(Run(task, data[seed], setting, seed, out / RUNS / task / setting.name / f"seed{seed}"))
-    return runs
+            jobs.append(Job(task, data[seed], setting, seed, out / RUNS / task / setting.name / f"seed{seed}"))
+    return jobs
 
 
-# One run
+# One job
 
 
 @cache
@@ -110,9 +116,9 @@ def num_examples(data: Path) -> int:
         return len(arrays["lengths"])
 
 
-def training_arguments(run: Run, model: Model) -> List[str]:
-    """The run as `fairseq-train` takes it; the length follows from the data, the batch size and the epochs."""
-    setting, examples = run.setting, num_examples(run.data)
+def training_arguments(job: Job, model: Model) -> List[str]:
+    """The job as `fairseq-train` takes it; the length follows from the data, the batch size and the epochs."""
+    setting, examples = job.setting, num_examples(job.data)
     updates = setting.num_updates(examples)
     options: Dict[str, Any] = {
         "task": "finetuning", "arch": "finetuned", "criterion": "finetuning",
@@ -121,10 +127,10 @@ def training_arguments(run: Run, model: Model) -> List[str]:
         "weight-decay": setting.weight_decay, "clip-norm": 0.0,
         "lr": setting.lr, "lr-scheduler": "polynomial_decay",
         "warmup-updates": setting.num_warmup_updates(examples), "total-num-update": updates, "max-update": updates,
-        "batch-size": setting.batch_size, "seed": run.seed, "distributed-world-size": 1, "num-workers": 0,
-        "valid-subset": ",".join(split for split in splits_of(run.data) if split.startswith("valid")),
-        "best-checkpoint-metric": labelled.read_problem(run.data).metrics[0],
-        "save-dir": run.folder.resolve(), "log-format": "json", "log-interval": 100,
+        "batch-size": setting.batch_size, "seed": job.seed, "distributed-world-size": 1, "num-workers": 0,
+        "valid-subset": ",".join(split for split in splits_of(job.data) if split.startswith("valid")),
+        "best-checkpoint-metric": labelled.read_problem(job.data).metrics[0],
+        "save-dir": job.folder.resolve(), "log-format": "json", "log-interval": 100,
     }
     if setting.updates:
         interval = max(1, updates // VALIDATIONS)
@@ -134,81 +140,81 @@ def training_arguments(run: Run, model: Model) -> List[str]:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     switches = ["--maximize-best-checkpoint-metric", "--no-epoch-checkpoints", *PRECISIONS[model.precision]]
     switches += ["--cpu"] * model.cpu + ["--from-scratch"] * model.from_scratch
-    return [str(run.data.resolve()), *words, *switches]
+    return [str(job.data.resolve()), *words, *switches]
 
 
-def carry_out(run: Run, model: Model, device: Optional[str], train: Callable[[List[str]], None]) -> None:
+def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[List[str]], None]) -> None:
     """Train and measure, in a process of its own; the last thing is the result. device: CUDA's number of a GPU."""
     os.setsid()  # Ctrl-C is for the sweep, which stops its runs
     for name in LAUNCHED:
         os.environ.pop(name, None)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    with open(run.folder / LOG, "ab") as log:
+    with open(job.folder / LOG, "ab") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
     start = time.monotonic()
-    train(training_arguments(run, model))
-    finetuned = load_finetuned(run.folder)
-    network = finetuned.network.to("cuda" if torch.cuda.is_available() and not model.cpu else "cpu")
+    train(training_arguments(job, model))
+    problem, network, *_ = load_finetuned(job.folder)
+    network = network.to("cuda" if torch.cuda.is_available() and not model.cpu else "cpu")
     scores = {}
-    for split in splits_of(run.data):
-        examples = labelled.read_examples(run.data, split)
+    for split in splits_of(job.data):
+        examples = labelled.read_examples(job.data, split)
         if split != "train" and examples.targets is not None:
-            scores[split] = evaluate(run.data, finetuned.problem, split, predict(network, examples))
-    problem, updates = finetuned.problem, run.setting.num_updates(num_examples(run.data))
+            scores[split] = kind_of(problem.kind).evaluate(job.data, problem, split, predict(network, examples))
+    updates = job.setting.num_updates(num_examples(job.data))
     seconds = round(time.monotonic() - start, 1)
     results.write(
-        run.folder, Result(run.task, problem.kind, problem.metrics, run.setting, run.seed, scores, updates, seconds)
+        job.folder, Result(job.task, problem.kind, problem.metrics, job.setting, job.seed, scores, updates, seconds)
     )
 
 
-def reason_of(run: Run, status: Optional[int]) -> str:
-    """Why a run failed: its last word."""
-    lines = (run.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines() or ["no word"]
+def reason_of(job: Job, status: Optional[int]) -> str:
+    """Why a job failed: its last word."""
+    lines = (job.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines() or ["no word"]
     told = [line for line in lines if "error:" in line] or lines
-    return f"{told[-1].strip()[:300]} (status {status}, {run.folder / LOG})"
+    return f"{told[-1].strip()[:300]} (status {status}, {job.folder / LOG})"
 
 
-# All runs
+# All jobs
 
 
 def carry_out_all(
-    runs: Sequence[Run], model: Model, train: Callable[[List[str]], None], preload: Sequence[str] = (),
+    jobs: Sequence[Job], model: Model, train: Callable[[List[str]], None], preload: Sequence[str] = (),
     devices: Sequence[Optional[str]] = (None,), keep_checkpoints: bool = False,
-    progress: Callable[[Run, Optional[Result]], object] = lambda run, result: None,
+    progress: Callable[[Job, Optional[Result]], object] = lambda job, result: None,
 ) -> Outcome:
-    """Every run that has no result yet; a KeyboardInterrupt stops them where they can go on.
+    """Every job that has no result yet; a KeyboardInterrupt stops them where they can go on.
 
     train: what takes the words of fairseq-train, in a process forked from one that has imported the modules `preload`
-    devices: one for each run at a time: GPUs by CUDA's numbers, or None for what a run finds
-    progress: told of each run that has ended, with its result unless it failed
+    devices: one for each job at a time: GPUs by CUDA's numbers, or None for what a job finds
+    progress: told of each job that has ended, with its result unless it failed
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    waiting = [run for run in runs if not (run.folder / RESULT).exists()]
+    waiting = [job for job in jobs if not (job.folder / RESULT).exists()]
     free, running, failed, stopped = list(devices), {}, {}, False
     try:
         while running or (waiting and not stopped):
             while waiting and free and not stopped:
-                run, device = waiting.pop(0), free.pop(0)
-                run.folder.mkdir(parents=True, exist_ok=True)
-                process = context.Process(target=carry_out, args=(run, model, device, train))
-                running[process] = run, device
+                job, device = waiting.pop(0), free.pop(0)
+                job.folder.mkdir(parents=True, exist_ok=True)
+                process = context.Process(target=carry_out, args=(job, model, device, train))
+                running[process] = job, device
                 process.start()
             wait([process.sentinel for process in running])
             for process in [process for process in running if not process.is_alive()]:
-                run, device = running.pop(process)
+                job, device = running.pop(process)
                 free.append(device)
                 if process.exitcode == STOPPED:
                     stopped = True
-                elif (run.folder / RESULT).exists():
+                elif (job.folder / RESULT).exists():
                     if not keep_checkpoints:
-                        prune(run.folder.parents[3], run.task)
-                    progress(run, results.read(run.folder))
+                        prune(job.folder.parents[3], job.task)
+                    progress(job, results.read(job.folder))
                 else:
-                    failed[run] = reason_of(run, process.exitcode)
-                    progress(run, None)
+                    failed[job] = reason_of(job, process.exitcode)
+                    progress(job, None)
     except KeyboardInterrupt:
         stopped = True
         for process in running:

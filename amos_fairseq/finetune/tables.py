@@ -6,7 +6,6 @@ JSON (.jsonl)       one object a line
 """
 
 import csv
-import hashlib
 import json
 import math
 import os
@@ -19,10 +18,9 @@ import numpy as np
 
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import durably_written, sha256_of
-from amos_fairseq.finetune import labelled, metrics
+from amos_fairseq.finetune import labelled
 from amos_fairseq.finetune.labelled import Examples, Problem
 
-VALID_FRACTION = 0.1  # of the training file, if no file is given for validation
 Record = Dict[str, Any]  # by column
 
 
@@ -290,70 +288,3 @@ def source_of(files: Mapping[str, Path], tokenizer: Tokenizer, max_length: int, 
         "files": {split: sha256_of(os.fspath(path)) for split, path in files.items()},
         "vocabulary": tokenizer.sha256, "max_length": max_length, **options,
     }
-
-
-def prepare(
-    folder: Path, name: str, files: Mapping[str, Path], texts: Sequence[str], label: str, tokenizer: Tokenizer,
-    max_length: int, regression: bool = False, first_metric: Optional[str] = None,
-) -> Problem:
-    """Encode a user's own task, unless the folder holds it already.
-
-    files        train; valid, or a tenth of train by a hash of its texts, so that equal texts stay together; test
-    texts        column of the text, or columns of a pair
-    regression   labels are numbers, scaled to mean 0 and deviation 1 of train; else classes, sorted
-    """
-    kind = "regression" if regression else "classification"
-    names = metrics.names_of(kind)
-    if first_metric is not None and first_metric not in names:
-        raise ValueError(f"--metric {first_metric} is none of {kind}: choose from {', '.join(names)}")
-    files = {split: Path(path) for split, path in files.items()}
-    source = source_of(files, tokenizer, max_length, texts=list(texts), label=label, kind=kind, metric=first_metric)
-    if is_written(folder, source):
-        return labelled.read_problem(folder)
-    tables = {}
-    for split, path in files.items():
-        tables[split] = read(path, texts, label if split != "test" or has_column(path, label) else None)
-    if "valid" not in tables:
-        tables["train"], tables["valid"] = split_by_hash(tables["train"])
-    for split in ("train", "valid"):
-        unlabelled = [row for row, value in enumerate(tables[split].labels) if not value]
-        if unlabelled:
-            raise ValueError(f"{tables[split].where(unlabelled[0])}: there is no label")
-    about = {"source": source}
-    if regression:
-        values = numbers(tables["train"], Scale(0.0, 1.0)).astype(np.float64)
-        if not values.std() > 0:
-            raise ValueError(f"{tables['train'].path}: all labels are {values[0]:g}: there is nothing to learn")
-        scale = Scale(float(values.mean()), float(values.std()))
-        about["scale"] = scale._asdict()
-        labels, targets = [], {split: numbers(table, scale) for split, table in tables.items()}
-    else:
-        labels = sorted(set(tables["train"].labels))
-        if len(labels) < 2:
-            raise ValueError(f"{tables['train'].path}: all labels are {labels[0]!r}: there is nothing to learn")
-        targets = {split: classes(table, labels) for split, table in tables.items()}
-        if len(labels) > 2:
-            if first_metric == "f1":
-                raise ValueError(f"--metric f1 is of two classes, but there are {len(labels)}: choose macro_f1")
-            names.remove("f1")
-    ordered = sorted(names, key=lambda metric: metric != first_metric)
-    problem = Problem(name, kind, ordered, source["vocabulary"], labels, about=about)
-    return write(folder, problem, tables, tokenizer, max_length, targets)
-
-
-def has_column(path: Path, column: str) -> bool:
-    _, first = next(READERS[path.suffix.lower()](path), (0, {}))
-    return column in first
-
-
-def split_by_hash(table: Table) -> Tuple[Table, Table]:
-    """Two parts, the second of about VALID_FRACTION: which one a row is in depends on its texts alone."""
-    def share(texts: Sequence[str]) -> float:
-        digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    held_out = [share(texts) < VALID_FRACTION for texts in table.texts]
-    parts = [[row for row, held in enumerate(held_out) if held == wanted] for wanted in (False, True)]
-    if not all(parts):
-        raise ValueError(f"{table.path} has {len(table.lines)} rows, too few to set some aside: give --valid")
-    return table.part(parts[0]), table.part(parts[1])

@@ -17,8 +17,9 @@ from amos_fairseq.checkpoints import storage
 from amos_fairseq.checkpoints.training import gathered, goes_on_from
 from amos_fairseq.data.tokenizer import load_tokenizer
 from amos_fairseq.files import sha256_of
-from amos_fairseq.finetune.evaluation import evaluate, in_order, of_sequences
-from amos_fairseq.finetune.labelled import PROBLEM, Collater, Examples, check, read_examples, read_problem
+from amos_fairseq.finetune.evaluation import in_order, of_sequences
+from amos_fairseq.finetune.kinds import kind_of
+from amos_fairseq.finetune.labelled import PROBLEM, Collater, Examples, read_examples, read_problem
 from amos_fairseq.finetune.model import (
     Origin,
     described,
@@ -135,6 +136,7 @@ class FinetuningTask(SupervisedTask):
         if cfg.max_valid_steps is not None:
             raise ValueError(f"max_valid_steps {cfg.max_valid_steps}: metrics are of whole splits: leave it out")
         self.problem = read_problem(Path(cfg.data))
+        self.kind = kind_of(self.problem.kind)
         self.origin: Optional[Origin] = None
         self.answers: Dict[str, Dict[int, np.ndarray]] = {}  # of a validation, by split and example
         self.results: Dict[str, Dict[str, float]] = {}
@@ -151,7 +153,7 @@ class FinetuningTask(SupervisedTask):
                 )
             model = super().build_model(cfg, from_checkpoint)
             if pretrained is not None and not self.cfg.from_scratch:
-                start_from(model.network, pretrained)
+                start_from(model.network, self.problem, pretrained)
         if self.cfg.layer_decay != 1.0:
             factors = learning_rate_factors(model.network, self.cfg.layer_decay)
             for name, parameter in model.network.named_parameters():
@@ -194,7 +196,7 @@ class FinetuningTask(SupervisedTask):
         with told_in_one_line():
             examples = read_examples(Path(self.cfg.data), split)
             source, tokenizer = f"{split} of {self.cfg.data}", self.tokenizer
-            check(self.problem, examples, source, len(tokenizer), tokenizer.mask, self.max_positions())
+            self.kind.check(self.problem, examples, source, len(tokenizer), tokenizer.mask, self.max_positions())
             of_all = split == "train" or self.cfg.max_tokens_valid == self.cfg.max_tokens  # fairseq's default
             name = "max_tokens" if of_all else "max_tokens_valid"
             limit, longest = getattr(self.cfg, name), examples.lengths.max()
@@ -251,5 +253,5 @@ class FinetuningTask(SupervisedTask):
             for part in gathered(self.answers[split]):
                 answers.update(part)
             outputs = in_order([answers[index] for index in range(len(self.datasets[split]))])
-            self.results[split] = evaluate(Path(self.cfg.data), self.problem, split, outputs)
+            self.results[split] = self.kind.evaluate(Path(self.cfg.data), self.problem, split, outputs)
         return self.results[split][name]

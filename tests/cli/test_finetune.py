@@ -3,8 +3,9 @@ import json
 
 import pytest
 
-from amos_fairseq.cli import finetune, main
+from amos_fairseq.cli import main
 from amos_fairseq.finetune import results, sweep
+from amos_fairseq.finetune.commands import own_name
 from amos_fairseq.finetune.presets import Setting
 from amos_fairseq.methods.base import Vocabulary
 
@@ -73,7 +74,7 @@ def test_mistakes_are_told_in_one_line_before_any_work(arguments, message, comma
 
 @pytest.mark.parametrize("name, path", [("toy", "data/toy.tsv"), ("toy", "toy/train.tsv")])
 def test_a_task_is_named_after_its_file_or_the_folder_of_train(name, path, tmp_path):
-    assert finetune.own_name(tmp_path / path) == name
+    assert own_name(tmp_path / path) == name
 
 
 @pytest.fixture

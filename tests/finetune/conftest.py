@@ -19,6 +19,7 @@ _fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_fixtures)
 launch, flags = _fixtures.launch, _fixtures.flags
 
+TRAIN = "fairseq_cli.train:cli_main"
 WORDS = "gamma delta epsilon zeta eta theta".split()  # fill; alpha and beta are what decides
 METRICS = {
     "classification": ["accuracy", "f1"],
@@ -118,10 +119,10 @@ def checkpoint(make_method, tokenizer, save_checkpoint, tmp_path):
 def finetune(launch):
     """finetune(folder, pretrained, processes=1, fails=False, events=(), **options): fairseq-train on a labelled folder.
 
-    events: what happens to it, as tests/reliability/disturbed.py has it
+    events: what happens to it, as tests/reliability/disturbed.py has it; function: to be called in place of TRAIN
     """
 
-    def finetune(folder, pretrained, processes=1, fails=False, events=(), **options):
+    def finetune(folder, pretrained, processes=1, fails=False, events=(), function=TRAIN, **options):
         if "best_checkpoint_metric" not in options:
             options["best_checkpoint_metric"] = labelled.read_problem(folder).metrics[0]
         options = {**OPTIONS, "pretrained": pretrained, **options}
@@ -129,6 +130,6 @@ def finetune(launch):
         command = [str(folder), *flags(dict(options, user_dir=_fixtures.USER_DIR))]
         if events:
             return launch("tests.reliability.disturbed:main", [json.dumps(events), *command], processes, fails)
-        return launch("fairseq_cli.train:cli_main", command, processes, fails)
+        return launch(function, command, processes, fails)
 
     return finetune

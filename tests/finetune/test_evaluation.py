@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from amos_fairseq.finetune import evaluation, metrics, prompts, squad
-from amos_fairseq.finetune.evaluation import evaluate, predict
+from amos_fairseq.finetune.evaluation import predict
+from amos_fairseq.finetune.kinds import KINDS
 from amos_fairseq.finetune.labelled import Examples, Problem, read_examples, read_problem
 from amos_fairseq.finetune.model import Origin, new_network
 from amos_fairseq.modules import EncoderConfig
@@ -65,25 +65,10 @@ def test_no_pass_holds_more_positions_than_allowed_and_progress_is_told(network)
     assert [tuple(shape) for shape in seen] == [(2, 12), (3, 8)] and done == [2, 3]
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "prompt", "span"])
-def test_the_kind_decides_who_evaluates(monkeypatch, kind):
-    targets, outputs, calls = np.array([1]), np.array([[0.0, 1.0]]), []
-    monkeypatch.setattr(evaluation, "read_examples", lambda folder, split: Examples(None, None, targets))
-    monkeypatch.setattr(metrics, "compute", lambda *given: calls.append(("metrics", *given)))
-    for module in (squad, prompts):
-        monkeypatch.setattr(module, "evaluate", lambda *given, name=module.__name__: calls.append((name, *given)))
-    problem = Problem("toy", kind, ["accuracy"], "")
-    evaluate("folder", problem, "valid", outputs)
-    assert calls == [{
-        "span": ("amos_fairseq.finetune.squad", "folder", "valid", outputs),
-        "prompt": ("amos_fairseq.finetune.prompts", "folder", "valid", outputs),
-    }.get(kind, ("metrics", ["accuracy"], kind, outputs, targets))]
-
-
 def test_metrics_of_literal_outputs(toy):
     folder = toy("classification", valid=4)
     targets = read_examples(folder, "valid").targets
     outputs = np.zeros((4, 2))
     outputs[np.arange(4), targets] = 1.0
     outputs[0] = outputs[0, ::-1]
-    assert evaluate(folder, read_problem(folder), "valid", outputs)["accuracy"] == 0.75
+    assert KINDS["classification"].evaluate(folder, read_problem(folder), "valid", outputs)["accuracy"] == 0.75

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from amos_fairseq.finetune import glue, labelled
+from amos_fairseq.finetune.kinds import KINDS
 
 # The first lines are the public files' own; sentences are made up.
 MNLI_COLUMNS = (
@@ -211,8 +212,8 @@ def test_a_folder_is_encoded_once_and_kept_for_the_same_files_only(folder, prepa
 ])
 def test_predictions_are_as_the_server_reads_them(name, split, outputs, file, text, prepare, tmp_path):
     problem, out = prepare(name)
-    path = tmp_path / "predictions" / glue.server_file(name, split)
-    glue.write_predictions(path, out, problem, split, np.array(outputs))
+    path = tmp_path / "predictions" / KINDS[problem.kind].predictions_name(name, split)
+    KINDS[problem.kind].write_predictions(path, out, problem, split, np.array(outputs))
     assert path.name == file and path.read_text() == "index\tprediction\n" + text
 
 
@@ -220,5 +221,6 @@ def test_predictions_are_filed_under_the_indices_of_the_test_file(folder, prepar
     (folder / "QQP/test.tsv").write_text("id\tquestion1\tquestion2\n7\talpha\tbeta\n5\tbeta\tgamma\n")
     problem, out = prepare("QQP")
     assert json.loads((out / "test.json").read_text()) == ["7", "5"]
-    glue.write_predictions(tmp_path / "QQP.tsv", out, problem, "test", np.array([[0, 1], [1, 0]]))
+    outputs = np.array([[0, 1], [1, 0]])
+    KINDS["classification"].write_predictions(tmp_path / "QQP.tsv", out, problem, "test", outputs)
     assert (tmp_path / "QQP.tsv").read_text() == "index\tprediction\n7\t1\n5\t0\n"

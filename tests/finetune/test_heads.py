@@ -7,16 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from amos_fairseq.finetune.heads import (
-    ClassificationHead,
-    PromptHead,
-    RegressionHead,
-    SequenceHead,
-    SpanHead,
-    cross_entropy,
-    span_cross_entropy,
-    squared_error,
-)
+from amos_fairseq.finetune.kinds import KINDS
+from amos_fairseq.finetune.kinds.classification import SequenceHead
+from amos_fairseq.finetune.kinds.prompt import PromptHead
+from amos_fairseq.finetune.kinds.regression import RegressionHead
+from amos_fairseq.finetune.kinds.span import SpanHead
 from amos_fairseq.finetune.labelled import Batch
 from amos_fairseq.finetune.model import Network
 from amos_fairseq.modules import Encoder, EncoderConfig
@@ -30,6 +25,9 @@ SIZE = dict(vocab_size=60, padding_idx=1, layers=2, dim=32, heads=4, ffn_dim=48,
 SIZE |= dict(attention_dropout=0.0)
 COMMON = dict(vocab_size=60, pad_token_id=1, num_hidden_layers=2, hidden_size=32, num_attention_heads=4)
 COMMON |= dict(intermediate_size=48, layer_norm_eps=1e-5, num_labels=3)
+cross_entropy, squared_error, span_cross_entropy = (
+    KINDS[kind].loss for kind in ("classification", "regression", "span")
+)
 FIRST_ROWS = {"encoder.embeddings.positions.weight": 2}  # MPNet numbers positions from padding_idx + 1
 MASK = 39
 
@@ -96,7 +94,7 @@ def test_dropout_acts_before_and_inside_the_sequence_head_in_training_only():
 
 # Whole networks
 
-def assert_twins(head, theirs, names, targets, theirs_loss, first_rows=None, buckets=32, smallest=1e-5):
+def assert_twins(kind, head, theirs, names, targets, theirs_loss, first_rows=None, buckets=32, smallest=1e-5):
     """Equal loss and gradients; ours is a sum over sequences, theirs a mean."""
     encoder = Encoder(EncoderConfig(**SIZE, rel_pos_buckets=buckets))
     twins = Twins(Network(encoder, head).eval(), theirs.eval(), names, first_rows or {}).draw_parameters()
@@ -107,7 +105,7 @@ def assert_twins(head, theirs, names, targets, theirs_loss, first_rows=None, buc
         tokens = tokens.masked_fill(padding_mask, 1)
     outputs = twins.ours(tokens, padding_mask)
     candidates = torch.ones_like(tokens, dtype=torch.bool)
-    loss = head.loss(outputs, Batch(tokens, padding_mask, targets, candidates)) / len(targets)
+    loss = KINDS[kind].loss(outputs, Batch(tokens, padding_mask, targets, candidates)) / len(targets)
     attention_mask = torch.ones_like(tokens) if padding_mask is None else (~padding_mask).long()
     expected = theirs_loss(tokens, attention_mask)
     print(f"losses {loss.item():.6f} {expected.item():.6f}")
@@ -134,7 +132,7 @@ MPNET_HEAD = {"head.dense": ["classifier.dense"], "head.out_proj": ["classifier.
 def test_classification_is_mpnets():
     theirs, labels = mpnet("MPNetForSequenceClassification"), torch.tensor([2, 0, 1, 1])
     assert_twins(
-        ClassificationHead(32, 3, 0.1), theirs, MPNET_NAMES | MPNET_HEAD, labels,
+        "classification", SequenceHead(32, 3, 0.1), theirs, MPNET_NAMES | MPNET_HEAD, labels,
         lambda tokens, mask: theirs(tokens, attention_mask=mask, labels=labels).loss, FIRST_ROWS,
     )
 
@@ -142,7 +140,7 @@ def test_classification_is_mpnets():
 def test_regression_is_mpnets():
     theirs, targets = mpnet("MPNetForSequenceClassification", num_labels=1), torch.tensor([0.5, -1.0, 2.0, 0.0])
     assert_twins(
-        RegressionHead(32, 0.1), theirs, MPNET_NAMES | MPNET_HEAD, targets.double(),
+        "regression", RegressionHead(32, 0.1), theirs, MPNET_NAMES | MPNET_HEAD, targets.double(),
         lambda tokens, mask: theirs(tokens, attention_mask=mask, labels=targets).loss, FIRST_ROWS,
     )
 
@@ -151,7 +149,7 @@ def test_classification_without_relative_bias_is_berts_pooler_and_classifier():
     theirs, labels = bert("BertForSequenceClassification"), torch.tensor([2, 0, 1, 1])
     head = {"head.dense": ["bert.pooler.dense"], "head.out_proj": ["classifier"]}
     assert_twins(
-        ClassificationHead(32, 3, 0.1), theirs, BERT_NAMES | head, labels,
+        "classification", SequenceHead(32, 3, 0.1), theirs, BERT_NAMES | head, labels,
         lambda tokens, mask: theirs(tokens, attention_mask=mask, labels=labels).loss, buckets=0,
     )
 
@@ -165,7 +163,7 @@ def test_spans_are_those_of_question_answering(family):
     targets = torch.tensor([[3, 9], [0, 0], [39, 39], [5, 6]])
     start, end = targets.T
     assert_twins(
-        SpanHead(32), theirs, names | {"head.out_proj": ["qa_outputs"]}, targets,
+        "span", SpanHead(32), theirs, names | {"head.out_proj": ["qa_outputs"]}, targets,
         lambda tokens, mask: theirs(tokens, attention_mask=mask, start_positions=start, end_positions=end).loss,
         first_rows, buckets, smallest=-1.0,  # what all positions share changes no probability: its gradient is 0
     )
@@ -190,7 +188,7 @@ def test_prompts_read_the_pretrained_language_model_at_the_mask(make_method, nam
 def test_a_network_that_reads_one_position_is_the_whole_one_read_there():
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(**SIZE)).eval()
-    network = Network(encoder, ClassificationHead(32, 3).eval())
+    network = Network(encoder, SequenceHead(32, 3).eval())
     tokens = torch.randint(4, 60, (3, 9)).masked_fill(torch.arange(9) >= torch.tensor([9, 4, 7])[:, None], 1)
     for padding_mask in (tokens == 1, None):
         expected = network.head(encoder(tokens, padding_mask)[:, 0])

@@ -5,6 +5,7 @@ import pytest
 
 from amos_fairseq.finetune import labelled, prompts
 from amos_fairseq.finetune.evaluation import predict
+from amos_fairseq.finetune.kinds import KINDS
 from amos_fairseq.finetune.model import load_finetuned
 from amos_fairseq.finetune.prompts import Template
 from amos_fairseq.finetune.tables import Table
@@ -209,14 +210,18 @@ def test_unknown_label_and_unlabelled_tests_are_refused_before_writing(prepare, 
 
 
 def test_answer_of_an_example_is_the_mean_of_its_logits(prepare, tmp_path):
-    _, sets, _, _ = prepare()
+    problem, sets, _, _ = prepare()
     targets = sets["test"].targets[::4]
+
+    def evaluate(outputs):
+        return KINDS["prompt"].evaluate(tmp_path / "labelled", problem, "test", outputs)
+
     outputs = np.zeros((6, 4, 2))
     outputs[np.arange(6), :, targets] = [[3.0, -1.0, -1.0, 0.0]]  # mean 0.25
     assert prompts.average(tmp_path / "labelled", "test", outputs.reshape(24, 2))[0, targets[0]] == 0.25
-    assert prompts.evaluate(tmp_path / "labelled", "test", outputs.reshape(24, 2)) == {"accuracy": 1.0}
+    assert evaluate(outputs.reshape(24, 2)) == {"accuracy": 1.0}
     outputs[0] *= -1
-    assert prompts.evaluate(tmp_path / "labelled", "test", outputs.reshape(24, 2)) == {"accuracy": pytest.approx(5 / 6)}
+    assert evaluate(outputs.reshape(24, 2)) == {"accuracy": pytest.approx(5 / 6)}
     with pytest.raises(ValueError, match="23 outputs are not 4 for each example of 'test'"):
         prompts.average(tmp_path / "labelled", "test", outputs.reshape(24, 2)[1:])
 
@@ -229,5 +234,6 @@ def test_tiny_network_learns_to_fill_the_prompt(prepare, checkpoint, finetune, t
     )  # fmt: skip
     trained = load_finetuned(tmp_path / "run")
     for split in ("train", "test"):
-        scores = prompts.evaluate(tmp_path / "labelled", split, predict(trained.network, sets[split]))
+        outputs = predict(trained.network, sets[split])
+        scores = KINDS["prompt"].evaluate(tmp_path / "labelled", trained.problem, split, outputs)
         assert scores["accuracy"] > 0.9, split

@@ -123,7 +123,7 @@ def test_what_runs_are_forked_from_has_asked_nothing_of_cuda():
 
 
 @pytest.fixture
-def run(tmp_path):
+def job(tmp_path):
     """A run on 20 examples."""
     examples = Examples(np.zeros(40, np.int32), np.full(20, 2), np.zeros(20, np.int64))
     problem = Problem("toy", "classification", ["matthews", "accuracy"], "", ["a", "b"])
@@ -135,27 +135,27 @@ def options_of(arguments):
     return {word: following for word, following in zip(arguments, [*arguments[1:], ""]) if word.startswith("--")}
 
 
-def test_length_and_warm_up_follow_from_the_data(run):
-    options = options_of(sweep.training_arguments(run, sweep.Model("model")))
+def test_length_and_warm_up_follow_from_the_data(job):
+    options = options_of(sweep.training_arguments(job, sweep.Model("model")))
     assert options["--max-update"] == options["--total-num-update"] == "6"  # 3 epochs of 16 and 4
     assert options["--warmup-updates"] == "1"
     assert options["--valid-subset"] == "valid,valid1" and options["--best-checkpoint-metric"] == "matthews"
-    assert options["--save-dir"] == str(run.folder) and options["--adam-betas"] == "(0.9, 0.98)"
+    assert options["--save-dir"] == str(job.folder) and options["--adam-betas"] == "(0.9, 0.98)"
     assert not {"--cpu", "--bf16", "--fp16", "--from-scratch", "--validate-interval-updates"} & set(options)
 
 
-def test_a_number_of_updates_is_validated_ten_times(run):
-    run = run._replace(setting=SETTING._replace(updates=1000))
-    options = options_of(sweep.training_arguments(run, sweep.Model("model", True, True, "fp16")))
+def test_a_number_of_updates_is_validated_ten_times(job):
+    job = job._replace(setting=SETTING._replace(updates=1000))
+    options = options_of(sweep.training_arguments(job, sweep.Model("model", True, True, "fp16")))
     assert options["--max-update"] == "1000" and options["--warmup-updates"] == "100"
     assert options["--validate-interval-updates"] == options["--save-interval-updates"] == "100"
     assert {"--cpu", "--fp16", "--from-scratch"} <= set(options) and options["--fp16-init-scale"] == "4"
 
 
-def test_every_setting_and_seed_has_a_folder_of_its_own(run, tmp_path):
-    data = {1: run.data, 2: run.data}
-    runs = sweep.plan(tmp_path, data, [SETTING, SETTING._replace(lr=1e-5)], [1, 2])
-    assert [str(run.folder.relative_to(tmp_path)) for run in runs] == [
+def test_every_setting_and_seed_has_a_folder_of_its_own(job, tmp_path):
+    data = {1: job.data, 2: job.data}
+    jobs = sweep.plan(tmp_path, data, [SETTING, SETTING._replace(lr=1e-5)], [1, 2])
+    assert [str(job.folder.relative_to(tmp_path)) for job in jobs] == [
         f"runs/toy/lr{lr}_epochs3_batch16_warmup0.1/seed{seed}" for lr in ("2e-05", "1e-05") for seed in (1, 2)
     ]
 

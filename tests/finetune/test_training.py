@@ -10,7 +10,8 @@ import torch
 
 from amos_fairseq import checkpoints
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.finetune.evaluation import evaluate, predict
+from amos_fairseq.finetune.evaluation import predict
+from amos_fairseq.finetune.kinds import KINDS
 from amos_fairseq.finetune.labelled import read_examples, read_problem
 from amos_fairseq.finetune.model import load_finetuned
 from amos_fairseq.methods import METHODS
@@ -20,7 +21,6 @@ import amos_fairseq.models.finetuned  # noqa: E402, F401
 import amos_fairseq.tasks  # noqa: E402, F401 (installs the repairs)
 from amos_fairseq.tasks.finetuning import FinetuningTask, LabelledDataset  # noqa: E402
 
-KINDS = ["classification", "regression", "prompt", "span"]
 DROPOUT = dict(dropout=0.1, attention_dropout=0.1, pooler_dropout=0.1)
 
 
@@ -40,7 +40,7 @@ def test_a_tiny_network_learns_a_toy_problem_and_answers_alike_when_loaded(toy, 
     finetuned = load_finetuned(tmp_path / "run")
     assert finetuned.problem == read_problem(folder) and not finetuned.network.training
     results = {
-        split: evaluate(
+        split: KINDS[kind].evaluate(
             folder, finetuned.problem, split, predict(finetuned.network, read_examples(folder, split), batch_tokens=50)
         )
         for split in ("train", "valid")
@@ -73,7 +73,7 @@ def test_every_valid_split_has_its_own_metrics(toy, checkpoint, finetune, tmp_pa
     finetuned = load_finetuned(tmp_path)
     for split, prefix in (("valid", "valid_"), ("valid1", "valid1_")):
         outputs = predict(finetuned.network, read_examples(folder, split))
-        expected = evaluate(folder, finetuned.problem, split, outputs)["accuracy"]
+        expected = KINDS["classification"].evaluate(folder, finetuned.problem, split, outputs)["accuracy"]
         assert float(logged[split][f"{prefix}accuracy"]) == pytest.approx(expected, abs=1e-5)
 
 

@@ -1,0 +1,25 @@
+"""The kinds of downstream problems by name, each one class in a file of its own.
+
+| name             | what is asked                                    | read at       | transformers' class       |
+|------------------|--------------------------------------------------|---------------|---------------------------|
+| `classification` | one of the labels, of a text or a pair           | `<s>`         | ForSequenceClassification |
+| `regression`     | a number, of a text or a pair                    | `<s>`         | ForSequenceClassification |
+| `span`           | first and last token of an answer, or none       | all positions | ForQuestionAnswering      |
+| `prompt`         | one of the labels, as its word in place of a gap | `<mask>`      | ForMaskedLM               |
+"""
+
+from typing import Dict
+
+from amos_fairseq.finetune.kinds.base import Kind
+from amos_fairseq.finetune.kinds.classification import Classification
+from amos_fairseq.finetune.kinds.prompt import Prompt
+from amos_fairseq.finetune.kinds.regression import Regression
+from amos_fairseq.finetune.kinds.span import Span
+
+KINDS: Dict[str, Kind] = {kind.name: kind for kind in (Classification(), Regression(), Span(), Prompt())}
+
+
+def kind_of(name: str) -> Kind:
+    if name not in KINDS:
+        raise ValueError(f"kind {name!r} is none of {', '.join(KINDS)}")
+    return KINDS[name]

@@ -1,0 +1,89 @@
+"""Prompt: a classification that the pre-trained language model answers, by the labels' words at the only <mask>.
+
+Files are those of `prompts`, with demonstrations; each seed draws its few examples.
+"""
+
+from typing import List
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.finetune import prompts
+from amos_fairseq.finetune.kinds.classification import Classification
+from amos_fairseq.finetune.labelled import Problem, read_examples
+from amos_fairseq.modules.heads import CorrectionHead, MaskedLMHead
+from amos_fairseq.pretrained.model import Pretrained
+
+LM_HEADS = {  # the language model on a method's encoder itself: its name there, its class
+    "bert_mlm": ("mlm_head", MaskedLMHead),
+    "script_selfcritic": ("mlm_head", MaskedLMHead),
+    "coco_lm": ("clm_head", CorrectionHead),
+}
+
+
+class PromptHead(nn.Module):
+    """(B, C) -> (B, L): the pre-trained language model's logits of the labels' words at <mask>."""
+
+    def __init__(self, lm_head: nn.Module, label_tokens: List[int], mask_token: int):
+        super().__init__()
+        self.lm_head = lm_head
+        self.mask_token = mask_token
+        self.register_buffer("label_tokens", torch.tensor(label_tokens), persistent=False)
+
+    def read_at(self, tokens: Tensor) -> Tensor:
+        return (tokens == self.mask_token).int().argmax(dim=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        projected, table, bias = self.lm_head.output_layer(hidden)
+        return F.linear(projected, table[self.label_tokens], bias[self.label_tokens])
+
+
+class Prompt(Classification):
+    name = "prompt"
+    draws_data = True
+    note = "Of few examples: mean (standard deviation) over their splits."
+    head_class = "masked_lm"
+    command = prompts.COMMAND
+
+    def new_head(self, problem, encoder, method, mask_token, dropout):
+        """Raises ValueError if the method trains no language model on the encoder itself."""
+        if method not in LM_HEADS:
+            raise ValueError(without_language_model(f"{method} trains"))
+        _, lm_head_class = LM_HEADS[method]
+        lm_head = lm_head_class(encoder.config.dim, encoder.token_embeddings)
+        return PromptHead(lm_head, problem.label_tokens, mask_token)
+
+    def start_head(self, head: PromptHead, pretrained: Pretrained) -> None:
+        """With the language model; raises ValueError if there is none."""
+        name, _ = LM_HEADS[pretrained.name]
+        lm_head = getattr(pretrained.method, name, None)
+        if lm_head is None:
+            raise ValueError(without_language_model(f"{pretrained.source} holds"))
+        head.lm_head.load_state_dict(lm_head.state_dict())
+
+    def check_targets(self, problem, examples, mask_token, refuse):
+        super().check_targets(problem, examples, mask_token, refuse)
+        masks = examples.number_in_each(examples.tokens == mask_token)
+        refuse(masks != 1, "has not one <mask>, but several or none")
+
+    def evaluate(self, folder, problem, split, outputs):
+        """Of each example's mean logits over its sets of demonstrations."""
+        targets = read_examples(folder, split).targets[:: problem.about["repeats"][split]]
+        return self.measure(problem.metrics, prompts.average(folder, split, outputs), targets)
+
+    def shown(self, metrics, splits):
+        return [(split, metrics[0]) for split in sorted(splits) if split.startswith("test")]
+
+    def exported_head(self, problem: Problem, head: PromptHead):
+        return head.lm_head if isinstance(head.lm_head, MaskedLMHead) else None
+
+    def reading(self, problem: Problem, tokenizer: Tokenizer) -> str:
+        words = (tokenizer.symbols[token] for token in problem.label_tokens)
+        readings = ", ".join(f"`{word}` for {label}" for word, label in zip(words, problem.labels))
+        return f"The answer is the likeliest of these tokens at the only `<mask>`: {readings}."
+
+
+def without_language_model(whose: str) -> str:
+    return f"{whose} no language model on the encoder for a prompt to ask: take a checkpoint of {', '.join(LM_HEADS)}"

@@ -1,0 +1,61 @@
+"""Span: the first and the last token of a question's answer in a text, <s> if there is none; files are `squad`'s."""
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amos_fairseq.finetune import squad
+from amos_fairseq.finetune.kinds.base import Kind
+from amos_fairseq.finetune.labelled import Batch
+from amos_fairseq.modules.initialization import initialize
+from amos_fairseq.ops import full_precision
+
+
+class SpanHead(nn.Module):
+    """(B, T, C) -> (B, T, 2): logits of the answer's first and last token (Devlin et al., 2019, Sec. 4.2)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.out_proj = nn.Linear(dim, 2)
+        self.apply(initialize)
+
+    def read_at(self, tokens: Tensor) -> None:
+        """All positions."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out_proj(hidden)
+
+
+class Span(Kind):
+    name = "span"
+    note = "Of SQuAD, F1 selects."
+    head_class = "span"
+    command = squad.COMMAND
+
+    def new_head(self, problem, encoder, method, mask_token, dropout):
+        return SpanHead(encoder.config.dim)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """0.5 (start + end) cross-entropy, each over the positions where an answer may lie, outputs (B, T, 2)"""
+        logits = full_precision(outputs).masked_fill(~batch.candidates.unsqueeze(-1), float("-inf"))
+        return 0.5 * F.cross_entropy(logits, batch.targets, reduction="sum")
+
+    def check_targets(self, problem, examples, mask_token, refuse):
+        first, last = examples.targets.astype(np.int64).T
+        outside = (first < 0) | (first > last) | (last >= examples.lengths)
+        refuse(outside, "has span {target}, which is none of its {length} tokens")
+        allowed = examples.candidates[examples.starts + first] & examples.candidates[examples.starts + last]
+        refuse(~allowed, "has span {target}, which is outside of its candidates")
+
+    def evaluate(self, folder, problem, split, outputs):
+        return squad.evaluate(folder, split, outputs)
+
+    def shown(self, metrics, splits):
+        """EM/F1"""
+        return [("valid", metric) for metric in sorted(metrics[:2])]
+
+    def predictions_name(self, task, split):
+        return task
+
+    def write_predictions(self, path, folder, problem, split, outputs):
+        squad.write_predictions(folder, split, outputs, path)
