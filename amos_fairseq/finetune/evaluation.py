@@ -17,7 +17,7 @@ def predict(
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], object] = lambda sequences: None,
 ) -> np.ndarray:
-    """The outputs in the order of the examples, in fp32: (N, L) logits, (N,) numbers; (sum of lengths, 2) of spans.
+    """The outputs in the order of the examples, in fp32: (N, ..) of sequences, or (sum of lengths, ..) of tokens.
 
     Without dropout, on the network's device; at most `batch_tokens` positions at a time, padding included.
     """

@@ -28,7 +28,8 @@ class Problem:
 
     kind           a name of `finetune.kinds`
     metrics        names as the kind has them; the first one selects the best checkpoint, higher is better
-    labels         of classes; label_tokens: of prompts, their words
+    labels         of classes
+    label_tokens   of prompts: the labels' words, in the same order
     sentencepiece_sha256   of the vocabulary that the examples are encoded with
     about          where they come from and how they were encoded, for the reader
     """

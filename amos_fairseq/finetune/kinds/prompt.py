@@ -73,9 +73,6 @@ class Prompt(Classification):
         targets = read_examples(folder, split).targets[:: problem.about["repeats"][split]]
         return self.measure(problem.metrics, prompts.average(folder, split, outputs), targets)
 
-    def shown(self, metrics, splits):
-        return [(split, metrics[0]) for split in sorted(splits) if split.startswith("test")]
-
     def exported_head(self, problem: Problem, head: PromptHead):
         return head.lm_head if isinstance(head.lm_head, MaskedLMHead) else None
 
