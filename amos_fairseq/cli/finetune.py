@@ -202,9 +202,13 @@ def check_paper(paper: Optional[str]) -> None:
 
 
 def default_preset(kind: str, method: str) -> str:
+    from amos_fairseq.finetune.presets import PRESETS
+    from amos_fairseq.methods import METHODS
+
     if kind != "prompt":
         return "quick"
-    return "prompts_coco_lm" if method == "coco_lm" else "prompts"
+    own = f"prompts_{METHODS[method].short_name}"
+    return own if own in PRESETS else "prompts"
 
 
 def devices_of(args: argparse.Namespace) -> List[Optional[str]]:

@@ -11,17 +11,11 @@ from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer
 from amos_fairseq.finetune.heads import ClassificationHead, PromptHead, RegressionHead, SpanHead
 from amos_fairseq.finetune.labelled import Problem
+from amos_fairseq.methods import METHODS
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
-from amos_fairseq.modules.heads import CorrectionHead, MaskedLMHead
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.pretrained.loading import FINETUNING, identify, load, vocabulary_of
 from amos_fairseq.pretrained.model import Pretrained
-
-LM_HEADS = {  # the language model on a method's encoder itself: its name there, its class
-    "bert_mlm": ("mlm_head", MaskedLMHead),
-    "script_selfcritic": ("mlm_head", MaskedLMHead),
-    "coco_lm": ("clm_head", CorrectionHead),
-}
 
 
 @dataclass(frozen=True)
@@ -70,9 +64,9 @@ def new_network(
         return Network(encoder, RegressionHead(dim, head_dropout))
     if problem.kind == "span":
         return Network(encoder, SpanHead(dim))
-    if origin.method not in LM_HEADS:
+    lm_head_class = METHODS[origin.method].encoder_lm_head_class
+    if lm_head_class is None:
         raise ValueError(without_language_model(f"{origin.method} trains"))
-    _, lm_head_class = LM_HEADS[origin.method]
     lm_head = lm_head_class(dim, encoder.token_embeddings)
     return Network(encoder, PromptHead(lm_head, problem.label_tokens, mask_token))
 
@@ -84,15 +78,15 @@ def start_from(network: Network, pretrained: Pretrained) -> None:
     """
     network.encoder.load_state_dict(pretrained.encoder.state_dict())
     if isinstance(network.head, PromptHead):
-        name, _ = LM_HEADS[pretrained.name]
-        lm_head = getattr(pretrained.method, name, None)
+        lm_head = pretrained.method and pretrained.method.encoder_lm_head
         if lm_head is None:
             raise ValueError(without_language_model(f"{pretrained.source} holds"))
         network.head.lm_head.load_state_dict(lm_head.state_dict())
 
 
 def without_language_model(whose: str) -> str:
-    return f"{whose} no language model on the encoder for a prompt to ask: take a checkpoint of {', '.join(LM_HEADS)}"
+    having = ", ".join(name for name, method in METHODS.items() if method.encoder_lm_head_class)
+    return f"{whose} no language model on the encoder for a prompt to ask: take a checkpoint of {having}"
 
 
 def learning_rate_factors(network: Network, layer_decay: float) -> Dict[str, float]:
