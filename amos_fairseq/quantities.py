@@ -29,7 +29,7 @@ class Quantity(NamedTuple):
 
 
 class Overlay(NamedTuple):
-    """A figure to be drawn, with a panel for each quantity, in it a line for each run that logs it; of depths the last."""
+    """Plan of a figure: a panel for each quantity, in it a line for each run that logs it; of depths, the deepest."""
 
     title: str
     caption: str  # which figure of which paper, and what to look for
@@ -40,7 +40,7 @@ class Overlay(NamedTuple):
 
 
 class ByRun(NamedTuple):
-    """A figure to be drawn, with a panel for each run that logs two of the quantities, or one at two depths, as lines."""
+    """Plan of a figure: a panel for each run that logs two of the quantities, or one at two depths, a line for each."""
 
     title: str
     caption: str
