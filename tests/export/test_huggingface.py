@@ -376,4 +376,4 @@ def test_the_encoder_that_a_method_exports_is_loaded_probed_and_exported(
             assert torch.equal(found.state_dict()[key], tensor), key
     assert not torch.equal(encoder.token_embeddings.weight, method.encoder.token_embeddings.weight)
     assert_equal_outputs(transformers, folder, "MPNetModel", encoder, None, tokens)
-    assert out.splitlines()[-1] == "not in it: rtd_head"
+    assert out.splitlines()[-1] == f"not in it: {ONE_LAYER}"
