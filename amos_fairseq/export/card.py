@@ -18,7 +18,7 @@ PIPELINES = {
     "sequence": "text-classification",
     "span": "question-answering",
 }
-# Of a run's configuration; paths are nobody's business.
+# Of a run's configuration.
 OPTIONS = {
     "task": ("tokens_per_sample", "mask_prob", "mask_token_prob", "keep_prob", "random_prob", "seed"),
     "dataset": ("batch_size", "max_tokens"),
@@ -29,7 +29,6 @@ OPTIONS = {
     "common": ("fp16", "bf16"),
 }
 NOT_METRICS = ("wps", "wpb", "bsz", "ups", "loss")
-PATH_OPTIONS = ("pretrained", *(option for method in METHODS.values() for option in method.starts))
 
 
 def text(name: str, source: Source, report, checkpoint: Optional[Path], data) -> str:
@@ -53,7 +52,7 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
         "## Contents",
         contents(report),
         "## Citation",
-        f"{METHODS[method].citation}. Trained and exported by amos_fairseq {__version__}.",
+        f"{METHODS[method].citation or method}. Trained and exported by amos_fairseq {__version__}.",
         "## Licence",
         "Not stated. Whoever publishes this model states one, here and as `license` above.",
     ]
@@ -125,14 +124,14 @@ def usage(report) -> str:
 
 
 def training(state: Mapping[str, Any]) -> List[Tuple[str, Any]]:
-    """The updates that were made, and the options of the network and of training."""
-    config = state["cfg"]
+    """The updates that were made, and the options of the network and of training; paths are nobody's business."""
+    config, paths = state["cfg"], {"pretrained", *(name for method in METHODS.values() for name in method.starts)}
     rows = [("updates", state["optimizer_history"][-1]["num_updates"])] if state.get("optimizer_history") else []
     for section, names in {"model": tuple(config["model"]), **OPTIONS}.items():
         values = config.get(section) or {}
         for name in names:
             value = values.get(name)
-            if value not in (None, "") and name not in PATH_OPTIONS:
+            if value not in (None, "") and name not in paths:
                 rows.append((section if name == "_name" else name, value))
     return rows
 

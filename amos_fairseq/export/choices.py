@@ -60,7 +60,7 @@ def fitting(place: str, part: Part, order: Sequence[Layout]) -> Iterator[Choice]
 def head_parts(source: Pretrained) -> Iterator[Part]:
     """The encoder with a head that they have, too."""
     lm_head, detection_head = source.method.encoder_lm_head, source.method.detection_head
-    if isinstance(lm_head, MaskedLMHead):
+    if isinstance(lm_head, MaskedLMHead) and lm_head.token_embeddings is source.encoder.token_embeddings:  # tied there
         yield Part("masked_lm", source.encoder, lm_head)
     if detection_head is not None and detection_head.dense is not None:
         yield Part("detection", source.encoder, detection_head)

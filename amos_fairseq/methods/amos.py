@@ -182,24 +182,6 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
             start = depth
         return torch.stack([*states, layers.run(state, start, deepest, batch.queries)])
 
-    @property
-    def masked_lm_encoder(self) -> Encoder:
-        return self.generators[-1]
-
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head
-
-    def networks(self) -> Dict[str, Encoder]:
-        """Of separate generators one for each depth."""
-        if not self.config.separate_generators:
-            return {**super().networks(), "generator": self.masked_lm_encoder}
-        names = (f"generator {name}" for name in self.config.depth_names())
-        return {**super().networks(), **dict(zip(names, self.generators))}
-
-    def marked_layers(self, network: str) -> List[int]:
-        return self.config.generator_depths if network == "generator" else []
-
     def mix(self, hidden: Tensor, batch: PretrainingBatch) -> Tensor:
         """gamma, (M, G) in fp32: softmax over depths of v . f_d  (Eq. 3), or an ablation's fixed or random weights."""
         depths, masked, _ = hidden.shape
@@ -308,6 +290,37 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         ),
     }
 
+    def reference_flops(self, length: int) -> float:
+        """Every tower, an MLM head for each depth, and the soft sample's product with the table (Sec. 3.3)."""
+        encoder = self.encoder.config
+        heads = len(self.config.generator_depths) * reference.mlm_head(encoder)
+        soft_sample = 2 * encoder.embedding_width * encoder.vocab_size if self.mixture_head is not None else 0
+        networks = sum(reference.network(network.config, length) for network in self.networks().values())
+        return networks + reference.PREDICTED * (heads + soft_sample) + reference.detection_head(encoder)
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        generators = sum(self.network_flops(network, tokens, length, masked) for network in self.generators)
+        networks = generators + self.network_flops(self.encoder, tokens, length)
+        return networks + len(self.config.generator_depths) * self.head_flops(self.mlm_head, masked)
+
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        return self.generators[-1]
+
+    @property
+    def detection_head(self) -> DetectionHead:
+        return self.rtd_head
+
+    def networks(self) -> Dict[str, Encoder]:
+        """Of separate generators one for each depth."""
+        if not self.config.separate_generators:
+            return {**super().networks(), "generator": self.masked_lm_encoder}
+        names = (f"generator {name}" for name in self.config.depth_names())
+        return {**super().networks(), **dict(zip(names, self.generators))}
+
+    def marked_layers(self, network: str) -> List[int]:
+        return self.config.generator_depths if network == "generator" else []
+
     def proposals(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
         names = (f"layer {name}" for name in self.config.depth_names())
         logits = full_precision(self.mlm_head(self.generate(batch)))
@@ -324,16 +337,3 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
             sampled = self.sample(projected, alone, originals, self.sampling_noise(batch)).sampled
             found[f"layer {name}"] = corrupt(batch.original_tokens, batch.masked_positions, sampled)
         return found
-
-    def reference_flops(self, length: int) -> float:
-        """Every tower, an MLM head for each depth, and the soft sample's product with the table (Sec. 3.3)."""
-        encoder = self.encoder.config
-        heads = len(self.config.generator_depths) * reference.mlm_head(encoder)
-        soft_sample = 2 * encoder.embedding_width * encoder.vocab_size if self.mixture_head is not None else 0
-        networks = sum(reference.network(network.config, length) for network in self.networks().values())
-        return networks + reference.PREDICTED * (heads + soft_sample) + reference.detection_head(encoder)
-
-    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        generators = sum(self.network_flops(network, tokens, length, masked) for network in self.generators)
-        networks = generators + self.network_flops(self.encoder, tokens, length)
-        return networks + len(self.config.generator_depths) * self.head_flops(self.mlm_head, masked)

@@ -242,42 +242,6 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def forward(self, batch: PretrainingBatch) -> Output:
         raise NotImplementedError
 
-    def exported_encoder(self) -> Encoder:
-        """What fine-tuning, embedding and export keep: a copy where the encoder's weights are not all its own."""
-        return self.encoder
-
-    def networks(self) -> Dict[str, Encoder]:
-        """The networks that read text, by name, the encoder first."""
-        return {"encoder": self.exported_encoder()}
-
-    def marked_layers(self, network: str) -> List[int]:
-        """Layers of one of `networks`, below its last, too, that carry an MLM head."""
-        return []
-
-    @property
-    def masked_lm_encoder(self) -> Encoder:
-        """The network whose hidden states `mlm_head` reads. Raises ValueError if there is no masked language model."""
-        return self.encoder
-
-    @property
-    def encoder_lm_head(self) -> Optional[nn.Module]:
-        """The language model on the encoder itself, of which prompts ask."""
-        return None
-
-    @property
-    def detection_head(self) -> Optional[DetectionHead]:
-        """The head on the encoder itself that detects replaced tokens, positive = original."""
-        return None
-
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        """(B, T): how original each token of a text as it stands looks to the encoder, positive = original.
-
-        Raises ValueError if the method does not learn that.
-        """
-        if self.detection_head is None:
-            raise ValueError(f"{type(self).__name__} learns to predict masked tokens, not to detect replaced ones")
-        return self.detection_head(self.encoder(tokens, padding_mask))
-
     def losses(self, output: Output, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         """The terms whose weighted means add up to the loss."""
         raise NotImplementedError
@@ -334,7 +298,52 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         auc = {} if self.training else {"rtd_auc": detection_auc(*detection)}
         return {**detection_accuracy(*detection), **auc}
 
-    # What is told of a text: see `amos_fairseq.methods.stages`.
+    def network_flops(self, network: Encoder, tokens: int, length: int, queries: Optional[int] = None) -> int:
+        return encoder_flops(network.config, tokens, length, len(network.layers), queries)
+
+    def head_flops(self, head, masked: int) -> int:
+        rows, width = head.token_embeddings.weight.shape
+        return mlm_head_flops(head.dense.in_features, rows, width, masked)
+
+    # What is asked of a trained method.
+
+    def exported_encoder(self) -> Encoder:
+        """What fine-tuning, embedding and export keep: a copy where the encoder's weights are not all its own."""
+        return self.encoder
+
+    def networks(self) -> Dict[str, Encoder]:
+        """The networks that read text, by name, the encoder first."""
+        return {"encoder": self.exported_encoder()}
+
+    def marked_layers(self, network: str) -> List[int]:
+        """Layers of one of `networks`, below its last, too, that carry an MLM head."""
+        return []
+
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        """The network whose hidden states `mlm_head` reads. Raises ValueError if there is no masked language model."""
+        return self.encoder
+
+    @property
+    def encoder_lm_head(self) -> Optional[nn.Module]:
+        """The language model on the encoder itself, of which prompts ask."""
+        return None
+
+    @property
+    def detection_head(self) -> Optional[DetectionHead]:
+        """The head on the encoder itself that detects replaced tokens, positive = original."""
+        return None
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        """(B, T): how original each token of a text as it stands looks to the encoder, positive = original.
+
+        Raises ValueError if the method does not learn that.
+        """
+        if self.detection_head is None:
+            raise ValueError(f"{type(self).__name__} learns to predict masked tokens, not to detect replaced ones")
+        return self.detection_head(self.encoder(tokens, padding_mask))
+
+    # What is told of a text: in the words of `amos_fairseq.methods.stages`.
 
     def proposals(self, output, batch: PretrainingBatch) -> Dict[str, Proposals]:
         """What each masked language model proposes at the selected positions, by name; {} without one."""
@@ -355,13 +364,6 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         """By generator, what each alone makes of a batch; {} of a method that replaces nothing."""
         corruption = getattr(self(batch), "corruption", None)
         return {} if corruption is None else {"generator": corruption}
-
-    def network_flops(self, network: Encoder, tokens: int, length: int, queries: Optional[int] = None) -> int:
-        return encoder_flops(network.config, tokens, length, len(network.layers), queries)
-
-    def head_flops(self, head, masked: int) -> int:
-        rows, width = head.token_embeddings.weight.shape
-        return mlm_head_flops(head.dense.in_features, rows, width, masked)
 
 
 class GeneratorMethod(PretrainingMethod[Config, Output]):

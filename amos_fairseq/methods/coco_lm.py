@@ -205,23 +205,6 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         """The generator's losses and predictions at the selected positions; None if there is no generator."""
         return None if self.config.random_replacements else super().generate(batch)
 
-    @property
-    def masked_lm_encoder(self) -> Encoder:
-        if self.config.random_replacements:
-            raise ValueError("a run with random_replacements has no generator, hence no masked language model")
-        return self.generator
-
-    def networks(self) -> Dict[str, Encoder]:
-        return {"encoder": self.exported_encoder()} if self.config.random_replacements else super().networks()
-
-    @property
-    def encoder_lm_head(self) -> Optional[CorrectionHead]:
-        return self.clm_head
-
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head
-
     @torch.no_grad()
     def sample(self, masked_lm: Optional[MaskedLMReading], batch: PretrainingBatch) -> Tensor:
         """(M,) draws from the generator without its dropout; without generator, of any word."""
@@ -347,33 +330,6 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         ),
     }
 
-    def proposals(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
-        return {} if self.config.random_replacements else super().proposals(output, batch)
-
-    def details(
-        self, output: CocoLMOutput, batch: PretrainingBatch, words: Words
-    ) -> Dict[str, List[CorrectionDetail]]:
-        """p_LM(x) = 1[x = corrupted] p_copy + (1 - p_copy) softmax(lm)[x], all x  (Sec. 3.3)."""
-        if self.clm_head is None:
-            return {}
-        hidden = self.encoder(output.corruption.corrupted_tokens, batch.padding_mask)
-        logits = F.linear(*self.clm_head.output_layer(batch.at_masked(hidden)))
-        language_model = full_precision(logits).softmax(dim=-1)
-        copy = full_precision(batch.at_masked(output.rtd_logits)).sigmoid()
-        if self.config.clm_without_copy:
-            copy = torch.zeros_like(copy)
-        corrected = (1 - copy[:, None]) * language_model
-        corrected.scatter_add_(1, output.sampled_tokens[:, None], copy[:, None])
-        return {"correction": [
-            CorrectionDetail(
-                None if self.config.clm_without_copy else copy[row].item(),
-                words.likeliest(language_model[row]),
-                *words.likeliest(corrected[row], 1),
-                words.of_original(row, corrected[row]),
-            )
-            for row in range(len(copy))
-        ]}
-
     def reference_flops(self, length: int) -> float:
         """Generator, encoder on the corrupted and on the cropped sequence, corrective head without a dense layer."""
         config, encoder = self.config, self.encoder.config
@@ -406,6 +362,50 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
             tokens, length = batch.original_tokens.numel(), batch.original_tokens.size(1)
             flops += self.generator_flops(tokens, length, sum(batch.num_masked))
         return flops
+
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        if self.config.random_replacements:
+            raise ValueError("a run with random_replacements has no generator, hence no masked language model")
+        return self.generator
+
+    def networks(self) -> Dict[str, Encoder]:
+        return {"encoder": self.exported_encoder()} if self.config.random_replacements else super().networks()
+
+    @property
+    def encoder_lm_head(self) -> Optional[CorrectionHead]:
+        return self.clm_head
+
+    @property
+    def detection_head(self) -> DetectionHead:
+        return self.rtd_head
+
+    def proposals(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
+        return {} if self.config.random_replacements else super().proposals(output, batch)
+
+    def details(
+        self, output: CocoLMOutput, batch: PretrainingBatch, words: Words
+    ) -> Dict[str, List[CorrectionDetail]]:
+        """p_LM(x) = 1[x = corrupted] p_copy + (1 - p_copy) softmax(lm)[x], all x  (Sec. 3.3)."""
+        if self.clm_head is None:
+            return {}
+        hidden = self.encoder(output.corruption.corrupted_tokens, batch.padding_mask)
+        logits = F.linear(*self.clm_head.output_layer(batch.at_masked(hidden)))
+        language_model = full_precision(logits).softmax(dim=-1)
+        copy = full_precision(batch.at_masked(output.rtd_logits)).sigmoid()
+        if self.config.clm_without_copy:
+            copy = torch.zeros_like(copy)
+        corrected = (1 - copy[:, None]) * language_model
+        corrected.scatter_add_(1, output.sampled_tokens[:, None], copy[:, None])
+        return {"correction": [
+            CorrectionDetail(
+                None if self.config.clm_without_copy else copy[row].item(),
+                words.likeliest(language_model[row]),
+                *words.likeliest(corrected[row], 1),
+                words.of_original(row, corrected[row]),
+            )
+            for row in range(len(copy))
+        ]}
 
 
 def draw_evenly(excluded_tokens: Tensor, noise: Noise) -> Tensor:

@@ -55,10 +55,6 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
         rtd_logits = self.detection_logits(corruption.corrupted_tokens, batch.padding_mask)
         return ElectraOutput(masked_lm, sampled_tokens, corruption, rtd_logits)
 
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head
-
     def losses(self, output: ElectraOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
         return {
@@ -76,3 +72,7 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
+
+    @property
+    def detection_head(self) -> DetectionHead:
+        return self.rtd_head

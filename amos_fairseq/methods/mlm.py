@@ -37,10 +37,6 @@ class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
         hidden = self.encoder(batch.masked_tokens, batch.padding_mask, batch.queries)
         return MaskedLMOutput(self.mlm_head.read(self.mlm_head.project(hidden), batch.mlm_targets))
 
-    @property
-    def encoder_lm_head(self) -> MaskedLMHead:
-        return self.mlm_head
-
     def losses(self, output: MaskedLMOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         return {"mlm": mlm_loss(output.masked_lm)}
 
@@ -51,3 +47,7 @@ class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.network_flops(self.encoder, tokens, length, masked) + self.head_flops(self.mlm_head, masked)
+
+    @property
+    def encoder_lm_head(self) -> MaskedLMHead:
+        return self.mlm_head

@@ -147,10 +147,6 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
             masked_lm, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds, rtd_logits
         )
 
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        scores = self.tqr_head(self.encoder(tokens, padding_mask))
-        return full_precision(scores) - self.tqr_head.level_thresholds()[-1]
-
     def label(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
         """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""
         config = self.config
@@ -221,6 +217,13 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         ),
     }
 
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        scores = self.tqr_head(self.encoder(tokens, padding_mask))
+        return full_precision(scores) - self.tqr_head.level_thresholds()[-1]
+
     def details(self, output: PeerOutput, batch: PretrainingBatch, words: Words) -> Dict[str, List[Ranking]]:
         """P(R = r) = sigmoid(xi_r - score) - sigmoid(xi_{r-1} - score)  (Eq. 3); codes: see `quality_levels`."""
         thresholds = output.level_thresholds
@@ -233,6 +236,3 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
             Ranking(None if original is None or code < 0 else code / 2, *row)
             for original, code, *row in zip(words.known, codes, predicted.tolist(), levels.tolist(), scores.tolist())
         ]}
-
-    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)

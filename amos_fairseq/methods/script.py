@@ -136,16 +136,6 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         projected = self.mlm_head.project(layers.run(hidden))
         return linear_logsumexp(projected, self.encoder.token_embeddings.weight, self.mlm_head.bias)
 
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        return self.criticize(self.encoder.token_embeddings(tokens), padding_mask)
-
-    @property
-    def encoder_lm_head(self) -> MaskedLMHead:
-        return self.mlm_head
-
-    def judged_logits(self, output: ScriptOutput) -> Tensor:
-        return output.critic_logits
-
     def losses(self, output: ScriptOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
         return {
@@ -188,3 +178,13 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         encoder = self.encoder
         networks = self.network_flops(encoder, tokens, length, masked) + self.network_flops(encoder, tokens, length)
         return networks + self.head_flops(self.mlm_head, masked) + self.head_flops(self.mlm_head, tokens)
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        return self.criticize(self.encoder.token_embeddings(tokens), padding_mask)
+
+    @property
+    def encoder_lm_head(self) -> MaskedLMHead:
+        return self.mlm_head
+
+    def judged_logits(self, output: ScriptOutput) -> Tensor:
+        return output.critic_logits

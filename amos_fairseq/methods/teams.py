@@ -156,17 +156,6 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         other = exported if self.branch_layer is None else layers.run_other(self.branch_layer, trunk)
         return (exported, other) if self.config.exported_branch == "mws" else (other, exported)
 
-    @property
-    def detection_head(self) -> Optional[DetectionHead]:
-        """None if it is on the other branch than the exported one."""
-        on_the_other = self.branch_layer is not None and self.config.exported_branch != "rtd"
-        return None if on_the_other else self.rtd_head
-
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        if self.rtd_head is None:
-            raise ValueError("a run with rtd_weight 0 does not learn to detect replaced tokens")
-        return self.rtd_head(self.encode(tokens, padding_mask)[1])
-
     def select(
         self, hidden: Tensor, candidate_tokens: Optional[Tensor], batch: PretrainingBatch
     ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
@@ -210,18 +199,6 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         ),
     }
 
-    def details(
-        self, output: TeamsOutput, batch: PretrainingBatch, words: Words
-    ) -> Dict[str, List[Optional[List[TokenProbability]]]]:
-        """softmax(mws_hidden . candidate_embeddings)  (Eq. 7): of being selected, the original first."""
-        if self.mws_head is None:
-            return {}
-        probabilities = candidate_logits(output.mws_hidden, output.candidate_embeddings).softmax(dim=-1).tolist()
-        return {"candidates": [
-            None if original is None else words.named(*row)
-            for original, *row in zip(words.known, output.candidate_tokens.tolist(), probabilities)
-        ]}
-
     def reference_flops(self, length: int) -> float:
         """With the layer of the second branch; the selection head is not charged, as in the papers."""
         branch = reference.block(self.encoder.config, length) if self.branch_layer is not None else 0
@@ -235,3 +212,26 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
             candidates = 1 + self.config.num_negatives
             flops += mlm_head_flops(encoder.config.dim, candidates, encoder.config.embedding_width, masked)
         return flops
+
+    @property
+    def detection_head(self) -> Optional[DetectionHead]:
+        """None if it is on the other branch than the exported one."""
+        on_the_other = self.branch_layer is not None and self.config.exported_branch != "rtd"
+        return None if on_the_other else self.rtd_head
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        if self.rtd_head is None:
+            raise ValueError("a run with rtd_weight 0 does not learn to detect replaced tokens")
+        return self.rtd_head(self.encode(tokens, padding_mask)[1])
+
+    def details(
+        self, output: TeamsOutput, batch: PretrainingBatch, words: Words
+    ) -> Dict[str, List[Optional[List[TokenProbability]]]]:
+        """softmax(mws_hidden . candidate_embeddings)  (Eq. 7): of being selected, the original first."""
+        if self.mws_head is None:
+            return {}
+        probabilities = candidate_logits(output.mws_hidden, output.candidate_embeddings).softmax(dim=-1).tolist()
+        return {"candidates": [
+            None if original is None else words.named(*row)
+            for original, *row in zip(words.known, output.candidate_tokens.tolist(), probabilities)
+        ]}
