@@ -15,7 +15,6 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from amos_fairseq.analysis import quantities, run_log
 from amos_fairseq.analysis.run_log import Row, Run, RunLog
-from amos_fairseq.methods import METHODS
 from amos_fairseq.quantities import ByRun, Overlay, Plan
 
 # Okabe and Ito's colours, told apart with any colour vision; lines and markers tell runs apart in black and white.
@@ -237,6 +236,8 @@ PLANS = {
 
 
 def paper_plans() -> Dict[str, Plan]:
+    from amos_fairseq.methods import METHODS  # and with it torch
+
     return {name: plan for method in METHODS.values() for name, plan in method.figures.items()}
 
 

@@ -4,7 +4,6 @@ from typing import Dict, List, Sequence
 
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.run_log import RunLog
-from amos_fairseq.methods import METHODS
 from amos_fairseq.quantities import HIGHER, Quantity
 
 OF_THE_TRAINER = {
@@ -24,6 +23,8 @@ UNTOLD = (
 
 def known() -> Dict[str, Quantity]:
     """By name, what the methods log, each in its own order, then what the trainer does."""
+    from amos_fairseq.methods import METHODS  # and with it torch
+
     found = {name: quantity for method in METHODS.values() for name, quantity in method.quantities.items()}
     names: List[str] = []
     for method in METHODS.values():
