@@ -78,7 +78,7 @@ def make_method(
     """A method of 2 encoder layers, without dropout unless asked for; `gain` multiplies its initial matrices."""
     torch.manual_seed(seed)
     method = METHODS[name]
-    options = {**SMALL, **GENERATOR[name], "dropout": dropout, "attention_dropout": dropout, **options}
+    options = {**SMALL, **GENERATOR.get(name, {}), "dropout": dropout, "attention_dropout": dropout, **options}
     built = method(method.config_class(**options), vocabulary, noise_seed=7, total_updates=total_updates).to(dtype)
     with torch.no_grad():
         for parameter in built.parameters():

@@ -51,7 +51,7 @@ def of_run(folder: Path) -> Dict[str, Range]:
 
 
 def compare(log: RunLog, expected: Dict[str, Range]) -> List[Comparison]:
-    """One row for each quantity that the run logged, in the order of QUANTITIES."""
+    """One row for each quantity that the run logged, in the order of `quantities.known`."""
     return [Comparison(name, measure_of(log, name), expected.get(name)) for name in quantities.summarized([log])]
 
 

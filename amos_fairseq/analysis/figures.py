@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from amos_fairseq.analysis import quantities, run_log
-from amos_fairseq.analysis.quantities import QUANTITIES
 from amos_fairseq.analysis.run_log import Row, Run, RunLog
+from amos_fairseq.quantities import ByRun, Overlay, Plan
 
 # Okabe and Ito's colours, told apart with any colour vision; lines and markers tell runs apart in black and white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -53,21 +53,13 @@ def shade(index: int) -> Style:
     return Style(*(choices[index % len(choices)] for choices in (SHADES, DASHES, MARKERS)))
 
 
-def overlay(
-    title: str, caption: str, names: Sequence[str], needs: str = "", log_updates: bool = False, validation: bool = True
-) -> Draw:
-    """A figure with a panel for each quantity, in it a line for each run that logs it; of depths, the deepest.
-
-    needs: only runs that log this are in the figure
-    validation: mark it, beside training
-    """
-
+def overlay(plan: Overlay) -> Draw:
     def draw(runs: Sequence[Run]) -> Optional[Picture]:
         styles = {run.name: style(index) for index, run in enumerate(runs)}
-        runs = [run for run in runs if not needs or run_log.names(run.log, needs)]
-        if not validation:
+        runs = [run for run in runs if not plan.needs or run_log.names(run.log, plan.needs)]
+        if not plan.validation:
             runs = [run._replace(log=RunLog(run.log.train, [])) for run in runs]
-        panels = [name for name in names if any(run_log.names(run.log, name) for run in runs)]
+        panels = [name for name in plan.names if any(run_log.names(run.log, name) for run in runs)]
         if not panels:
             return None
         figure, grid = new_figure(len(panels))
@@ -75,26 +67,18 @@ def overlay(
         for axes, name in zip(grid, panels):
             for run in runs:
                 for logged in run_log.names(run.log, name)[-1:]:
-                    shown[run.name] = styles[run.name] if validation else styles[run.name]._replace(marker="")
+                    shown[run.name] = styles[run.name] if plan.validation else styles[run.name]._replace(marker="")
                     draw_line(axes, run.log, logged, styles[run.name])
-            decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, log_updates and spans(runs))
+            decorate(axes, quantities.of(name).words, quantities.of(name).unit, plan.log_updates and spans(runs))
         legend(figure, shown, any(run.log.validation for run in runs))
-        return Picture(title, caption + smoothed(runs), figure)
+        return Picture(plan.title, plan.caption + smoothed(runs), figure)
 
     return draw
 
 
-def by_run(
-    title: str, caption: str, names: Sequence[str], limits: Optional[Tuple[Optional[float], float]] = None,
-    uniform: bool = False, log_updates: bool = False,
-) -> Draw:
-    """A figure with a panel for each run that logs two of the quantities, or one at two depths: a line for each.
-
-    uniform: also a line where all of them would be equal, with a sum of 1
-    """
-
+def by_run(plan: ByRun) -> Draw:
     def draw(runs: Sequence[Run]) -> Optional[Picture]:
-        logged = {run.name: [found for name in names for found in run_log.names(run.log, name)] for run in runs}
+        logged = {run.name: [found for name in plan.names for found in run_log.names(run.log, name)] for run in runs}
         runs = [run for run in runs if len(logged[run.name]) > 1]
         if not runs:
             return None
@@ -104,19 +88,40 @@ def by_run(
         for axes, run in zip(grid, runs):
             for name in logged[run.name]:
                 draw_line(axes, run.log, name, styles[name])
-            if uniform:
+            if plan.uniform:
                 axes.axhline(1 / len(logged[run.name]), color="0.5", linewidth=1)
         for axes, run in zip(grid, runs):  # after all lines: limits that are set no longer follow them
-            unit = QUANTITIES[names[0]].unit if axes.get_subplotspec().is_first_col() else ""
-            decorate(axes, run.name, unit, log_updates and spans(runs))
-        if limits:
-            grid[0].set_ylim(*limits)
+            unit = quantities.of(plan.names[0]).unit if axes.get_subplotspec().is_first_col() else ""
+            decorate(axes, run.name, unit, plan.log_updates and spans(runs))
+        if plan.limits:
+            grid[0].set_ylim(*plan.limits)
         shown = {quantities.label(name): styles[name] for name in lines}
-        more = [Line2D([], [], color="0.5", linewidth=1, label="all equal")] if uniform else []
+        more = [Line2D([], [], color="0.5", linewidth=1, label="all equal")] if plan.uniform else []
         legend(figure, shown, any(run.log.validation for run in runs), more)
-        return Picture(title, caption + smoothed(runs), figure)
+        return Picture(plan.title, plan.caption + smoothed(runs), figure)
 
     return draw
+
+
+def losses(runs: Sequence[Run]) -> Optional[Picture]:
+    found = {name: quantity.unit for name, quantity in quantities.known().items() if quantity.is_loss}
+    units = list(found.values())
+    return overlay(
+        Overlay(
+            "Loss terms",
+            "Unweighted, of AMOS the deepest generator's masked LM. Detection, ranking and criticism get harder behind "
+            "a better generator: between methods, these losses rank nothing.",
+            sorted(found, key=lambda name: units.index(found[name])), log_updates=True,
+        )
+    )(runs)
+
+
+def others(runs: Sequence[Run]) -> Optional[Picture]:
+    """What was logged and no other figure is about."""
+    shown = {name for plan in (*PLANS.values(), *paper_plans().values()) for name in plan.names}
+    names = [name for name in quantities.logged([run.log for run in runs]) if name not in shown]
+    names = [name for name in names if not (quantities.of(name).of_course or quantities.of(name).is_loss)]
+    return overlay(Overlay("Other quantities", "What was logged and no other figure is about.", names))(runs)
 
 
 def learning_by_compute(runs: Sequence[Run]) -> Optional[Picture]:
@@ -137,7 +142,7 @@ def learning_by_compute(runs: Sequence[Run]) -> Optional[Picture]:
                 at, values = run_log.series(run.log.validation, logged)
                 flops = np.interp(at, updates, totals) / factor
                 axes.plot(flops, values, color=color, linestyle=dashes, marker=marker, **HOLLOW)
-        decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, False, f"{unit} spent in training")
+        decorate(axes, quantities.of(name).words, quantities.of(name).unit, False, f"{unit} spent in training")
     legend(figure, {run.name: shown[run.name] for run in runs if run.name in shown}, validated=False)
     return Picture(
         "Learning by compute",
@@ -184,7 +189,7 @@ def by_option(runs: Sequence[Run]) -> Optional[Picture]:
                 for run, value, of in zip(runs, differing[number], groups) if str(of) == group
             )
             axes.plot(*zip(*points), color=color, linestyle=dashes, marker=marker, **HOLLOW)
-        decorate(axes, QUANTITIES[name].words, QUANTITIES[name].unit, False, number)
+        decorate(axes, quantities.of(name).words, quantities.of(name).unit, False, number)
     if others:
         legend(figure, {f"{others[0]} {group}": style for group, style in lines.items()}, validated=False)
     return Picture(
@@ -199,102 +204,59 @@ def by_option(runs: Sequence[Run]) -> Optional[Picture]:
 def last_validation(run: Run, name: str) -> float:
     """As drawn; of depths, the deepest."""
     _, values = run_log.series(run.log.validation, run_log.names(run.log, name)[-1])
-    return QUANTITIES[name].scale * values[-1]
+    return quantities.of(name).scale * values[-1]
 
 
-# By file name, in the order of the page.
-CURVES: Dict[str, Draw] = {
-    "losses": overlay(
-        "Loss terms",
-        "Unweighted, of AMOS the deepest generator's masked LM. Detection, ranking and criticism get harder behind a "
-        "better generator: between methods, these losses rank nothing.",
-        ("mlm", "clm", "mws", "rtd", "critic", "tqr", "scl"), log_updates=True,
-    ),
-    "detection": overlay(
+# By file name.
+PLANS = {
+    "detection": Overlay(
         "Detection of replaced tokens",
         "Accuracy on replaced tokens is AMOS Fig. 3b: it falls as replacements become harder, and must not stay at 0. "
         "A young encoder calls everything original (100 % and 0 %); AUC shows what it has learnt before that.",
         ("rtd_accuracy_replaced", "rtd_accuracy_original", "rtd_auc", "replaced_share"),
     ),
-    "generators": overlay(
+    "generators": Overlay(
         "Masked language model",
         "Generator accuracy is of AMOS that of the mixture, of SCRIPT the encoder's own; masked LM accuracy is BERT's, "
         "and AMOS's deepest generator's. Draws are right less often than the likeliest tokens: the share of selected "
         "positions that stay as they were.",
         ("generator_accuracy", "sampled_accuracy", "mlm_accuracy"),
     ),
-    "learning_by_compute": learning_by_compute,
-    "by_option": by_option,
-}
-
-PAPERS: Dict[str, Draw] = {
-    "generator_depths": by_run(
-        "AMOS: loss by generator depth",
-        "AMOS Fig. 1b. The drop is steep at first and slow afterwards; the deepest generator should end lowest.",
-        ("mlm",), log_updates=True,
-    ),
-    "mixture_weights": by_run(
-        "AMOS: weight of each generator depth",
-        "AMOS Fig. 3a, the mean over selected positions. In the paper the deepest gains weight late in training: its "
-        "replacements are the hardest to detect.",
-        ("mixture_weight",), limits=(0, 1), uniform=True,
-    ),
-    "cosines": by_run(
-        "COCO-LM: cosine of contrasted sequences",
-        "COCO-LM Fig. 7a and b. With SCL the positive pairs (a corrupted sequence and its crop) part from the negative "
-        "ones; without (scl_weight 0, validation only) both stay together and near 1.",
-        ("scl_cosine_positive", "scl_cosine_negative"), limits=(None, 1.02),
-    ),
-    "correction": overlay(
-        "COCO-LM: copying and correction",
-        "COCO-LM Fig. 8. Copying is detection; correction is the language model with its copy mechanism. Look for "
-        "originals near 100 % while replaced tokens rise; an all-token LM without copying stays behind on both.",
-        ("rtd_accuracy_replaced", "rtd_accuracy_original", "clm_accuracy_replaced", "clm_accuracy_original"),
-        needs="clm_accuracy_replaced",
-    ),
-    "word_selection": overlay(
-        "TEAMS: selection of the original among candidates",
-        "The multi-word selection task of TEAMS, Sec. 3.1. It starts at 1 / (1 + num_negatives) and keeps rising only "
-        "while the generator's candidates do not get harder faster.",
-        ("mws_accuracy", "mws"), needs="mws_accuracy",
-    ),
-    "unknown_share": overlay(
-        "PEER: replaced tokens of unknown quality",
-        "PEER Figs. 4 and 5: the share of selected tokens whose rank label is unknown. It falls as the generator "
-        "improves, in the paper from 45 % to 40 % (small) and from 36 % to 27 % (base).",
-        ("unknown_share",),
-    ),
-    "quality_levels": by_run(
-        "PEER: accuracy by quality level",
-        "Level k asks whether a token is at most of quality k; the highest one is detection. All should rise above the "
-        "share of the more frequent answer.",
-        ("level_accuracy",),
-    ),
-    "level_thresholds": by_run(
-        "PEER: thresholds of the quality levels",
-        "The scores that part the levels (Eq. 3); they stay in order by construction.",
-        ("level_threshold",),
-    ),
-    "critic_logits": by_run(
-        "SCRIPT: critic logits",
-        "Mean logit of original and of replaced tokens, positive = original (Eq. 5). They start near log V and should "
-        "part, replaced tokens below 0.",
-        ("critic_logit_original", "critic_logit_replaced"),
-    ),
-}
-
-COURSE: Dict[str, Draw] = {
-    "speed": overlay(
+    "speed": Overlay(
         "Throughput",
         "MFU is the share of the devices' peak that the model's matrix products take; dips are validations and saves.",
         ("wps", "tflops", "mfu"), validation=False,
     ),
-    "optimization": overlay(
+    "optimization": Overlay(
         "Optimisation",
         "A gradient norm that keeps growing, or an fp16 loss scale that keeps falling, announces divergence.",
         ("lr", "gnorm", "loss_scale"),
     ),
 }
+
+
+def paper_plans() -> Dict[str, Plan]:
+    from amos_fairseq.methods import METHODS  # and with it torch
+
+    return {name: plan for method in METHODS.values() for name, plan in method.figures.items()}
+
+
+def papers() -> Dict[str, Draw]:
+    """By file name, the methods' own figures."""
+    plans = paper_plans()
+    return {name: (overlay if isinstance(plan, Overlay) else by_run)(plan) for name, plan in plans.items()}
+
+
+# In the order of the page.
+CURVES: Dict[str, Draw] = {
+    "losses": losses,
+    "detection": overlay(PLANS["detection"]),
+    "generators": overlay(PLANS["generators"]),
+    "others": others,
+    "learning_by_compute": learning_by_compute,
+    "by_option": by_option,
+}
+COURSE: Dict[str, Draw] = {name: overlay(PLANS[name]) for name in ("speed", "optimization")}
 
 
 def new_figure(panels: int, sharey: bool = False) -> Tuple[Figure, Sequence[Axes]]:
@@ -311,7 +273,7 @@ def new_figure(panels: int, sharey: bool = False) -> Tuple[Figure, Sequence[Axes
 def draw_line(axes: Axes, log: RunLog, name: str, style: Style) -> None:
     """Training as a line, over what it smoothes if that is long; validation as markers, joined if there is no line."""
     color, dashes, marker = style
-    scale = QUANTITIES[run_log.split_depth(name)[0]].scale
+    scale = quantities.of(name).scale
     updates, values = scaled(log.train, name, scale)
     window = smoothing(len(values))
     if window > 1:

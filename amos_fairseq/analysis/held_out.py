@@ -15,12 +15,9 @@ from torch import Tensor
 
 from amos_fairseq.analysis.checkpoint import held_out_blocks, masking_of
 from amos_fairseq.analysis.run_log import Run
-from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.data.cropping import CroppingOptions
 from amos_fairseq.data.masking import MaskedBlockDataset
-from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
-from amos_fairseq.methods.script import Script
 from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.loading import from_pretrained
 from amos_fairseq.pretrained.model import Pretrained
@@ -59,7 +56,7 @@ class Probe(NamedTuple):
     second: np.ndarray  # (N, C) of what is similar to `first`
     random_cosines: np.ndarray  # (P,) of pairs that do not belong together
     replaced_losses: Dict[str, np.ndarray]  # by generator, the detection loss of each replaced token, in nats
-    scores: Optional[Scores]  # of SCRIPT
+    scores: Optional[Scores]  # of a method that scores in one pass
 
     @property
     def similar_cosines(self) -> np.ndarray:
@@ -93,7 +90,7 @@ def probe(run: Run, pairs: Optional[Pairs] = None) -> Probe:
         second[similar],
         cosines[~np.eye(len(cosines), dtype=bool)],
         replaced_losses(model.method, [held_out.collater(items[i : i + BATCH]) for i in range(0, len(items), BATCH)]),
-        scores(model, held_out, originals) if isinstance(model.method, Script) else None,
+        scores(model, held_out, originals) if model.method.scores_in_one_pass else None,
     )
 
 
@@ -130,28 +127,12 @@ def replaced_losses(method: PretrainingMethod, batches: Sequence[dict]) -> Dict[
     losses: Dict[str, List[Tensor]] = {}
     for sample in batches:
         batch = PretrainingBatch(**sample["net_input"])
-        for generator, corruption in corruptions(method, batch).items():
+        for generator, corruption in method.corruptions(batch).items():
             logits = method.detection_logits(corruption.corrupted_tokens, batch.padding_mask)
             at_replaced = F.softplus(full_precision(logits))[corruption.replaced_positions]
             losses.setdefault(generator, []).append(at_replaced)
     found = {generator: torch.cat(parts).numpy() for generator, parts in losses.items()}
     return {generator: array for generator, array in found.items() if len(array)}
-
-
-def corruptions(method: PretrainingMethod, batch: PretrainingBatch) -> Dict[str, Corruption]:
-    """What each generator alone makes of a batch: of AMOS one for each depth, as if the mixture were that depth."""
-    if not isinstance(method, Amos):
-        corruption = getattr(method(batch), "corruption", None)
-        return {} if corruption is None else {"generator": corruption}
-    projected = method.mlm_head.project(method.generate(batch))
-    depths, masked, _ = projected.shape
-    originals = batch.at_masked(batch.original_tokens)
-    found = {}
-    for index, name in enumerate(method.config.depth_names()):
-        alone = F.one_hot(torch.full((masked,), index), depths).float()
-        sampled = method.sample(projected, alone, originals, method.sampling_noise(batch)).sampled
-        found[f"layer {name}"] = corrupt(batch.original_tokens, batch.masked_positions, sampled)
-    return found
 
 
 def scores(model: Pretrained, held_out: MaskedBlockDataset, originals: Sequence[Tensor]) -> Scores:

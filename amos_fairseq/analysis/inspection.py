@@ -3,7 +3,8 @@
 Marks and words say everything; colour only makes them easier to see, and is told apart with any colour vision.
 """
 
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
 
 from rich import box
 from rich.cells import cell_len
@@ -11,9 +12,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from amos_fairseq.analysis.pipeline import Choice, Position, Ranking, Sentence, Token
+from amos_fairseq.analysis.pipeline import Position, Sentence, Token
 from amos_fairseq.data.tokenizer import SPACE
 from amos_fairseq.data.vocabulary import MASK
+from amos_fairseq.methods import METHODS
+from amos_fairseq.methods.stages import TokenProbability
 
 WIDTH = 100  # columns of a line where there is no terminal
 
@@ -172,31 +175,40 @@ def cells_of(sentence: Sentence, position: Position, threshold: float) -> Dict[s
     if position.sampled is not None:
         cells["drawn"] = lines(*listed([position.sampled], original))
     if token.probability is not None:
-        title = "critic" if sentence.method == "script_selfcritic" else "encoder"
+        title = METHODS[sentence.method].judge
         cells[title] = lines(f"p {token.probability:.3f}", f"logit {token.logit:.2f}", verdict_words(token, threshold))
         cells[title].stylize(STYLES[kind(token, threshold)])
-    if position.candidates is not None:
-        cells["candidates"] = lines(*listed(position.candidates, original))
-    if position.ranking is not None:
-        cells["level"] = level_cell(position.ranking)
-    if position.correction is not None:
-        correction = position.correction
-        copy = () if correction.copy is None else (f"copy {correction.copy:.3f}",)
-        corrected = (f"-> {line}" for line in listed([correction.corrected], original))
-        cells["correction"] = lines(
-            *copy, *listed(correction.language_model, original), *corrected, *share(correction.original)
-        )
+    for name, detail in position.details.items():
+        cells[getattr(detail, "title", name)] = lines(*detail_lines(name, detail, original))
     return cells
+
+
+def detail_lines(name: str, detail: Any, original: Optional[str]) -> List[str]:
+    """Of what one method alone has, by its type."""
+    if detail is None:
+        return []
+    if hasattr(detail, "lines"):
+        return detail.lines()
+    if isinstance(detail, TokenProbability):
+        return [f"-> {line}" for line in listed([detail], original)]
+    if is_dataclass(detail):
+        parts = {field.name: getattr(detail, field.name) for field in fields(detail)}
+        return [line for name, part in parts.items() for line in detail_lines(name, part, original)]
+    if isinstance(detail, list) and all(isinstance(part, TokenProbability) for part in detail):
+        return listed(detail, original)
+    if isinstance(detail, float):
+        return share(detail) if name == "original" else [f"{name} {detail:.3f}"]
+    return [f"{name} {detail}"]
 
 
 def lines(*texts: str) -> Text:
     return Text("\n".join(texts), no_wrap=True)
 
 
-def listed(choices: Iterable[Choice], original: Optional[str]) -> List[str]:
+def listed(tokens: Iterable[TokenProbability], original: Optional[str]) -> List[str]:
     """A line for each; = stands before the original token."""
     return [
-        f"{'=' if choice.token == original else ''}{piece(choice.token)} {choice.probability:.3f}" for choice in choices
+        f"{'=' if token.token == original else ''}{piece(token.token)} {token.probability:.3f}" for token in tokens
     ]
 
 
@@ -207,19 +219,6 @@ def share(original: Optional[float]) -> List[str]:
 def verdict_words(token: Token, threshold: float) -> str:
     words = {FOUND: "replaced, found", MISSED: "replaced, missed", MISTAKEN: "original, mistaken", FILLED: "filled in"}
     return words.get(kind(token, threshold), "original")
-
-
-def level_cell(ranking: Ranking) -> Text:
-    """The generator's level of the draw, in a buffer those on its sides, and the encoder's."""
-    if ranking.level is None:
-        given = "unknown"
-    else:
-        given = f"{ranking.level:g}" if ranking.level % 1 == 0 else f"{ranking.level - 0.5:g}|{ranking.level + 0.5:g}"
-    probability = ranking.probabilities[ranking.predicted - 1]
-    return lines(
-        f"{given} of {len(ranking.probabilities)}", f"encoder {ranking.predicted}, p {probability:.3f}",
-        f"score {ranking.score:.2f}",
-    )
 
 
 def legend(stages: bool) -> Text:

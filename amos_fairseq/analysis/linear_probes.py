@@ -24,7 +24,6 @@ from amos_fairseq.analysis.figures import COLORS, MARKERS
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune.metrics import accuracy, macro_f1
 from amos_fairseq.methods import build
-from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
@@ -129,16 +128,6 @@ def first_pieces(tokenizer: Tokenizer, sentence: Sequence[Word], path) -> Tuple[
     return ids, places
 
 
-def networks_of(method: PretrainingMethod) -> Dict[str, Encoder]:
-    """The networks that read text, by name; of AMOS's separate generators one for each depth."""
-    if isinstance(method, Amos) and method.config.separate_generators:
-        names = (f"generator {name}" for name in method.config.depth_names())
-        return {"encoder": method.encoder, **dict(zip(names, method.generators))}
-    if getattr(method, "generator", None) is None and not isinstance(method, Amos):
-        return {"encoder": method.encoder}
-    return {"encoder": method.encoder, "generator": method.masked_lm_encoder}
-
-
 def untrained_twin(model: Pretrained) -> PretrainingMethod:
     """The same networks with new weights."""
     method, tokenizer = model.method, model.tokenizer
@@ -184,13 +173,6 @@ def probe_network(
     states = [[layer_states(part, encoded) for encoded in (train, test)] for part in (network, twin)]
     scores = [[probe(a[layer], train.labels, b[layer], test.labels) for a, b in states] for layer in chosen]
     return [Result(name, layer, *trained, *untrained) for layer, (trained, untrained) in zip(chosen, scores)]
-
-
-def marked_depths(method: PretrainingMethod, network: str) -> List[int]:
-    """Layers of a network that carry AMOS's MLM head; [] of others."""
-    if network != "generator" or not isinstance(method, Amos):
-        return []
-    return method.config.generator_depths
 
 
 def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> Tuple[str, float]:

@@ -5,21 +5,16 @@ those of the tokens that can be drawn; `None` stands for what a method does not 
 original token that is not known, where the text itself has <mask>.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from amos_fairseq.data.masking import MaskingOptions, mask_block
-from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
-from amos_fairseq.methods.coco_lm import CocoLM, CocoLMOutput
-from amos_fairseq.methods.peer import Peer, PeerOutput
-from amos_fairseq.methods.teams import Teams, TeamsOutput
-from amos_fairseq.objectives import candidate_logits
+from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.model import Pretrained
 
@@ -38,39 +33,13 @@ class Token:
 
 
 @dataclass
-class Choice:
-    token: str
-    probability: float
-
-
-@dataclass
 class Proposal:
     """What one masked language model says at a selected position."""
 
     generator: str  # `generator`, or `layer D` of AMOS's tower, or `encoder` where that is the masked language model
-    top: List[Choice]  # likeliest first
+    top: List[TokenProbability]  # likeliest first
     original: Optional[float]  # probability of the original token
     mixture_weight: Optional[float] = None  # gamma, of AMOS (Eq. 3)
-
-
-@dataclass
-class Ranking:
-    """PEER's quality levels 1..K, K being the original."""
-
-    level: Optional[float]  # by the generator: k, or k + 1/2 for the buffer above it; None: unknown
-    predicted: int  # by the encoder: 1 + how many thresholds its score reaches
-    probabilities: List[float]  # the encoder's P(R = k) of each level
-    score: float
-
-
-@dataclass
-class Correction:
-    """COCO-LM's corrective language model."""
-
-    copy: Optional[float]  # p_copy; None: without copy mechanism
-    language_model: List[Choice]  # likeliest first
-    corrected: Choice  # the likeliest by p_LM, of copying and language model together
-    original: Optional[float]  # p_LM of the original token
 
 
 @dataclass
@@ -79,10 +48,8 @@ class Position:
 
     index: int  # of its token in the sentence
     proposals: List[Proposal]
-    sampled: Optional[Choice] = None  # its probability: in what it was drawn from, of AMOS the mixture
-    candidates: Optional[List[Choice]] = None  # of TEAMS, the original first, with probabilities of being selected
-    ranking: Optional[Ranking] = None
-    correction: Optional[Correction] = None
+    sampled: Optional[TokenProbability] = None  # its probability: in what it was drawn from, of AMOS the mixture
+    details: Dict[str, Any] = field(default_factory=dict)  # what its method alone has, of `PretrainingMethod.details`
 
 
 @dataclass
@@ -93,8 +60,11 @@ class Sentence:
     positions: List[Position]
 
     def as_json(self) -> Dict[str, Any]:
-        """Without the fields that are None."""
-        return asdict(self, dict_factory=lambda fields: {name: value for name, value in fields if value is not None})
+        """Without the fields that are None; a position's details are fields of it."""
+        document = asdict(self, dict_factory=lambda items: {name: value for name, value in items if value is not None})
+        for position in document["positions"]:
+            position.update(position.pop("details"))
+        return document
 
 
 def masked_batch(
@@ -128,21 +98,16 @@ def follow(model: Pretrained, batch: PretrainingBatch, top: int) -> Sentence:
     method, vocabulary = model.method, model.tokenizer.symbols
     output = method(batch)
     originals = batch.at_masked(batch.original_tokens).tolist()
-    known = [None if token == model.tokenizer.mask else token for token in originals]
-    logits = generator_logits(method, batch)
-    stages = {"proposals": proposals(method, output, logits, known, vocabulary, top)}
+    words = Words(vocabulary, [None if token == model.tokenizer.mask else token for token in originals], top)
+    proposed = method.proposals(output, batch)
+    positions = list(map(Position, batch.masked_index.tolist(), told(method, proposed, words)))
     if hasattr(output, "sampled_tokens"):
-        stages["sampled"] = draws(method, output, logits, vocabulary)
-    if isinstance(method, Teams) and method.mws_head is not None:
-        stages["candidates"] = candidates(output, known, vocabulary)
-    if isinstance(method, Peer):
-        stages["ranking"] = rankings(output, batch, known)
-    if isinstance(method, CocoLM) and method.clm_head is not None:
-        stages["correction"] = corrections(method, output, batch, known, vocabulary, top)
-    positions = [
-        Position(index, **dict(zip(stages, row)))
-        for index, row in zip(batch.masked_index.tolist(), zip(*stages.values()))
-    ]
+        for position, draw in zip(positions, draws(method, output.sampled_tokens, proposed, words)):
+            position.sampled = draw
+    for name, rows in method.details(output, batch, words).items():
+        for position, detail in zip(positions, rows):
+            if detail is not None:
+                position.details[name] = detail
     text = model.tokenizer.decode(batch.original_tokens[0, 1:-1].tolist())
     return Sentence(model.name, text, tokens_of(model, output, batch), positions)
 
@@ -157,23 +122,11 @@ def tokens_of(model: Pretrained, output, batch: PretrainingBatch) -> List[Token]
         for token, corrupted in zip(tokens, output.corruption.corrupted_tokens[0].tolist()):
             token.corrupted = vocabulary[corrupted]
             token.replaced = None if token.original is None else token.corrupted != token.original
-    detection = getattr(output, "critic_logits", getattr(output, "rtd_logits", None))
-    if detection is not None:
-        for token, logit in zip(tokens, full_precision(detection[0])):
+    judged = model.method.judged_logits(output)
+    if judged is not None:
+        for token, logit in zip(tokens, full_precision(judged[0])):
             token.logit, token.probability = logit.item(), logit.sigmoid().item()
     return tokens
-
-
-def generator_logits(method: PretrainingMethod, batch: PretrainingBatch) -> Dict[str, Tensor]:
-    """(M, V) of each masked language model by name; {} without one."""
-    if isinstance(method, Amos):
-        names = (f"layer {name}" for name in method.config.depth_names())
-        return dict(zip(names, full_precision(method.mlm_head(method.generate(batch)))))
-    if isinstance(method, CocoLM) and method.config.random_replacements:
-        return {}
-    network = method.masked_lm_encoder
-    hidden = network(batch.masked_tokens, batch.padding_mask, batch.queries)
-    return {"encoder" if network is method.encoder else "generator": full_precision(method.mlm_head(hidden))}
 
 
 def drawable(method: PretrainingMethod, logits: Tensor) -> Tensor:
@@ -181,84 +134,22 @@ def drawable(method: PretrainingMethod, logits: Tensor) -> Tensor:
     return logits.masked_fill(method.excluded_tokens, float("-inf")).softmax(dim=-1)
 
 
-def proposals(
-    method: PretrainingMethod, output, logits: Dict[str, Tensor], known: Sequence[Optional[int]],
-    vocabulary: Sequence[str], top: int,
-) -> List[List[Proposal]]:
-    weights = getattr(output, "mixture_weights", None)
-    found: List[List[Proposal]] = [[] for _ in known]
-    for number, (name, of_generator) in enumerate(logits.items()):
-        for row, probabilities in enumerate(drawable(method, of_generator)):
-            weight = None if weights is None else weights[row, number].item()
-            original = probability_of(known[row], probabilities)
-            found[row].append(Proposal(name, likeliest(probabilities, vocabulary, top), original, weight))
+def told(method: PretrainingMethod, proposed: Dict[str, Proposals], words: Words) -> List[List[Proposal]]:
+    found: List[List[Proposal]] = [[] for _ in words.known]
+    for name, (logits, weights) in proposed.items():
+        for row, probabilities in enumerate(drawable(method, logits)):
+            weight = None if weights is None else weights[row].item()
+            top, original = words.likeliest(probabilities), words.of_original(row, probabilities)
+            found[row].append(Proposal(name, top, original, weight))
     return found
 
 
 def draws(
-    method: PretrainingMethod, output, logits: Dict[str, Tensor], vocabulary: Sequence[str]
-) -> List[Choice]:
-    """The sampled tokens with their probabilities in the mixture of the generators; without one, all are alike."""
-    tokens = output.sampled_tokens.tolist()
-    weights = getattr(output, "mixture_weights", torch.ones(len(tokens), len(logits)))
-    mixed = torch.zeros(len(tokens), len(vocabulary))
-    for share, of_generator in zip(weights.T, logits.values()):
-        mixed = mixed + share[:, None] * of_generator
-    return [Choice(vocabulary[token], row[token].item()) for token, row in zip(tokens, drawable(method, mixed))]
-
-
-def candidates(
-    output: TeamsOutput, known: Sequence[Optional[int]], vocabulary: Sequence[str]
-) -> List[Optional[List[Choice]]]:
-    """softmax(mws_hidden . candidate_embeddings)  (TEAMS Eq. 7)"""
-    probabilities = candidate_logits(output.mws_hidden, output.candidate_embeddings).softmax(dim=-1).tolist()
-    return [
-        None if original is None else [Choice(vocabulary[token], p) for token, p in zip(*row)]
-        for original, *row in zip(known, output.candidate_tokens.tolist(), probabilities)
-    ]
-
-
-def rankings(output: PeerOutput, batch: PretrainingBatch, known: Sequence[Optional[int]]) -> List[Ranking]:
-    """P(R = r) = sigmoid(xi_r - score) - sigmoid(xi_{r-1} - score)  (PEER Eq. 3); codes: see `quality_levels`."""
-    thresholds = output.level_thresholds
-    scores = full_precision(batch.at_masked(output.quality_scores))
-    below = (thresholds - scores[:, None]).sigmoid()
-    levels = torch.diff(below, dim=1, prepend=torch.zeros_like(below[:, :1]), append=torch.ones_like(below[:, :1]))
-    predicted = 1 + (scores[:, None] >= thresholds).sum(dim=1)
-    codes = batch.at_masked(output.level_codes).tolist()
-    return [
-        Ranking(None if original is None or code < 0 else code / 2, *row)
-        for original, code, *row in zip(known, codes, predicted.tolist(), levels.tolist(), scores.tolist())
-    ]
-
-
-def corrections(
-    method: CocoLM, output: CocoLMOutput, batch: PretrainingBatch, known: Sequence[Optional[int]],
-    vocabulary: Sequence[str], top: int,
-) -> List[Correction]:
-    """p_LM(x) = 1[x = corrupted] p_copy + (1 - p_copy) softmax(lm)[x], all x  (COCO-LM, Sec. 3.3)."""
-    hidden = method.encoder(output.corruption.corrupted_tokens, batch.padding_mask)
-    language_model = full_precision(F.linear(*method.clm_head.output_layer(batch.at_masked(hidden)))).softmax(dim=-1)
-    copy = full_precision(batch.at_masked(output.rtd_logits)).sigmoid()
-    if method.config.clm_without_copy:
-        copy = torch.zeros_like(copy)
-    corrected = (1 - copy[:, None]) * language_model
-    corrected.scatter_add_(1, output.sampled_tokens[:, None], copy[:, None])
-    return [
-        Correction(
-            None if method.config.clm_without_copy else copy[row].item(),
-            likeliest(language_model[row], vocabulary, top),
-            *likeliest(corrected[row], vocabulary, 1),
-            probability_of(original, corrected[row]),
-        )
-        for row, original in enumerate(known)
-    ]
-
-
-def likeliest(probabilities: Tensor, vocabulary: Sequence[str], top: int) -> List[Choice]:
-    best = probabilities.topk(top)
-    return [Choice(vocabulary[token], p) for token, p in zip(best.indices.tolist(), best.values.tolist())]
-
-
-def probability_of(token: Optional[int], probabilities: Tensor) -> Optional[float]:
-    return None if token is None else probabilities[token].item()
+    method: PretrainingMethod, tokens: Tensor, proposed: Dict[str, Proposals], words: Words
+) -> List[TokenProbability]:
+    """The sampled tokens (M,) with their probabilities in the mixture of the proposals; without one, all are alike."""
+    mixed = torch.zeros(len(tokens), len(words.symbols))
+    for logits, weights in proposed.values():
+        mixed = mixed + (logits if weights is None else weights[:, None] * logits)
+    rows = zip(tokens.tolist(), drawable(method, mixed))
+    return words.named(tokens.tolist(), [row[token].item() for token, row in rows])

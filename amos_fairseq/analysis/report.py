@@ -12,8 +12,8 @@ from amos_fairseq.analysis import figures, held_out_figures, quantities, run_log
 from amos_fairseq.analysis.expectations import measure_of, number
 from amos_fairseq.analysis.figures import MAX_RUNS, Picture
 from amos_fairseq.analysis.held_out import Pairs, Probe, probe
-from amos_fairseq.analysis.quantities import HIGHER, LOWER, QUANTITIES
 from amos_fairseq.analysis.run_log import RATES, Run
+from amos_fairseq.quantities import HIGHER, LOWER
 
 PAGE = "report.html"
 MARK = "<!-- amos-fairseq report -->"  # by it, a report is known from what must not be replaced
@@ -54,7 +54,7 @@ class Line(NamedTuple):
     @property
     def best(self) -> List[bool]:
         """The runs that show no worse number than any other; none if all show the same, or there is no better."""
-        better = QUANTITIES[run_log.split_depth(self.name)[0]].better if self.comparable else 0
+        better = quantities.of(self.name).better if self.comparable else 0
         known = [value for value in self.values if value is not None and math.isfinite(value)]
         if not better or len(set(map(number, known))) < 2:
             return [False] * len(self.values)
@@ -96,7 +96,7 @@ def write(runs: Sequence[Run], out: Path, probes: Sequence[Probe], left_out: Seq
     page, images = render(runs, sections(runs, probes, left_out, pairs))
     out.mkdir(parents=True, exist_ok=True)
     (out / PAGE).write_text(page, encoding="utf-8")
-    for name in (*figures.CURVES, *figures.PAPERS, *figures.COURSE, *held_out_figures.FIGURES):
+    for name in (*figures.CURVES, *figures.papers(), *figures.COURSE, *held_out_figures.FIGURES):
         path = out / f"{name}.png"
         path.unlink(missing_ok=True)
         if name in images:
@@ -133,7 +133,7 @@ def sections(runs: Sequence[Run], probes: Sequence[Probe], left_out: Sequence[st
     without = f"Without checkpoint or held-out text: {'; '.join(left_out)}." if left_out else ""
     found = [
         Section("Curves", "", drawn(figures.CURVES, runs)),
-        Section("The papers' figures", "", drawn(figures.PAPERS, runs)),
+        Section("The papers' figures", "", drawn(figures.papers(), runs)),
         Section("From the checkpoints", without, from_checkpoints),
         Section("Course of training", "", drawn(figures.COURSE, runs)),
     ]

@@ -129,7 +129,7 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
             f"--max-length {max_length}: the model reads up to {positions} tokens, and fewer than {SHORTEST} hold no "
             "example"
         )
-    preset = args.preset or default_preset(args.command, pretrained.name)
+    preset = args.preset or command.preset(pretrained.name)
     overrides = {option: value for option in OVERRIDES if (value := getattr(args, option))}
     names = command.tasks(args)
     settings = {name: presets.settings(preset, name, overrides) for name in names}
@@ -170,12 +170,6 @@ def seeds_of(args: argparse.Namespace, command: Command) -> List[int]:
 def check_paper(paper: Optional[str]) -> None:
     if paper is not None and paper not in presets.PUBLISHED:
         raise ValueError(f"--paper {paper} is none of {', '.join(presets.PUBLISHED)}")
-
-
-def default_preset(kind: str, method: str) -> str:
-    if kind != "prompt":
-        return "quick"
-    return "prompts_coco_lm" if method == "coco_lm" else "prompts"
 
 
 def devices_of(args: argparse.Namespace) -> List[Optional[str]]:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     model = trained.load(args)
     if model.method is None:
         raise ValueError(f"{args.run} holds an encoder only, without its options: name a checkpoint of pre-training")
-    networks = linear_probes.networks_of(model.method)
+    networks = model.method.networks()
     if args.network is not None and args.network not in networks:
         raise ValueError(f"--network {args.network} is none of this {model.name} run's: {', '.join(networks)}")
     chosen = [args.network] if args.network else list(networks)
@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> None:
         linear_probes.encode(of_file, model.tokenizer, model.max_tokens, path)
         for of_file, path in zip(sentences, (args.train, args.test))
     ]
-    twins = linear_probes.networks_of(linear_probes.untrained_twin(model))
+    twins = linear_probes.untrained_twin(model).networks()
     results = []
     for name in tqdm(chosen, unit="network", desc="probe", disable=None):
         results += linear_probes.probe_network(name, networks[name], twins[name], *encoded, args.layers)
     label, share = linear_probes.majority(*(of_file.labels for of_file in encoded))
 
-    depths = {name: linear_probes.marked_depths(model.method, name) for name in chosen}
+    depths = {name: model.method.marked_layers(name) for name in chosen}
     if args.png:
         linear_probes.curves(results, share, depths).savefig(args.png, dpi=150)
     if args.json:

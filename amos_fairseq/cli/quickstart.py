@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable, ContextManager, Dict, Iterator, List, Sequence
 
 from amos_fairseq import files
-from amos_fairseq.analysis import expectations, run_log
+from amos_fairseq.analysis import expectations, quantities, run_log
 from amos_fairseq.cli.main import run_command
 from amos_fairseq.cli.processes import available_cores, held_interrupts, started, stoppable
 
@@ -136,7 +136,7 @@ def progress(log: Path, updates: int) -> Iterator[Callable[[], None]]:
             before, done = done, int(row["num_updates"])
             if done == before:
                 return
-            terms = {name: value for name, value in row.items() if run_log.split_depth(name)[0] in ("mlm", "rtd")}
+            terms = {name: value for name, value in row.items() if quantities.of(name).is_loss}
             losses = "  ".join(f"{name} {value:.2f}" for name, value in terms.items())
             bar.update(done - before)
             bar.set_postfix_str(losses)
@@ -150,12 +150,12 @@ def finetune(out: Path, method: str) -> None:
     """What pre-training is worth: the network of this run and the same one untrained, on a task of held-out text."""
     from amos_fairseq.demo.documentation_tasks import COLUMNS, LEFT_OUT, write_tasks
     from amos_fairseq.finetune import results
-    from amos_fairseq.finetune.kinds.prompt import LM_HEADS
+    from amos_fairseq.methods import METHODS
 
     tasks = out / TASKS
     if not tasks.exists():
         write_tasks(tasks, EXAMPLES)
-    if method in LM_HEADS:  # the encoder itself can say it
+    if METHODS[method].encoder_lm_head_class is not None:  # the encoder itself can say it
         question, split = "which of eight words was left out of a sentence?", "test"
         task = ["prompt", "--train", tasks / "cloze/train.tsv", "--test", tasks / "cloze/test.tsv", *COLUMNS["cloze"],
                 "--template", "{text} {mask} {text_b}", "--label-words", ",".join(f"{w}={w}" for w in LEFT_OUT),
@@ -172,7 +172,7 @@ def finetune(out: Path, method: str) -> None:
         run_logged("fine-tuning", ["finetune", *task, *common, *options], out / f"finetuned-{kind}.log")
         scores = [result.scores[split]["accuracy"] for result in results.read_all(folder).values()]
         print(f"  {kind:<12}{statistics.median(scores):.3f}  ({min(scores):.3f} to {max(scores):.3f})", flush=True)
-    if method not in LM_HEADS:
+    if METHODS[method].encoder_lm_head_class is None:
         print("  (An encoder that learns by detection alone takes a longer run than this to be worth starting from.)")
 
 

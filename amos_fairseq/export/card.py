@@ -10,31 +10,16 @@ from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.export.choices import Choice, Source
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
+from amos_fairseq.methods import METHODS
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES
 
-PAPERS = {
-    "amos_rtd": "Meng et al., Pretraining Text Encoders with Adversarial Mixture of Training Signal Generators, "
-    "ICLR 2022, arXiv:2204.03243",
-    "coco_lm": "Meng et al., COCO-LM: Correcting and Contrasting Text Sequences for Language Model Pretraining, "
-    "NeurIPS 2021, arXiv:2102.08473",
-    "teams_mws": "Shen et al., Training ELECTRA Augmented with Multi-word Selection, Findings of ACL 2021, "
-    "arXiv:2106.00139",
-    "peer_tqr": "He et al., PEER: Pre-training ELECTRA Extended by Ranking, Findings of ACL 2023, "
-    "aclanthology.org/2023.findings-acl.405",
-    "script_selfcritic": "Nijkamp et al., SCRIPT: Self-Critic PreTraining of Transformers, NAACL 2021, "
-    "aclanthology.org/2021.naacl-main.409",
-    "electra_rtd": "Clark et al., ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators, "
-    "ICLR 2020, arXiv:2003.10555",
-    "bert_mlm": "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding, "
-    "NAACL 2019, arXiv:1810.04805",
-}
 PIPELINES = {
     "encoder": "feature-extraction",
     "masked_lm": "fill-mask",
     "sequence": "text-classification",
     "span": "question-answering",
 }
-# Of a run's configuration; paths are nobody's business.
+# Of a run's configuration.
 OPTIONS = {
     "task": ("tokens_per_sample", "mask_prob", "mask_token_prob", "keep_prob", "random_prob", "seed"),
     "dataset": ("batch_size", "max_tokens"),
@@ -45,7 +30,6 @@ OPTIONS = {
     "common": ("fp16", "bf16"),
 }
 NOT_METRICS = ("wps", "wpb", "bsz", "ups", "loss")
-PATH_OPTIONS = ("init_checkpoint", "generator_checkpoint", "pretrained")
 
 
 def text(name: str, source: Source, report, checkpoint: Optional[Path], data) -> str:
@@ -69,7 +53,7 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
         "## Contents",
         contents(report),
         "## Citation",
-        f"{PAPERS[method]}. Trained and exported by amos_fairseq {__version__}.",
+        f"{METHODS[method].citation or method}. Trained and exported by amos_fairseq {__version__}.",
         "## Licence",
         "Not stated. Whoever publishes this model states one, here and as `license` above.",
     ]
@@ -138,14 +122,14 @@ def usage(report) -> str:
 
 
 def training(state: Mapping[str, Any]) -> List[Tuple[str, Any]]:
-    """The updates that were made, and the options of the network and of training."""
-    config = state["cfg"]
+    """The updates that were made, and the options of the network and of training; paths are nobody's business."""
+    config, paths = state["cfg"], {"pretrained", *(name for method in METHODS.values() for name in method.starts)}
     rows = [("updates", state["optimizer_history"][-1]["num_updates"])] if state.get("optimizer_history") else []
     for section, names in {"model": tuple(config["model"]), **OPTIONS}.items():
         values = config.get(section) or {}
         for name in names:
             value = values.get(name)
-            if value not in (None, "") and name not in PATH_OPTIONS:
+            if value not in (None, "") and name not in paths:
                 rows.append((section if name == "_name" else name, value))
     return rows
 

@@ -6,8 +6,7 @@ from torch import nn
 
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
-from amos_fairseq.methods.base import PretrainingMethod
-from amos_fairseq.modules.heads import DetectionHead
+from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.pretrained.layouts import AMOS, BERT, ELECTRA, MPNET, Layout, Part
 from amos_fairseq.pretrained.model import Pretrained
 
@@ -39,13 +38,13 @@ def candidates(source: Source) -> List[Choice]:
     if isinstance(source, Finetuned):
         parts = list(finetuned_parts(source))
         return [choice for part in parts for choice in fitting("", part, (MPNET, BERT, ELECTRA, AMOS))]
-    parts, generators = [Part("encoder", source.encoder)], []
-    detects = hasattr(source.method, "generator") or hasattr(source.method, "generators")
-    order = (MPNET, ELECTRA, BERT, AMOS) if detects else (MPNET, BERT, ELECTRA, AMOS)
-    if source.method is not None:
-        parts = [*head_parts(source.method), *parts]
-        generators = list(generator_parts(source.method))
-    places = [("", part) for part in parts] + [(GENERATOR, part) for part in generators]
+    method, places = source.method, [("", Part("encoder", source.encoder))]
+    has_generator = method is not None and len(method.networks()) > 1
+    order = (MPNET, ELECTRA, BERT, AMOS) if has_generator else (MPNET, BERT, ELECTRA, AMOS)
+    if method is not None:
+        places = [*(("", part) for part in head_parts(source)), *places]
+    if has_generator:
+        places.append((GENERATOR, Part("masked_lm", method.masked_lm_encoder, method.mlm_head)))
     return [choice for place, part in places for choice in fitting(place, part, order)]
 
 
@@ -55,27 +54,13 @@ def fitting(place: str, part: Part, order: Sequence[Layout]) -> Iterator[Choice]
             yield Choice(place, layout, part)
 
 
-def head_parts(method: PretrainingMethod) -> Iterator[Part]:
+def head_parts(source: Pretrained) -> Iterator[Part]:
     """The encoder with a head that they have, too."""
-    if masked_lm_encoder(method) is method.encoder:
-        yield Part("masked_lm", method.encoder, method.mlm_head)
-    rtd_head = getattr(method, "rtd_head", None)
-    on_a_branch = getattr(method, "branch_layer", None) is not None and method.config.exported_branch != "rtd"
-    if rtd_head is not None and rtd_head.dense is not None and not on_a_branch:
-        yield Part("detection", method.encoder, rtd_head)
-
-
-def generator_parts(method: PretrainingMethod) -> Iterator[Part]:
-    generator = masked_lm_encoder(method)
-    if generator is not None and generator is not method.encoder:
-        yield Part("masked_lm", generator, method.mlm_head)
-
-
-def masked_lm_encoder(method: PretrainingMethod):
-    try:
-        return method.masked_lm_encoder
-    except ValueError:
-        return None
+    lm_head, detection_head = source.method.encoder_lm_head, source.method.detection_head
+    if isinstance(lm_head, MaskedLMHead) and lm_head.token_embeddings is source.encoder.token_embeddings:  # tied there
+        yield Part("masked_lm", source.encoder, lm_head)
+    if detection_head is not None and detection_head.dense is not None:
+        yield Part("detection", source.encoder, detection_head)
 
 
 def finetuned_parts(source: Finetuned) -> Iterator[Part]:
@@ -112,6 +97,8 @@ def left_out(source: Source, chosen: Sequence[Choice]) -> List[str]:
     """Modules of the method, or of the fine-tuned network, that are in none of the chosen."""
     whole = source.network if isinstance(source, Finetuned) else source.method
     modules = [module for choice in chosen for module in (choice.part.encoder, choice.part.head) if module is not None]
+    if isinstance(source, Pretrained) and source.method is not None:
+        modules.append(source.method.encoder)  # of which the exported one may be a copy
     written = {id(parameter) for module in modules for parameter in module.parameters()}
     children = whole.named_children() if whole is not None else ()
     missing = {name: child for name, child in children if any(id(p) not in written for p in child.parameters())}

@@ -26,6 +26,10 @@ class Command:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         raise NotImplementedError
 
+    def preset(self, method: str) -> str:
+        """Which of `presets` is the default for an encoder that `method` trained."""
+        return "quick"
+
     def tasks(self, args: argparse.Namespace) -> List[str]:
         """The names of the tasks that are asked for; raises ValueError for what can be refused before any work."""
         raise NotImplementedError

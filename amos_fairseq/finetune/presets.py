@@ -6,6 +6,8 @@ A preset maps groups of tasks to grids; a grid lists values for each option, and
 import itertools
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
+from amos_fairseq.methods import METHODS
+
 LARGE = ("MNLI", "QQP", "QNLI", "SST-2")
 SMALL = ("CoLA", "RTE", "MRPC", "STS-B")
 EIGHT = LARGE + SMALL  # of GLUE, in the papers' order; they leave out WNLI
@@ -238,14 +240,11 @@ PUBLISHED: Dict[str, Published] = {
     "script_small": Published("SCRIPT, Tables 1 and 2", {"MRPC": 88.23, "average": 81.32}),
     "script_base": Published("SCRIPT, Tables 1 and 2", {"CoLA": 65.04, "MNLI": 86.88, "average": 85.76}),
 }
-FAMILIES = {
-    "amos_rtd": "amos", "coco_lm": "coco_lm", "teams_mws": "teams", "peer_tqr": "peer", "script_selfcritic": "script",
-    "electra_rtd": "electra", "bert_mlm": "bert",
-}
 
 
 def published_for(method: str, dim: int) -> Optional[str]:
     """The row of PUBLISHED for a method's registered name and the width of its encoder, if there is one."""
     size = {256: "small", 768: "base", 1024: "large"}.get(dim)
-    names = (f"{FAMILIES.get(method)}_{size}", f"{FAMILIES.get(method)}_{size}++")
+    row = f"{METHODS[method].short_name}_{size}" if method in METHODS else ""
+    names = (row, f"{row}++")
     return next((name for name in names if name in PUBLISHED), None)

@@ -22,8 +22,9 @@ import numpy as np
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import glue, labelled, tables
 from amos_fairseq.finetune.commands import Command, add_columns, own_name, texts_of
-from amos_fairseq.finetune.presets import FEW_SHOT
+from amos_fairseq.finetune.presets import FEW_SHOT, PRESETS
 from amos_fairseq.finetune.tables import Table
+from amos_fairseq.methods import METHODS
 
 SEEDS = (13, 21, 42, 87, 100)  # of LM-BFF's five splits
 MNLI_TEMPLATE = "{text} ? {mask} , {text_b}"
@@ -39,6 +40,10 @@ class FewExamples(Command):
     )
     seeds = SEEDS
     predicts = False
+
+    def preset(self, method):
+        own = f"prompts_{METHODS[method].short_name}"
+        return own if own in PRESETS else "prompts"
 
     def add_arguments(self, parser):
         parser.add_argument("--glue", type=Path, metavar="FOLDER", help="holds MNLI/")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.methods.base import (
     DetectionConfig,
@@ -21,6 +22,7 @@ from amos_fairseq.methods.base import (
     accuracy,
     option,
 )
+from amos_fairseq.methods.stages import Proposals
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
@@ -33,6 +35,7 @@ from amos_fairseq.ops import (
     gumbel_noise,
     straight_through_gumbel_softmax,
 )
+from amos_fairseq.quantities import DETECTION, GENERATOR, MASKED_LM, RTD, ByRun, Quantity
 
 MIXTURES = ("learned", "random_layer", "layer_switch", "uniform")
 
@@ -115,6 +118,11 @@ class AmosOutput(NamedTuple):
 class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
     """One generator tower whose MLM head is read at several depths; an encoder with an RTD head; one token table."""
 
+    citation = (
+        "Meng et al., Pretraining Text Encoders with Adversarial Mixture of Training Signal Generators, ICLR 2022, "
+        "arXiv:2204.03243"
+    )
+    short_name = "amos"
     config_class = AmosConfig
     sizes = {
         "tiny": dict(generator_depths=[1, 2]),
@@ -173,13 +181,6 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
             state = state if self.config.join_blocks else state.detach()
             start = depth
         return torch.stack([*states, layers.run(state, start, deepest, batch.queries)])
-
-    @property
-    def masked_lm_encoder(self) -> Encoder:
-        return self.generators[-1]
-
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        return self.rtd_head(self.encoder(tokens, padding_mask))
 
     def mix(self, hidden: Tensor, batch: PretrainingBatch) -> Tensor:
         """gamma, (M, G) in fp32: softmax over depths of v . f_d  (Eq. 3), or an ablation's fixed or random weights."""
@@ -267,7 +268,72 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
             statistics["candidate_tail"] = Mean(masked_lm.tail.sum(), masked)
         return {**statistics, **self.detection_statistics(output.rtd_logits, output.corruption, batch)}
 
+    quantities = {
+        **MASKED_LM,
+        **GENERATOR,
+        **RTD,
+        **DETECTION,
+        "mixture_weight": Quantity("mean mixture weight", "weights sum to 1"),
+        "candidate_tail": Quantity("share of the soft draw without gradient", of_course=True),
+    }
+    figures = {
+        "generator_depths": ByRun(
+            "AMOS: loss by generator depth",
+            "AMOS Fig. 1b. The drop is steep at first and slow afterwards; the deepest generator should end lowest.",
+            ("mlm",), log_updates=True,
+        ),
+        "mixture_weights": ByRun(
+            "AMOS: weight of each generator depth",
+            "AMOS Fig. 3a, the mean over selected positions. In the paper the deepest gains weight late in training: "
+            "its replacements are the hardest to detect.",
+            ("mixture_weight",), limits=(0, 1), uniform=True,
+        ),
+    }
+
+    def reference_flops(self, length: int) -> float:
+        """Every tower, an MLM head for each depth, and the soft sample's product with the table (Sec. 3.3)."""
+        encoder = self.encoder.config
+        heads = len(self.config.generator_depths) * reference.mlm_head(encoder)
+        soft_sample = 2 * encoder.embedding_width * encoder.vocab_size if self.mixture_head is not None else 0
+        networks = sum(reference.network(network.config, length) for network in self.networks().values())
+        return networks + reference.PREDICTED * (heads + soft_sample) + reference.detection_head(encoder)
+
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         generators = sum(self.network_flops(network, tokens, length, masked) for network in self.generators)
         networks = generators + self.network_flops(self.encoder, tokens, length)
         return networks + len(self.config.generator_depths) * self.head_flops(self.mlm_head, masked)
+
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        return self.generators[-1]
+
+    @property
+    def detection_head(self) -> DetectionHead:
+        return self.rtd_head
+
+    def networks(self) -> Dict[str, Encoder]:
+        """Of separate generators one for each depth."""
+        if not self.config.separate_generators:
+            return {**super().networks(), "generator": self.masked_lm_encoder}
+        names = (f"generator {name}" for name in self.config.depth_names())
+        return {**super().networks(), **dict(zip(names, self.generators))}
+
+    def marked_layers(self, network: str) -> List[int]:
+        return self.config.generator_depths if network == "generator" else []
+
+    def proposals(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
+        names = (f"layer {name}" for name in self.config.depth_names())
+        logits = full_precision(self.mlm_head(self.generate(batch)))
+        return dict(zip(names, map(Proposals, logits, output.mixture_weights.T)))
+
+    def corruptions(self, batch: PretrainingBatch) -> Dict[str, Corruption]:
+        """One for each depth, as if the mixture were that depth."""
+        projected = self.mlm_head.project(self.generate(batch))
+        depths, masked, _ = projected.shape
+        originals = batch.at_masked(batch.original_tokens)
+        found = {}
+        for index, name in enumerate(self.config.depth_names()):
+            alone = F.one_hot(torch.full((masked,), index), depths).float()
+            sampled = self.sample(projected, alone, originals, self.sampling_noise(batch)).sampled
+            found[f"layer {name}"] = corrupt(batch.original_tokens, batch.masked_positions, sampled)
+        return found

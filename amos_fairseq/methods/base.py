@@ -4,18 +4,22 @@ Shapes: B batch, T time, C channels, E width of the token table, M selected posi
 """
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Generic, List, NamedTuple, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
+from amos_fairseq.methods.continuation import EarlierRun, start_from
+from amos_fairseq.methods.stages import Proposals, Words
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
-from amos_fairseq.modules.heads import MaskedLMHead
+from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.objectives import LossTerm, Mean
-from amos_fairseq.ops import MaskedLMReading, Noise
+from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
+from amos_fairseq.quantities import Plan, Quantity
 from amos_fairseq.random import mixed_seed
 
 # The encoder of each size; a method adds its generator's values in its `sizes`.
@@ -186,8 +190,9 @@ class PretrainingBatch(NamedTuple):
 class PretrainingMethod(nn.Module, Generic[Config, Output]):
     """A method: `forward` makes its output, `losses` and `statistics` read it.
 
-    `encoder` is what fine-tuning and export keep. `noise_seed` keys the sampling noise; `total_updates` is the length
-    of the run, for schedules that depend on it.
+    `encoder` is what pre-training is for; what is kept of it, `exported_encoder`. `noise_seed` keys the sampling noise;
+    `total_updates` is the length of the run, for schedules that depend on it. All that the rest of the package needs to
+    know of a method is said here and below, and by a method that differs in its own file.
     """
 
     config_class: Type[PretrainingConfig] = PretrainingConfig
@@ -195,6 +200,16 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     cropping: Optional[float] = None  # default share of a sequence that its cropped view keeps; None: no such view
     batchwise_terms: Tuple[str, ...] = ()  # loss terms that depend on which sequences share a micro-batch
     sizes: Dict[str, dict] = {size: {} for size in ENCODER_SIZES}  # what each size sets beside the encoder's shape
+    # options that name an earlier run's checkpoint, and what takes from it
+    starts: Dict[str, Callable[["PretrainingMethod", EarlierRun], None]] = {"init_checkpoint": start_from}
+
+    citation = ""  # of its paper, for model cards
+    short_name = ""  # in front of the names of its presets and published results in `finetune.presets`
+    quantities: Dict[str, Quantity] = {}  # all that it logs, in the order of tables
+    figures: Dict[str, Plan] = {}  # its paper's, of these, by file name
+    encoder_lm_head_class: Optional[Type[nn.Module]] = None  # of `encoder_lm_head`: made of a width and a token table
+    scores_in_one_pass = False  # whether the sum of log sigmoid(detection_logits) is a pseudo-log-likelihood
+    judge = "encoder"  # what `detection_logits` are called
 
     def __init__(self, config: Config, vocabulary: Vocabulary, noise_seed: int = 1, total_updates: int = 0):
         super().__init__()
@@ -214,20 +229,18 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def check_batch_size(self, sequences: int) -> None:
         """Refuse, with a ValueError, a run whose largest batches hold too few sequences per process."""
 
-    def forward(self, batch: PretrainingBatch) -> Output:
-        raise NotImplementedError
+    @property
+    def divides_batches(self) -> bool:
+        """Whether an update is the same if its micro-batches are made in parts."""
+        return not any(getattr(self.config, f"{term}_weight") for term in self.batchwise_terms)
 
     @property
-    def masked_lm_encoder(self) -> Encoder:
-        """The network whose hidden states `mlm_head` reads. Raises ValueError if there is no masked language model."""
-        return self.encoder
+    def forward_is_local(self) -> bool:
+        """Whether no forward pass of training waits for other processes."""
+        return True
 
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        """(B, T): how original each token of a text as it stands looks to the encoder, positive = original.
-
-        Raises ValueError if the method does not learn that.
-        """
-        raise ValueError(f"{type(self).__name__} learns to predict masked tokens, not to detect replaced ones")
+    def forward(self, batch: PretrainingBatch) -> Output:
+        raise NotImplementedError
 
     def losses(self, output: Output, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         """The terms whose weighted means add up to the loss."""
@@ -240,6 +253,16 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         """Matrix-product FLOPs of one forward pass over `tokens` positions, `masked` of them selected."""
         raise NotImplementedError
+
+    def reference_flops(self, length: int) -> float:
+        """FLOPs per token of a forward pass, as the papers' tables count them (see `amos_fairseq.reference_flops`).
+
+        Here: each network once, with an MLM head on each generator, or on the encoder if it is alone.
+        """
+        encoder, *generators = (network.config for network in self.networks().values())
+        heads = sum(map(reference.mlm_head, generators or [encoder]))
+        networks = sum(reference.network(config, length) for config in (encoder, *generators))
+        return networks + reference.PREDICTED * heads
 
     def training_flops(self, batch: PretrainingBatch) -> int:
         """Model FLOPs of one training step on `batch`, padding included."""
@@ -282,6 +305,66 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         rows, width = head.token_embeddings.weight.shape
         return mlm_head_flops(head.dense.in_features, rows, width, masked)
 
+    # What is asked of a trained method.
+
+    def exported_encoder(self) -> Encoder:
+        """What fine-tuning, embedding and export keep: a copy where the encoder's weights are not all its own."""
+        return self.encoder
+
+    def networks(self) -> Dict[str, Encoder]:
+        """The networks that read text, by name, the encoder first."""
+        return {"encoder": self.exported_encoder()}
+
+    def marked_layers(self, network: str) -> List[int]:
+        """Layers of one of `networks`, below its last, too, that carry an MLM head."""
+        return []
+
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        """The network whose hidden states `mlm_head` reads. Raises ValueError if there is no masked language model."""
+        return self.encoder
+
+    @property
+    def encoder_lm_head(self) -> Optional[nn.Module]:
+        """The language model on the encoder itself, of which prompts ask."""
+        return None
+
+    @property
+    def detection_head(self) -> Optional[DetectionHead]:
+        """The head on the encoder itself that detects replaced tokens, positive = original."""
+        return None
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        """(B, T): how original each token of a text as it stands looks to the encoder, positive = original.
+
+        Raises ValueError if the method does not learn that.
+        """
+        if self.detection_head is None:
+            raise ValueError(f"{type(self).__name__} learns to predict masked tokens, not to detect replaced ones")
+        return self.detection_head(self.encoder(tokens, padding_mask))
+
+    # What is told of a text: in the words of `amos_fairseq.methods.stages`.
+
+    def proposals(self, output, batch: PretrainingBatch) -> Dict[str, Proposals]:
+        """What each masked language model proposes at the selected positions, by name; {} without one."""
+        network = self.masked_lm_encoder
+        hidden = network(batch.masked_tokens, batch.padding_mask, batch.queries)
+        name = "encoder" if network is self.encoder else "generator"
+        return {name: Proposals(full_precision(self.mlm_head(hidden)))}
+
+    def judged_logits(self, output) -> Optional[Tensor]:
+        """(B, T) `detection_logits` of the corrupted tokens, None without any."""
+        return getattr(output, "rtd_logits", None)
+
+    def details(self, output, batch: PretrainingBatch, words: Words) -> Dict[str, List[Any]]:
+        """By name, what only this method says of the M selected positions; None where it says nothing."""
+        return {}
+
+    def corruptions(self, batch: PretrainingBatch) -> Dict[str, Corruption]:
+        """By generator, what each alone makes of a batch; {} of a method that replaces nothing."""
+        corruption = getattr(self(batch), "corruption", None)
+        return {} if corruption is None else {"generator": corruption}
+
 
 class GeneratorMethod(PretrainingMethod[Config, Output]):
     """A method with one generator that has an MLM head, and whose draws pass no gradient."""
@@ -309,6 +392,9 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
     def masked_lm_encoder(self) -> Encoder:
         return self.generator
 
+    def networks(self) -> Dict[str, Encoder]:
+        return {**super().networks(), "generator": self.generator}
+
     def generate(self, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
         """The generator's losses and predictions at the selected positions, and a draw; `look`: see `masked_lm`."""
         hidden = self.generator(batch.masked_tokens, batch.padding_mask, batch.queries)
@@ -330,6 +416,10 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
             masked_lm = self.generate(batch)
             self.generator.train()
         return masked_lm.sampled
+
+    def reference_flops(self, length: int) -> float:
+        """ELECTRA's: also a detection head on the encoder."""
+        return super().reference_flops(length) + reference.detection_head(self.encoder.config)
 
     def generator_flops(self, tokens: int, length: int, masked: int) -> int:
         """Of one forward pass of the generator and its head."""
@@ -359,6 +449,11 @@ class SharedGeneratorMethod(GeneratorMethod[Config, Output]):
         masked_lm = super().generate(batch, look)
         self.generator.train(self.training)
         return masked_lm
+
+    def reference_flops(self, length: int) -> float:
+        """With the papers' discount for tied layers."""
+        tied = self.config.tied_depth() * reference.block(self.encoder.config, length)
+        return super().reference_flops(length) - reference.TIED_DISCOUNT * tied
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Mean:

@@ -7,11 +7,13 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
 from amos_fairseq.methods.base import (
@@ -22,6 +24,8 @@ from amos_fairseq.methods.base import (
     accuracy,
     option,
 )
+from amos_fairseq.methods.continuation import load_generator
+from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import CorrectionHead, DetectionHead, ProjectionHead
 from amos_fairseq.objectives import (
@@ -38,11 +42,13 @@ from amos_fairseq.ops import (
     LinearReading,
     MaskedLMReading,
     Noise,
+    full_precision,
     linear_logits,
     masked_lm,
     read_linear,
     rows_of_others,
 )
+from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, ByRun, Overlay, Quantity
 
 CLM_ABLATIONS = ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens")
 
@@ -123,6 +129,16 @@ class CocoLMOutput(NamedTuple):
     sequence_views: Optional[SequenceViews]  # None without SCL, but for validation
 
 
+@dataclass
+class CorrectionDetail:
+    """What `amos-fairseq inspect` shows of the corrective language model at a selected position."""
+
+    copy: Optional[float]  # p_copy; None: without copy mechanism
+    language_model: List[TokenProbability]  # likeliest first
+    corrected: TokenProbability  # the likeliest by p_LM, of copying and language model together
+    original: Optional[float]  # p_LM of the original token
+
+
 class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     """A shallow generator with an MLM head; an encoder with RTD, CLM and SCL heads; one embedding network.
 
@@ -130,7 +146,14 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     negatives are those of its micro-batch on its process, or with `scl_gather` on all processes, by definition.
     """
 
+    citation = (
+        "Meng et al., COCO-LM: Correcting and Contrasting Text Sequences for Language Model Pretraining, NeurIPS 2021, "
+        "arXiv:2102.08473"
+    )
+    short_name = "coco_lm"
     config_class = CocoLMConfig
+    starts = {**GeneratorMethod.starts, "generator_checkpoint": load_generator}
+    encoder_lm_head_class = CorrectionHead
     cropping = 0.9  # Sec. 3.3
     batchwise_terms = ("scl",)
     sizes = {
@@ -164,6 +187,10 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
                 "--batch-size or --max-tokens, use --scl-gather on several GPUs, or set --scl-weight 0"
             )
 
+    @property
+    def forward_is_local(self) -> bool:
+        return not self.config.scl_gather
+
     def forward(self, batch: PretrainingBatch) -> CocoLMOutput:
         masked_lm = self.generate(batch)
         sampled_tokens = self.sample(masked_lm, batch)
@@ -177,15 +204,6 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     def generate(self, batch: PretrainingBatch) -> Optional[MaskedLMReading]:
         """The generator's losses and predictions at the selected positions; None if there is no generator."""
         return None if self.config.random_replacements else super().generate(batch)
-
-    @property
-    def masked_lm_encoder(self) -> Encoder:
-        if self.config.random_replacements:
-            raise ValueError("a run with random_replacements has no generator, hence no masked language model")
-        return self.generator
-
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        return self.rtd_head(self.encoder(tokens, padding_mask))
 
     @torch.no_grad()
     def sample(self, masked_lm: Optional[MaskedLMReading], batch: PretrainingBatch) -> Tensor:
@@ -285,6 +303,45 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
             for kind, where in (("original", valid & ~replaced), ("replaced", valid & replaced))
         }
 
+    quantities = {
+        **GENERATOR,
+        **RTD,
+        "clm": Quantity("corrective LM loss", "nats per masked token", LOWER),
+        "scl": Quantity("contrastive loss", "nats per sequence", LOWER),
+        **DETECTION,
+        "clm_accuracy_original": Quantity("correction accuracy, original", "% of original tokens", HIGHER),
+        "clm_accuracy_replaced": Quantity("correction accuracy, replaced", "% of replaced tokens", HIGHER),
+        "scl_cosine_positive": Quantity("cosine of positive pairs", "cosine"),
+        "scl_cosine_negative": Quantity("cosine of negative pairs", "cosine"),
+    }
+    figures = {
+        "cosines": ByRun(
+            "COCO-LM: cosine of contrasted sequences",
+            "COCO-LM Fig. 7a and b. With SCL the positive pairs (a corrupted sequence and its crop) part from the "
+            "negative ones; without (scl_weight 0, validation only) both stay together and near 1.",
+            ("scl_cosine_positive", "scl_cosine_negative"), limits=(None, 1.02),
+        ),
+        "correction": Overlay(
+            "COCO-LM: copying and correction",
+            "COCO-LM Fig. 8. Copying is detection; correction is the language model with its copy mechanism. Look for "
+            "originals near 100 % while replaced tokens rise; an all-token LM without copying stays behind on both.",
+            ("rtd_accuracy_replaced", "rtd_accuracy_original", "clm_accuracy_replaced", "clm_accuracy_original"),
+            needs="clm_accuracy_replaced",
+        ),
+    }
+
+    def reference_flops(self, length: int) -> float:
+        """Generator, encoder on the corrupted and on the cropped sequence, corrective head without a dense layer."""
+        config, encoder = self.config, self.encoder.config
+        flops = super().reference_flops(length)
+        if config.random_replacements:  # no masked LM
+            flops -= reference.PREDICTED * reference.mlm_head(encoder)
+        if self.clm_head is not None:
+            flops += (1 if config.clm_all_tokens else reference.PREDICTED) * reference.output_layer(encoder)
+        if config.scl_weight:
+            flops += self.cropping * reference.network(encoder, round(self.cropping * length))
+        return flops
+
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         """What is trained on the corrupted sequences: the rest depends on the batch, see `training_flops`."""
         flops = self.network_flops(self.encoder, tokens, length)
@@ -305,6 +362,50 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
             tokens, length = batch.original_tokens.numel(), batch.original_tokens.size(1)
             flops += self.generator_flops(tokens, length, sum(batch.num_masked))
         return flops
+
+    @property
+    def masked_lm_encoder(self) -> Encoder:
+        if self.config.random_replacements:
+            raise ValueError("a run with random_replacements has no generator, hence no masked language model")
+        return self.generator
+
+    def networks(self) -> Dict[str, Encoder]:
+        return {"encoder": self.exported_encoder()} if self.config.random_replacements else super().networks()
+
+    @property
+    def encoder_lm_head(self) -> Optional[CorrectionHead]:
+        return self.clm_head
+
+    @property
+    def detection_head(self) -> DetectionHead:
+        return self.rtd_head
+
+    def proposals(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
+        return {} if self.config.random_replacements else super().proposals(output, batch)
+
+    def details(
+        self, output: CocoLMOutput, batch: PretrainingBatch, words: Words
+    ) -> Dict[str, List[CorrectionDetail]]:
+        """p_LM(x) = 1[x = corrupted] p_copy + (1 - p_copy) softmax(lm)[x], all x  (Sec. 3.3)."""
+        if self.clm_head is None:
+            return {}
+        hidden = self.encoder(output.corruption.corrupted_tokens, batch.padding_mask)
+        logits = F.linear(*self.clm_head.output_layer(batch.at_masked(hidden)))
+        language_model = full_precision(logits).softmax(dim=-1)
+        copy = full_precision(batch.at_masked(output.rtd_logits)).sigmoid()
+        if self.config.clm_without_copy:
+            copy = torch.zeros_like(copy)
+        corrected = (1 - copy[:, None]) * language_model
+        corrected.scatter_add_(1, output.sampled_tokens[:, None], copy[:, None])
+        return {"correction": [
+            CorrectionDetail(
+                None if self.config.clm_without_copy else copy[row].item(),
+                words.likeliest(language_model[row]),
+                *words.likeliest(corrected[row], 1),
+                words.of_original(row, corrected[row]),
+            )
+            for row in range(len(copy))
+        ]}
 
 
 def draw_evenly(excluded_tokens: Tensor, noise: Noise) -> Tensor:

@@ -2,12 +2,13 @@
 
 import logging
 import re
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-from amos_fairseq.methods.base import PretrainingConfig, PretrainingMethod
+if TYPE_CHECKING:  # which says on its class what it starts from
+    from amos_fairseq.methods.base import PretrainingConfig, PretrainingMethod
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class EarlierRun(NamedTuple):
     options: Mapping[str, Any] = {}  # its model's; one that is absent is taken to be the same here
 
 
-def start_from(method: PretrainingMethod, run: EarlierRun) -> None:
+def start_from(method: "PretrainingMethod", run: EarlierRun) -> None:
     """Give a new `method` what an earlier run, of the same method or another, has learned for it.
 
     encoder    all of it, token table and relative bias included: it must be the same network
@@ -53,7 +54,7 @@ def start_from(method: PretrainingMethod, run: EarlierRun) -> None:
     logger.info("%s: took %s; new: %s", run.source, ", ".join(modules(taken)), ", ".join(new) or "nothing")
 
 
-def load_generator(method: PretrainingMethod, run: EarlierRun) -> None:
+def load_generator(method: "PretrainingMethod", run: EarlierRun) -> None:
     """Give `method` the generator and MLM head of an earlier run of any method that has one.
 
     Raises ValueError that names the first difference if it is not the same network.
@@ -98,7 +99,7 @@ def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
     return None
 
 
-def fits(method: PretrainingMethod, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
+def fits(method: "PretrainingMethod", wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
     """Whether `found` is `wanted` with other values, equal wherever they belong to one parameter of `method`."""
     if first_difference(wanted, found):
         return False
@@ -120,7 +121,7 @@ def check_same_shapes(
         )
 
 
-def check_same_options(config: PretrainingConfig, run: EarlierRun) -> None:
+def check_same_options(config: "PretrainingConfig", run: EarlierRun) -> None:
     for name in UNSEEN_OPTIONS:
         here, there = getattr(config, name), run.options.get(name, getattr(config, name))
         if here != there and (config.rel_pos_buckets or not name.startswith("rel_pos")):

@@ -4,7 +4,7 @@
     loss = mlm + rtd_weight * rtd; no gradient passes through the sample
 """
 
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from amos_fairseq.methods.base import (
 from amos_fairseq.modules.heads import DetectionHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
 from amos_fairseq.ops import MaskedLMReading
+from amos_fairseq.quantities import DETECTION, GENERATOR, RTD
 
 
 class ElectraOutput(NamedTuple):
@@ -30,6 +31,11 @@ class ElectraOutput(NamedTuple):
 class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
     """A generator with an MLM head, an encoder with an RTD head, one token table."""
 
+    citation = (
+        "Clark et al., ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators, ICLR 2020, "
+        "arXiv:2003.10555"
+    )
+    short_name = "electra"
     sizes = {
         "tiny": dict(generator_embed_dim=64),
         "small": dict(generator_embed_dim=64),  # 1/4, 1/3 and 1/4 of the encoder: ELECTRA, Table 6
@@ -49,9 +55,6 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
         rtd_logits = self.detection_logits(corruption.corrupted_tokens, batch.padding_mask)
         return ElectraOutput(masked_lm, sampled_tokens, corruption, rtd_logits)
 
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        return self.rtd_head(self.encoder(tokens, padding_mask))
-
     def losses(self, output: ElectraOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
         return {
@@ -65,5 +68,11 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
             **self.detection_statistics(output.rtd_logits, output.corruption, batch),
         }
 
+    quantities = {**GENERATOR, **RTD, **DETECTION}
+
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
+
+    @property
+    def detection_head(self) -> DetectionHead:
+        return self.rtd_head

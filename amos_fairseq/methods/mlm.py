@@ -10,6 +10,7 @@ from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, Pretr
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
 from amos_fairseq.ops import MaskedLMReading
+from amos_fairseq.quantities import MASKED_LM
 
 
 class MaskedLMOutput(NamedTuple):
@@ -19,7 +20,13 @@ class MaskedLMOutput(NamedTuple):
 class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
     """One encoder with an MLM head on the tied table."""
 
+    citation = (
+        "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding, NAACL 2019, "
+        "arXiv:1810.04805"
+    )
+    short_name = "bert"
     config_class = PretrainingConfig
+    encoder_lm_head_class = MaskedLMHead
     masking = (0.8, 0.1, 0.1)
 
     def __init__(self, config: PretrainingConfig, vocabulary: Vocabulary, **schedule):
@@ -36,5 +43,11 @@ class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
     def statistics(self, output: MaskedLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
         return {"mlm_accuracy": accuracy(output.masked_lm.predicted[:, 0], batch.mlm_targets)}
 
+    quantities = MASKED_LM
+
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.network_flops(self.encoder, tokens, length, masked) + self.head_flops(self.mlm_head, masked)
+
+    @property
+    def encoder_lm_head(self) -> MaskedLMHead:
+        return self.mlm_head

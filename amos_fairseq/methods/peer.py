@@ -6,7 +6,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Optional
+from typing import ClassVar, Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,11 @@ from amos_fairseq.methods.base import (
     Vocabulary,
     option,
 )
+from amos_fairseq.methods.stages import Words
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, check_partition, level_targets, mlm_loss, quality_levels, tqr_loss
 from amos_fairseq.ops import MaskedLMReading, full_precision
+from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, ByRun, Overlay, Quantity
 
 UNIT_GAP = math.log(math.expm1(1.0))  # softplus of it is 1
 
@@ -89,9 +91,37 @@ class QualityHead(nn.Module):
         return torch.cat([top - gaps.flip(0).cumsum(0).flip(0), top])
 
 
+@dataclass
+class Ranking:
+    """What `amos-fairseq inspect` shows of a selected position: quality levels 1..K, K being the original."""
+
+    level: Optional[float]  # by the generator: k, or k + 1/2 for the buffer above it; None: unknown
+    predicted: int  # by the encoder: 1 + how many thresholds its score reaches
+    probabilities: List[float]  # the encoder's P(R = k) of each level
+    score: float
+    title: ClassVar[str] = "level"
+
+    def lines(self) -> List[str]:
+        """The generator's level of the draw, in a buffer those on its sides, and the encoder's."""
+        if self.level is None:
+            given = "unknown"
+        else:
+            given = f"{self.level:g}" if self.level % 1 == 0 else f"{self.level - 0.5:g}|{self.level + 0.5:g}"
+        return [
+            f"{given} of {len(self.probabilities)}",
+            f"encoder {self.predicted}, p {self.probabilities[self.predicted - 1]:.3f}",
+            f"score {self.score:.2f}",
+        ]
+
+
 class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
     """A generator on the encoder's bottom layers; an encoder that ranks every token by its quality."""
 
+    citation = (
+        "He et al., PEER: Pre-training ELECTRA Extended by Ranking, Findings of ACL 2023, "
+        "aclanthology.org/2023.findings-acl.405"
+    )
+    short_name = "peer"
     config_class = PeerConfig
     sizes = {  # absolute positions only, as BERT; buffers and warm-ups of Sec. 4.1 and App. A.3
         "tiny": dict(rel_pos_buckets=0, generator_layers=2),
@@ -116,10 +146,6 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         return PeerOutput(
             masked_lm, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds, rtd_logits
         )
-
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        scores = self.tqr_head(self.encoder(tokens, padding_mask))
-        return full_precision(scores) - self.tqr_head.level_thresholds()[-1]
 
     def label(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
         """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""
@@ -163,5 +189,50 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
             statistics[f"level_threshold_{level}"] = Mean(threshold, 1)
         return {**statistics, **self.detection_statistics(output.rtd_logits, output.corruption, batch)}
 
+    quantities = {
+        **GENERATOR,
+        "tqr": Quantity("quality ranking loss", "nats per token", LOWER),
+        **DETECTION,
+        "unknown_share": Quantity("share of unknown quality", "% of masked tokens"),
+        "level_accuracy": Quantity("quality accuracy", "% of known tokens", HIGHER, counted="level"),
+        "level_threshold": Quantity("quality threshold", "score", counted="level"),
+    }
+    figures = {
+        "unknown_share": Overlay(
+            "PEER: replaced tokens of unknown quality",
+            "PEER Figs. 4 and 5: the share of selected tokens whose rank label is unknown. It falls as the generator "
+            "improves, in the paper from 45 % to 40 % (small) and from 36 % to 27 % (base).",
+            ("unknown_share",),
+        ),
+        "quality_levels": ByRun(
+            "PEER: accuracy by quality level",
+            "Level k asks whether a token is at most of quality k; the highest one is detection. All should rise above "
+            "the share of the more frequent answer.",
+            ("level_accuracy",),
+        ),
+        "level_thresholds": ByRun(
+            "PEER: thresholds of the quality levels",
+            "The scores that part the levels (Eq. 3); they stay in order by construction.",
+            ("level_threshold",),
+        ),
+    }
+
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        scores = self.tqr_head(self.encoder(tokens, padding_mask))
+        return full_precision(scores) - self.tqr_head.level_thresholds()[-1]
+
+    def details(self, output: PeerOutput, batch: PretrainingBatch, words: Words) -> Dict[str, List[Ranking]]:
+        """P(R = r) = sigmoid(xi_r - score) - sigmoid(xi_{r-1} - score)  (Eq. 3); codes: see `quality_levels`."""
+        thresholds = output.level_thresholds
+        scores = full_precision(batch.at_masked(output.quality_scores))
+        below = (thresholds - scores[:, None]).sigmoid()
+        levels = torch.diff(below, dim=1, prepend=torch.zeros_like(below[:, :1]), append=torch.ones_like(below[:, :1]))
+        predicted = 1 + (scores[:, None] >= thresholds).sum(dim=1)
+        codes = batch.at_masked(output.level_codes).tolist()
+        return {"ranking": [
+            Ranking(None if original is None or code < 0 else code / 2, *row)
+            for original, code, *row in zip(words.known, codes, predicted.tolist(), levels.tolist(), scores.tolist())
+        ]}

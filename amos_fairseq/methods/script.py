@@ -11,6 +11,7 @@ from typing import Dict, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
+from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.methods.base import (
     ENCODER_SIZES,
@@ -23,6 +24,7 @@ from amos_fairseq.methods.base import (
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, critic_loss, mlm_loss
 from amos_fairseq.ops import MaskedLMReading, Noise, linear_logsumexp, soft_embedding, straight_through_gumbel_softmax
+from amos_fairseq.quantities import DETECTION, GENERATOR, LOWER, ByRun, Quantity
 
 CRITIC_BIAS_INITS = ("paper", "neutral")
 SAMPLE_GRADIENTS = ("none", "straight_through", "soft")
@@ -70,7 +72,15 @@ class ScriptOutput(NamedTuple):
 class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
     """One encoder with its MLM head, which is generator and critic: no other parameters."""
 
+    citation = (
+        "Nijkamp et al., SCRIPT: Self-Critic PreTraining of Transformers, NAACL 2021, "
+        "aclanthology.org/2021.naacl-main.409"
+    )
+    short_name = "script"
     config_class = ScriptConfig
+    encoder_lm_head_class = MaskedLMHead
+    scores_in_one_pass = True  # Eq. 7
+    judge = "critic"
     masking = (0.8, 0.1, 0.1)  # App. 4.1
     sizes = {size: dict(rel_pos_buckets=0) for size in ENCODER_SIZES}  # absolute positions only, as BERT
 
@@ -126,9 +136,6 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         projected = self.mlm_head.project(layers.run(hidden))
         return linear_logsumexp(projected, self.encoder.token_embeddings.weight, self.mlm_head.bias)
 
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        return self.criticize(self.encoder.token_embeddings(tokens), padding_mask)
-
     def losses(self, output: ScriptOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
         return {
@@ -146,7 +153,38 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
             **self.detection_statistics(output.critic_logits, output.corruption, batch),
         }
 
+    quantities = {
+        **GENERATOR,
+        "critic": Quantity("self-critic loss", "nats per token", LOWER),
+        **DETECTION,
+        "critic_logit_original": Quantity("critic logit, original", "logit"),
+        "critic_logit_replaced": Quantity("critic logit, replaced", "logit"),
+    }
+    figures = {
+        "critic_logits": ByRun(
+            "SCRIPT: critic logits",
+            "Mean logit of original and of replaced tokens, positive = original (Eq. 5). They start near log V and "
+            "should part, replaced tokens below 0.",
+            ("critic_logit_original", "critic_logit_replaced"),
+        ),
+    }
+
+    def reference_flops(self, length: int) -> float:
+        """The encoder twice, its head at the selected positions, then at all of them."""
+        encoder = self.encoder.config
+        return 2 * reference.network(encoder, length) + (reference.PREDICTED + 1) * reference.mlm_head(encoder)
+
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         encoder = self.encoder
         networks = self.network_flops(encoder, tokens, length, masked) + self.network_flops(encoder, tokens, length)
         return networks + self.head_flops(self.mlm_head, masked) + self.head_flops(self.mlm_head, tokens)
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        return self.criticize(self.encoder.token_embeddings(tokens), padding_mask)
+
+    @property
+    def encoder_lm_head(self) -> MaskedLMHead:
+        return self.mlm_head
+
+    def judged_logits(self, output: ScriptOutput) -> Tensor:
+        return output.critic_logits

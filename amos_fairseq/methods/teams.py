@@ -5,11 +5,12 @@
 """
 
 from dataclasses import dataclass
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
+from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, check_negatives, corrupt, sample_candidates
 from amos_fairseq.flops import encoder_flops, mlm_head_flops
 from amos_fairseq.methods.base import (
@@ -23,11 +24,13 @@ from amos_fairseq.methods.base import (
     accuracy,
     option,
 )
+from amos_fairseq.methods.stages import TokenProbability, Words
 from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer
 from amos_fairseq.modules.heads import DetectionHead, ProjectionHead
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, candidate_logits, mlm_loss, mws_loss, rtd_loss
 from amos_fairseq.ops import MaskedLMReading, full_precision, gumbel_noise
+from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, Overlay, Quantity
 
 TASK_HEADS = ("split", "on_top", "ffn")
 NEGATIVES = ("sampled", "hardest")
@@ -91,6 +94,10 @@ class TeamsOutput(NamedTuple):
 class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
     """A generator on the encoder's bottom layers; an encoder of one branch and, on its trunk, a layer for the other."""
 
+    citation = (
+        "Shen et al., Training ELECTRA Augmented with Multi-word Selection, Findings of ACL 2021, arXiv:2106.00139"
+    )
+    short_name = "teams"
     config_class = TeamsConfig
     masking = (0.8, 0.1, 0.1)  # BERT's (App. B)
     sizes = {  # absolute positions only, as BERT; half of tiny's 2 layers would leave none to share
@@ -149,11 +156,6 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         other = exported if self.branch_layer is None else layers.run_other(self.branch_layer, trunk)
         return (exported, other) if self.config.exported_branch == "mws" else (other, exported)
 
-    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        if self.rtd_head is None:
-            raise ValueError("a run with rtd_weight 0 does not learn to detect replaced tokens")
-        return self.rtd_head(self.encode(tokens, padding_mask)[1])
-
     def select(
         self, hidden: Tensor, candidate_tokens: Optional[Tensor], batch: PretrainingBatch
     ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
@@ -181,6 +183,27 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
             statistics.update(self.detection_statistics(output.rtd_logits, output.corruption, batch))
         return statistics
 
+    quantities = {
+        **GENERATOR,
+        **RTD,
+        "mws": Quantity("word selection loss", "nats per masked token", LOWER),
+        **DETECTION,
+        "mws_accuracy": Quantity("word selection accuracy", "% of masked tokens", HIGHER),
+    }
+    figures = {
+        "word_selection": Overlay(
+            "TEAMS: selection of the original among candidates",
+            "The multi-word selection task of TEAMS, Sec. 3.1. It starts at 1 / (1 + num_negatives) and keeps rising "
+            "only while the generator's candidates do not get harder faster.",
+            ("mws_accuracy", "mws"), needs="mws_accuracy",
+        ),
+    }
+
+    def reference_flops(self, length: int) -> float:
+        """With the layer of the second branch; the selection head is not charged, as in the papers."""
+        branch = reference.block(self.encoder.config, length) if self.branch_layer is not None else 0
+        return super().reference_flops(length) + branch
+
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         encoder = self.encoder
         layers = len(encoder.layers) + (self.branch_layer is not None)
@@ -189,3 +212,26 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
             candidates = 1 + self.config.num_negatives
             flops += mlm_head_flops(encoder.config.dim, candidates, encoder.config.embedding_width, masked)
         return flops
+
+    @property
+    def detection_head(self) -> Optional[DetectionHead]:
+        """None if it is on the other branch than the exported one."""
+        on_the_other = self.branch_layer is not None and self.config.exported_branch != "rtd"
+        return None if on_the_other else self.rtd_head
+
+    def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
+        if self.rtd_head is None:
+            raise ValueError("a run with rtd_weight 0 does not learn to detect replaced tokens")
+        return self.rtd_head(self.encode(tokens, padding_mask)[1])
+
+    def details(
+        self, output: TeamsOutput, batch: PretrainingBatch, words: Words
+    ) -> Dict[str, List[Optional[List[TokenProbability]]]]:
+        """softmax(mws_hidden . candidate_embeddings)  (Eq. 7): of being selected, the original first."""
+        if self.mws_head is None:
+            return {}
+        probabilities = candidate_logits(output.mws_hidden, output.candidate_embeddings).softmax(dim=-1).tolist()
+        return {"candidates": [
+            None if original is None else words.named(*row)
+            for original, *row in zip(words.known, output.candidate_tokens.tolist(), probabilities)
+        ]}

@@ -73,7 +73,7 @@ def load(found: Found, data=None) -> Pretrained:
         method.load_state_dict(parameters)
     except RuntimeError as error:
         raise ValueError(f"{folder} is no {name} of these options: {str(error).splitlines()[-1].strip()}") from None
-    return Pretrained(str(folder), name, method.encoder.eval(), tokenizer, method.eval())
+    return Pretrained(str(folder), name, method.exported_encoder().eval(), tokenizer, method.eval())
 
 
 def vocabulary_of(task_state: Mapping, data, source) -> bytes:

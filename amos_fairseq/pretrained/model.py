@@ -16,7 +16,6 @@ from torch import Tensor
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import MASK
 from amos_fairseq.methods.base import PretrainingMethod
-from amos_fairseq.methods.script import Script
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.ops import full_precision
@@ -156,7 +155,7 @@ class Pretrained:
         method = self._method("a language model")
         sequences = [self.encode(text) for text in texts]
         uncounted = [] if special_tokens else [self.tokenizer.bos, self.tokenizer.eos]
-        if isinstance(method, Script) and not masked:
+        if method.scores_in_one_pass and not masked:
             return one_pass_scores(method, sequences, uncounted, **options)
         return masked_scores(method, sequences, self.tokenizer.mask, uncounted, **options)
 

@@ -129,7 +129,7 @@ def load(
         logger.warning("%s: not read: %s", file, listed(heads))
     fill(network, weights, [*allow_unexpected, *heads], allow_missing, file)
     network.eval()
-    encoder = network.encoder if has_generator else network["encoder"]
+    encoder = network.exported_encoder() if has_generator else network["encoder"]
     return Pretrained(str(file), name, encoder, tokenizer, network if has_generator else None)
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from amos_fairseq.methods.base import PretrainingMethod
-from amos_fairseq.methods.script import Script
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.objectives import pseudo_log_likelihood
 from amos_fairseq.ops import full_precision
@@ -19,13 +18,13 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def one_pass_scores(
-    method: Script,
+    method: PretrainingMethod,
     sequences: Sequence[Tensor],
     uncounted_tokens: Sequence[int] = (),
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], object] = lambda sequences: None,
 ) -> List[Score]:
-    """SCRIPT's score of each sequence of ids (T,): sum_t log P(original_t), read unmasked  (SCRIPT Eq. 7).
+    """Of each sequence of ids (T,) sum_t log P(original_t), read unmasked, by a method that `scores_in_one_pass`.
 
     Sequences of near length share a forward pass over at most `batch_tokens` positions, padding included.
     `uncounted_tokens` are read, but not summed over. `progress` is told how many sequences each pass has finished.

@@ -23,7 +23,7 @@ from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, exclud
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MODEL_NAME
 from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import Vocabulary, option
-from amos_fairseq.methods.continuation import EarlierRun, load_generator, start_from
+from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.objectives import COUNTED
 from amos_fairseq.pretrained.loading import VOCABULARY
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
@@ -121,14 +121,14 @@ class PretrainingTask(SupervisedTask):
                 self.load_earlier_runs(model.method)
         method = model.method
         self.check_batch_size = method.check_batch_size
-        self.forward_is_local = not getattr(method.config, "scl_gather", False)
-        self.divides_batches = not any(getattr(method.config, f"{term}_weight") for term in method.batchwise_terms)
+        self.forward_is_local = method.forward_is_local
+        self.divides_batches = method.divides_batches
         return model
 
     def load_earlier_runs(self, method) -> None:
         """What the options take from other runs' checkpoints, unless this run goes on from its own, which holds it."""
-        for option_name, load in (("init_checkpoint", start_from), ("generator_checkpoint", load_generator)):
-            path = getattr(method.config, option_name, "")
+        for option_name, load in method.starts.items():
+            path = getattr(method.config, option_name)
             if path and goes_on_from(self.cfg) is None:
                 load(method, self.earlier_run(path, option_name))
 

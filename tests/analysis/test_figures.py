@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 
 from amos_fairseq.analysis import figures, quantities, run_log
-from amos_fairseq.analysis.figures import CURVES, PAPERS
+from amos_fairseq.analysis.figures import CURVES
 from amos_fairseq.analysis.run_log import Run, RunLog
 from amos_fairseq.methods import METHODS
+from amos_fairseq.quantities import LOWER, Quantity
 
 AMOS = RunLog(
     train=[
@@ -69,7 +70,7 @@ def test_updates_are_logarithmic_where_a_run_is_long():
 
 
 def test_depths_are_lines_in_a_panel_of_their_run():
-    picture = PAPERS["mixture_weights"](runs(MASKED_LM, AMOS))
+    picture = figures.papers()["mixture_weights"](runs(MASKED_LM, AMOS))
     (axes,) = picture.figure.axes
     assert axes.get_title(loc="left") == "run 1"
     shallow, deep, uniform = drawn(axes)
@@ -80,8 +81,9 @@ def test_depths_are_lines_in_a_panel_of_their_run():
 
 def test_figures_without_numbers_are_none():
     assert [name for name, draw in CURVES.items() if draw(runs(MASKED_LM))] == ["losses"]
-    assert [name for name, draw in PAPERS.items() if draw(runs(MASKED_LM))] == []
-    assert [name for name, draw in PAPERS.items() if draw(runs(AMOS))] == ["generator_depths", "mixture_weights"]
+    papers = figures.papers()
+    assert [name for name, draw in papers.items() if draw(runs(MASKED_LM))] == []
+    assert [name for name, draw in papers.items() if draw(runs(AMOS))] == ["generator_depths", "mixture_weights"]
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -141,11 +143,41 @@ def test_every_run_differs_from_every_other_in_colour_and_line():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_all_that_a_method_logs_is_known(make_method, batch, name):
-    method = make_method(name)
-    for output in (method.train()(batch), method.eval()(batch)):
-        logged = {**method.losses(output, batch), **method.statistics(output, batch)}
-        assert {run_log.split_depth(key)[0] for key in logged} <= set(quantities.QUANTITIES)
+def test_a_method_says_of_all_that_it_logs_what_it_is(make_method, batch, name):
+    method, logged = make_method(name).train(), {}
+    for _ in range(2):
+        output = method(batch)
+        logged |= {**method.losses(output, batch), **method.statistics(output, batch)}
+        method.eval()
+    assert {run_log.split_depth(key)[0] for key in logged} == set(method.quantities)
+
+
+def test_methods_agree_on_what_a_name_means():
+    said = {}
+    for name, quantity in (item for method in METHODS.values() for item in method.quantities.items()):
+        assert said.setdefault(name, quantity) == quantity
+
+
+NEW = RunLog([{"num_updates": 10.0, "rtd": 0.4, "span": 3.0, "span_accuracy_2": 0.5, "hunch": 7.0, "wpb": 9.0}], [])
+
+
+def test_what_a_new_method_logs_is_drawn_and_summarized(monkeypatch):
+    loss, share = Quantity("span loss", "nats per span", LOWER), Quantity("span accuracy", "% of spans", counted="pass")
+    own = {**METHODS["electra_rtd"].quantities, "span": loss, "span_accuracy": share}
+    monkeypatch.setitem(METHODS, "spans", type("Spans", (METHODS["electra_rtd"],), {"quantities": own}))
+    assert quantities.summarized([NEW]) == ["rtd", "span", "span_accuracy_2", "hunch"]
+    assert quantities.title("span") == "span loss (nats)"
+    assert quantities.label("span_accuracy_2") == "span accuracy, pass 2"
+    assert list(panels(CURVES["losses"](runs(NEW)))) == ["detection loss", "span loss"]
+    assert list(panels(CURVES["others"](runs(NEW)))) == ["span accuracy", "hunch"]
+
+
+def test_losses_stand_together_by_their_unit():
+    everything = RunLog([{"num_updates": 10.0, **{name: 1.0 for name in quantities.known()}}], [])
+    picture = CURVES["losses"](runs(everything))
+    units = [axes.get_ylabel() for axes in picture.figure.axes]
+    assert units == ["nats per masked token"] * 3 + ["nats per token"] * 3 + ["nats per sequence"]
+    assert CURVES["others"](runs(everything)) is None
 
 
 def test_names_are_put_in_words():
@@ -169,7 +201,7 @@ def contrast(*cosines):
 
 def test_the_axis_that_panels_share_holds_the_lines_of_all():
     narrow, wide = contrast(1.0, 1.0), contrast(1.0, 0.2)
-    axes = PAPERS["cosines"](runs(narrow, wide)).figure.axes
+    axes = figures.papers()["cosines"](runs(narrow, wide)).figure.axes
     assert axes[0].get_ylim() == axes[1].get_ylim()
     low, high = axes[0].get_ylim()
     assert low < 0.1 and high == 1.02
@@ -180,7 +212,7 @@ def test_shares_of_all_panels_are_seen():
         RunLog([{"num_updates": 10.0, "level_accuracy_1": a, "level_accuracy_2": b} for a in (1.0,)], [])
         for b in (1.0, 0.3)
     )
-    low, high = PAPERS["quality_levels"](runs(flat, rising)).figure.axes[0].get_ylim()
+    low, high = figures.papers()["quality_levels"](runs(flat, rising)).figure.axes[0].get_ylim()
     assert low < 30 and 100 < high < 103
 
 

@@ -1,10 +1,10 @@
 """The papers' FLOPs, from their sizes, batches and updates."""
 import pytest
 
-from amos_fairseq.analysis import flops
+from amos_fairseq import reference_flops
 from amos_fairseq.analysis.flops import Geometry, electra_flops, hardware_flops, without_memory
 from amos_fairseq.methods import METHODS
-from amos_fairseq.modules.encoder import EncoderConfig
+from amos_fairseq.methods.base import PretrainingMethod
 
 WORDPIECES = 30522
 SMALL, BASE = Geometry(128, 128, 1_000_000), Geometry(256, 512, 766_000)
@@ -30,22 +30,22 @@ def test_runs_cost_what_the_papers_tables_say(name, size, geometry, published):
     assert total == pytest.approx(published, rel=1e-3)
 
 
-def test_parts_of_a_base_encoder_in_gigaflops_of_a_sequence():
-    config = EncoderConfig(WORDPIECES, 1, layers=12, dim=768, heads=12, ffn_dim=3072)
-    sequence = 512 / 1e9
-    assert flops.block(config, 512) * sequence == pytest.approx(8.107, rel=1e-3)
-    assert flops.input_embedding(config, 512) * sequence == pytest.approx(24.4, abs=0.05)
-    assert flops.mlm_head(config) * flops.PREDICTED * sequence == pytest.approx(3.86, abs=0.01)
-    assert flops.mlm_head(config) * sequence == pytest.approx(24.7, abs=0.05)
-    assert flops.detection_head(config) * sequence == pytest.approx(0.61, abs=0.01)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_without_a_count_of_its_own_is_charged_its_networks_and_heads(name, monkeypatch):
+    child = type("Child", (METHODS[name],), {})
+    monkeypatch.setitem(METHODS, "child", child)
+    inherited, own = (without_memory(of, "small", WORDPIECES, SMALL) for of in ("child", name))
+    assert electra_flops(inherited, 128) == electra_flops(own, 128)
+    monkeypatch.setattr(child, "reference_flops", PretrainingMethod.reference_flops)
+    assert 0.4 < electra_flops(inherited, 128) / electra_flops(own, 128) < 1.3
 
 
-def test_parts_of_electra_bases_generator_in_gigaflops_of_a_sequence():
-    config = without_memory("electra_rtd", "base", WORDPIECES, BASE).generator.config
-    sequence = 512 / 1e9
-    assert 12 * flops.block(config, 512) * sequence == pytest.approx(13.1, abs=0.1)
-    assert flops.input_embedding(config, 512) * sequence == pytest.approx(24.6, abs=0.05)
-    assert flops.mlm_head(config) * flops.PREDICTED * sequence == pytest.approx(3.8, abs=0.05)
+def test_random_replacements_cost_no_generator(make_method):
+    with_generator, without = (make_method("coco_lm", random_replacements=random) for random in (False, True))
+    generator = with_generator.generator.config
+    charged = reference_flops.network(generator, 32) + reference_flops.PREDICTED * reference_flops.mlm_head(generator)
+    saved = with_generator.reference_flops(32) - without.reference_flops(32)
+    assert saved == pytest.approx(charged)
 
 
 SAVED = 17.46  # GFLOP of a masked LM's last layer, of base size, at the 85 % of 512 positions that are not selected

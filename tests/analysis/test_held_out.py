@@ -79,7 +79,7 @@ def test_each_depth_of_amos_replaces_alone(make_run):
     blocks = held_out.held_out_sequences(run, model)
     batch = held_out.PretrainingBatch(**blocks.collater([blocks[index] for index in range(8)])["net_input"])
     with torch.no_grad():
-        found = held_out.corruptions(model.method, batch)
+        found = model.method.corruptions(batch)
         model.method.config.mixture, model.method.mixture_head = "fixed:[0,1,0]", None
         expected = model.method(batch).corruption
     assert list(found) == ["layer 1", "layer 2", "layer 4"]

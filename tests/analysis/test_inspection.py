@@ -15,7 +15,10 @@ from amos_fairseq.analysis.inspection import (
     render_verdicts,
     summary,
 )
-from amos_fairseq.analysis.pipeline import Choice, Correction, Position, Proposal, Ranking, Sentence, Token
+from amos_fairseq.analysis.pipeline import Position, Proposal, Sentence, Token
+from amos_fairseq.methods.coco_lm import CorrectionDetail
+from amos_fairseq.methods.peer import Ranking
+from amos_fairseq.methods.stages import TokenProbability as Says
 
 
 def word(original, corrupted, probability, masked=None):
@@ -102,12 +105,12 @@ def test_matched_threshold_takes_as_many_for_replaced_as_were():
 
 
 def position(**fields):
-    top = [Choice("\u2581dog", 0.5), Choice("\u2581cat", 0.25)]
+    top = [Says("\u2581dog", 0.5), Says("\u2581cat", 0.25)]
     return Position(2, [Proposal("layer 4", top, 0.25, 0.75)], **fields)
 
 
 def test_a_position_shows_proposals_weight_draw_and_verdict():
-    cells = cells_of(SENTENCE, position(sampled=Choice("\u2581dog", 0.4)), 0.5)
+    cells = cells_of(SENTENCE, position(sampled=Says("\u2581dog", 0.4)), 0.5)
     assert {title: cell.plain for title, cell in cells.items()} == {
         "original": "cat",
         "layer 4": "weight 0.750\ndog 0.500\n=cat 0.250\n(original 0.250)",
@@ -119,18 +122,18 @@ def test_a_position_shows_proposals_weight_draw_and_verdict():
 @pytest.mark.parametrize(
     "fields, title, text",
     [
-        ({"candidates": [Choice("\u2581cat", 0.9), Choice("\u2581dog", 0.1)]}, "candidates", "=cat 0.900\ndog 0.100"),
+        ({"candidates": [Says("\u2581cat", 0.9), Says("\u2581dog", 0.1)]}, "candidates", "=cat 0.900\ndog 0.100"),
         ({"ranking": Ranking(2.0, 3, [0.1, 0.2, 0.7], 1.25)}, "level", "2 of 3\nencoder 3, p 0.700\nscore 1.25"),
         ({"ranking": Ranking(1.5, 1, [0.9, 0.1, 0.0], -4.0)}, "level", "1|2 of 3\nencoder 1, p 0.900\nscore -4.00"),
         ({"ranking": Ranking(None, 1, [1.0, 0.0], 0.0)}, "level", "unknown of 2\nencoder 1, p 1.000\nscore 0.00"),
         (
-            {"correction": Correction(0.8, [Choice("ing", 0.6)], Choice("\u2581cat", 0.7), 0.7)},
+            {"correction": CorrectionDetail(0.8, [Says("ing", 0.6)], Says("\u2581cat", 0.7), 0.7)},
             "correction", "copy 0.800\n-ing 0.600\n-> =cat 0.700\n(original 0.700)",
         ),
     ],
 )
 def test_what_only_one_method_has_has_a_column(fields, title, text):
-    assert cells_of(SENTENCE, position(**fields), 0.5)[title].plain == text
+    assert cells_of(SENTENCE, position(details=fields), 0.5)[title].plain == text
 
 
 def test_scripts_verdict_is_the_critics():
@@ -138,7 +141,7 @@ def test_scripts_verdict_is_the_critics():
 
 
 def test_all_stages_are_printed_in_order():
-    sentence = Sentence("amos_rtd", "the cat sleeps.", TOKENS, [position(sampled=Choice("\u2581dog", 0.4))])
+    sentence = Sentence("amos_rtd", "the cat sleeps.", TOKENS, [position(sampled=Says("\u2581dog", 0.4))])
     text = printed(render_stages(sentence, 0.5))
     parts = ["amos_rtd: original", "the cat sleeps.", "masked", "[1 <mask>]", "proposed", "weight 0.750", "[cat -> dog"]
     assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
@@ -147,7 +150,7 @@ def test_all_stages_are_printed_in_order():
 
 def test_without_detection_no_verdicts_are_printed():
     tokens = [Token("\u2581cat", "<mask>", True)]
-    sentence = Sentence("bert_mlm", "cat", tokens, [Position(0, [Proposal("encoder", [Choice("s", 0.5)], 0.1)])])
+    sentence = Sentence("bert_mlm", "cat", tokens, [Position(0, [Proposal("encoder", [Says("s", 0.5)], 0.1)])])
     text = printed(render_stages(sentence, 0.5))
     assert "-s 0.500" in text and "corrupted" not in text and "drawn" not in text
 

@@ -97,7 +97,7 @@ def test_a_sentence_that_is_too_long_is_named(tokenizer):
 def test_states_are_those_of_each_layer_at_the_labelled_words(model, tokenizer, name, batch_tokens):
     sequences = [tokenizer.sequence(tokenizer.encode(text)) for text in ("alpha beta", "gamma delta eta theta")]
     encoded = Encoded([torch.tensor(sequence) for sequence in sequences], [[2], [1, 4]], np.array(["x", "y", "x"]))
-    for network in linear_probes.networks_of(model(name).method).values():
+    for network in model(name).method.networks().values():
         states = linear_probes.layer_states(network, encoded, batch_tokens)
         assert len(states) == 1 + len(network.layers) and states[0].shape == (3, network.config.dim)
         with torch.no_grad():
@@ -114,9 +114,9 @@ def test_states_at_amoss_depths_are_what_its_heads_read(model, tokenizer, make_b
         read = method.generate(batch)
     places = batch.masked_index.tolist()
     encoded = Encoded([batch.masked_tokens[0]], [places], np.array(["x"] * len(places)))
-    states = linear_probes.layer_states(linear_probes.networks_of(method)["generator"], encoded)
-    depths = linear_probes.marked_depths(method, "generator")
-    assert depths == [1, 2, 4] and linear_probes.marked_depths(method, "encoder") == []
+    states = linear_probes.layer_states(method.networks()["generator"], encoded)
+    depths = method.marked_layers("generator")
+    assert depths == [1, 2, 4] and method.marked_layers("encoder") == []
     for depth, hidden in zip(depths, read):
         np.testing.assert_allclose(states[depth], hidden, atol=1e-5)
 
@@ -124,13 +124,13 @@ def test_states_at_amoss_depths_are_what_its_heads_read(model, tokenizer, make_b
 @pytest.mark.parametrize("name", METHODS)
 def test_each_network_that_reads_text_can_be_probed(model, name):
     alone = name in ("bert_mlm", "script_selfcritic")
-    assert list(linear_probes.networks_of(model(name).method)) == (["encoder"] if alone else ["encoder", "generator"])
+    assert list(model(name).method.networks()) == (["encoder"] if alone else ["encoder", "generator"])
 
 
 def test_generators_of_their_own_are_probed_one_by_one_and_random_replacements_have_none(model):
     separate = model("amos_rtd", separate_generators=True, generator_depths=[1, 2]).method
-    assert list(linear_probes.networks_of(separate)) == ["encoder", "generator 1", "generator 2"]
-    assert list(linear_probes.networks_of(model("coco_lm", random_replacements=True).method)) == ["encoder"]
+    assert list(separate.networks()) == ["encoder", "generator 1", "generator 2"]
+    assert list(model("coco_lm", random_replacements=True).method.networks()) == ["encoder"]
 
 
 def test_a_twin_has_the_same_networks_and_new_weights_that_are_always_the_same(model):
@@ -181,7 +181,7 @@ def test_words_of_two_kinds_are_told_apart_from_the_embeddings_on(model, tokeniz
     sentences = [[Word(text, text[0], 1) for text in ("alpha", "beta", "alpha", "gamma")]] * 5
     encoded = linear_probes.encode(sentences, tokenizer, 32, "")
     methods = made.method, linear_probes.untrained_twin(made)
-    network, twin = (linear_probes.networks_of(method)["encoder"] for method in methods)
+    network, twin = (method.networks()["encoder"] for method in methods)
     results = linear_probes.probe_network("encoder", network, twin, encoded, encoded, [0, 2])
     assert [(r.network, r.layer, r.accuracy, r.untrained_macro_f1) for r in results] == [
         ("encoder", 0, 1.0, 1.0), ("encoder", 2, 1.0, 1.0)

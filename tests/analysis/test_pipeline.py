@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from amos_fairseq.analysis import pipeline
+from amos_fairseq.analysis import inspection, pipeline
 from amos_fairseq.analysis.checkpoint import Sampling, TrainedRun
-from amos_fairseq.corruption import Corruption
 from amos_fairseq.data.masking import MaskingOptions
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.stages import Proposals, Words
 from amos_fairseq.pretrained.model import Pretrained
 
-LETTERS = ["a", "b", "c", "d", "e"]
 TEXT = "alpha beta gamma delta epsilon zeta eta theta alpha gamma"
 
 
@@ -30,61 +29,20 @@ def trained(make_method, tokenizer):
     return trained
 
 
-def one_row(values):
-    """A batch of one token, which is selected."""
-    row = torch.tensor([[values]])
-    return pipeline.PretrainingBatch(row, row, torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]), [1], None)
-
-
 def test_a_draw_has_its_probability_in_the_mixture_of_the_generators_logits():
     method = SimpleNamespace(excluded_tokens=torch.tensor([False, False, True]))
-    logits = {"layer 1": torch.tensor([[0.0, 4.0, 9.0]]), "layer 2": torch.tensor([[4.0, 0.0, 9.0]])}
-    output = SimpleNamespace(sampled_tokens=torch.tensor([0]), mixture_weights=torch.tensor([[0.25, 0.75]]))
-    (draw,) = pipeline.draws(method, output, logits, LETTERS[:3])  # mixed logits 3 and 1
+    proposed = {
+        "layer 1": Proposals(torch.tensor([[0.0, 4.0, 9.0]]), torch.tensor([0.25])),
+        "layer 2": Proposals(torch.tensor([[4.0, 0.0, 9.0]]), torch.tensor([0.75])),
+    }
+    (draw,) = pipeline.draws(method, torch.tensor([0]), proposed, Words("abc", [1], top=2))  # mixed logits 3 and 1
     assert draw.token == "a" and draw.probability == pytest.approx(0.880797, abs=1e-6)  # sigmoid(2)
 
 
 def test_without_a_generator_all_tokens_that_can_be_drawn_are_as_likely():
     method = SimpleNamespace(excluded_tokens=torch.tensor([True, False, False, False, False]))
-    (draw,) = pipeline.draws(method, SimpleNamespace(sampled_tokens=torch.tensor([3])), {}, LETTERS)
+    (draw,) = pipeline.draws(method, torch.tensor([3]), {}, Words("abcde", [1], top=2))
     assert (draw.token, draw.probability) == ("d", 0.25)
-
-
-@pytest.mark.parametrize(
-    "score, code, known, level, predicted, probabilities",
-    [
-        (2.0, 6, 1, 3.0, 3, [0.047426, 0.135000, 0.817574]),
-        (-0.5, 3, 1, 1.5, 2, [0.377541, 0.353518, 0.268941]),
-        (-1.0, -1, 1, None, 2, [0.5, 0.317574, 0.182426]),
-        (-1.5, 2, None, None, 1, [0.622459, 0.258338, 0.119203]),
-    ],
-)
-def test_levels_are_known_numbers(score, code, known, level, predicted, probabilities):
-    output = SimpleNamespace(
-        level_thresholds=torch.tensor([-1.0, 0.5]), quality_scores=torch.tensor([[score]]),
-        level_codes=torch.tensor([[code]]),
-    )
-    (ranking,) = pipeline.rankings(output, one_row(0), [known])
-    assert (ranking.level, ranking.predicted, ranking.score) == (level, predicted, score)
-    assert ranking.probabilities == pytest.approx(probabilities, abs=1e-6)
-
-
-@pytest.mark.parametrize("corrupted, loss", [(1, 0.298031), (0, 2.602466)])
-def test_a_correction_has_the_probabilities_of_coco_lms_worked_example(corrupted, loss):
-    tokens = torch.tensor([corrupted])
-    hidden = torch.tensor([[[2.0, 1.0, 0.5, -1.0, -3.0]]])
-    head = SimpleNamespace(output_layer=lambda hidden: (hidden, torch.eye(5), torch.zeros(5)))
-    config = SimpleNamespace(clm_without_copy=False)
-    method = SimpleNamespace(encoder=lambda tokens, padding_mask: hidden, clm_head=head, config=config)
-    output = SimpleNamespace(
-        corruption=Corruption(tokens[None], None), sampled_tokens=tokens, rtd_logits=torch.tensor([[0.7]])
-    )
-    (correction,) = pipeline.corrections(method, output, one_row(1), [1], LETTERS, top=2)
-    assert -np.log(correction.original) == pytest.approx(loss, abs=1e-5)
-    assert correction.copy == pytest.approx(0.668188, abs=1e-6)
-    assert [choice.token for choice in correction.language_model] == ["a", "b"]
-    assert correction.language_model[0].probability == pytest.approx(0.606968, abs=1e-6)
-    assert correction.corrected.token == LETTERS[corrupted]
 
 
 OF_POSITIONS = {
@@ -153,9 +111,9 @@ def test_candidates_are_the_original_and_the_negatives_of_teams(trained):
     run = trained("teams_mws", num_negatives=3)
     (sentence,) = run.inspect_text([TEXT], Sampling(mask_prob=0.3))
     for position in sentence.positions:
-        tokens = [choice.token for choice in position.candidates]
+        tokens = [choice.token for choice in position.details["candidates"]]
         assert tokens[0] == sentence.tokens[position.index].original and len(set(tokens)) == 4
-        assert sum(choice.probability for choice in position.candidates) == pytest.approx(1)
+        assert sum(choice.probability for choice in position.details["candidates"]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -169,7 +127,7 @@ def test_written_masks_are_all_that_is_masked_and_have_no_original(trained, name
         assert [choice.token for choice in deepest.top] == [filling.token for filling in fillings]
         expected = [filling.probability for filling in fillings]
         assert [choice.probability for choice in deepest.top] == pytest.approx(expected, rel=1e-4)
-        assert deepest.original is None and position.candidates is None
+        assert deepest.original is None and "candidates" not in position.details
         assert sentence.tokens[position.index].original is sentence.tokens[position.index].replaced is None
 
 
@@ -196,12 +154,26 @@ def test_ablations_without_a_head_lack_its_fields(trained):
     (teams,) = trained("teams_mws", mws_weight=0.0).inspect_text([TEXT])
     (detecting,) = trained("teams_mws", rtd_weight=0.0).inspect_text([TEXT])
     (copying,) = trained("coco_lm", clm_without_copy=True).inspect_text([TEXT])
-    assert teams.positions[0].candidates is None and detecting.positions[0].candidates is not None
+    assert teams.positions[0].details == {} and "candidates" in detecting.positions[0].details
     assert {token.probability for token in detecting.tokens} == {None}
-    correction = copying.positions[0].correction
+    correction = copying.positions[0].details["correction"]
     assert correction.copy is None and correction.corrected == correction.language_model[0]
 
 
 def test_a_line_that_is_too_long_is_named(trained):
     with pytest.raises(ValueError, match="line 2 has 42 tokens, but the model reads 32: shorten it"):
         trained("bert_mlm").inspect_text(["alpha", "alpha " * 40])
+
+
+def test_what_a_new_method_says_of_a_position_is_told_and_printed(trained, monkeypatch):
+    def details(self, output, batch, words):
+        return {"hunch": [2.5] * len(words.known), "second": [words.named([4], [0.5])[0]] * len(words.known)}
+
+    monkeypatch.setitem(METHODS, "hunches", type("Hunches", (METHODS["electra_rtd"],), {"details": details}))
+    run = trained("hunches", generator_embed_dim=8)
+    (sentence,) = run.inspect_text([TEXT])
+    symbol = run.model.tokenizer.symbols[4]
+    told = sentence.as_json()["positions"][0]
+    assert told["hunch"] == 2.5 and told["second"] == {"token": symbol, "probability": 0.5}
+    cells = inspection.cells_of(sentence, sentence.positions[0], 0.5)
+    assert cells["hunch"].plain == "hunch 2.500" and cells["second"].plain == f"-> {inspection.piece(symbol)} 0.500"

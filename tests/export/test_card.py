@@ -131,5 +131,5 @@ def test_data_are_counted_where_they_are_of_the_vocabulary(checkpoint, export, p
 
 
 def test_every_method_is_cited():
-    assert card.PAPERS.keys() == METHODS.keys()
-    assert all("arXiv:" in paper or "aclanthology.org/" in paper for paper in card.PAPERS.values())
+    papers = [method.citation for method in METHODS.values()]
+    assert all("arXiv:" in paper or "aclanthology.org/" in paper for paper in papers)

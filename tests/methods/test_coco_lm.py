@@ -1,17 +1,22 @@
 """What COCO-LM is: which parameters each loss reaches, its ablations, and contrast over processes."""
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from amos_fairseq.corruption import Corruption
 from amos_fairseq.methods import size_options
-from amos_fairseq.methods.coco_lm import CocoLMConfig, SequenceViews, cosine_statistics
+from amos_fairseq.methods.base import PretrainingBatch
+from amos_fairseq.methods.coco_lm import CocoLM, CocoLMConfig, SequenceViews, cosine_statistics
 from amos_fairseq.methods.continuation import EarlierRun, load_generator
+from amos_fairseq.methods.stages import Words
 from amos_fairseq.objectives import clm_loss, scl_loss
 from amos_fairseq.ops import read_linear
 
@@ -336,3 +341,22 @@ def test_gathered_contrast_of_two_processes_is_that_of_one(two_processes, make_m
     for name, parameter in method.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-8, atol=1e-10, msg=name)
     assert method.scl_head.dense.weight.grad.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("corrupted, loss", [(1, 0.298031), (0, 2.602466)])
+def test_a_correction_that_is_told_has_the_probabilities_of_the_worked_example(corrupted, loss):
+    row, tokens = torch.tensor([[1]]), torch.tensor([corrupted])
+    batch = PretrainingBatch(row, row, torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]), [1], None)
+    hidden = torch.tensor([[[2.0, 1.0, 0.5, -1.0, -3.0]]])
+    head = SimpleNamespace(output_layer=lambda hidden: (hidden, torch.eye(5), torch.zeros(5)))
+    config = SimpleNamespace(clm_without_copy=False)
+    method = SimpleNamespace(encoder=lambda tokens, padding_mask: hidden, clm_head=head, config=config)
+    output = SimpleNamespace(
+        corruption=Corruption(tokens[None], None), sampled_tokens=tokens, rtd_logits=torch.tensor([[0.7]])
+    )
+    (correction,) = CocoLM.details(method, output, batch, Words("abcde", [1], top=2))["correction"]
+    assert -math.log(correction.original) == pytest.approx(loss, abs=1e-5)
+    assert correction.copy == pytest.approx(0.668188, abs=1e-6)
+    assert [token.token for token in correction.language_model] == ["a", "b"]
+    assert correction.language_model[0].probability == pytest.approx(0.606968, abs=1e-6)
+    assert correction.corrected.token == "abcde"[corrupted]

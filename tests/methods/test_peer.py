@@ -1,10 +1,14 @@
 """What PEER is: labels from the generator, ordered thresholds, and a warm-up that is plain detection."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from amos_fairseq.methods.base import PretrainingBatch
 from amos_fairseq.methods.peer import PeerConfig, QualityHead
+from amos_fairseq.methods.stages import Words
 from amos_fairseq.objectives import quality_levels, rtd_loss
 
 LEVELS = {2: dict(tqr_partition=[]), 3: {}, 4: dict(tqr_partition=[1.0, 10.0]), 5: dict(tqr_partition=[1.0, 8.0, 40.0])}
@@ -221,3 +225,24 @@ def test_half_precision_keeps_losses_and_thresholds_in_fp32(make_method, batch, 
     assert output.level_thresholds.dtype == output.rtd_logits.dtype == torch.float32
     sum(term.weight * term.mean for term in terms.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in method.parameters())
+
+
+@pytest.mark.parametrize(
+    "score, code, known, level, predicted, probabilities",
+    [
+        (2.0, 6, 1, 3.0, 3, [0.047426, 0.135000, 0.817574]),
+        (-0.5, 3, 1, 1.5, 2, [0.377541, 0.353518, 0.268941]),
+        (-1.0, -1, 1, None, 2, [0.5, 0.317574, 0.182426]),
+        (-1.5, 2, None, None, 1, [0.622459, 0.258338, 0.119203]),
+    ],
+)
+def test_levels_that_are_told_are_known_numbers(make_method, score, code, known, level, predicted, probabilities):
+    row = torch.tensor([[0]])
+    batch = PretrainingBatch(row, row, torch.ones(1, 1, dtype=torch.bool), torch.tensor([0]), [1], None)
+    output = SimpleNamespace(
+        level_thresholds=torch.tensor([-1.0, 0.5]), quality_scores=torch.tensor([[score]]),
+        level_codes=torch.tensor([[code]]),
+    )
+    (ranking,) = make_method("peer_tqr").details(output, batch, Words("abcde", [known], top=2))["ranking"]
+    assert (ranking.level, ranking.predicted, ranking.score) == (level, predicted, score)
+    assert ranking.probabilities == pytest.approx(probabilities, abs=1e-6)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import amos_fairseq
-from amos_fairseq import pretrained
 from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.methods import METHODS
+from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.pretrained.model import Pretrained
 
 TEXT = "Alpha beta,  gamma delta"
@@ -19,7 +19,7 @@ def model(make_method, tokenizer):
     """model(name): a method with random parameters, as it is loaded."""
 
     def model(name, **options):
-        vocabulary = pretrained.Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
+        vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
         method = make_method(name, vocabulary=vocabulary, gain=4.0, **options).eval()
         return Pretrained("here", name, method.encoder, tokenizer, method)
 

@@ -13,14 +13,9 @@ from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import prompts
 from amos_fairseq.finetune.kinds.classification import Classification
 from amos_fairseq.finetune.labelled import Problem, read_examples
-from amos_fairseq.modules.heads import CorrectionHead, MaskedLMHead
+from amos_fairseq.methods import METHODS
+from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.pretrained.model import Pretrained
-
-LM_HEADS = {  # the language model on a method's encoder itself: its name there, its class
-    "bert_mlm": ("mlm_head", MaskedLMHead),
-    "script_selfcritic": ("mlm_head", MaskedLMHead),
-    "coco_lm": ("clm_head", CorrectionHead),
-}
 
 
 class PromptHead(nn.Module):
@@ -49,16 +44,15 @@ class Prompt(Classification):
 
     def new_head(self, problem, encoder, method, mask_token, dropout):
         """Raises ValueError if the method trains no language model on the encoder itself."""
-        if method not in LM_HEADS:
+        lm_head_class = METHODS[method].encoder_lm_head_class
+        if lm_head_class is None:
             raise ValueError(without_language_model(f"{method} trains"))
-        _, lm_head_class = LM_HEADS[method]
         lm_head = lm_head_class(encoder.config.dim, encoder.token_embeddings)
         return PromptHead(lm_head, problem.label_tokens, mask_token)
 
     def start_head(self, head: PromptHead, pretrained: Pretrained) -> None:
         """With the language model; raises ValueError if there is none."""
-        name, _ = LM_HEADS[pretrained.name]
-        lm_head = getattr(pretrained.method, name, None)
+        lm_head = pretrained.method and pretrained.method.encoder_lm_head
         if lm_head is None:
             raise ValueError(without_language_model(f"{pretrained.source} holds"))
         head.lm_head.load_state_dict(lm_head.state_dict())
@@ -83,4 +77,5 @@ class Prompt(Classification):
 
 
 def without_language_model(whose: str) -> str:
-    return f"{whose} no language model on the encoder for a prompt to ask: take a checkpoint of {', '.join(LM_HEADS)}"
+    having = ", ".join(name for name, method in METHODS.items() if method.encoder_lm_head_class)
+    return f"{whose} no language model on the encoder for a prompt to ask: take a checkpoint of {having}"
