@@ -9,6 +9,8 @@ from amos_fairseq.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.export.choices import Choice, Source
 from amos_fairseq.finetune.model import Finetuned
+from amos_fairseq.methods import METHODS
+from amos_fairseq.options import declared
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES
 
 PAPERS = {
@@ -44,7 +46,6 @@ OPTIONS = {
     "common": ("fp16", "bf16"),
 }
 NOT_METRICS = ("wps", "wpb", "bsz", "ups", "loss")
-PATH_OPTIONS = ("init_checkpoint", "generator_checkpoint", "pretrained")
 
 
 def text(name: str, source: Source, report, checkpoint: Optional[Path], data) -> str:
@@ -60,7 +61,7 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
         "## Use",
         usage(report),
         "## Training",
-        table("option", training(state)) if state else "Not known: the model comes from another format.",
+        table("option", training(state, method)) if state else "Not known: the model comes from another format.",
         "## Data",
         data_counts(manifest_of(state, source.tokenizer, data), source),
         "## Validation",
@@ -139,15 +140,15 @@ def usage(report) -> str:
     return "\n".join(["```python", *code, "```", "", " ".join(notes)])
 
 
-def training(state: Mapping[str, Any]) -> List[Tuple[str, Any]]:
+def training(state: Mapping[str, Any], method: str) -> List[Tuple[str, Any]]:
     """The updates that were made, and the options of the network and of training."""
-    config = state["cfg"]
+    config, places = state["cfg"], {option.name for option in declared(METHODS[method].config_class) if option.path}
     rows = [("updates", state["optimizer_history"][-1]["num_updates"])] if state.get("optimizer_history") else []
     for section, names in {"model": tuple(config["model"]), **OPTIONS}.items():
         values = config.get(section) or {}
         for name in names:
             value = values.get(name)
-            if value not in (None, "") and name not in PATH_OPTIONS:
+            if value not in (None, "") and name not in places:
                 rows.append((section if name == "_name" else name, value))
     return rows
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from amos_fairseq.methods.base import PretrainingConfig, PretrainingMethod
+from amos_fairseq.options import declared
 
 logger = logging.getLogger(__name__)
 
 GENERATOR = re.compile(r"^(generators\.\d+|generator)\.")  # how the methods call their generators
 MODULES_OF_GENERATOR = ("generators", "generator", "mlm_head")
-UNSEEN_OPTIONS = ("encoder_attention_heads", "rel_pos_max_distance", "rel_pos_bucketing")  # no shape tells them
 
 
 class EarlierRun(NamedTuple):
@@ -121,7 +121,7 @@ def check_same_shapes(
 
 
 def check_same_options(config: PretrainingConfig, run: EarlierRun) -> None:
-    for name in UNSEEN_OPTIONS:
+    for name in (option.name for option in declared(type(config)) if option.unseen):
         here, there = getattr(config, name), run.options.get(name, getattr(config, name))
         if here != there and (config.rel_pos_buckets or not name.startswith("rel_pos")):
             raise ValueError(f"{run.source} was trained with {name} {there}, not {here}: set it as in that run")
