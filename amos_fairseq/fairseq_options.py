@@ -1,43 +1,25 @@
 """Values of fairseq's options that it takes and then fails with late, or trains with wrongly. Here they are refused.
 
     RANGES    what a number may be
-    check     those, and what cannot be combined, of a whole configuration
+    check     those, the rules of our own options, and what cannot be combined, of a whole configuration
     check_literals    options in which fairseq runs what is written there as Python
 """
 
 import argparse
 import ast
-import math
 import os
 import re
-from typing import Any, Dict, Mapping, NamedTuple
+from typing import Any, Dict, List, Mapping
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from amos_fairseq.ops.implementation import functions_for
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Option, Range, declared
 from amos_fairseq.user_errors import suggestion
 
-
-class Range(NamedTuple):
-    low: float
-    high: float = math.inf
-    without_low: bool = False
-
-    def holds(self, value: Any) -> bool:
-        """False for nan and infinity, too."""
-        return isinstance(value, (int, float)) and self.low <= value < self.high and (
-            not self.without_low or value > self.low
-        )
-
-    def __str__(self) -> str:
-        low = f"{'above' if self.without_low else 'at least'} {self.low:g}"
-        return low if self.high == math.inf else f"{low} and below {self.high:.10g}"
-
-
-POSITIVE, NOT_NEGATIVE, COUNT, SHARE = Range(0, without_low=True), Range(0), Range(1), Range(0, 1)
-RANGES: Dict[str, Dict[str, Range]] = {  # None means that an option is not given; lists hold numbers of the range
+RANGES: Dict[str, Dict[str, Range]] = {
     "common": dict(
         seed=Range(0, 2**32), log_interval=COUNT, fp16_init_scale=POSITIVE, fp16_scale_window=COUNT,
         min_loss_scale=POSITIVE, empty_cache_freq=NOT_NEGATIVE,
@@ -57,13 +39,6 @@ RANGES: Dict[str, Dict[str, Range]] = {  # None means that an option is not give
     "lr_scheduler": dict(
         warmup_updates=NOT_NEGATIVE, total_num_update=POSITIVE, end_learning_rate=NOT_NEGATIVE, power=POSITIVE
     ),
-    "task": dict(tokens_per_sample=COUNT),
-    "model": dict(
-        encoder_layers=COUNT, encoder_embed_dim=COUNT, encoder_ffn_embed_dim=COUNT, encoder_attention_heads=COUNT,
-        max_positions=COUNT, token_embed_dim=NOT_NEGATIVE, rel_pos_buckets=NOT_NEGATIVE, dropout=SHARE,
-        attention_dropout=SHARE, activation_dropout=SHARE, generator_dropout=SHARE, generator_layers=NOT_NEGATIVE,
-        generator_embed_dim=NOT_NEGATIVE, rtd_weight=NOT_NEGATIVE,
-    ),
 }
 PAIRS = {  # literals of two numbers
     "adam_betas": SHARE, "adamax_betas": SHARE, "lamb_betas": SHARE, "adafactor_eps": NOT_NEGATIVE,
@@ -80,10 +55,10 @@ def check(cfg: DictConfig) -> None:
         raise ValueError("the schedule's length is not given: give --max-update or --total-num-update")
     for group, ranges in RANGES.items():
         for name, allowed in ranges.items():
-            value = options_of(cfg[group]).get(name)
-            for number in value if isinstance(value, ListConfig) else [value]:
-                if number is not None and not allowed.holds(number):
-                    raise ValueError(f"{name} {number} is out of range: it must be {allowed}")
+            allowed.check(name, options_of(cfg[group]).get(name))
+    for group in ("task", "model", "optimizer"):
+        for option in options_declared(group, cfg[group]):
+            option.check(options_of(cfg[group]).get(option.name))
     check_literals({**options_of(cfg.optimizer), **cfg.checkpoint})
     common, dataset, optimization = cfg.common, cfg.dataset, cfg.optimization
     check_precision(common)
@@ -103,6 +78,20 @@ def check(cfg: DictConfig) -> None:
 def options_of(group: Any) -> Mapping[str, Any]:
     """Of one group of the configuration; fairseq's components without a dataclass have a Namespace."""
     return vars(group) if isinstance(group, argparse.Namespace) else group or {}
+
+
+def options_declared(group: str, component: Any) -> List[Option]:
+    """Of a component of the configuration; none of fairseq's older ones, which have no dataclass."""
+    from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
+    from fairseq.registry import REGISTRIES
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY
+
+    registries = {
+        "task": TASK_DATACLASS_REGISTRY, "model": MODEL_DATACLASS_REGISTRY,
+        "optimizer": REGISTRIES["optimizer"]["dataclass_registry"],
+    }
+    config_class = registries[group].get(ARCH_MODEL_NAME_REGISTRY.get(component._name, component._name))
+    return [] if config_class is None else declared(config_class)
 
 
 def check_precision(common: Mapping[str, Any]) -> None:

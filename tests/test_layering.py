@@ -11,7 +11,7 @@ from amos_fairseq.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "amos_fairseq"
 
-BOTTOM = {"files", "random", "user_errors"}
+BOTTOM = {"files", "options", "random", "user_errors"}
 # the science
 CORE = {"ops", "objectives", "corruption", "modules", "flops", "reference_flops", "quantities", "methods"}
 # part -> parts that it may import besides itself, at the top of a file or within a function
@@ -22,22 +22,22 @@ ARROWS = {
     "ops": {"random", "csrc"},
     "objectives": {"ops"},
     "corruption": {"ops", "random"},
-    "modules": {"ops", "random"},
+    "modules": {"ops", "options", "random"},
     "flops": {"modules"},
     "reference_flops": {"modules"},
     "quantities": set(),
-    "methods": {"ops", "random", "objectives", "corruption", "modules", "flops", "reference_flops", "quantities"},
+    "methods": {"options", "random"} | CORE - {"methods"},
     "data": BOTTOM,
     "checkpoints": BOTTOM | {"data"},
     "pretrained": BOTTOM | CORE | {"data", "checkpoints"},
     "finetune": BOTTOM | CORE | {"data", "checkpoints", "pretrained"},
     "export": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune"},
     # what is fairseq's
-    "fairseq_options": {"ops", "user_errors"},
-    "optim": set(),
-    "supervision": {"user_errors", "methods", "checkpoints", "fairseq_options"},
+    "fairseq_options": {"ops", "options", "user_errors"},
+    "optim": {"options"},
+    "supervision": {"options", "user_errors", "checkpoints", "fairseq_options"},
     "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_options", "supervision"},
-    "models": CORE | {"pretrained", "finetune"},
+    "models": CORE | {"options", "pretrained", "finetune"},
     "criterions": CORE | {"pretrained", "finetune", "user_errors"},
     "tasks": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}
     | {"models", "criterions", "optim"},  # all that is registered

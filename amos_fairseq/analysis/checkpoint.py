@@ -1,6 +1,6 @@
 """A trained run, loaded to look at what it does with text."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence
 
@@ -60,14 +60,8 @@ class TrainedRun(NamedTuple):
         return [pipeline.follow(model, batch, sampling.top) for batch in batches]
 
     def masking(self, mask_prob: Optional[float] = None) -> MaskingOptions:
-        options = masking_of(self.task)
+        options = MaskingOptions.of(self.task)
         return options if mask_prob is None else replace(options, mask_prob=mask_prob)
-
-
-def masking_of(options: Mapping[str, Any]) -> MaskingOptions:
-    """As a task's options have it; one that is absent has its default."""
-    names = {field.name for field in fields(MaskingOptions)} & set(options)
-    return MaskingOptions(**{name: options[name] for name in names})
 
 
 def held_out_blocks(data: str, model: Pretrained, count: int, remedy: str = ""):

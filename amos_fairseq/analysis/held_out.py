@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amos_fairseq.analysis.checkpoint import held_out_blocks, masking_of
+from amos_fairseq.analysis.checkpoint import held_out_blocks
 from amos_fairseq.analysis.run_log import Run
-from amos_fairseq.data.cropping import CroppingOptions
-from amos_fairseq.data.masking import MaskedBlockDataset
+from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.loading import from_pretrained
@@ -25,6 +24,7 @@ from amos_fairseq.pretrained.scoring import masked_scores, one_pass_scores
 
 SEQUENCES = 200
 SEQUENCE_TOKENS = 64
+KEPT_BY_CROPS = 0.9
 BATCH = 32
 CROSSED = 500  # pairs whose members are also compared with those of all others
 SCORED_SEQUENCES = 24  # masked scores take a pass for each token
@@ -104,7 +104,7 @@ def held_out_sequences(run: Run, model: Pretrained) -> MaskedBlockDataset:
         raise ValueError(f"{data} holds {len(blocks)} of the blocks of validation data that pairs need: two or more")
     chosen = [shortened(block, SEQUENCE_TOKENS) for block in blocks]
     sizes = [len(block) for block in chosen]
-    return MaskedBlockDataset(chosen, sizes, dictionary, masking_of(run.options), 1, CroppingOptions())
+    return MaskedBlockDataset(chosen, sizes, dictionary, MaskingOptions.of(run.options), 1, KEPT_BY_CROPS)
 
 
 def shortened(tokens: Tensor, length: int) -> Tensor:

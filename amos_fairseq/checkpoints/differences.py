@@ -3,12 +3,8 @@
 import json
 from typing import Any, Collection, Dict, List, Mapping, NamedTuple
 
-# Options of a task or model that name places or apply to a new run only.
-FREE = {
-    "_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "allow_change", "allow_scratch",
-    "verify_data", "max_tokens",
-    "init_checkpoint", "generator_checkpoint", "pretrained", "compile_layers",
-}
+# Options of fairseq's, as a task or model has them, too: places, the run's length, and what is compared by itself.
+FREE = {"_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "max_tokens"}
 PRECISIONS = ("fp16", "bf16", "amp")
 PRECISION_OPTIONS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16_no_flatten_grads", "fp16_adam_stats")
 DIGITS = 12  # of a SHA-256
@@ -26,7 +22,7 @@ def characteristics(
     """By name, what a run must have in common with the one that it continues.
 
     cfg: fairseq's whole configuration as plain dicts; task_state: of its task, with the SHA-256 of vocabulary and data
-    free: options of the task, besides FREE, that may change
+    free: options of the task and the model, besides FREE, that may change
     """
     common, dataset, optimization = cfg["common"], cfg["dataset"], cfg["optimization"]
     processes = cfg["distributed_training"]["distributed_world_size"]

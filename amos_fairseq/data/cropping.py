@@ -1,35 +1,18 @@
 """Cropping: a contiguous part of a block, COCO-LM's second view of it."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 STREAM = 1  # beside (seed, epoch, index): masks are drawn from the same three
 
 
-@dataclass(frozen=True)
-class CroppingOptions:
-    """`keep_fraction` of a sequence is kept."""
-
-    keep_fraction: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep_fraction <= 1:
-            raise ValueError(
-                f"crop_keep_fraction must lie above 0 and be at most 1, got {self.keep_fraction}: 0.9 is usual"
-            )
-
-
-def crop_block(
-    original_tokens: np.ndarray, options: CroppingOptions, seed: int, epoch: int, index: int
-) -> np.ndarray:
+def crop_block(original_tokens: np.ndarray, keep_fraction: float, seed: int, epoch: int, index: int) -> np.ndarray:
     """`<s>` and a contiguous part of the rest, together round(keep_fraction * T) tokens but 1 at least.
 
     All starts are equally likely. A function of (seed, epoch, index), independent of the masks drawn for them.
 
     original_tokens: (T,), the first of which is `<s>`
     """
-    kept = max(1, round(options.keep_fraction * len(original_tokens))) - 1  # beside <s>
+    kept = max(1, round(keep_fraction * len(original_tokens))) - 1  # beside <s>
     generator = np.random.default_rng([seed, epoch, index, STREAM])
     start = generator.integers(1, len(original_tokens) - kept, endpoint=True)
     return np.concatenate([original_tokens[:1], original_tokens[start : start + kept]])

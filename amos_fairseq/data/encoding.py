@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.vocabulary import Vocabulary, load_processor, token_dtype
+from amos_fairseq.data.vocabulary import SubwordVocabulary, load_processor, token_dtype
 from amos_fairseq.files import durably_written
 
 REPAIRED = ("invalid_utf8_bytes", "nul_characters", "byte_order_marks", "long_lines_split")
@@ -41,7 +41,7 @@ class EncodedText(NamedTuple):
 class TextEncoder:
     """Encodes the documents of a slice as dictionary indices."""
 
-    def __init__(self, vocabulary: Vocabulary, documents: str):
+    def __init__(self, vocabulary: SubwordVocabulary, documents: str):
         self.processor = load_processor(vocabulary.model)
         self.symbol_of_piece = vocabulary.symbol_of_piece.astype(token_dtype(vocabulary.size))
         self.documents = documents
@@ -111,7 +111,7 @@ def _encode_in_worker(path: str, spans: Sequence[corpus.Span]) -> None:
 
 
 def encode_slices(
-    slices: dict[str, Sequence[corpus.Span]], vocabulary: Vocabulary, documents: str, workers: int
+    slices: dict[str, Sequence[corpus.Span]], vocabulary: SubwordVocabulary, documents: str, workers: int
 ) -> Iterator[int]:
     """Encode each slice to the file that is its key; yields the bytes of text of each that is done."""
     sizes = {path: sum(span.end - span.begin for span in spans) for path, spans in slices.items()}

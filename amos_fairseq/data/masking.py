@@ -1,34 +1,44 @@
 """Masking: which positions of a block are selected for prediction, and what stands there instead."""
 
-from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from amos_fairseq.data.cropping import CroppingOptions, crop_block
+from amos_fairseq.data.cropping import crop_block
+from amos_fairseq.options import Range, check, option
+
+FROM_0_TO_1 = Range(0, 1, with_high=True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class MaskingOptions:
-    """`mask_prob` of the maskable positions are selected; of these, shares become `<mask>`, stay, or turn random."""
+    """Which positions are selected for prediction, and what stands there instead."""
 
-    mask_prob: float = 0.15
-    mask_token_prob: float = 1.0
-    keep_prob: float = 0.0
-    random_prob: float = 0.0
-    mask_special_tokens: bool = False
+    mask_prob: float = option(
+        0.15, "share of the maskable positions that are selected for prediction", Range(0, 1, without_low=True)
+    )
+    mask_token_prob: float = option(1.0, "share of the selected positions that become <mask>", FROM_0_TO_1)
+    keep_prob: float = option(0.0, "share of the selected positions that keep their token", FROM_0_TO_1)
+    random_prob: float = option(0.0, "share of the selected positions that get a random token", FROM_0_TO_1)
+    mask_special_tokens: bool = option(False, "let <s> and </s> be selected as well (COCO-LM, App.)")
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_prob < 1:
-            raise ValueError(f"mask_prob must lie between 0 and 1, got {self.mask_prob}: 0.15 is usual")
+        check(self)
         shares = (self.mask_token_prob, self.keep_prob, self.random_prob)
-        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        if abs(sum(shares) - 1) > 1e-6:
             raise ValueError(
                 f"mask_token_prob, keep_prob and random_prob must be shares that add up to 1, got {shares}: "
                 "for example 1 0 0, or 0.8 0.1 0.1 as in BERT"
             )
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "MaskingOptions":
+        """As a task's options have it; one that is absent has its default."""
+        names = {field.name for field in fields(cls)} & set(options)
+        return cls(**{name: options[name] for name in names})
 
 
 class MaskedBlock(NamedTuple):
@@ -70,7 +80,7 @@ class MaskedBlockDataset(FairseqDataset):
 
     `blocks[index]` is the token tensor of one block. Masking happens when an item is read, so a resumed run sees what
     an uninterrupted one sees; the loader's workers must be started anew for an epoch (see the task), or they keep
-    the epoch that they were started with. With `cropping`, batches hold a cropped view as well.
+    the epoch that they were started with. With `cropping`, batches hold a cropped view as well, of that share.
     """
 
     def __init__(
@@ -80,7 +90,7 @@ class MaskedBlockDataset(FairseqDataset):
         dictionary,
         options: MaskingOptions,
         seed: int,
-        cropping: Optional[CroppingOptions] = None,
+        cropping: Optional[float] = None,
     ):
         super().__init__()
         self.blocks = blocks

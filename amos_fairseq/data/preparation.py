@@ -31,7 +31,7 @@ from amos_fairseq.data.packing import DocumentWriter, SeenDocuments, SplitWriter
 from amos_fairseq.data.vocabulary import (
     DICTIONARY_NAME,
     MODEL_NAME,
-    Vocabulary,
+    SubwordVocabulary,
     format_dictionary,
     load_vocabulary,
     read_vocabulary,
@@ -230,9 +230,9 @@ def _set_up(
     options: dict[str, Any],
     inputs: list[dict[str, Any]],
     sizes: Sequence[tuple[str, int]],
-    given: Optional[Vocabulary],
+    given: Optional[SubwordVocabulary],
     overwrite: bool,
-) -> Vocabulary:
+) -> SubwordVocabulary:
     """See to it that what `partial` holds is of the same text and vocabulary, which is trained unless it is there."""
     lock = _Lock(os.path.join(partial, SETUP_LOCK_NAME), shared=False)
     with lock.stream:
@@ -322,7 +322,7 @@ def _open_sources(paths: Iterable[str], folder: str) -> list[Source]:
 def _encode(
     slices: dict[str, list[corpus.Span]],
     part: Part,
-    vocabulary: Vocabulary,
+    vocabulary: SubwordVocabulary,
     options: Options,
     workers: int,
     progress: bool,
@@ -347,7 +347,7 @@ def _progress_bar(description: str, total: int, progress: bool, initial: int = 0
 
 
 def _pack(
-    slices: dict[str, list[corpus.Span]], folder: str, vocabulary: Vocabulary, options: Options, progress: bool
+    slices: dict[str, list[corpus.Span]], folder: str, vocabulary: SubwordVocabulary, options: Options, progress: bool
 ) -> Manifest:
     """Write all of a prepared folder but its manifest.json, which is returned without options and inputs."""
     train_prefixes = [os.path.join(f"data{shard}", "train") for shard in range(options.shards)]

@@ -22,7 +22,7 @@ SENTENCE = re.compile(r"\S[^\n]{0,998}(?=\s|$)|\S{1,1000}")
 logger = logging.getLogger(__name__)
 
 
-class Vocabulary(NamedTuple):
+class SubwordVocabulary(NamedTuple):
     """A SentencePiece model and its view from fairseq.
 
     symbols: the dictionary after the four specials and without `<mask>`
@@ -50,7 +50,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size < 65500 else np.uint32)
 
 
-def load_vocabulary(model: bytes, name: str, dictionary: Optional[bytes] = None) -> Vocabulary:
+def load_vocabulary(model: bytes, name: str, dictionary: Optional[bytes] = None) -> SubwordVocabulary:
     """The vocabulary of a SentencePiece model of any layout; `name` is how messages call it."""
     processor = load_processor(model, name)
     symbols = []
@@ -67,7 +67,7 @@ def load_vocabulary(model: bytes, name: str, dictionary: Optional[bytes] = None)
         raise ValueError(f"{name} is not a SentencePiece model with pieces of text")
     fillers = -(len(SPECIALS) + len(symbols) + 1) % PADDING_FACTOR
     symbols.extend(f"madeupword{number:04d}" for number in range(fillers))
-    return Vocabulary(model, symbols, symbol_of_piece, dictionary)
+    return SubwordVocabulary(model, symbols, symbol_of_piece, dictionary)
 
 
 def load_processor(model: bytes, name: str = "model") -> sentencepiece.SentencePieceProcessor:
@@ -77,7 +77,7 @@ def load_processor(model: bytes, name: str = "model") -> sentencepiece.SentenceP
         raise ValueError(f"{name} is not a SentencePiece model") from None
 
 
-def read_vocabulary(path: str) -> Vocabulary:
+def read_vocabulary(path: str) -> SubwordVocabulary:
     """The vocabulary of a SentencePiece .model file or of an earlier preparation's folder."""
     dictionary = None
     if os.path.isdir(path):
@@ -98,7 +98,7 @@ def read_vocabulary(path: str) -> Vocabulary:
     return vocabulary
 
 
-def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> Vocabulary:
+def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> SubwordVocabulary:
     """Byte-pair encoding of `vocab_size` symbols in all, specials and `<mask>` included."""
     if vocab_size <= len(SPECIALS) + 1:
         raise ValueError(f"a vocabulary of {vocab_size} is too small: {len(SPECIALS) + 1} symbols are special")
@@ -148,7 +148,7 @@ def split_sentences(texts: Iterable[str]) -> Iterator[str]:
             yield from SENTENCE.findall(line)
 
 
-def format_dictionary(vocabulary: Vocabulary, counts: np.ndarray) -> bytes:
+def format_dictionary(vocabulary: SubwordVocabulary, counts: np.ndarray) -> bytes:
     """dict.txt of the vocabulary; counts: (size,) how often the corpus holds each symbol."""
     lines = (f"{symbol} {count}\n" for symbol, count in zip(vocabulary.symbols, counts[len(SPECIALS) :].tolist()))
     return "".join(lines).encode()

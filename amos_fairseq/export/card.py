@@ -11,6 +11,7 @@ from amos_fairseq.export.choices import Choice, Source
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
 from amos_fairseq.methods import METHODS
+from amos_fairseq.options import declared
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES
 
 PIPELINES = {
@@ -45,7 +46,7 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
         "## Use",
         usage(report),
         "## Training",
-        table("option", training(state)) if state else "Not known: the model comes from another format.",
+        table("option", training(state, method)) if state else "Not known: the model comes from another format.",
         "## Data",
         data_counts(manifest_of(state, source.tokenizer, data), source),
         "## Validation",
@@ -121,15 +122,15 @@ def usage(report) -> str:
     return "\n".join(["```python", *code, "```", "", " ".join(notes)])
 
 
-def training(state: Mapping[str, Any]) -> List[Tuple[str, Any]]:
-    """The updates that were made, and the options of the network and of training; paths are nobody's business."""
-    config, paths = state["cfg"], {"pretrained", *(name for method in METHODS.values() for name in method.starts)}
+def training(state: Mapping[str, Any], method: str) -> List[Tuple[str, Any]]:
+    """The updates that were made, and the options of the network and of training."""
+    config, places = state["cfg"], {option.name for option in declared(METHODS[method].config_class) if option.path}
     rows = [("updates", state["optimizer_history"][-1]["num_updates"])] if state.get("optimizer_history") else []
     for section, names in {"model": tuple(config["model"]), **OPTIONS}.items():
         values = config.get(section) or {}
         for name in names:
             value = values.get(name)
-            if value not in (None, "") and name not in paths:
+            if value not in (None, "") and name not in places:
                 rows.append((section if name == "_name" else name, value))
     return rows
 

@@ -209,7 +209,7 @@ def prepare(
     options = dict(
         name=name, template=template, label_words=dict(label_words), seed=seed, per_class=per_class, samples=samples,
         train_sequences=train_sequences,
-    )  # fmt: skip
+    )
     files = {split: table.path for split, table in {"train": train, **tests}.items()}
     source = tables.source_of(files, tokenizer, max_length, **options)
     if tables.is_written(out, source):

@@ -194,7 +194,7 @@ def prepare(
         logger.info(
             "%s: %d questions, %d windows; %d questions are cut to %d tokens",
             files[split], len(dataset.questions), len(windows.question), cut, max_question,
-        )  # fmt: skip
+        )
         with durably_written(os.fspath(out / f"{split}.windows.npz")) as stream:
             np.savez(stream, **windows._asdict())
         with durably_written(os.fspath(out / f"{split}.questions.json")) as stream:
@@ -211,10 +211,9 @@ def trainable(dataset: Dataset, name: str) -> Dataset:
         usable = question.answers == [] or answer_in_place(question, dataset.contexts[question.context])
         (kept if usable else left_out).append(question)
     if left_out:
-        logger.warning(
-            "%s: %d questions are left out, whose answer does not stand in its place in the context: %s",
-            name, len(left_out), ", ".join([q.id for q in left_out[:5]] + [".."] * (len(left_out) > 5)),
-        )  # fmt: skip
+        examples = ", ".join([question.id for question in left_out[:5]] + [".."] * (len(left_out) > 5))
+        reason = "whose answer does not stand in its place in the context"
+        logger.warning("%s: %d questions are left out, %s: %s", name, len(left_out), reason, examples)
     if not kept:
         raise ValueError(f"{name} has no question with an answer that stands in its place in the context")
     return dataset._replace(questions=kept)

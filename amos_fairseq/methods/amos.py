@@ -20,7 +20,6 @@ from amos_fairseq.methods.base import (
     PretrainingMethod,
     Vocabulary,
     accuracy,
-    option,
 )
 from amos_fairseq.methods.stages import Proposals
 from amos_fairseq.modules.encoder import Encoder
@@ -35,6 +34,7 @@ from amos_fairseq.ops import (
     gumbel_noise,
     straight_through_gumbel_softmax,
 )
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, MASKED_LM, RTD, ByRun, Quantity
 
 MIXTURES = ("learned", "random_layer", "layer_switch", "uniform")
@@ -44,9 +44,9 @@ MIXTURES = ("learned", "random_layer", "layer_switch", "uniform")
 class AmosConfig(DetectionConfig):
     """The generators and their mixture. Defaults are the paper's, the other values its ablations."""
 
-    generator_depths: List[int] = option([4, 6, 8], "layers of the generator that carry the MLM head (Sec. 3.3)")
-    generator_layers: int = option(0, "layers of the generator; 0: up to the deepest of generator-depths")
-    gumbel_temperature: float = option(0.3, "tau of the Gumbel-Softmax gradient (App. B)")
+    generator_depths: List[int] = option([4, 6, 8], "layers of the generator that carry the MLM head (Sec. 3.3)", COUNT)
+    generator_layers: int = option(0, "layers of the generator; 0: up to the deepest of generator-depths", NOT_NEGATIVE)
+    gumbel_temperature: float = option(0.3, "tau of the Gumbel-Softmax gradient (App. B)", POSITIVE)
     mixture: str = option(
         "learned", "learned | random_layer | layer_switch | uniform | fixed:[w,..], one w per depth (Table 2)"
     )
@@ -57,8 +57,9 @@ class AmosConfig(DetectionConfig):
     separate_generators: bool = option(False, "one generator per depth instead of one tower (Table 2)")
 
     def __post_init__(self):
+        super().__post_init__()
         depths = self.generator_depths
-        if not depths or min(depths) < 1:
+        if not depths:
             raise ValueError(f"generator_depths {depths} must be layer numbers from 1: for example 4,6,8")
         if self.generator_layers and max(depths) > self.generator_layers:
             raise ValueError(
@@ -74,8 +75,6 @@ class AmosConfig(DetectionConfig):
             raise ValueError(
                 f"generator_depths {depths} must increase within one tower: sort them, or use separate_generators"
             )
-        if self.gumbel_temperature <= 0:
-            raise ValueError(f"gumbel_temperature must be positive, got {self.gumbel_temperature}")
         if self.adversarial_mlm_scale and self.mixture != "learned":
             raise ValueError(
                 f"adversarial_mlm_scale {self.adversarial_mlm_scale} needs mixture learned, got {self.mixture!r}"

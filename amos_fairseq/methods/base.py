@@ -3,7 +3,7 @@
 Shapes: B batch, T time, C channels, E width of the token table, M selected positions of the batch, V vocabulary.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import torch
@@ -17,8 +17,10 @@ from amos_fairseq.methods.stages import Proposals, Words
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.modules.queries import Queries
+from amos_fairseq.modules.relative_position import BUCKETINGS
 from amos_fairseq.objectives import LossTerm, Mean
 from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, SHARE, check, option
 from amos_fairseq.quantities import Plan, Quantity
 from amos_fairseq.random import mixed_seed
 
@@ -43,36 +45,38 @@ Output = TypeVar("Output")
 HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 
 
-def option(default, help: str):
-    """A config field; the help text becomes the command line's. Lists are copied for each instance."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
 # fairseq reads these annotations: typing's List and Optional, never `list[int]` or `int | None`.
 @dataclass
 class PretrainingConfig:
     """The encoder, which is what pre-training keeps. Names are those of fairseq's own models where it has them."""
 
-    encoder_layers: int = option(12, "layers of the encoder")
-    encoder_embed_dim: int = option(768, "width of the encoder")
-    encoder_ffn_embed_dim: int = option(3072, "width of the encoder's feed-forward layers")
-    encoder_attention_heads: int = option(12, "attention heads of the encoder")
-    token_embed_dim: int = option(0, "width of the shared token table, projected to each network's width; 0: encoder's")
-    max_positions: int = option(512, "longest sequence that the learned positions cover")
-    dropout: float = option(0.1, "dropout after embeddings, attention and feed-forward layers of the encoder")
-    attention_dropout: float = option(0.1, "dropout on the encoder's attention probabilities")
-    activation_dropout: float = option(0.0, "dropout after the encoder's GELU")
-    rel_pos_buckets: int = option(32, "buckets of the T5 relative position bias; 0: no relative bias")
-    rel_pos_max_distance: int = option(128, "distance from which all pairs share the last bucket")
-    rel_pos_bucketing: str = option("t5", "t5, or released for that of Microsoft's AMOS and COCO-LM checkpoints")
+    encoder_layers: int = option(12, "layers of the encoder", COUNT)
+    encoder_embed_dim: int = option(768, "width of the encoder", COUNT)
+    encoder_ffn_embed_dim: int = option(3072, "width of the encoder's feed-forward layers", COUNT)
+    encoder_attention_heads: int = option(12, "attention heads of the encoder", COUNT, unseen=True)
+    token_embed_dim: int = option(
+        0, "width of the shared token table, projected to each network's width; 0: encoder's", NOT_NEGATIVE
+    )
+    max_positions: int = option(512, "longest sequence that the learned positions cover", COUNT)
+    dropout: float = option(0.1, "dropout after embeddings, attention and feed-forward layers of the encoder", SHARE)
+    attention_dropout: float = option(0.1, "dropout on the encoder's attention probabilities", SHARE)
+    activation_dropout: float = option(0.0, "dropout after the encoder's GELU", SHARE)
+    rel_pos_buckets: int = option(32, "buckets of the T5 relative position bias; 0: no relative bias", NOT_NEGATIVE)
+    rel_pos_max_distance: int = option(128, "distance from which all pairs share the last bucket", unseen=True)
+    rel_pos_bucketing: str = option(
+        "t5", "t5, or released for that of Microsoft's AMOS and COCO-LM checkpoints", choices=BUCKETINGS, unseen=True
+    )
     init_checkpoint: str = option(
-        "", "checkpoint of an earlier run, of any method, to start from: its encoder and, where it fits, its generator"
+        "", "checkpoint of an earlier run, of any method, to start from: its encoder and, where it fits, its generator",
+        path=True,
     )
     compile_layers: bool = option(
-        False, "torch.compile the layers (torch 2.5, a C++ compiler): less memory traffic, for minutes of compilation"
+        False, "torch.compile the layers (torch 2.5, a C++ compiler): less memory traffic, for minutes of compilation",
+        free=True,
     )
+
+    def __post_init__(self):
+        check(self)
 
     def encoder_config(self, vocabulary: "Vocabulary", **changes) -> EncoderConfig:
         """The encoder's shape; `changes` make a generator's shape of it."""
@@ -99,7 +103,7 @@ class PretrainingConfig:
 class DetectionConfig(PretrainingConfig):
     """Options of the methods whose encoder detects replaced tokens."""
 
-    rtd_weight: float = option(50.0, "weight of replaced token detection in the loss")
+    rtd_weight: float = option(50.0, "weight of replaced token detection in the loss", NOT_NEGATIVE)
     rtd_head_hidden_layer: bool = option(False, "detect with dense + GELU + linear (ELECTRA), not one linear layer")
 
 
@@ -107,23 +111,26 @@ class DetectionConfig(PretrainingConfig):
 class GeneratorConfig(DetectionConfig):
     """One generator: narrow and of full depth (ELECTRA), or shallow and of full width (COCO-LM, Sec. 3.3)."""
 
-    generator_layers: int = option(0, "layers of the generator; 0: as many as the encoder")
-    generator_embed_dim: int = option(256, "width of the generator; 0: the encoder's")
-    generator_dropout: float = option(0.0, "dropout of the generator; above 0 a second pass without it is sampled from")
+    generator_layers: int = option(0, "layers of the generator; 0: as many as the encoder", NOT_NEGATIVE)
+    generator_embed_dim: int = option(256, "width of the generator; 0: the encoder's", NOT_NEGATIVE)
+    generator_dropout: float = option(
+        0.0, "dropout of the generator; above 0 a second pass without it is sampled from", SHARE
+    )
 
 
 @dataclass
 class SharedGeneratorConfig(PretrainingConfig):
     """A generator as wide as the encoder, on the encoder's embedding network and bottom layers (TEAMS, Sec. 3.2)."""
 
-    generator_layers: int = option(0, "layers of the generator, which is as wide as the encoder; 0: half the encoder's")
-    tied_layers: str = option("half", "bottom layers of the generator that are the encoder's, too: none | half | all")
+    generator_layers: int = option(
+        0, "layers of the generator, which is as wide as the encoder; 0: half the encoder's", NOT_NEGATIVE
+    )
+    tied_layers: str = option(
+        "half", "bottom layers of the generator that are the encoder's, too: none | half | all", choices=TIED_SHARES
+    )
 
     def __post_init__(self):
-        if self.generator_layers < 0:
-            raise ValueError(f"generator_layers is {self.generator_layers}: it must be positive, or 0 for half")
-        if self.tied_layers not in TIED_SHARES:
-            raise ValueError(f"unknown tied_layers {self.tied_layers!r}: choose {', '.join(TIED_SHARES)}")
+        super().__post_init__()
         if self.tied_depth() > self.encoder_layers:
             raise ValueError(
                 f"generator_layers {self.generator_layers} with tied_layers {self.tied_layers} are {self.tied_depth()} "

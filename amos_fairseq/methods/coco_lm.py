@@ -22,7 +22,6 @@ from amos_fairseq.methods.base import (
     PretrainingBatch,
     Vocabulary,
     accuracy,
-    option,
 )
 from amos_fairseq.methods.continuation import load_generator
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
@@ -48,6 +47,7 @@ from amos_fairseq.ops import (
     read_linear,
     rows_of_others,
 )
+from amos_fairseq.options import NOT_NEGATIVE, POSITIVE, SHARE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, ByRun, Overlay, Quantity
 
 CLM_ABLATIONS = ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens")
@@ -57,30 +57,31 @@ CLM_ABLATIONS = ("clm_without_copy", "clm_without_stop_gradient", "clm_all_token
 class CocoLMConfig(GeneratorConfig):
     """The generator and the two tasks of the encoder. Defaults are the paper's, the other values its ablations."""
 
-    generator_layers: int = option(4, "layers of the generator (Sec. 3.3); 0: as many as the encoder")
-    generator_embed_dim: int = option(0, "width of the generator; 0: the encoder's")
-    generator_dropout: float = option(0.1, "dropout of the generator; above 0 a second pass without it is sampled from")
+    generator_layers: int = option(4, "layers of the generator (Sec. 3.3); 0: as many as the encoder", NOT_NEGATIVE)
+    generator_embed_dim: int = option(0, "width of the generator; 0: the encoder's", NOT_NEGATIVE)
+    generator_dropout: float = option(
+        0.1, "dropout of the generator; above 0 a second pass without it is sampled from", SHARE
+    )
     generator_checkpoint: str = option(
-        "", "checkpoint of a run whose generator is used and no longer trained (Table 3, converged auxiliary)"
+        "", "checkpoint of a run whose generator is used and no longer trained (Table 3, converged auxiliary)",
+        path=True,
     )
     random_replacements: bool = option(False, "draw all words equally often, without a generator (Table 3)")
-    clm_weight: float = option(1.0, "weight of corrective language modelling beside detection; 0: none (Table 3)")
+    clm_weight: float = option(
+        1.0, "weight of corrective language modelling beside detection; 0: none (Table 3)", NOT_NEGATIVE
+    )
     clm_without_copy: bool = option(False, "predict the original by the language model alone (Table 3)")
     clm_without_stop_gradient: bool = option(False, "let the language model's loss train detection, too (Table 3)")
     clm_all_tokens: bool = option(
         False, "correct every position; Table 3 has rtd-weight 0, scl-weight 0 and clm-without-stop-gradient with it"
     )
-    scl_weight: float = option(1.0, "weight of sequence contrastive learning; 0: none (Table 3)")
-    scl_temperature: float = option(1.0, "what cosine similarities are divided by (App. B)")
+    scl_weight: float = option(1.0, "weight of sequence contrastive learning; 0: none (Table 3)", NOT_NEGATIVE)
+    scl_temperature: float = option(1.0, "what cosine similarities are divided by (App. B)", POSITIVE)
     scl_without_head: bool = option(False, "contrast <s> itself (Sec. 3.3), not dense + GELU + LayerNorm of it (code)")
     scl_gather: bool = option(False, "contrast with the sequences of all GPUs, not of the same GPU only")
 
     def __post_init__(self):
-        for name in ("rtd_weight", "clm_weight", "scl_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.scl_temperature <= 0:
-            raise ValueError(f"scl_temperature must be positive, got {self.scl_temperature}")
+        super().__post_init__()
         if self.generator_checkpoint and self.random_replacements:
             raise ValueError(
                 f"generator_checkpoint {self.generator_checkpoint!r} is of no use with random_replacements "

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, NamedTuple
 import torch
 from torch import Tensor
 
+from amos_fairseq.options import declared
+
 if TYPE_CHECKING:  # which says on its class what it starts from
     from amos_fairseq.methods.base import PretrainingConfig, PretrainingMethod
 
@@ -14,7 +16,6 @@ logger = logging.getLogger(__name__)
 
 GENERATOR = re.compile(r"^(generators\.\d+|generator)\.")  # how the methods call their generators
 MODULES_OF_GENERATOR = ("generators", "generator", "mlm_head")
-UNSEEN_OPTIONS = ("encoder_attention_heads", "rel_pos_max_distance", "rel_pos_bucketing")  # no shape tells them
 
 
 class EarlierRun(NamedTuple):
@@ -122,7 +123,7 @@ def check_same_shapes(
 
 
 def check_same_options(config: "PretrainingConfig", run: EarlierRun) -> None:
-    for name in UNSEEN_OPTIONS:
+    for name in (option.name for option in declared(type(config)) if option.unseen):
         here, there = getattr(config, name), run.options.get(name, getattr(config, name))
         if here != there and (config.rel_pos_buckets or not name.startswith("rel_pos")):
             raise ValueError(f"{run.source} was trained with {name} {there}, not {here}: set it as in that run")

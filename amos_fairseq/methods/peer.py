@@ -18,12 +18,12 @@ from amos_fairseq.methods.base import (
     SharedGeneratorConfig,
     SharedGeneratorMethod,
     Vocabulary,
-    option,
 )
 from amos_fairseq.methods.stages import Words
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, check_partition, level_targets, mlm_loss, quality_levels, tqr_loss
 from amos_fairseq.ops import MaskedLMReading, full_precision
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, ByRun, Overlay, Quantity
 
 UNIT_GAP = math.log(math.expm1(1.0))  # softplus of it is 1
@@ -33,20 +33,25 @@ UNIT_GAP = math.log(math.expm1(1.0))  # softplus of it is 1
 class PeerConfig(SharedGeneratorConfig):
     """The quality levels and their weights. Defaults are the paper's."""
 
-    tqr_weight: float = option(50.0, "lambda, weight of token quality ranking in the loss (Sec. 3.2.2)")
-    level_weight: float = option(0.5, "gamma, weight of each level below the highest two within the ranking (Eq. 5)")
-    tqr_partition: List[float] = option(
-        [1.0], "tau, ratios of the original's probability to its replacement's that part K = 2 + their number of levels"
+    tqr_weight: float = option(50.0, "lambda, weight of token quality ranking in the loss (Sec. 3.2.2)", NOT_NEGATIVE)
+    level_weight: float = option(
+        0.5, "gamma, weight of each level below the highest two within the ranking (Eq. 5)", NOT_NEGATIVE
     )
-    tqr_top: int = option(3, "T, levels are known where the original is among the generator's top T tokens (Table 1)")
-    tqr_buffer: float = option(3.0, "delta, width of the buffers between levels; 0: none (Table 2)")
-    tqr_warmup_updates: int = option(0, "updates that only tell replaced from original; the paper's: 0.8 of an epoch")
+    tqr_partition: List[float] = option(
+        [1.0],
+        "tau, ratios of the original's probability to its replacement's that part K = 2 + their number of levels",
+        POSITIVE,
+    )
+    tqr_top: int = option(
+        3, "T, levels are known where the original is among the generator's top T tokens (Table 1)", COUNT
+    )
+    tqr_buffer: float = option(3.0, "delta, width of the buffers between levels; 0: none (Table 2)", NOT_NEGATIVE)
+    tqr_warmup_updates: int = option(
+        0, "updates that only tell replaced from original; the paper's: 0.8 of an epoch", NOT_NEGATIVE
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("tqr_weight", "level_weight", "tqr_warmup_updates"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         check_partition(self.tqr_partition, self.tqr_top, self.tqr_buffer)
 
 

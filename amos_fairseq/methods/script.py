@@ -19,42 +19,39 @@ from amos_fairseq.methods.base import (
     PretrainingConfig,
     PretrainingMethod,
     Vocabulary,
-    option,
 )
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, critic_loss, mlm_loss
 from amos_fairseq.ops import MaskedLMReading, Noise, linear_logsumexp, soft_embedding, straight_through_gumbel_softmax
+from amos_fairseq.options import NOT_NEGATIVE, POSITIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, LOWER, ByRun, Quantity
-
-CRITIC_BIAS_INITS = ("paper", "neutral")
-SAMPLE_GRADIENTS = ("none", "straight_through", "soft")
 
 
 @dataclass
 class ScriptConfig(PretrainingConfig):
     """The critic. Defaults are the paper's, as far as it says."""
 
-    critic_weight: float = option(50.0, "alpha, weight of the critic in the loss (App. 4.1); 0: masked LM only")
+    critic_weight: float = option(
+        50.0, "alpha, weight of the critic in the loss (App. 4.1); 0: masked LM only", NOT_NEGATIVE
+    )
     critic_bias_init: str = option(
         "paper",
         "start of the output bias. paper: 0, the critic starts sure that all is original, at logit log V; "
         "neutral: -log V, it starts undecided. The masked LM is the same with both",
+        choices=("paper", "neutral"),
     )
     sample_gradient: str = option(
         "none",
         "how the critic's gradient passes the sample. none: not at all; straight_through: as if the draw had been "
         "soft; soft: the critic reads the soft draw, a mixture of embeddings",
+        choices=("none", "straight_through", "soft"),
     )
-    gumbel_temperature: float = option(1.0, "tau of the soft draw (Eq. 3); the hard draw is the same for every tau")
+    gumbel_temperature: float = option(
+        1.0, "tau of the soft draw (Eq. 3); the hard draw is the same for every tau", POSITIVE
+    )
 
     def __post_init__(self):
-        if self.critic_weight < 0:
-            raise ValueError(f"critic_weight must be 0 or more, got {self.critic_weight}")
-        for name, choices in (("critic_bias_init", CRITIC_BIAS_INITS), ("sample_gradient", SAMPLE_GRADIENTS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose {', '.join(choices)}")
-        if self.gumbel_temperature <= 0:
-            raise ValueError(f"gumbel_temperature must be positive, got {self.gumbel_temperature}")
+        super().__post_init__()
         if self.gumbel_temperature != 1.0 and self.sample_gradient == "none":
             raise ValueError(
                 f"gumbel_temperature {self.gumbel_temperature} changes nothing with sample_gradient none: "

@@ -22,7 +22,6 @@ from amos_fairseq.methods.base import (
     SharedGeneratorMethod,
     Vocabulary,
     accuracy,
-    option,
 )
 from amos_fairseq.methods.stages import TokenProbability, Words
 from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer
@@ -30,38 +29,38 @@ from amos_fairseq.modules.heads import DetectionHead, ProjectionHead
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, candidate_logits, mlm_loss, mws_loss, rtd_loss
 from amos_fairseq.ops import MaskedLMReading, full_precision, gumbel_noise
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, Overlay, Quantity
-
-TASK_HEADS = ("split", "on_top", "ffn")
-NEGATIVES = ("sampled", "hardest")
-BRANCHES = ("mws", "rtd")
 
 
 @dataclass
 class TeamsConfig(SharedGeneratorConfig, DetectionConfig):
     """The two tasks of the encoder and their heads. Defaults are the paper's, the other values its ablations."""
 
-    rtd_weight: float = option(5.0, "weight of replaced token detection in the loss; 0: without it (Table 2)")
-    mws_weight: float = option(2.0, "weight of multi-word selection in the loss; 0: without it (Table 2)")
-    num_negatives: int = option(5, "K, other tokens among which the original is to be selected (Fig. 5)")
-    negatives: str = option("sampled", "sampled: drawn without replacement | hardest: the likeliest ones (Fig. 5)")
+    rtd_weight: float = option(
+        5.0, "weight of replaced token detection in the loss; 0: without it (Table 2)", NOT_NEGATIVE
+    )
+    mws_weight: float = option(2.0, "weight of multi-word selection in the loss; 0: without it (Table 2)", NOT_NEGATIVE)
+    num_negatives: int = option(5, "K, other tokens among which the original is to be selected (Fig. 5)", COUNT)
+    negatives: str = option(
+        "sampled", "sampled: drawn without replacement | hardest: the likeliest ones (Fig. 5)",
+        choices=("sampled", "hardest"),
+    )
     task_heads: str = option(
         "split",
         "layers of the tasks (Table 3). split: the encoder's last layer for one, a second one beside it for the other; "
         "on_top: a layer for each on top of the encoder, which keeps one of them; ffn: feed-forward heads only",
+        choices=("split", "on_top", "ffn"),
     )
-    exported_branch: str = option("mws", "task whose layer is the encoder's last, which is kept: mws | rtd (Table 3)")
+    exported_branch: str = option(
+        "mws", "task whose layer is the encoder's last, which is kept: mws | rtd (Table 3)", choices=("mws", "rtd")
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        for name, choices in (("task_heads", TASK_HEADS), ("negatives", NEGATIVES), ("exported_branch", BRANCHES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose {', '.join(choices)}")
         weights = f"rtd_weight {self.rtd_weight} and mws_weight {self.mws_weight}"
-        if min(self.rtd_weight, self.mws_weight) < 0 or not self.rtd_weight + self.mws_weight:
-            raise ValueError(f"{weights} must be 0 or more, and not both 0")
-        if self.num_negatives < 1:
-            raise ValueError(f"num_negatives must be 1 or more, got {self.num_negatives}")
+        if not self.rtd_weight + self.mws_weight:
+            raise ValueError(f"{weights} must not both be 0")
         if self.exported_branch == "rtd" and not self.has_two_branches():
             raise ValueError(
                 f"exported_branch rtd needs two branches, but task_heads {self.task_heads} with {weights} has one"

@@ -6,15 +6,15 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 
 from amos_fairseq.finetune.model import Network, new_network
-from amos_fairseq.methods.base import option
+from amos_fairseq.options import SHARE, option
 from amos_fairseq.pretrained.loading import FINETUNING
 
 
 @dataclass
 class FinetunedModelConfig(FairseqDataclass):
-    dropout: float = option(0.1, "dropout after embeddings, attention and feed-forward layers of the encoder")
-    attention_dropout: float = option(0.1, "dropout on the encoder's attention probabilities")
-    pooler_dropout: float = option(0.1, "dropout in the head of classification and regression")
+    dropout: float = option(0.1, "dropout after embeddings, attention and feed-forward layers of the encoder", SHARE)
+    attention_dropout: float = option(0.1, "dropout on the encoder's attention probabilities", SHARE)
+    pooler_dropout: float = option(0.1, "dropout in the head of classification and regression", SHARE)
 
 
 @register_model("finetuned", dataclass=FinetunedModelConfig)

@@ -13,40 +13,32 @@ from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS, RelativePositionBias
 from amos_fairseq.ops.precision import compute_dtype
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, SHARE, check, option
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    vocab_size: int
+    vocab_size: int = option(range=COUNT)
     padding_idx: int
-    layers: int
-    dim: int
-    heads: int
-    ffn_dim: int
-    embedding_dim: int = 0  # width of the token table; 0: dim; else factorised, with a projection to dim
-    max_positions: int = 512
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    activation_dropout: float = 0.0
-    rel_pos_buckets: int = 32  # 0: no relative position bias
+    layers: int = option(range=COUNT)
+    dim: int = option(range=COUNT)
+    heads: int = option(range=COUNT)
+    ffn_dim: int = option(range=COUNT)
+    embedding_dim: int = option(0, "width of the token table; 0: dim; else projected to dim", NOT_NEGATIVE)
+    max_positions: int = option(512, range=COUNT)
+    dropout: float = option(0.1, range=SHARE)
+    attention_dropout: float = option(0.1, range=SHARE)
+    activation_dropout: float = option(0.0, range=SHARE)
+    rel_pos_buckets: int = option(32, "0: no relative position bias", NOT_NEGATIVE)
     rel_pos_max_distance: int = 128
-    rel_pos_bucketing: str = "t5"  # t5 | released
+    rel_pos_bucketing: str = option("t5", choices=BUCKETINGS)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "layers", "dim", "heads", "ffn_dim", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")
+        check(self)
         if not 0 <= self.padding_idx < self.vocab_size:
             raise ValueError(f"padding_idx {self.padding_idx} is no row of a vocabulary of {self.vocab_size}")
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not divisible by heads {self.heads}: change one of them")
-        if self.embedding_dim < 0:
-            raise ValueError(f"embedding_dim is {self.embedding_dim}: it must be positive, or 0 for dim")
-        if self.rel_pos_bucketing not in BUCKETINGS:
-            raise ValueError(f"rel_pos_bucketing {self.rel_pos_bucketing!r} is none of {', '.join(BUCKETINGS)}")
         if self.rel_pos_buckets and (self.rel_pos_buckets < 4 or self.rel_pos_buckets % 2):
             raise ValueError(f"rel_pos_buckets {self.rel_pos_buckets} must be even and at least 4, or 0 for none")
         if self.rel_pos_buckets and self.rel_pos_max_distance <= self.rel_pos_buckets // 2:

@@ -2,7 +2,7 @@
 
 import ast
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Iterator, List, Tuple
 
 import torch
@@ -10,6 +10,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 from torch import Tensor
+
+from amos_fairseq.options import NOT_NEGATIVE, POSITIVE, option
 
 
 def lr_factor(parameter: Tensor) -> float:
@@ -84,9 +86,9 @@ class AdamW(torch.optim.AdamW):
 class FusedAdamWConfig(FairseqDataclass):
     """Names and defaults are those of fairseq's adam."""
 
-    adam_betas: Any = field(default=(0.9, 0.999), metadata={"help": "decay rates of the two moments"})
-    adam_eps: float = field(default=1e-8, metadata={"help": "added to the root of the second moment"})
-    weight_decay: float = field(default=0.0, metadata={"help": "weight decay of matrices, tables included"})
+    adam_betas: Any = option((0.9, 0.999), "decay rates of the two moments")
+    adam_eps: float = option(1e-8, "added to the root of the second moment", POSITIVE)
+    weight_decay: float = option(0.0, "weight decay of matrices, tables included", NOT_NEGATIVE)
     lr: List[float] = II("optimization.lr")
 
 

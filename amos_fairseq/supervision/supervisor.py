@@ -38,11 +38,11 @@ def current() -> Optional["Supervisor"]:
 def check(cfg) -> bool:
     """Whether the task of fairseq's whole configuration has the options of supervision; ends the run if any is wrong.
     """
-    supervised = hasattr(cfg.task, options.NAMES[0])
+    supervised = hasattr(cfg.task, "update_timeout")
     if supervised:
         with told_in_one_line():
-            options.check(cfg.task, cfg.checkpoint.no_save)
             fairseq_options.check(cfg)
+            options.check(cfg.task, cfg.checkpoint.no_save)
     return supervised
 
 

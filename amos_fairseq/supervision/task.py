@@ -5,8 +5,9 @@ from typing import Any, Dict, List
 
 from fairseq.tasks import FairseqTask
 
+from amos_fairseq.options import free_names
 from amos_fairseq.supervision import faults, supervisor
-from amos_fairseq.supervision.options import NAMES
+from amos_fairseq.supervision.options import SupervisionConfig
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ class SupervisedTask(FairseqTask):
     """fairseq's task, whose steps are made under supervision. Its batches have `nsentences`, as fairseq's have."""
 
     forward_is_local = True  # no forward pass of training waits for other processes
-    free_options = frozenset(NAMES)  # that a resumed run may change: none changes what an undisturbed run computes
+    free_options = free_names(SupervisionConfig)  # of the task and its model, that a resumed run may change
     divides_batches = False  # an update is the same if its micro-batches are made in parts, which `split_batch` makes
     _validation_parts = 1  # that each batch of validation is made in since memory ran out
 

@@ -28,7 +28,7 @@ from amos_fairseq.finetune.model import (
     start_from,
     understood,
 )
-from amos_fairseq.methods.base import option
+from amos_fairseq.options import Range, free_names, option
 from amos_fairseq.pretrained.loading import FINETUNING, VOCABULARY, vocabulary_of
 from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
@@ -37,14 +37,20 @@ from amos_fairseq.user_errors import told_in_one_line
 
 @dataclass
 class FinetuningTaskConfig(SupervisionConfig):
-    data: str = option(MISSING, "folder of labelled data that `amos-fairseq finetune` encoded")
-    pretrained: str = option(MISSING, "a run's folder, or a checkpoint, to fine-tune: of pre-training or another task")
+    data: str = option(MISSING, "folder of labelled data that `amos-fairseq finetune` encoded", path=True)
+    pretrained: str = option(
+        MISSING, "a run's folder, or a checkpoint, to fine-tune: of pre-training or another task", path=True
+    )
     from_scratch: bool = option(False, "train the same network from new parameters, to compare with")
     layer_decay: float = option(
-        1.0, "times which each layer learns more slowly than the one above, from the top one on: 0.8 is usual, 1: alike"
+        1.0,
+        "times which each layer learns more slowly than the one above, from the top one on: 0.8 is usual, 1: alike",
+        Range(0, 1, without_low=True, with_high=True),
     )
-    allow_change: str = option("", "what a resumed run may do otherwise than before, as the refusal names it: seed,..")
-    allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged")
+    allow_change: str = option(
+        "", "what a resumed run may do otherwise than before, as the refusal names it: seed,..", free=True
+    )
+    allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged", free=True)
     seed: int = II("common.seed")
     optimizer: Optional[str] = II("optimizer._name")
     max_tokens: Optional[int] = II("dataset.max_tokens")
@@ -116,6 +122,7 @@ def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
 class FinetuningTask(SupervisedTask):
     """The loss of an update is the mean over its sequences, for any number of processes and micro-batches."""
 
+    free_options = free_names(FinetuningTaskConfig)
     divides_batches = True
     method_name = FINETUNING  # by which models and criterions of pre-training see that it is not theirs
 
@@ -126,8 +133,6 @@ class FinetuningTask(SupervisedTask):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        if not 0.0 < cfg.layer_decay <= 1.0:
-            raise ValueError(f"layer_decay {cfg.layer_decay} must lie above 0 and not above 1: 0.8 is usual, 1 is none")
         if cfg.layer_decay != 1.0 and cfg.optimizer != "fused_adamw":
             raise ValueError(
                 f"layer_decay {cfg.layer_decay} needs an optimizer with a rate for each layer, which {cfg.optimizer} "

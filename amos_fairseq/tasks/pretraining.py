@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from typing import Optional
 
 import numpy as np
@@ -17,30 +17,31 @@ from omegaconf import II, MISSING
 from amos_fairseq import supervision
 from amos_fairseq.checkpoints.training import goes_on_from
 from amos_fairseq.data import loading
-from amos_fairseq.data.cropping import CroppingOptions
 from amos_fairseq.data.manifest import load_manifest_for, verify_tokens
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens, split
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MODEL_NAME
 from amos_fairseq.methods import METHODS, for_each_method
-from amos_fairseq.methods.base import Vocabulary, option
+from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.objectives import COUNTED
+from amos_fairseq.options import COUNT, Range, free_names, option
 from amos_fairseq.pretrained.loading import VOCABULARY
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
 
 
 @dataclass
-class PretrainingTaskConfig(SupervisionConfig):
-    data: str = option(MISSING, "folder written by `amos-fairseq prepare`, or its shards data0:data1:..")
-    tokens_per_sample: int = option(512, "longest block of tokens; the corpus is prepared with at most this")
+class PretrainingTaskConfig(MaskingOptions, SupervisionConfig):
+    data: str = option(MISSING, "folder written by `amos-fairseq prepare`, or its shards data0:data1:..", path=True)
+    tokens_per_sample: int = option(512, "longest block of tokens; the corpus is prepared with at most this", COUNT)
     verify_data: bool = option(
-        False, "compare all data with the SHA-256 that prepare recorded before training; each process a share of them"
+        False, "compare all data with the SHA-256 that prepare recorded before training; each process a share of them",
+        free=True,
     )
-    mask_prob: float = option(0.15, "share of the maskable positions that are selected for prediction")
-    mask_special_tokens: bool = option(False, "let <s> and </s> be selected as well (COCO-LM, App.)")
-    allow_change: str = option("", "what a resumed run may do otherwise than before, as the refusal names it: seed,..")
-    allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged")
+    allow_change: str = option(
+        "", "what a resumed run may do otherwise than before, as the refusal names it: seed,..", free=True
+    )
+    allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged", free=True)
     seed: int = II("common.seed")
     max_update: int = II("optimization.max_update")
     max_tokens: Optional[int] = II("dataset.max_tokens")
@@ -59,11 +60,8 @@ class PretrainingTask(SupervisedTask):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        self.masking = MaskingOptions(
-            cfg.mask_prob, cfg.mask_token_prob, cfg.keep_prob, cfg.random_prob, cfg.mask_special_tokens
-        )
-        keep_fraction = getattr(cfg, "crop_keep_fraction", None)
-        self.cropping = None if keep_fraction is None else CroppingOptions(keep_fraction)
+        self.masking = MaskingOptions.of(cfg)
+        self.cropping = getattr(cfg, "crop_keep_fraction", None)
         self.manifest, self.shards = load_manifest_for(cfg.data)
         if self.manifest.tokens_per_sample > cfg.tokens_per_sample:
             raise ValueError(
@@ -262,16 +260,16 @@ class PretrainingTask(SupervisedTask):
 
 @for_each_method
 def _register(name: str) -> None:
-    shares = ("mask_token_prob", "keep_prob", "random_prob")
-    words = ("become <mask>", "keep their token", "get a random token")
-    fields = [
-        (share, float, option(default, f"share of the selected positions that {fate}"))
-        for share, fate, default in zip(shares, words, METHODS[name].masking)
-    ]
-    if METHODS[name].cropping is not None:
-        default, help = METHODS[name].cropping, "share of a sequence that its cropped view keeps"
-        fields.append(("crop_keep_fraction", float, option(default, help)))
-    config = make_dataclass(f"{METHODS[name].__name__}PretrainingTaskConfig", fields, bases=(PretrainingTaskConfig,))
+    method = METHODS[name]
+    shares = zip(("mask_token_prob", "keep_prob", "random_prob"), method.masking)
+    inherited = MaskingOptions.__dataclass_fields__
+    own = [(name, float, field(default=default, metadata=inherited[name].metadata)) for name, default in shares]
+    if method.cropping is not None:
+        kept = Range(0, 1, without_low=True, with_high=True)
+        keep_fraction = option(method.cropping, "share of a sequence that its cropped view keeps", kept)
+        own.append(("crop_keep_fraction", float, keep_fraction))
+    config = make_dataclass(f"{method.__name__}PretrainingTaskConfig", own, bases=(PretrainingTaskConfig,))
     # fairseq wants class names, too, to be unique among all tasks
-    task = type(f"{METHODS[name].__name__}PretrainingTask", (PretrainingTask,), {"method_name": name})
+    attributes = {"method_name": name, "free_options": free_names(config) | free_names(method.config_class)}
+    task = type(f"{method.__name__}PretrainingTask", (PretrainingTask,), attributes)
     register_task(name, dataclass=config)(task)

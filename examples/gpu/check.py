@@ -105,7 +105,7 @@ def training(folder: Path, name: str, flags: list) -> dict:
         "--lr", "5e-4", "--lr-scheduler", "polynomial_decay", "--warmup-updates", "50", "--num-workers", "2",
         "--total-num-update", str(UPDATES), "--max-update", str(UPDATES), "--log-format", "json",
         "--log-interval", "50", "--no-epoch-checkpoints", "--save-dir", str(folder / name), *flags,
-    ]  # fmt: skip
+    ]
     run = subprocess.run(command, capture_output=True, text=True)
     rows = [line for line in run.stdout.splitlines() + run.stderr.splitlines() if "| train_inner |" in line]
     if run.returncode or not rows:

@@ -70,7 +70,7 @@ def test_slices_hold_every_byte_once_and_are_of_one_size_but_the_last(monkeypatc
     assert corpus.plan_slices(sizes) == [  # 79 bytes are few: slices of at least CHUNK_BYTES
         [("a", 0, 10)], [("a", 10, 20)], [("a", 20, 30)], [("a", 30, 40)], [("a", 40, 50)],
         [("b", 0, 0), ("c", 0, 3), ("d", 0, 4), ("e", 0, 10)], [("e", 10, 20)], [("e", 20, 21), ("f", 0, 1)],
-    ]  # fmt: skip
+    ]
     assert [len(spans) for spans in corpus.plan_slices([("a", 256 * 20), ("b", 40)])] == [1] * 258
     assert corpus.plan_slices([("a", 0)]) == [[("a", 0, 0)]]
 

@@ -142,11 +142,11 @@ def test_no_samples_are_an_empty_batch(dictionary):
 
 @pytest.mark.parametrize("probability", [0.0, 1.0, -0.1, 1.5])
 def test_a_mask_probability_outside_zero_to_one_is_refused(probability):
-    with pytest.raises(ValueError, match=f"mask_prob must lie between 0 and 1, got {probability}"):
+    with pytest.raises(ValueError, match=f"mask_prob {probability} is out of range: it must be above 0 and below 1"):
         MaskingOptions(mask_prob=probability)
 
 
-@pytest.mark.parametrize("shares", [(0.8, 0.1, 0.2), (1.0, 0.5, -0.5)])
-def test_shares_that_do_not_add_up_are_refused(shares):
-    with pytest.raises(ValueError, match="add up to 1"):
+@pytest.mark.parametrize("shares, words", [((0.8, 0.1, 0.2), "add up to 1"), ((1.0, 0.5, -0.5), "random_prob -0.5 is")])
+def test_shares_that_do_not_add_up_are_refused(shares, words):
+    with pytest.raises(ValueError, match=words):
         MaskingOptions(0.15, *shares)

@@ -137,7 +137,7 @@ def test_special_names_among_a_models_pieces_are_unknown_and_fillers_round_up(tm
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(DOCUMENTS), model_writer=model, vocab_size=100, user_defined_symbols=["<mask>", "<pad>"],
         hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+    )
     (tmp_path / "own.model").write_bytes(model.getvalue())
     (tmp_path / "a.txt").write_text("ab <mask> <pad> <s>\n\nab <mask>")
     out = str(tmp_path / "out")

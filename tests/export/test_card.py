@@ -43,7 +43,7 @@ def table_of(text):
 def test_training_is_told_without_paths(tmp_path):
     storage.write(tmp_path / "checkpoint", TRAINED, {})
     state = card.read_state(tmp_path / "checkpoint")
-    rows = dict(card.training(state))
+    rows = dict(card.training(state, "amos_rtd"))
     assert rows["updates"] == 700 and rows["model"] == "bert_mlm_tiny" and rows["optimizer"] == "fused_adamw"
     assert rows["lr_scheduler"] == "polynomial_decay" and rows["lr"] == [0.0005] and rows["update_freq"] == [8]
     assert rows["encoder_layers"] == 2 and rows["mask_prob"] == 0.15 and "max_tokens" not in rows

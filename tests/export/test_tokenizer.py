@@ -29,7 +29,7 @@ ODD = [
     "\u0e01\u0e33", "\u0915\u093c", "\u05e0\u05bc", "\u0627\u0654", "\x00", "\x01", "\x7f", "\ufffd", "\u00ad",
     "\u200d", "\u00a8", "\u00b4", "\u2026", "\U00020000", "madeupword0000", "----------", "=========", "aaaaaaa",
     "''''", "<s", "mask>",
-]  # fmt: skip
+]
 
 
 def odd_sentences(count):

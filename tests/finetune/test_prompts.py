@@ -34,7 +34,7 @@ def prepare(tokenizer, tmp_path):
         options = {
             "seed": 13, "template": TEMPLATE, "label_words": LABEL_WORDS, "per_class": 3, "samples": 4,
             "train_sequences": 20, "max_length": 60, **options,
-        }  # fmt: skip
+        }
         problem = prompts.prepare(tmp_path / folder, "toy", train, {"test": test}, tokenizer, **options)
         sets = {split: labelled.read_examples(tmp_path / folder, split) for split in ("train", "valid", "test")}
         texts = {
@@ -231,7 +231,7 @@ def test_tiny_network_learns_to_fill_the_prompt(prepare, checkpoint, finetune, t
     finetune(
         tmp_path / "labelled", checkpoint(max_positions=48), save_dir=tmp_path / "run", batch_size=16, max_update=120,
         total_num_update=120, save_interval=12, validate_interval=12,
-    )  # fmt: skip
+    )
     trained = load_finetuned(tmp_path / "run")
     for split in ("train", "test"):
         outputs = predict(trained.network, sets[split])

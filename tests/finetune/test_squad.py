@@ -26,7 +26,7 @@ def words():
         sentence_iterator=iter([TEN + " who what ?"]), model_writer=model, model_type="word", vocab_size=17,
         bos_id=0, pad_id=1, eos_id=2, unk_id=3, bos_piece="<s>", pad_piece="<pad>", eos_piece="</s>",
         unk_piece="<unk>", minloglevel=2,
-    )  # fmt: skip
+    )
     return Tokenizer(model.getvalue())
 
 
@@ -305,7 +305,7 @@ def test_thresholds_of_version_2_by_hand():
     expected = {
         "em": 0.5, "f1": 0.5, "has_answer_em": 0.5, "has_answer_f1": 0.5, "no_answer_em": 0.5, "no_answer_f1": 0.5,
         "best_em": 0.75, "best_em_threshold": -3.0, "best_f1": 0.75, "best_f1_threshold": -3.0,
-    }  # fmt: skip
+    }
     assert scores == pytest.approx(expected)
     scores = squad.measure(texts, answers, np.array([-3.0, 9.0, 0.5, 2.0]))
     assert (scores["best_em"], scores["best_em_threshold"]) == (0.75, -3.0)
@@ -390,7 +390,7 @@ def test_scores_of_2500_random_questions_are_those_of_the_official_evaluation():
     names = {
         "em": "exact", "f1": "f1", "has_answer_em": "HasAns_exact", "has_answer_f1": "HasAns_f1",
         "no_answer_em": "NoAns_exact", "no_answer_f1": "NoAns_f1", "best_em": "best_exact", "best_f1": "best_f1",
-    }  # fmt: skip
+    }
     for name, their_name in names.items():
         assert ours[name] == pytest.approx(official[their_name] / 100, abs=1e-9), name
     assert ours["best_em_threshold"] == official["best_exact_thresh"]

@@ -294,7 +294,7 @@ MISTAKES = {  # what: (kind, change of the folder, options, what the line must s
     "another optimizer with layer decay": (
         "classification", None, dict(layer_decay=0.8, optimizer="adam"), "layer_decay 0.8 needs an optimizer with"
     ),
-    "no layer decay": ("classification", None, dict(layer_decay=0.0), "layer_decay 0.0 must lie above 0"),
+    "no layer decay": ("classification", None, dict(layer_decay=0.0), "layer_decay 0.0 is out of range: it must"),
     "no such checkpoint": ("classification", None, dict(pretrained="nowhere"), "nowhere does not exist"),
     "prompt without language model": ("prompt", None, dict(pretrained="electra_rtd"), "electra_rtd trains no language"),
     "arch of pre-training": ("classification", None, dict(arch="bert_mlm_tiny", pooler_dropout=None), "arch bert_mlm"),

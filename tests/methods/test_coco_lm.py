@@ -217,8 +217,8 @@ def test_another_generator_than_the_options_describe_is_refused(make_method):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(clm_weight=-1.0), "clm_weight must be 0 or more, got -1.0"),
-        (dict(scl_temperature=0.0), "scl_temperature must be positive, got 0.0"),
+        (dict(clm_weight=-1.0), "clm_weight -1.0 is out of range: it must be at least 0"),
+        (dict(scl_temperature=0.0), "scl_temperature 0.0 is out of range: it must be above 0"),
         (dict(generator_checkpoint="a.pt", random_replacements=True), "checkpoint 'a.pt' .* random_replacements True"),
         (dict(clm_weight=0.0, clm_all_tokens=True), "clm_all_tokens changes nothing with clm_weight 0.0"),
         (dict(clm_without_copy=True, clm_all_tokens=True), "clm_all_tokens True .* clm_without_copy True"),

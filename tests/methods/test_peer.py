@@ -201,12 +201,12 @@ def test_every_parameter_is_trained_under_every_ablation(make_method, make_batch
     "options, message",
     [
         (dict(tqr_partition=[1.0, 8.0, 32.0]), r"\[1.0, 8.0, 32.0\] with buffer 3.0 leaves level 2 empty"),
-        (dict(tqr_partition=[-1.0]), "ratios above 0"),
-        (dict(tqr_top=0), "top is 0"),
-        (dict(tqr_buffer=-0.5), "buffer is -0.5"),
-        (dict(tqr_weight=-1.0), "tqr_weight must be 0 or more, got -1.0"),
-        (dict(level_weight=-1.0), "level_weight must be 0 or more"),
-        (dict(tqr_warmup_updates=-1), "tqr_warmup_updates must be 0 or more"),
+        (dict(tqr_partition=[-1.0]), "tqr_partition -1.0 is out of range: it must be above 0"),
+        (dict(tqr_top=0), "tqr_top 0 is out of range: it must be at least 1"),
+        (dict(tqr_buffer=-0.5), "tqr_buffer -0.5 is out of range: it must be at least 0"),
+        (dict(tqr_weight=-1.0), "tqr_weight -1.0 is out of range: it must be at least 0"),
+        (dict(level_weight=-1.0), "level_weight -1.0 is out of range: it must be at least 0"),
+        (dict(tqr_warmup_updates=-1), "tqr_warmup_updates -1 is out of range: it must be at least 0"),
         (dict(tied_layers="most"), "unknown tied_layers 'most'"),
     ],
 )

@@ -114,7 +114,7 @@ def test_draws_follow_the_softmax_of_the_mixture_whatever_the_temperature(cpu_ke
     reading, _ = read(
         cpu_kernels, logits.expand(rows, -1, -1), bias, targets, weights, excluded, noise_of(rows, seed=7), temperature,
         candidates=False, write_gradient=False,
-    )  # fmt: skip
+    )
     z = logits[0].double() + bias.double()
     mixed = z[0] if weights is None else (weights[0].double()[:, None] * z).sum(0)
     expected = rows * mixed.masked_fill(excluded, float("-inf")).softmax(-1)
@@ -176,8 +176,8 @@ def test_candidates_are_listed_in_order_and_filled_up_with_minus_one(cpu_kernels
 
 def test_a_list_that_overflows_keeps_the_first_and_says_what_it_lacks(cpu_kernels):
     vocabulary, noise = 5000, noise_of(1)
-    reading, _ = read(cpu_kernels, torch.zeros(1, 1, vocabulary), torch.zeros(vocabulary), torch.tensor([0]),
-                      noise=noise, temperature=2.0)  # fmt: skip
+    logits, bias, targets = torch.zeros(1, 1, vocabulary), torch.zeros(vocabulary), torch.tensor([0])
+    reading, _ = read(cpu_kernels, logits, bias, targets, noise=noise, temperature=2.0)
     assert reading.candidates[0].tolist() == list(range(1024))
     p = np.exp(reference.gumbel_noise(noise, vocabulary)[0] / 2)
     close(reading.tail, [1 - p[:1024].sum() / p.sum()], atol=1e-5)

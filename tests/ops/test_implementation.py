@@ -72,7 +72,7 @@ def test_kernels_and_pytorch_draw_the_same_tokens_and_give_the_same_gradients():
             embeddings = straight_through_gumbel_softmax(
                 torch.zeros(1, rows, width, requires_grad=True), leaves[3], *leaves[1:3], targets, noise, 0.3,
                 reading.candidates,
-            )  # fmt: skip
+            )
             (reading.loss + (embeddings * upstream).sum()).backward()
         found[choice] = reading, [leaf.grad for leaf in leaves]
     (ours, gradients), (theirs, expected) = found.values()

@@ -53,6 +53,11 @@ CONFIGURATIONS = {
     "no heads": (dict(encoder_attention_heads=0), "encoder_attention_heads 0 is out of range: it must be at least 1"),
     "dropout of 1": (dict(dropout=1.0), "dropout 1.0 is out of range: it must be at least 0 and below 1"),
     "rtd_weight nan": (dict(rtd_weight=math.nan), "rtd_weight nan is out of range: it must be at least 0"),
+    "no depth": (dict(generator_depths=[1, 0]), "generator_depths 0 is out of range: it must be at least 1"),
+    "unknown bucketing": (dict(rel_pos_bucketing="t6"), "unknown rel_pos_bucketing 't6': choose t5, released"),
+    "save_timeout negative": (dict(save_timeout=-1.0), "save_timeout -1.0 is out of range: it must be at least 0"),
+    "stop_after_minutes nan": (dict(stop_after_minutes=math.nan), "stop_after_minutes nan is out of range"),
+    "share of 1": (dict(mask_prob=1.0), "mask_prob 1.0 is out of range: it must be above 0 and below 1"),
     "amp with bf16": (dict(amp=True, bf16=True), "bf16 and amp are two precisions: give one of them"),
     "no batch size": (dict(batch_size=None), "batch_size is not given: give --batch-size or --max-tokens"),
     "no end": (dict(max_update=0), "max_update 0 has the run never end"),
@@ -90,7 +95,7 @@ STARTS = {
     "max_tokens below a block": (dict(batch_size=None, max_tokens=16), "max_tokens 16 is less than one block of"),
     "max_tokens_valid below a block": (dict(max_tokens_valid=16), "max_tokens_valid 16 is less than one block of"),
     "gumbel_temperature 0": (dict(gumbel_temperature=0), "gumbel_temperature"),
-    "update_timeout negative": (dict(update_timeout=-1), "update_timeout -1.0 is no number from 0 on"),
+    "update_timeout negative": (dict(update_timeout=-1), "update_timeout -1.0 is out of range: it must be at least 0"),
     "spikes without checkpoints": (dict(loss_spike_factor=2, no_save=True), "loss_spike_factor 2.0 needs checkpoints"),
     "missing init_checkpoint": (dict(init_checkpoint="gone"), "init_checkpoint gone does not exist"),
     "save_dir below a file": (dict(save_dir="/dev/null/run"), "save_dir /dev/null/run: /dev/null is no folder"),
@@ -127,7 +132,8 @@ def test_configuration_is_refused_with_option_value_and_range(configuration, mis
     changes, words = CONFIGURATIONS[mistake]
     cfg = configuration.copy()
     for name, value in changes.items():
-        group = next(group for group in fairseq_options.RANGES if name in cfg[group])  # fairseq's own come first
+        groups = [*fairseq_options.RANGES, "task", "model"]  # fairseq's own come first
+        group = next(group for group in groups if name in cfg[group])
         cfg[group][name] = value
     with pytest.raises(ValueError) as refusal:
         fairseq_options.check(cfg)

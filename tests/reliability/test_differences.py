@@ -15,6 +15,7 @@ CFG = {
     "task": {"_name": "amos_rtd", "data": "a", "mask_prob": 0.15, "seed": 3, "save_dir": "b", "allow_change": ""},
     "model": {"_name": "amos_rtd_tiny", "dropout": 0.1, "generator_depths": [4, 6], "init_checkpoint": "x"},
 }
+FREE = {"allow_change", "init_checkpoint"}
 TASK_STATE = {"dictionary_sha256": "d" * 64, "data_sha256": "e" * 64}
 
 
@@ -24,10 +25,10 @@ def changed(path, value):
     for key in keys:
         group = group[key]
     group[last] = value
-    return characteristics(cfg, TASK_STATE)
+    return characteristics(cfg, TASK_STATE, FREE)
 
 
-THEN = characteristics(CFG, TASK_STATE)
+THEN = characteristics(CFG, TASK_STATE, FREE)
 
 
 def test_characteristics_in_words():
@@ -70,14 +71,14 @@ def test_places_rates_and_options_that_one_side_does_not_have_may_change(path, v
 def test_processes_may_change_if_the_batch_does_not():
     cfg = copy.deepcopy(CFG)
     cfg["distributed_training"]["distributed_world_size"], cfg["optimization"]["update_freq"] = 4, [1, 2]
-    assert differences(THEN, characteristics(cfg, TASK_STATE), []) == []
+    assert differences(THEN, characteristics(cfg, TASK_STATE, FREE), []) == []
 
 
 @pytest.mark.parametrize("key, option", [("dictionary_sha256", "vocabulary"), ("data_sha256", "data")])
 def test_other_vocabulary_and_data_are_found_where_both_are_known(key, option):
-    now = characteristics(CFG, {**TASK_STATE, key: "f" * 64})
+    now = characteristics(CFG, {**TASK_STATE, key: "f" * 64}, FREE)
     assert [difference.option for difference in differences(THEN, now, [])] == [option]
-    assert differences(characteristics(CFG, {}), now, []) == []
+    assert differences(characteristics(CFG, {}, FREE), now, []) == []
 
 
 def test_table_has_a_row_for_each_in_columns():

@@ -94,7 +94,7 @@ class Cluster:
         return subprocess.Popen(
             ["bash", path, *arguments], cwd=self.folder, env={**self.environment, **environment},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+        )
 
     def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         process = self.start(script, *arguments, **environment)

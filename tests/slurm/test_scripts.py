@@ -33,7 +33,7 @@ def test_a_dry_run_prints_the_command_of_the_paper_on_any_number_of_nodes(cluste
         f"task.data={here}/data", f"checkpoint.save_dir={here}/checkpoints/amos_rtd/base",
         f"hydra.run.dir={here}/checkpoints/amos_rtd/base",
         f"optimization.update_freq=[{update_freq}]", f"distributed_training.distributed_world_size={8 * nodes}",
-    ]  # fmt: skip
+    ]
 
 
 def test_without_slurm_the_command_runs_under_torchrun(cluster):
@@ -99,7 +99,7 @@ BAD = {
         ["bert_mlm/base"], dict(SLURM_GPUS_ON_NODE="4"),
         "8 tasks per node but 4 GPUs: sbatch --gpus-per-node=N --ntasks-per-node=N has one for each",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -238,7 +238,7 @@ def array(task, count=4):
         "SLURM_JOB_ID": str(500 + task), "SLURM_ARRAY_TASK_ID": str(first + task), "SLURM_ARRAY_TASK_COUNT": str(count),
         "SLURM_ARRAY_TASK_MIN": str(first), "SLURM_ARRAY_TASK_MAX": str(first + count - 1), "SLURM_CPUS_PER_TASK": "32",
         "SLURM_SUBMIT_DIR": ".",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("task", [0, 3])

@@ -70,7 +70,7 @@ def test_command_line_exits_with_64_and_the_line(arguments, user_dir, tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 64
     *before, message = done.stderr.splitlines()
-    assert message == "amos_fairseq: error: mask_prob must lie between 0 and 1, got 1.5: 0.15 is usual"
+    assert message == "amos_fairseq: error: mask_prob 1.5 is out of range: it must be above 0 and below 1"
     assert "amos_fairseq: error" not in "".join(before) + done.stdout and "Traceback" not in done.stderr
 
 
