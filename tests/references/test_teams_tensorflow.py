@@ -63,7 +63,8 @@ def our_teams(table_width: int) -> Teams:
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-12
     method.sample = lambda *_: torch.tensor(sum(INPUTS["sampled_tokens"], []))
-    method.candidates = lambda _: (torch.tensor(sum(INPUTS["candidate_tokens"], [])), None)
+    chosen = torch.tensor(sum(INPUTS["candidate_tokens"], []))
+    method.candidates = lambda _: lambda rows, logits: chosen[rows]
     return method
 
 
