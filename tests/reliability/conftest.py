@@ -29,12 +29,12 @@ def disturbed(launch, arguments, tmp_path):
 
     It is in `disturbed.folder`, to be gone on with, unless options say otherwise; see tests/reliability/disturbed.py.
     """
-    def disturbed(processes=1, events=(), fails=False, patience=10, name="bert_mlm", **options):
+    def disturbed(processes=1, events=(), fails=False, name="bert_mlm", **options):
         options = {
             "num_workers": 1, "max_update": 8, "save_dir": tmp_path / "run", "batch_size": 8 // processes, **options
         }
         command = [json.dumps(events), *arguments(name, **options)]
-        return launch("tests.reliability.disturbed:main", command, processes, fails, patience)
+        return launch("tests.reliability.disturbed:main", command, processes, fails)
 
     disturbed.folder = tmp_path / "run"
     return disturbed

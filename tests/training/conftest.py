@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
-    """launch(function, arguments, processes=1, fails=False, patience=0): its Outcome; the folder is a new one."""
+    """launch(function, arguments, processes=1, fails=False): its Outcome; the folder is a new one."""
     pytest.importorskip("fairseq")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
     environment.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
@@ -67,9 +67,9 @@ def launch(tmp_path_factory):
             [sys.executable, str(Path(__file__).with_name("launcher.py"))], env=environment, stderr=stderr, **pipes
         )
 
-    def launch(function, arguments, processes=1, fails=False, patience=0):
+    def launch(function, arguments, processes=1, fails=False):
         folder = tmp_path_factory.mktemp("job")
-        job = dict(function=function, arguments=[str(a) for a in arguments], processes=processes, patience=patience)
+        job = dict(function=function, arguments=[str(a) for a in arguments], processes=processes, fails=fails)
         job["folder"] = str(folder)
         launcher.stdin.write(json.dumps(job) + "\n")
         answer = launcher.stdout.readline()
@@ -82,7 +82,7 @@ def launch(tmp_path_factory):
 
     yield launch
     launcher.stdin.close()
-    launcher.wait(timeout=60)
+    launcher.wait()
 
 
 @pytest.fixture(scope="session")
