@@ -1,19 +1,7 @@
-"""The fixtures that train, from tests/training."""
-
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
-
-_spec = importlib.util.spec_from_file_location(
-    "training_fixtures", Path(__file__).parents[1] / "training" / "conftest.py"
-)
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-launch, text, corpus = _fixtures.launch, _fixtures.text, _fixtures.corpus
-arguments, training, yaml_config = _fixtures.arguments, _fixtures.training, _fixtures.yaml_config
 
 
 @pytest.fixture(autouse=True)
