@@ -16,7 +16,7 @@ import sys
 import time
 from typing import List, Optional
 
-SECONDS = 900  # no job takes as long, however slow the machine: what does hangs
+SECONDS = 3600  # no job takes as long, however slow the machine: what does hangs
 
 
 def serve() -> Optional[str]:
