@@ -101,7 +101,8 @@ def test_interrupted_run_can_go_on(corpus, tmp_path):
     out = tmp_path / "out"
     arguments = ["--corpus", str(corpus), "--out", str(out), "--updates", "100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", AMOS_FAIRSEQ.split(":")[0], "quickstart", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart", *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         # a shell's background jobs ignore interrupts, and so would what they start
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
