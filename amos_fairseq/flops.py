@@ -6,6 +6,7 @@ softmax and sampling are not counted. Attention is counted in full (it is not ca
 
 import functools
 import time
+from typing import List
 
 import torch
 
@@ -54,7 +55,8 @@ def _measured_flops(device: torch.device, size: int = 1024, trials: int = 2, bud
     """
     matrix = torch.ones(size, size, device=device)
     clock = _thread_seconds if device.type == "cpu" else time.perf_counter
-    begin, seconds = time.perf_counter(), []
+    seconds: List[float] = []
+    begin = time.perf_counter()
     while len(seconds) < trials or time.perf_counter() - begin < budget:
         start = clock()
         (matrix @ matrix)[0, 0].item()  # reading a value waits for the device

@@ -20,7 +20,7 @@ class Mean(NamedTuple):
     """A sum and its denominator, kept apart so that sums over processes and micro-batches stay exact."""
 
     total: Tensor
-    count: Union[int, Tensor]
+    count: Union[int, Tensor]  # type: ignore[assignment]  # hides a method of tuples
 
     @property
     def mean(self) -> Tensor:
@@ -31,7 +31,7 @@ class LossTerm(NamedTuple):
     """One term of a training loss: `weight * total / count`, where `count` counts the elements named by `over`."""
 
     total: Tensor
-    count: Union[int, Tensor]
+    count: Union[int, Tensor]  # type: ignore[assignment]
     weight: float = 1.0
     over: str = SELECTED
 
@@ -193,7 +193,7 @@ def tqr_loss(
     valid_positions: (B, T) bool
     """
     levels = level_thresholds.numel() + 1
-    total = 0.0
+    total = level_thresholds.new_zeros(())
     for level, threshold in enumerate(full_precision(level_thresholds), start=1):
         below, counts = level_targets(level_codes, level, levels)
         verdict = threshold - full_precision(quality_scores)

@@ -64,7 +64,7 @@ def option(
     free: bool = False,
     path: bool = False,
     unseen: bool = False,
-):
+) -> Any:
     """A config field with rules, those of `Option`; the help text becomes the command line's.
 
     Without a default, it must be given. Lists are copied for each instance.

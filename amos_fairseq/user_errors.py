@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import sys
-from typing import Iterable, NoReturn, Tuple, Union
+from typing import Iterable, NoReturn, Tuple, Type, Union
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 SHOWN_CHOICES = 8
@@ -32,7 +32,7 @@ def status_of(error: Exception) -> int:
 
 
 @contextlib.contextmanager
-def told_in_one_line(kind: Union[type, Tuple[type, ...]] = ValueError):
+def told_in_one_line(kind: Union[Type[Exception], Tuple[Type[Exception], ...]] = ValueError):
     """Turn an error of this kind, or of these, into the end of the program, its message on standard error."""
     try:
         yield
@@ -67,4 +67,4 @@ def tell_mistakes(parser: argparse.ArgumentParser, program: str = "amos_fairseq"
         message = message.replace("invalid <lambda> value", "invalid list of numbers")
         stop(" ".join(message.splitlines()), os.EX_USAGE, program)
 
-    parser.error = error
+    parser.error = error  # type: ignore[method-assign]

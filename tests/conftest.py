@@ -13,6 +13,8 @@ from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
 
+pytest_plugins = ["tests.runs"]
+
 VOCABULARY = Vocabulary(size=40, padding=1, excluded=[0, 1, 2, 3, 38, 39])
 MASK = 39
 SMALL = dict(

@@ -70,7 +70,7 @@ def corpus(tmp_path_factory):
 
 def run(*command):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=900)
     printed = done.stdout + done.stderr
     # A thread of fairseq's or torch's that is still there may abort a process after all is done; ours are ended before.
     aborted_at_exit = "terminate called without an active exception" in printed and "done training" in printed

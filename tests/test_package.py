@@ -6,6 +6,9 @@ from importlib import metadata
 import pytest
 
 import amos_fairseq
+from amos_fairseq.cli.main import COMMANDS
+
+EVERY_COMMAND = ", ".join(f"amos_fairseq.cli.{name.replace('-', '_')}" for name in COMMANDS)
 
 
 def test_version_is_that_of_the_installed_package():
@@ -25,7 +28,7 @@ def test_apex_is_not_required():
     "module, absent",
     [
         ("amos_fairseq", ["fairseq", "torch"]),
-        ("amos_fairseq.cli.main", ["fairseq", "torch", "matplotlib"]),
+        pytest.param(EVERY_COMMAND, ["fairseq", "torch", "matplotlib"], id="every command"),
         ("amos_fairseq.methods", ["fairseq"]),
         ("amos_fairseq.analysis.figures", ["fairseq", "torch", "matplotlib.pyplot"]),
     ],

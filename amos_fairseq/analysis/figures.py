@@ -157,11 +157,11 @@ def validation_of(run: Run) -> RunLog:
 
 
 def compute(run: Run) -> Tuple[List[float], List[float]]:
-    """(updates, TFLOP spent until then), from the rows that say how many FLOPs a token took."""
+    """(updates, TFLOP spent until then), from the rows that say how many FLOPs a token took: a rate of 0 is rounded."""
     devices = run.options.get("distributed_world_size", 1)
     updates, totals = [0.0], [0.0]
     for row in run.log.train:
-        if row.get("wps") and "tflops" in row and "wpb" in row:
+        if row.get("wps") and row.get("tflops") and "wpb" in row:
             tokens = (row["num_updates"] - updates[-1]) * row["wpb"]
             updates.append(row["num_updates"])
             totals.append(totals[-1] + tokens * devices * row["tflops"] / row["wps"])

@@ -15,7 +15,7 @@ OPTIONS_START = "{'_name': None, 'common': {"  # of the line on which fairseq pr
 # Options that say where a run was, not what it was.
 PLACES = ("save_dir", "log_file", "restore_file", "tensorboard_logdir", "distributed_init_method", "distributed_port")
 
-# Speeds, of training whatever validation logs. fairseq writes 0 where it has not timed anything yet.
+# Speeds, of training whatever validation logs.
 RATES = ("wps", "tflops", "mfu")
 
 Row = Dict[str, float]
@@ -66,7 +66,8 @@ def parse(lines) -> RunLog:
             continue
         if "num_updates" in stats:
             forget_after(stats["num_updates"], train, validation)
-            stats = {name: value for name, value in stats.items() if value or name not in RATES}
+            if stats.get("wps") == 0:  # the row of a start's first update alone, in which fairseq sets its clock
+                stats = {name: value for name, value in stats.items() if name not in RATES}
             train[int(stats["num_updates"])] = stats
         elif "valid_num_updates" in stats:
             stats = {name.removeprefix("valid_"): value for name, value in stats.items()}

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import List, Optional
 
-from amos_fairseq.analysis import linear_probes
 from amos_fairseq.cli import trained
 
 HELP = (
@@ -37,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--png {args.png} exists: name a new file")
 
     from tqdm import tqdm
+
+    from amos_fairseq.analysis import linear_probes
 
     sentences = [linear_probes.read_labelled(path) for path in (args.train, args.test)]
     linear_probes.check_labels(*sentences, args.train, args.test)

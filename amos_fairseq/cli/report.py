@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
-from amos_fairseq.analysis import held_out, held_out_figures
-
 if TYPE_CHECKING:
     from amos_fairseq.analysis.run_log import Run
 
@@ -52,7 +50,7 @@ def show(
     """Print the runs' table and write their report; `out` is the only run's folder `report` by default."""
     from tqdm import tqdm
 
-    from amos_fairseq.analysis import report
+    from amos_fairseq.analysis import held_out, held_out_figures, report
 
     out = out or paths[0] / "report"
     report.check_replaceable(out)

@@ -90,8 +90,9 @@ class PretrainingCriterion(FairseqCriterion):
         metrics.log_derived("loss", weighted_sum, priority=0)
         if "tflop" in sums:
             # Rates: model FLOPs, and the seconds that they would take at the device's peak, per second of wall time.
-            metrics.log_speed("tflops", sums["tflop"], priority=91, round=DIGITS)
-            metrics.log_speed("mfu", sums["peak_seconds"], priority=92, round=DIGITS)
+            # Not rounded: fairseq prints six significant digits, and decimals would make a small rate 0.
+            metrics.log_speed("tflops", sums["tflop"], priority=91)
+            metrics.log_speed("mfu", sums["peak_seconds"], priority=92)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

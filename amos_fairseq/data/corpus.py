@@ -106,7 +106,8 @@ def divide(path: str, size: int, most: int) -> Iterator[Span]:
 def plan_slices(sizes: Sequence[tuple[str, int]]) -> list[list[Span]]:
     """The corpus, (path, bytes) of each file, in slices of at least `slice_bytes` but the last; at most twice that."""
     slice_bytes = min(max(sum(size for _, size in sizes) // SLICES, CHUNK_BYTES), SLICE_BYTES)
-    slices, filled = [[]], 0
+    slices: list[list[Span]] = [[]]
+    filled = 0
     for path, size in sizes:
         for span in divide(path, size, slice_bytes):
             if filled >= slice_bytes:

@@ -8,10 +8,10 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class TextEncoder:
     def __call__(self, spans: Sequence[corpus.Span]) -> EncodedText:
         encoded = [self._encode_chunk(chunk) for span in spans for chunk in corpus.read_chunks(span)]
         *parts, repaired = zip(*encoded)
-        return EncodedText(*map(np.concatenate, parts), np.sum(repaired, axis=0))
+        return EncodedText(*[*map(np.concatenate, parts), np.sum(repaired, axis=0)])
 
     def _encode_chunk(self, chunk: corpus.Chunk) -> EncodedText:
         clean = corpus.clean_text(chunk.data)
@@ -89,7 +89,7 @@ def read_encoded(path: str) -> EncodedText:
         raise OSError(f"{path} is damaged: delete it and give the same command again") from None
 
 
-_encoder: Optional[TextEncoder] = None  # of this worker process
+_encoder: TextEncoder  # of this worker process
 
 
 def _start_worker(*arguments: Any) -> None:
@@ -111,7 +111,7 @@ def _encode_in_worker(path: str, spans: Sequence[corpus.Span]) -> None:
 
 
 def encode_slices(
-    slices: dict[str, Sequence[corpus.Span]], vocabulary: SubwordVocabulary, documents: str, workers: int
+    slices: Mapping[str, Sequence[corpus.Span]], vocabulary: SubwordVocabulary, documents: str, workers: int
 ) -> Iterator[int]:
     """Encode each slice to the file that is its key; yields the bytes of text of each that is done."""
     sizes = {path: sum(span.end - span.begin for span in spans) for path, spans in slices.items()}

@@ -69,7 +69,7 @@ class DocumentWriter:
 
     def begin_document(self) -> None:
         """End the open document, if there is one."""
-        if self.held and self.seen.add(self.held):
+        if self.held and self.seen is not None and self.seen.add(self.held):
             self._write_held()
         if self.split is not None:
             self.split.documents += 1
@@ -95,7 +95,7 @@ class DocumentWriter:
     def _write_held(self) -> None:
         for token_ids in self.held:
             starts_document = self.split is None
-            if starts_document:
+            if self.split is None:
                 index = self.train.documents + self.valid.documents
                 self.split = self.valid if corpus.is_selected(index, self.valid_fraction) else self.train
             self.split.packer.add(token_ids, starts_document)
@@ -119,11 +119,11 @@ class SplitWriter:
         self.packer.finish()
         for shard in self.shards:
             shard.flush()
-        return sum(shard.counts for shard in self.shards)
+        return np.sum([shard.counts for shard in self.shards], axis=0)
 
     def close(self) -> Split:
         """Write the indices; returns the split's part of the manifest."""
-        counts = sum(shard.counts for shard in self.shards)
+        counts = np.sum([shard.counts for shard in self.shards], axis=0)
         shards = [shard.close() for shard in self.shards]
         return Split(
             documents=self.documents,

@@ -90,8 +90,8 @@ class Source(NamedTuple):
 class Part(NamedTuple):
     """Share `index` of `count` of the work of encoding, for one of several machines."""
 
-    index: int
-    count: int
+    index: int  # type: ignore[assignment]  # hides a method of tuples
+    count: int  # type: ignore[assignment]
 
     @classmethod
     def parse(cls, text: str) -> "Part":
@@ -146,9 +146,10 @@ def prepare(
             sizes = [(source.path, source.identity["bytes"]) for source in sources]
             vocabulary = _set_up(partial, recorded, identities, sizes, given, overwrite)
             slices = _slices(partial, sizes)
-            _encode(slices, part or Part(0, 1), vocabulary, chosen, workers, progress)
+            share = part or Part(0, 1)
+            _encode(slices, share, vocabulary, chosen, workers, progress)
             if not (all(map(os.path.exists, slices)) and lock.taken_alone()):
-                logger.info("part %d/%d is encoded; the last part to be done puts all together", *part)
+                logger.info("part %d/%d is encoded; the last part to be done puts all together", *share)
                 return None
             manifest = _pack(slices, _emptied(partial, COMPLETE_NAME), vocabulary, chosen, progress)
             manifest.options, manifest.inputs = recorded, identities
@@ -304,7 +305,7 @@ def _publish(manifest: Manifest, partial: str, out: str) -> None:
 
 def _open_sources(paths: Iterable[str], folder: str) -> list[Source]:
     """The sources with what identifies them; streams, which cannot be read twice, are copied into `folder`."""
-    sources = []
+    sources: list[Source] = []
     for path in paths:
         if corpus.is_stream(path):
             copy = os.path.join(folder, f"stream{len(sources)}")

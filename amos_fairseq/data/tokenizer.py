@@ -87,7 +87,7 @@ class Tokenizer:
         if OFFSET_MAPPING:
             mapping = self.processor.encode(text, return_type="offset_mapping")
             return mapping["ids"], mapping["offsets"]
-        pieces = self.processor.encode(text, out_type="immutable_proto").pieces
+        pieces = self.processor.encode(text, out_type="immutable_proto").pieces  # type: ignore[arg-type]
         return [piece.id for piece in pieces], [(piece.begin, piece.end) for piece in pieces]
 
     def encode_masked(self, text: str) -> List[int]:

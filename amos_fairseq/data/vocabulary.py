@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 import numpy as np
 import sentencepiece
@@ -53,7 +53,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def load_vocabulary(model: bytes, name: str, dictionary: Optional[bytes] = None) -> SubwordVocabulary:
     """The vocabulary of a SentencePiece model of any layout; `name` is how messages call it."""
     processor = load_processor(model, name)
-    symbols = []
+    symbols: List[str] = []
     symbol_of_piece = np.full(len(processor), UNK, dtype=np.int64)
     for index in range(len(processor)):
         piece = processor.id_to_piece(index)

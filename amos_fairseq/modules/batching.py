@@ -23,7 +23,7 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[List[int]]:
 def padded(sequences: Sequence[Tensor], encoder: Encoder) -> Tuple[Tensor, Optional[Tensor]]:
     """The sequences as rows (B, T) on the encoder's device, and where they are padding, or None."""
     table = encoder.token_embeddings
-    rows = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=table.padding_idx)
+    rows = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=encoder.config.padding_idx)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padding_mask = torch.arange(rows.size(1)) >= lengths[:, None]
     device = table.weight.device

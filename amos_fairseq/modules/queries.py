@@ -14,7 +14,7 @@ class Queries(NamedTuple):
     row; what is computed in the slots left over is never read.
     """
 
-    index: Tensor  # (M,) flat positions in (B, T), row-major
+    index: Tensor  # type: ignore[assignment]  # (M,) flat positions in (B, T), row-major
     slots: Tensor  # (M,) flat positions in (B, L)
     positions: Tensor  # (B, L) in 0..T-1; 0 in slots left over
 

@@ -41,6 +41,8 @@ BUCKETINGS = {"t5": t5_buckets, "released": released_buckets}
 class RelativePositionBias(nn.Embedding):
     """A (num_buckets, heads) table, read as the additive attention bias that all layers of an encoder share."""
 
+    buckets: Tensor
+
     def __init__(self, num_buckets: int, heads: int, max_distance: int, max_positions: int, bucketing: str = "t5"):
         super().__init__(num_buckets, heads)
         self.max_positions = max_positions
@@ -49,7 +51,7 @@ class RelativePositionBias(nn.Embedding):
         buckets = BUCKETINGS[bucketing](offsets, num_buckets, max_distance).to(self.weight.device)
         self.register_buffer("buckets", buckets, persistent=False)
 
-    def forward(self, length: int) -> Tensor:
+    def forward(self, length: int) -> Tensor:  # type: ignore[override]
         """(1, H, length, length), at least float32."""
         buckets = self.buckets[self.max_positions - length : self.max_positions + length - 1]
         # A half-precision table is read as float32: the gradient of a row sums over very many (query, key) pairs.

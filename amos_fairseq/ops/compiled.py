@@ -73,18 +73,18 @@ class Kernel:
         device = next(x.device for x in arguments if isinstance(x, Tensor))
         library = _library(device.type)
         function = getattr(library, self.name)
-        arguments = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+        values = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
         if device.type == "cuda":
             with torch.cuda.device(device):
-                error = function(*arguments, device.index, torch.cuda.current_stream(device).cuda_stream)
+                error = function(*values, device.index, torch.cuda.current_stream(device).cuda_stream)
         else:
-            error = function(*arguments, torch.get_num_threads(), None)
+            error = function(*values, torch.get_num_threads(), None)
         if error:
             raise RuntimeError(f"{self.name} failed: {library.amos_error(error).decode()}")
 
     def check(self, **tensors: Optional[Tensor]) -> None:
         """One line for a tensor that the kernel would misread; the first one gives the device."""
-        rows, sizes = next(iter(tensors.values())), {"2": 2}
+        rows, sizes = next(tensor for tensor in tensors.values() if tensor is not None), {"2": 2}
         for name, tensor in tensors.items():
             if tensor is None:
                 continue
@@ -188,7 +188,7 @@ def _read_rows(
     inputs = logits, bias, targets, weights, excluded, seed, noise_rows, temperature, write_gradient
     outputs = *reading[:-2], *(reading[-2:] if reading.tail.numel() else (None, None))
     amos_read_rows(*inputs, *outputs, *logits.shape, _scalar(logits))
-    return tuple(reading)
+    return tuple(reading)  # type: ignore[return-value]
 
 
 @_read_rows.register_fake

@@ -139,6 +139,7 @@ class Part(NamedTuple):
 
         Detection has its sign turned, here and in `head_tensors` only: their positive logit says `replaced`.
         """
+        assert self.head is not None
         if self.task == "sequence":
             return self.head(hidden[:, 0]).view(len(hidden), -1)
         return -self.head(hidden) if self.task == "detection" else self.head(hidden)
@@ -227,8 +228,8 @@ def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
         names = {"AutoConfig": "AmosConfig", **classes, "AutoModelForTokenClassification": "AmosForTokenClassification"}
         config["auto_map"] = {auto: f"modeling_amos.{name}" for auto, name in names.items()}
     if part.task == "sequence":
-        names = dict(enumerate(part.labels)) or {0: "value"}
-        config |= {"id2label": names, "label2id": {label: index for index, label in names.items()}}
+        labels = dict(enumerate(part.labels)) or {0: "value"}
+        config |= {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
         config["problem_type"] = "single_label_classification" if part.labels else "regression"
     return config
 

@@ -80,8 +80,9 @@ def vocabulary_of(task_state: Mapping, data, source) -> bytes:
     """Of a checkpoint, else of prepared `data`. Raises ValueError if neither has one, or both differ."""
     own = task_state[VOCABULARY].numpy().tobytes() if VOCABULARY in task_state else None
     given = (Path(data) / MODEL_NAME).read_bytes() if data else None
-    if own is None and given is None:
+    vocabulary = given if own is None else own
+    if vocabulary is None:
         raise ValueError(f"{source} holds no vocabulary: name the folder of its prepared data")
-    if own is not None and given not in (None, own):
+    if given not in (None, vocabulary):
         raise ValueError(f"{data} has another vocabulary than {source}: name the one of its own data, or none")
-    return own or given
+    return vocabulary

@@ -99,6 +99,11 @@ def test_compute_is_tokens_times_flops_of_a_token(devices):
     assert figures.compute(runs(MASKED_LM)[0]) == ([], [])
 
 
+def test_compute_of_updates_whose_rate_was_rounded_to_0_is_that_of_the_next():
+    rows = [{"num_updates": 10.0 * i, "wpb": 100.0, "wps": 1.0, "tflops": rate} for i, rate in ((1, 0.0), (2, 1e-5))]
+    assert figures.compute(*runs(RunLog(rows, []))) == ([0, 20], [0, pytest.approx(0.02)])
+
+
 def test_validation_stands_over_the_compute_spent_until_then():
     rows = [{"num_updates": 10.0 * i, "wpb": 1e6, "wps": 1e3, "tflops": 1.0} for i in (1, 2)]  # 1 GFLOP a token
     validation = [{"num_updates": 15.0, "rtd_auc": 0.6}, {"num_updates": 20.0, "rtd_auc": 0.7}]

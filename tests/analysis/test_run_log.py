@@ -116,3 +116,8 @@ def test_a_speed_that_was_not_timed_is_absent():
     log = run_log.parse([line(1, wps="0", tflops="0", mfu="0", mlm_accuracy="0"), line(2, wps="7")])
     assert [run_log.series(log.train, name) for name in ("wps", "tflops", "mfu")] == [([2], [7]), ([], []), ([], [])]
     assert run_log.series(log.train, "mlm_accuracy") == ([1], [0])
+
+
+def test_a_speed_that_was_timed_is_there_even_if_its_digits_are_0():
+    (row,) = run_log.parse([line(2, wps="7", tflops="0", mfu="2e-07")]).train
+    assert (row["tflops"], row["mfu"]) == (0, 2e-7)

@@ -14,8 +14,7 @@ import pytest
 
 from amos_fairseq import methods, pretrained  # noqa: F401  pretrained: not first while a test has fewer methods
 from amos_fairseq.cli import main, processes, quickstart
-
-COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]
+from tests.runs import AMOS_FAIRSEQ
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +34,12 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(corpus, tmp_path_factory):
+def finished(launch, corpus, tmp_path_factory):
     """A quick start of six updates: its arguments, its folder, what it printed."""
     out = tmp_path_factory.mktemp("quickstart") / "out"
     arguments = ["--corpus", str(corpus), "--out", str(out), "--updates", "6"]
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return arguments, out, done.stdout + done.stderr
+    done = launch(AMOS_FAIRSEQ, ["quickstart", *arguments])
+    return arguments, out, done.out[0] + done.err[0]
 
 
 def test_quickstart_prepares_trains_reports_and_inspects(finished):
@@ -58,15 +56,14 @@ def test_quickstart_prepares_trains_reports_and_inspects(finished):
     assert "\t" not in printed
 
 
-def test_second_run_shows_the_results_without_training(finished):
+def test_second_run_shows_the_results_without_training(finished, launch):
     arguments, out, printed = finished
     before = (out / "train.log").read_bytes()
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "is done already" in done.stdout
+    (shown,) = launch(AMOS_FAIRSEQ, ["quickstart", *arguments]).out
+    assert "is done already" in shown
     assert (out / "train.log").read_bytes() == before
     table = printed[printed.index("measured") : printed.index("figure")]
-    assert table in done.stdout
+    assert table in shown
 
 
 def test_all_methods_train_on_one_corpus_and_end_in_one_report(corpus, tmp_path, monkeypatch, capfd):
@@ -104,16 +101,17 @@ def test_interrupted_run_can_go_on(corpus, tmp_path):
     out = tmp_path / "out"
     arguments = ["--corpus", str(corpus), "--out", str(out), "--updates", "100000"]
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart", *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         # a shell's background jobs ignore interrupts, and so would what they start
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not (out / "train.log").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=900) == 130
     assert "The same command goes on" in process.stderr.read()
     with open(out / "quickstart.json") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by a training that is alive

@@ -1,16 +1,14 @@
 """Scoring as a user runs it, on a tiny trained run, and what it refuses."""
 import io
 import json
-import os
 import random
-import subprocess
 import sys
 
 import pytest
 
 from amos_fairseq.cli import main
+from tests.runs import AMOS_FAIRSEQ
 
-TRAIN = [sys.executable, "-m", "amos_fairseq.cli.main", "train"]
 TINY = (
     "--encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32 --encoder-attention-heads 2 "
     "--max-positions 32 --tokens-per-sample 32 --batch-size 8 --max-update 2 --optimizer adam --lr 0.01 --cpu "
@@ -19,7 +17,7 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(launch, tmp_path_factory):
     """Folder of prepared data, and of the run `script_selfcritic` of two updates."""
     from amos_fairseq.data.preparation import prepare
 
@@ -32,9 +30,7 @@ def runs(tmp_path_factory):
     prepare([str(folder / "text.txt")], data, vocab_size=80, tokens_per_sample=32, valid_fraction=0.1, workers=1)
     name = "script_selfcritic"
     names = ["--task", name, "--arch", f"{name}_tiny", "--criterion", name, "--save-dir", str(folder / name)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*TRAIN, data, *names, *TINY], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(AMOS_FAIRSEQ, ["train", data, *names, *TINY])
     return folder
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import amos_fairseq
 from amos_fairseq.cli.train import fairseq_command
+from tests.runs import AMOS_FAIRSEQ
 
 USER_DIR = str(Path(amos_fairseq.__file__).parent)
 RECIPES = Path(__file__).parents[2] / "examples" / "amos_rtd"
@@ -28,14 +29,9 @@ def test_configuration_means_hydra(tmp_path):
     assert fairseq_command([*arguments, given])[-1] == given
 
 
-def test_fairseq_knows_our_tasks_and_architectures():
-    done = subprocess.run(
-        [sys.executable, "-m", "amos_fairseq.cli.main", "train", "--task", "amos_rtd", "--arch", "amos_rtd_base",
-         "--criterion", "amos_rtd", "--help"],
-        capture_output=True, text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "usage: fairseq-train" in done.stdout
+def test_fairseq_knows_our_tasks_and_architectures(launch):
+    command = ["train", "--task", "amos_rtd", "--arch", "amos_rtd_base", "--criterion", "amos_rtd", "--help"]
+    assert "usage: fairseq-train" in launch(AMOS_FAIRSEQ, command).out[0]
 
 
 def test_spawned_processes_start_as_fairseq_starts_them(tmp_path):

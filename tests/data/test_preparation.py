@@ -253,7 +253,7 @@ def test_every_line_can_be_a_document(prepared, tmp_path):
 def run_command(*arguments, **options):
     line = [sys.executable, "-m", "amos_fairseq.cli.main", "prepare", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(line, capture_output=True, env=environment, timeout=60, **options)
+    return subprocess.run(line, capture_output=True, env=environment, timeout=900, **options)
 
 
 def test_standard_input_gives_the_blocks_of_the_file(text, prepared, tmp_path):

@@ -247,7 +247,7 @@ def test_a_whole_preparation_and_a_part_exclude_each_other(text, tmp_path):
         taken, leave = fork.Event(), fork.Event()
         holder = fork.Process(target=hold, args=(out, shared, taken, leave))
         holder.start()
-        assert taken.wait(10)
+        assert taken.wait(900)
         with pytest.raises(ValueError, match=f"^{out}.partial is in use by another prepare$"):
             prepare([text], str(out), workers=1, part=part, **OPTIONS)
         leave.set()
@@ -257,7 +257,7 @@ def test_a_whole_preparation_and_a_part_exclude_each_other(text, tmp_path):
 def hold(out, shared, taken, leave):
     with preparation._partial_folder(str(out), shared):
         taken.set()
-        leave.wait(10)
+        leave.wait(900)
 
 
 @pytest.mark.parametrize("part", ["3/3", "1", "-1/2", "a/b", "1/2/3"])

@@ -1,9 +1,7 @@
 """Toy problems that a tiny network solves, a model to start from, and fairseq-train on them."""
 
 import hashlib
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +9,7 @@ import pytest
 from amos_fairseq.finetune import labelled, squad
 from amos_fairseq.finetune.labelled import Examples, Problem
 from amos_fairseq.methods.base import Vocabulary
-
-_spec = importlib.util.spec_from_file_location(
-    "training_fixtures", Path(__file__).parents[1] / "training" / "conftest.py"
-)
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-launch, flags = _fixtures.launch, _fixtures.flags
+from tests.runs import USER_DIR, flags
 
 TRAIN = "fairseq_cli.train:cli_main"
 WORDS = "gamma delta epsilon zeta eta theta".split()  # fill; alpha and beta are what decides
@@ -127,7 +119,7 @@ def finetune(launch):
             options["best_checkpoint_metric"] = labelled.read_problem(folder).metrics[0]
         options = {**OPTIONS, "pretrained": pretrained, **options}
         options["warmup_updates"] = min(options["warmup_updates"], options["max_update"])
-        command = [str(folder), *flags(dict(options, user_dir=_fixtures.USER_DIR))]
+        command = [str(folder), *flags(dict(options, user_dir=USER_DIR))]
         if events:
             return launch("tests.reliability.disturbed:main", [json.dumps(events), *command], processes, fails)
         return launch(function, command, processes, fails)

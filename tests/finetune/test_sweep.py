@@ -10,12 +10,14 @@ import time
 import numpy as np
 import pytest
 
-from amos_fairseq.cli import main
+from amos_fairseq.cli import main, train
 from amos_fairseq.finetune import labelled, results, sweep
 from amos_fairseq.finetune.labelled import Examples, Problem
 from amos_fairseq.finetune.model import load_finetuned
 from amos_fairseq.finetune.presets import Setting
 from amos_fairseq.finetune.results import Result
+from tests.finetune import patient
+from tests.runs import REPOSITORY
 
 WORDS = "gamma delta epsilon zeta eta theta".split()
 SETTING = Setting(2e-5, 3, 16, 0.1)
@@ -49,20 +51,23 @@ def finetune(files, checkpoint, tmp_path, capsys):
     return finetune
 
 
-def test_a_sweep_is_stopped_and_goes_on_and_keeps_the_best(finetune, tmp_path):
+def test_a_sweep_is_stopped_and_goes_on_and_keeps_the_best(finetune, tmp_path, monkeypatch):
     options = ["--lr", "0.01,1e-9", "--epochs", "8", "--batch-size", "4", "--seeds", "1,2", "--export-predictions"]
     out = tmp_path / "out"
     first = out / "runs/toy/lr0.01_epochs8_batch4_warmup0.1/seed1"
 
     def stop_after_a_checkpoint():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 900
         while not (first / "checkpoint_last").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop_after_a_checkpoint)
     thread.start()
-    status, printed = finetune(*options)
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(REPOSITORY)  # of the process that imports it
+        patched.setattr(train, "run", patient.run)
+        status, printed = finetune(*options)
     thread.join()
     assert status == 75 and "The same command goes on" in printed
     assert not list(out.glob("runs/*/*/*/result.json")) and (first / "checkpoint_last").exists()

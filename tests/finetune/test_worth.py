@@ -2,10 +2,7 @@
 
 The text is the documentation of what is installed, the tasks are made from the part of it that the model has not seen.
 """
-import os
 import statistics
-import subprocess
-import sys
 
 import pytest
 
@@ -13,8 +10,8 @@ from amos_fairseq.data.preparation import prepare
 from amos_fairseq.demo.documentation import write_documentation
 from amos_fairseq.demo.documentation_tasks import LEFT_OUT, write_tasks
 from amos_fairseq.finetune import results
+from tests.runs import AMOS_FAIRSEQ
 
-AMOS_FAIRSEQ = [sys.executable, "-m", "amos_fairseq.cli.main"]
 NAME, LENGTH = "bert_mlm", 32
 PRETRAINING = (  # two minutes on one core: until the masked LM has left the frequency of words behind
     f"--task {NAME} --arch {NAME}_tiny --criterion {NAME} --dropout 0 --attention-dropout 0 --cpu "
@@ -25,15 +22,13 @@ PRETRAINING = (  # two minutes on one core: until the masked LM has left the fre
 ).split()
 
 
-def amos_fairseq(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*AMOS_FAIRSEQ, *map(str, arguments)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def amos_fairseq(launch):
+    return lambda *arguments: launch(AMOS_FAIRSEQ, arguments).out[0]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(amos_fairseq, tmp_path_factory):
     """Labelled tasks in `tasks`, a model that has read other documentation in `run`."""
     folder = tmp_path_factory.mktemp("worth")
     write_tasks(folder / "tasks", examples=1600)
@@ -43,7 +38,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_pretrained_model_knows_better_which_word_was_left_out_than_an_untrained_one(folder):
+def test_a_pretrained_model_knows_better_which_word_was_left_out_than_an_untrained_one(amos_fairseq, folder):
     accuracies = {}
     for kind, options in (("pre-trained", []), ("untrained", ["--from-scratch"])):
         out = folder / kind
@@ -62,7 +57,7 @@ def test_a_pretrained_model_knows_better_which_word_was_left_out_than_an_untrain
     assert min(accuracies["pre-trained"]) > max(accuracies["untrained"]) and margin > 0.05
 
 
-def test_tasks_in_the_layouts_of_glue_and_squad_go_all_the_way_to_prediction_files(folder):
+def test_tasks_in_the_layouts_of_glue_and_squad_go_all_the_way_to_prediction_files(amos_fairseq, folder):
     common = ["--model", folder / "run", "--seeds", 1, "--epochs", 0.2, "--lr", "1e-3", "--export-predictions", "--cpu"]
     table = amos_fairseq("finetune", "glue", "--glue", folder / "tasks/glue", "--tasks", "CoLA,RTE", *common,
                          "--out", folder / "glue")

@@ -324,7 +324,7 @@ def two_processes(tmp_path_factory):
     torch.save(CASES, folder / "cases")
     commands = [[sys.executable, worker, str(rank), folder] for rank in range(2)]
     processes = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
-    errors = [process.communicate(timeout=100)[1] for process in processes]
+    errors = [process.communicate(timeout=900)[1] for process in processes]
     assert not any(process.returncode for process in processes), errors
     return torch.load(folder / "results")
 

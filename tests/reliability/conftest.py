@@ -1,19 +1,7 @@
-"""The fixtures that train, from tests/training."""
-
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
-
-_spec = importlib.util.spec_from_file_location(
-    "training_fixtures", Path(__file__).parents[1] / "training" / "conftest.py"
-)
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-launch, text, corpus = _fixtures.launch, _fixtures.text, _fixtures.corpus
-arguments, training, yaml_config = _fixtures.arguments, _fixtures.training, _fixtures.yaml_config
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +17,12 @@ def disturbed(launch, arguments, tmp_path):
 
     It is in `disturbed.folder`, to be gone on with, unless options say otherwise; see tests/reliability/disturbed.py.
     """
-    def disturbed(processes=1, events=(), fails=False, patience=10, name="bert_mlm", **options):
+    def disturbed(processes=1, events=(), fails=False, name="bert_mlm", **options):
         options = {
             "num_workers": 1, "max_update": 8, "save_dir": tmp_path / "run", "batch_size": 8 // processes, **options
         }
         command = [json.dumps(events), *arguments(name, **options)]
-        return launch("tests.reliability.disturbed:main", command, processes, fails, patience)
+        return launch("tests.reliability.disturbed:main", command, processes, fails)
 
     disturbed.folder = tmp_path / "run"
     return disturbed

@@ -4,6 +4,8 @@ Arguments: a JSON list of [rank, place, number, what], then fairseq-train's. Ran
 visited number times before: startup, update (the forward pass; backward, its end), optimizer (its step), validation (a
 batch), validation pass (forward), save, loader (a sample, in a worker process if there are any). After each update
 every process prints "parameters", its update number and the parameters' SHA-256.
+
+The clock of limits and interrupts stands still until the event "clock", so that no speed of the machine reaches them.
 """
 
 import ctypes
@@ -16,6 +18,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 
 import fairseq_cli.train
@@ -27,6 +30,20 @@ from fairseq.trainer import Trainer
 RANK = int(os.environ.get("RANK", 0))
 
 
+class Clock:
+    """`time` as the watch uses it."""
+
+    def __init__(self):
+        self.monotonic = lambda: 0.0
+
+    def start(self, at=0.0):
+        start = time.monotonic() - at
+        self.monotonic = lambda: time.monotonic() - start
+
+
+CLOCK = Clock()
+
+
 def main():
     events, *arguments = sys.argv[1:]
     sys.argv = ["fairseq-train", *arguments]
@@ -35,14 +52,19 @@ def main():
     importlib.import_module("amos_fairseq.models.finetuned")
     from amos_fairseq.criterions.pretraining import PretrainingCriterion
     from amos_fairseq.data.masking import MaskedBlockDataset
+    from amos_fairseq.supervision import watch
 
+    watch.time = CLOCK
     visits = {}
 
     def happens(place):
         visits[place] = visits.get(place, -1) + 1
         for rank, where, number, what in json.loads(events):
             if rank in (None, RANK) and (where, number) == (place, visits[place]):
-                return ACTIONS[what]() if what in ACTIONS else what
+                if what == "clock":
+                    CLOCK.start()
+                else:
+                    return ACTIONS[what]() if what in ACTIONS else what
         return None
 
     def before(owner, name, place):
@@ -112,7 +134,7 @@ def spawner():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(sys.argv[1])))
         if waiting.wait() == 0:
             os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(100)
+        stuck()
 
     supervision.run_in_processes(lambda: torch.multiprocessing.start_processes(wait, nprocs=2, start_method="fork"))
 
@@ -121,20 +143,34 @@ def end_of_memory():
     raise RuntimeError("CUDA out of memory.")
 
 
+def stuck():
+    threading.Event().wait()
+
+
 def interrupt_twice():
+    from amos_fairseq import supervision
+
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(1.5)
+    while not supervision.current().watch.requested:
+        time.sleep(0.01)
+    CLOCK.start(at=1.5)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(100)
+    stuck()
 
 
 def stuck_in_c():
     """So that no Python runs in any thread of the process, once the watch has heard that it may wait a second only."""
     from amos_fairseq.supervision import watch
 
-    watch.GRACE = 1.0
-    time.sleep(2 * watch.SECONDS_BETWEEN_LOOKS)
-    ctypes.PyDLL(None).sleep(100)
+    armed, arm = threading.Event(), watch.faulthandler.dump_traceback_later
+
+    def armed_later(*arguments, **options):
+        arm(*arguments, **options)
+        armed.set()
+
+    watch.GRACE, watch.faulthandler.dump_traceback_later = 1.0, armed_later
+    armed.wait()
+    ctypes.PyDLL(None).pause()
 
 
 def forget_votes():
@@ -151,5 +187,5 @@ ACTIONS = {
     "stuck in C": stuck_in_c,
     "out of memory": end_of_memory,
     "votes forgotten": forget_votes,
-    "stuck": lambda: time.sleep(100),
+    "stuck": stuck,
 }

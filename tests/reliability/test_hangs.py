@@ -7,6 +7,11 @@ import pytest
 TIMEOUT = 3
 soak = functools.partial(pytest.param, marks=pytest.mark.soak)
 
+# The clock starts in the update before which nothing may stand, by where something is to.
+CLOCK_STARTS = {
+    "startup": ("startup", 0), "update": ("update", 3), "loader": ("update", 0), "validation": ("update", 1),
+    "save": ("update", 1),
+}
 CASES = [  # processes, events, the phase whose time-out is set, codes
     (2, [(1, "update", 3, "SIGSTOP")], "update", [70, None]),
     (1, [(0, "loader", 30, "stuck")], "update", [70]),
@@ -29,7 +34,7 @@ def test_every_process_that_is_not_stopped_itself_ends_in_the_time_out_with_its_
     disturbed, processes, events, phase, codes
 ):
     options = {f"{phase}_timeout": TIMEOUT, "save_interval_updates": 2}
-    outcome = disturbed(processes, events, True, **options)
+    outcome = disturbed(processes, [(None, *CLOCK_STARTS[events[0][1]], "clock"), *events], True, **options)
     for rank, code in enumerate(codes):
         if code is None:
             assert outcome.codes[rank] == -9  # by the launcher
@@ -48,15 +53,16 @@ def test_every_process_that_is_not_stopped_itself_ends_in_the_time_out_with_its_
 
 @pytest.mark.soak
 def test_c_code_that_lets_no_python_run_is_ended_too(disturbed):
-    outcome = disturbed(1, [(0, "update", 3, "stuck in C")], True, update_timeout=4)
+    outcome = disturbed(1, [(0, "update", 3, "stuck in C")], True, update_timeout=TIMEOUT)
     assert outcome.codes == [1] and "Timeout (" in outcome.err[0] and "stuck_in_c" in outcome.err[0]
 
 
 @pytest.mark.parametrize("rank", [1, soak(0)])
 def test_a_killed_process_ends_the_others(disturbed, rank):
-    outcome = disturbed(2, [(rank, "update", 3, "SIGKILL")], True, patience=30, update_timeout=TIMEOUT)
+    events = [(None, "update", 3, "clock"), (rank, "update", 3, "SIGKILL")]
+    outcome = disturbed(2, events, True, update_timeout=TIMEOUT)
     assert outcome.codes[rank] == -9 and outcome.codes[1 - rank] in (1, 70)
 
 
 def test_time_outs_that_are_not_reached_or_zero_end_nothing(disturbed):
-    disturbed(1, startup_timeout=0, update_timeout=60, validation_timeout=60, save_timeout=0)
+    disturbed(1, startup_timeout=0, update_timeout=TIMEOUT, validation_timeout=TIMEOUT, save_timeout=0)

@@ -132,8 +132,9 @@ def test_validation_without_memory_is_made_in_halves_with_the_same_loss(disturbe
 
 @pytest.mark.parametrize("rank", [soak(0), soak(1)])
 def test_no_memory_for_one_sequence_of_validation_ends_all_processes(disturbed, rank):
-    events = [(rank, "validation pass", number, "memory") for number in range(2)]
-    outcome = disturbed(2, events, True, patience=30, validation_timeout=5, num_workers=0, batch_size_valid=1)
+    events = [(None, "validation pass", 0, "clock")]
+    events += [(rank, "validation pass", number, "memory") for number in range(2)]
+    outcome = disturbed(2, events, True, validation_timeout=5, num_workers=0, batch_size_valid=1)
     assert outcome.codes[rank] == 76 and outcome.codes[1 - rank] in (1, 70)
     told = f"rank {rank}: error: out of memory in validation at update 4: give a smaller --batch-size-valid"
     assert told in outcome.err[rank]
@@ -141,8 +142,8 @@ def test_no_memory_for_one_sequence_of_validation_ends_all_processes(disturbed, 
 
 @pytest.mark.parametrize("rank", [0, soak(1)])
 def test_no_memory_for_the_optimizers_step_ends_all_processes(disturbed, rank):
-    events = [(rank, "optimizer", 0, "out of memory")]
-    outcome = disturbed(2, events, True, patience=30, update_timeout=5, num_workers=0)
+    events = [(None, "optimizer", 0, "clock"), (rank, "optimizer", 0, "out of memory")]
+    outcome = disturbed(2, events, True, update_timeout=5, num_workers=0)
     assert outcome.codes[rank] == 76 and outcome.codes[1 - rank] in (1, 70)
     assert f"rank {rank}: error: out of memory in update 0: the optimizer's state does not fit" in outcome.err[rank]
 
@@ -156,8 +157,9 @@ def test_an_update_with_a_batchwise_term_is_skipped_instead(disturbed):
 
 @pytest.mark.parametrize("rank", [soak(1), soak(0)])
 def test_memory_that_runs_out_where_others_wait_in_the_forward_pass_ends_all_processes(disturbed, rank):
-    events, options = [(rank, "update", 3, "memory")], dict(name="coco_lm", scl_gather=True, update_timeout=5)
-    outcome = disturbed(2, events, True, patience=30, num_workers=0, **options)
+    events = [(None, "update", 3, "clock"), (rank, "update", 3, "memory")]
+    options = dict(name="coco_lm", scl_gather=True, update_timeout=5)
+    outcome = disturbed(2, events, True, num_workers=0, **options)
     assert outcome.codes[rank] == 76 and outcome.codes[1 - rank] in (1, 70)
     assert f"rank {rank}: error: out of memory in update 3: give a smaller --batch-size" in outcome.err[rank]
 

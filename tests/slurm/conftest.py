@@ -60,7 +60,7 @@ partial.write_text(json.dumps(note))
 partial.rename(fake / f"call-{attempt}-{rank}")
 if verb == "exit":
     sys.exit(int(number))
-time.sleep(60)
+time.sleep(900)
 """
 
 
@@ -98,17 +98,17 @@ class Cluster:
 
     def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         process = self.start(script, *arguments, **environment)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=900)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def stop(self, process: subprocess.Popen, calls: int, number: int = signal.SIGUSR2) -> tuple[int, str]:
         """Send a signal to the batch shell alone, once so many processes are at work; its status and errors."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 900
         while len(self.calls()) < calls:
             assert time.monotonic() < deadline and process.poll() is None, process.communicate()
             time.sleep(0.02)
         process.send_signal(number)
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=900)[1]
         return process.returncode, err
 
     def calls(self) -> list[dict]:

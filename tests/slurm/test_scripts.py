@@ -184,14 +184,13 @@ def test_a_failure_keeps_its_status_and_is_not_requeued(cluster, status):
 def test_a_job_that_is_stopped_at_once_is_not_requeued(cluster):
     """Its processes die of the signal, since they do not listen yet."""
     (cluster.folder.parent / "bin" / "amos-fairseq").write_text(
-        '#!/bin/bash\ntouch "$FAKE/call-0-$RANK"; echo {} > "$FAKE/call-0-$RANK"; exec sleep 60\n'
+        '#!/bin/bash\ntouch "$FAKE/call-0-$RANK"; echo {} > "$FAKE/call-0-$RANK"; exec sleep 900\n'
     )
     process = cluster.start("pretrain_base.sh", **cluster.job(gpus=2))
     while len(list(cluster.fake.glob("call-*"))) < 2:
         time.sleep(0.02)
-    time.sleep(0.2)
     process.send_signal(signal.SIGUSR2)
-    assert "got no further" in process.communicate(timeout=60)[1]
+    assert "got no further" in process.communicate(timeout=900)[1]
     assert (process.returncode, cluster.requeued) == (140, [])
 
 
@@ -264,7 +263,7 @@ def test_an_array_with_gaps_is_refused(cluster):
 def test_a_stopped_preparation_is_requeued_if_it_encoded_more(cluster, out):
     (cluster.folder.parent / "bin" / "amos-fairseq").write_text(
         '#!/bin/bash\nmkdir -p data.partial/encoded; touch data.partial/encoded/000000.npz\n'
-        'echo {} > "$FAKE/call-$$-0"; exec sleep 60\n'
+        'echo {} > "$FAKE/call-$$-0"; exec sleep 900\n'
     )
     for attempt, status in ((1, 0), (2, 140)):
         process = cluster.start("prepare.sh", "text", *out, **array(0))

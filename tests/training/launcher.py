@@ -1,8 +1,8 @@
-"""Runs fairseq's commands in forks of one process that has imported it, so that its start-up is paid once.
+"""Runs commands in forks of one process that has imported fairseq, so that its start-up is paid once.
 
 Standard input holds one job a line, in JSON: the function to call, its arguments, the number of processes, which find
-each other through the variables that torchrun sets, the folder to run in, and how many seconds the others may go on
-once one has failed. In the folder, process N writes N.out and N.err.
+each other through the variables that torchrun sets, the folder to run in, and whether it is to fail: if it is not, the
+first process that does ends the others. In the folder, process N writes N.out and N.err.
 The answer to a job is one line with the exit codes. A child calls its function last, so it ends as a program would.
 """
 
@@ -16,7 +16,7 @@ import sys
 import time
 from typing import List, Optional
 
-SECONDS = 120  # the longest job
+SECONDS = 3600  # no job takes as long, however slow the machine: what does hangs
 
 
 def serve() -> Optional[str]:
@@ -41,7 +41,7 @@ def serve() -> Optional[str]:
                 become(job, rank, port)
                 return job["function"]
             children.append(child)
-        print(json.dumps(wait(children, job["patience"])), file=answers, flush=True)
+        print(json.dumps(wait(children, job["fails"])), file=answers, flush=True)
 
 
 def become(job: dict, rank: int, port: int) -> None:
@@ -57,19 +57,22 @@ def become(job: dict, rank: int, port: int) -> None:
         os.environ.update({name: str(value) for name, value in {**world, **address}.items()})
 
 
-def wait(children: List[int], patience: float) -> List[int]:
-    """The exit codes. The others are killed `patience` seconds after one has failed, or when time is up."""
-    codes, deadline = {}, time.monotonic() + SECONDS
+def wait(children: List[int], fails: bool) -> List[int]:
+    """The exit codes. What goes on is killed where that can change nothing: where all of it has been stopped by a
+    signal, where a process has failed in a job that is not to, or when time is up.
+    """
+    codes, stopped, deadline = {}, set(), time.monotonic() + SECONDS
     while len(codes) < len(children):
         time.sleep(0.01)
         for child in set(children) - set(codes):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
+            done, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+            if done and os.WIFSTOPPED(status):
+                stopped.add(child)
+            elif done:
                 codes[child] = os.waitstatus_to_exitcode(status)
-            if codes.get(child):
-                deadline = min(deadline, time.monotonic() + patience)
-        if time.monotonic() > deadline:
-            for child in set(children) - set(codes):
+        left = set(children) - set(codes)
+        if left <= stopped or (any(codes.values()) and not fails) or time.monotonic() > deadline:
+            for child in left:
                 os.killpg(child, signal.SIGKILL)
     return [codes[child] for child in children]
 
@@ -77,4 +80,4 @@ def wait(children: List[int], patience: float) -> List[int]:
 if __name__ == "__main__":
     function = serve()
     if function is not None:
-        pkgutil.resolve_name(function)()
+        sys.exit(pkgutil.resolve_name(function)())

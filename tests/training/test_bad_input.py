@@ -67,7 +67,7 @@ def test_command_line_exits_with_64_and_the_line(arguments, user_dir, tmp_path):
     command = [sys.executable, "-m", "fairseq_cli.train"]
     command += arguments(NAME, mask_prob=1.5, user_dir=f"{user_dir}{os.sep}", save_dir=tmp_path / "run")
     environment = {**os.environ, "PYTHONPATH": str(user_dir.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 64
     *before, message = done.stderr.splitlines()
     assert message == "amos_fairseq: error: mask_prob 1.5 is out of range: it must be above 0 and below 1"

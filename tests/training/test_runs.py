@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,11 +45,25 @@ def test_every_update_logs_the_loss_its_terms_statistics_and_speed(training, nam
     train = training(name).outcome.log.train
     assert [row["num_updates"] for row in train] == list(range(1, 9))
     for row in train:
-        speed = set() if row is train[0] else SPEED  # which fairseq gives as 0 before it has timed anything
+        speed = set() if row is train[0] else SPEED  # nothing is timed in the first update
         assert speed | {"loss"} < row.keys()
         if name in TERMS:
             statistics = STATISTICS[name] | OF_GRADIENTS.get(name, set())
             assert row.keys() - FAIRSEQ == TERMS[name].keys() | statistics | speed | {"loss"}
+
+
+def test_a_rate_however_small_is_logged_in_significant_digits(monkeypatch):
+    from fairseq.logging import meters, metrics, progress_bar
+
+    from amos_fairseq.criterions.pretraining import PretrainingCriterion
+
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(meters, "time", clock)
+    with metrics.aggregate(new_root=True) as logged:
+        for clock.now in (0.0, 3e3):
+            PretrainingCriterion.reduce_metrics([{"tflop": 1e-6, "peak_seconds": 1e-5}])
+    rates = {name: progress_bar.format_stat(value) for name, value in logged.get_smoothed_values().items()}
+    assert rates == {"loss": "0", "tflops": "3.33333e-10", "mfu": "3.33333e-09"}
 
 
 def test_every_validation_logs_the_same_and_the_auc_of_detection(training, name):
