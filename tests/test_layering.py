@@ -11,7 +11,7 @@ from amos_fairseq.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "amos_fairseq"
 
-BOTTOM = {"files", "options", "random", "user_errors"}
+BOTTOM = {"files", "options", "plugins", "random", "user_errors"}
 # the science
 CORE = {"ops", "objectives", "corruption", "modules", "flops", "reference_flops", "quantities", "methods"}
 # part -> parts that it may import besides itself, at the top of a file or within a function

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import List, Optional
 
-from amos_fairseq import __version__
+from amos_fairseq import __version__, plugins
 from amos_fairseq.user_errors import status_of, tell_mistakes
 
 COMMANDS = {
@@ -40,9 +40,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return os.EX_USAGE
     chosen = parser.parse_args(arguments)
     if chosen.user_dir is not None:
-        os.environ["AMOS_FAIRSEQ_USER_DIR"] = os.path.abspath(chosen.user_dir)  # for processes of this one, too
+        os.environ[plugins.USER_DIR] = os.path.abspath(chosen.user_dir)
     try:
-        check_user_dir()
+        plugins.load()
         return run_command(chosen.command, chosen.arguments)
     except KeyboardInterrupt:
         return 130
@@ -87,12 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
-
-
-def check_user_dir() -> None:
-    folder = os.environ.get("AMOS_FAIRSEQ_USER_DIR")
-    if folder and not os.path.isfile(os.path.join(folder, "__init__.py")):
-        raise ValueError(f"--user-dir {folder} is no package, it holds no __init__.py: name a folder that does")
 
 
 def describe(error: Exception) -> str:

@@ -13,16 +13,10 @@
 | `electra_rtd`       | one, narrow or shallow                | categorical        | none                | mlm, rtd    |
 | `bert_mlm`          | none                                  | none               | none                | mlm         |
 
-A method of another package is made known by `register`, by an entry point of the group `amos_fairseq.methods` in its
-metadata (name = "module:Class"), or by AMOS_FAIRSEQ_USER_DIR, a package folder whose import registers it.
+A method of another package is made known by `register`: see `amos_fairseq.plugins`.
 """
 
-import importlib
-import os
-import sys
 from dataclasses import fields
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Type
 
 from amos_fairseq.methods.amos import Amos
@@ -86,15 +80,3 @@ def build(name: str, options: Mapping[str, Any], vocabulary: Vocabulary, **sched
     method = METHODS[name]
     names = {field.name for field in fields(method.config_class)} & set(options)
     return method(method.config_class(**{option: options[option] for option in names}), vocabulary, **schedule)
-
-
-def _register_those_of_others() -> None:
-    for entry in entry_points(group=__name__):
-        if entry.name not in METHODS:  # its package may register it, too
-            register(entry.name, entry.load())
-    if folder := os.environ.get("AMOS_FAIRSEQ_USER_DIR"):
-        sys.path.append(str(Path(folder).resolve().parent))
-        importlib.import_module(Path(folder).resolve().name)
-
-
-_register_those_of_others()

@@ -3,9 +3,13 @@
 The repairs of fairseq are in place before anything is registered.
 """
 
-from amos_fairseq import fairseq_repairs
+from amos_fairseq import fairseq_repairs, plugins
+from amos_fairseq.user_errors import told_in_one_line
 
 fairseq_repairs.install()
 
 from amos_fairseq import criterions, models, optim  # noqa: E402, F401
 from amos_fairseq.tasks import finetuning, pretraining  # noqa: E402, F401
+
+with told_in_one_line():
+    plugins.load()
