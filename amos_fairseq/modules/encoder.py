@@ -18,8 +18,8 @@ from amos_fairseq.options import COUNT, NOT_NEGATIVE, SHARE, check, option
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    vocab_size: int = option(range=COUNT)
     padding_idx: int
+    vocab_size: int = option(range=COUNT)
     layers: int = option(range=COUNT)
     dim: int = option(range=COUNT)
     heads: int = option(range=COUNT)
