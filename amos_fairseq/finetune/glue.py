@@ -11,9 +11,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import labelled, tables
-from amos_fairseq.finetune.commands import Command, tell
 from amos_fairseq.finetune.labelled import Problem
-from amos_fairseq.finetune.presets import EIGHT
 from amos_fairseq.finetune.tables import Scale, Table
 
 LOWEST, HIGHEST = 0.0, 5.0  # scores of STS-B
@@ -55,34 +53,6 @@ TASKS: Dict[str, Task] = {
 SERVER_FILES = {("MNLI", "test"): "MNLI-m.tsv", ("MNLI", "test1"): "MNLI-mm.tsv", ("MNLI", "test2"): "AX.tsv"}
 MSR_FILES = {"train": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
 MSR_DEV_IDS = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
-
-
-class Glue(Command):
-    name = "glue"
-    help = "the tasks of GLUE, from its public folders"
-    data_options = ("glue",)
-
-    def add_arguments(self, parser):
-        parser.add_argument("--glue", type=Path, required=True, metavar="FOLDER", help="holds CoLA/, RTE/ and so on")
-        parser.add_argument("--tasks", metavar="NAME,..", help="default: the eight of the papers")
-
-    def tasks(self, args):
-        names = list(EIGHT) if args.tasks is None else args.tasks.split(",")
-        by_lower = {name.lower(): name for name in TASKS}
-        unknown = [name for name in names if name.lower() not in by_lower]
-        if unknown:
-            raise ValueError(f"--tasks {unknown[0]}: GLUE has {', '.join(TASKS)}")
-        names = list(dict.fromkeys(by_lower[name.lower()] for name in names))
-        for name in names:
-            files_of(name, args.glue)
-        return names
-
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
-        tell(prepare(folder, name, args.glue, tokenizer, max_length))
-        return dict.fromkeys(seeds, folder)
-
-
-COMMAND = Glue()
 
 
 def prepare(out: Path, name: str, folder: Path, tokenizer: Tokenizer, max_length: int = 512) -> Problem:

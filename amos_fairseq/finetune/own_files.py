@@ -6,44 +6,11 @@ from typing import Mapping, Optional, Sequence, Tuple
 
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import labelled, tables
-from amos_fairseq.finetune.commands import Command, add_columns, own_name, splits_of, tell, texts_of
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.finetune.tables import READERS, Table
 
 VALID_FRACTION = 0.1  # of the training file, if no file is given for validation
-
-
-class OwnFiles(Command):
-    name = "file"
-    help = "your own classification, pair or regression task: .tsv, .csv or .jsonl"
-    data_options = ("train", "valid", "test", "text", "text_b", "label", "regression", "metric")
-
-    def add_arguments(self, parser):
-        parser.add_argument("--train", type=Path, required=True, metavar="FILE")
-        parser.add_argument("--valid", type=Path, metavar="FILE", help="default: a tenth of --train")
-        parser.add_argument("--test", type=Path, metavar="FILE", help="to predict, or to measure if it has labels")
-        add_columns(parser)
-        parser.add_argument("--regression", action="store_true", help="labels are numbers")
-        parser.add_argument(
-            "--metric", metavar="NAME", help="selects the best; default: accuracy, for numbers spearman"
-        )
-        parser.add_argument("--name", help="of the task; default: that of --train")
-
-    def tasks(self, args):
-        if args.name and Path(args.name).name != args.name:
-            raise ValueError(f"--name {args.name} is no name of a folder: leave out '/'")
-        return [args.name or own_name(args.train)]
-
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
-        kind = "regression" if args.regression else "classification"
-        tell(prepare(
-            folder, name, splits_of(args), texts_of(args), args.label, tokenizer, max_length, kind, args.metric
-        ))
-        return dict.fromkeys(seeds, folder)
-
-
-COMMAND = OwnFiles()
 
 
 def prepare(

@@ -27,7 +27,6 @@ import numpy as np
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import labelled, tables
-from amos_fairseq.finetune.commands import Command, splits_of
 from amos_fairseq.finetune.labelled import Examples, Problem
 
 N_BEST = 20  # starts and ends that are paired
@@ -35,31 +34,6 @@ MAX_ANSWER = 30  # tokens
 METRICS = {"1.1": ["f1", "em"], "2.0": ["best_f1", "best_em", "f1", "em"]}
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 logger = logging.getLogger(__name__)
-
-
-class Squad(Command):
-    name = "squad"
-    help = "SQuAD 1.1 or 2.0, from its public files"
-    data_options = ("train", "valid", "test", "stride", "max_question")
-
-    def add_arguments(self, parser):
-        parser.add_argument("--train", type=Path, required=True, metavar="FILE", help="train-v2.0.json, or of 1.1")
-        parser.add_argument("--valid", type=Path, required=True, metavar="FILE", help="dev-v2.0.json, or of 1.1")
-        parser.add_argument("--test", type=Path, metavar="FILE", help="to predict")
-        parser.add_argument("--stride", type=int, default=128, help="tokens from one window to the next (default: 128)")
-        parser.add_argument("--max-question", type=int, default=64, help="tokens of a question (default: 64)")
-
-    def tasks(self, args):
-        return [f"SQuAD {read(args.train).version}"]
-
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
-        files = splits_of(args)
-        print(f"{name}: {', '.join(map(str, files.values()))}", flush=True)
-        prepare(folder, files, tokenizer, max_length, args.stride, args.max_question)
-        return dict.fromkeys(seeds, folder)
-
-
-COMMAND = Squad()
 
 
 class Answer(NamedTuple):

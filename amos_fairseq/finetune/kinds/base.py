@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import glue
-from amos_fairseq.finetune.commands import Command
 from amos_fairseq.finetune.labelled import Batch, Examples, Problem, read_examples
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.pretrained.model import Pretrained
@@ -27,7 +26,6 @@ class Kind:
                   mean and standard deviation over seeds of what that reaches on the test sets are reported
     note          below a table of results that shows such a problem
     head_class    of transformers' classes, as `pretrained.layouts.SUFFIXES` calls it; None: none equals its network
-    command       its own sub-command of `amos-fairseq finetune`, if it has one
 
     Shapes: N sequences of a split, B of a batch, T tokens of the longest, C channels, L labels.
     """
@@ -38,7 +36,6 @@ class Kind:
     draws_data = False
     note = ""
     head_class: Optional[str] = None
-    command: Optional[Command] = None
 
     # The network
 
