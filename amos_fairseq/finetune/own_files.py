@@ -26,10 +26,8 @@ def prepare(
     of_kind = kind_of(kind)
     if first_metric is not None and first_metric not in of_kind.metrics:
         raise ValueError(f"--metric {first_metric} is none of {kind}: choose from {', '.join(of_kind.metrics)}")
-    files = {split: Path(path) for split, path in files.items()}
-    source = tables.source_of(
-        files, tokenizer, max_length, texts=list(texts), label=label, kind=kind, metric=first_metric
-    )
+    options = dict(texts=list(texts), label=label, kind=kind, metric=first_metric)
+    source = tables.source_of(files, tokenizer, max_length, **options)
     if tables.is_written(folder, source):
         return labelled.read_problem(folder)
     splits = {}
@@ -57,8 +55,7 @@ def split_by_hash(table: Table) -> Tuple[Table, Table]:
         digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
-    held_out = [share(texts) < VALID_FRACTION for texts in table.texts]
-    parts = [[row for row, held in enumerate(held_out) if held == wanted] for wanted in (False, True)]
-    if not all(parts):
+    parts = table.parted([share(texts) < VALID_FRACTION for texts in table.texts])
+    if not all(part.lines for part in parts):
         raise ValueError(f"{table.path} has {len(table.lines)} rows, too few to set some aside: give --valid")
-    return table.part(parts[0]), table.part(parts[1])
+    return parts

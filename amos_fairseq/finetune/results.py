@@ -6,14 +6,13 @@ standard deviation over seeds of what that reaches on the test sets are reported
 """
 
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from amos_fairseq.files import durably_written
+from amos_fairseq.files import replace_durably
 from amos_fairseq.finetune.kinds import KINDS, kind_of
 from amos_fairseq.finetune.presets import EIGHT, PUBLISHED, Setting
 
@@ -53,8 +52,8 @@ class Summary(NamedTuple):
 
 
 def write(folder: Path, result: Result) -> None:
-    with durably_written(os.fspath(folder / RESULT)) as stream:
-        stream.write(json.dumps({**result._asdict(), "setting": result.setting._asdict()}, indent=1).encode())
+    fields = {**result._asdict(), "setting": result.setting._asdict()}
+    replace_durably(folder / RESULT, json.dumps(fields, indent=1).encode())
 
 
 def read(folder: Path) -> Result:
@@ -65,8 +64,7 @@ def read(folder: Path) -> Result:
 
 def read_all(out: Path) -> Dict[Path, Result]:
     """Every finished run of a sweep, by its folder."""
-    tasks = sorted(path.name for path in (out / RUNS).glob("*"))
-    return {folder: result for task in tasks for folder, result in read_task(out, task).items()}
+    return {path.parent: read(path.parent) for path in sorted((out / RUNS).glob(f"*/*/*/{RESULT}"))}
 
 
 def read_task(out: Path, task: str) -> Dict[Path, Result]:
@@ -93,14 +91,11 @@ def summarize(results: Sequence[Result]) -> List[Summary]:
     summaries = []
     for setting, runs in by_setting.items():
         scores = [run.score for run in runs]
-        shown = [
-            statistics.median(run.scores[split][metric] for run in runs) for split, metric in shown_scores(runs[0])
-        ]
+        columns = shown_scores(runs[0])
+        shown = [statistics.median(run.scores[split][metric] for run in runs) for split, metric in columns]
         spread = tuple(np.percentile(scores, [25, 75]).tolist())
-        seeds = sorted(run.seed for run in runs)
-        summaries.append(
-            Summary(setting, seeds, statistics.median(scores), spread, min(scores), max(scores), shown)
-        )
+        median, seeds = statistics.median(scores), sorted(run.seed for run in runs)
+        summaries.append(Summary(setting, seeds, median, spread, min(scores), max(scores), shown))
     return sorted(summaries, key=lambda summary: (-len(summary.seeds), -summary.median, summary.setting.name))
 
 
@@ -124,16 +119,10 @@ def percent(values: Sequence[float]) -> str:
 def published(paper: Optional[str], task: str) -> str:
     """The paper's value; the average of eight is computed where the paper gives all of them."""
     values = PUBLISHED[paper].values if paper else {}
-    value = values.get(task)
-    if task == "average" and value is None and all(name in values for name in EIGHT):
-        value = statistics.mean(first(values[name]) for name in EIGHT)
-    if value is None:
-        return ""
-    return "/".join(f"{number:.1f}" for number in (value if isinstance(value, tuple) else (value,)))
-
-
-def first(value) -> float:
-    return value[0] if isinstance(value, tuple) else value
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
+    if task == "average" and task not in values and all(name in values for name in EIGHT):
+        values[task] = (statistics.mean(values[name][0] for name in EIGHT),)
+    return "/".join(f"{number:.1f}" for number in values.get(task, ()))
 
 
 def table_row(task: str, results: Sequence[Result], paper: Optional[str]) -> List[str]:
@@ -187,29 +176,21 @@ def average(by_task: Dict[str, List[Result]]) -> str:
 
 def to_json(results: Sequence[Result], paper: Optional[str] = None) -> Dict[str, Any]:
     """Every setting of every task, the best first, and each run's scores."""
+    source, values = PUBLISHED[paper] if paper else (None, {})
     tasks: Dict[str, Any] = {}
     for task in sorted({result.task for result in results}):
         runs = [result for result in results if result.task == task]
-        tasks[task] = {
-            "metrics": runs[0].metrics,
-            "paper": PUBLISHED[paper].values.get(task) if paper else None,
-            "settings": [
-                {
-                    **summary._asdict(), "setting": summary.setting._asdict(),
-                    "scores": {str(run.seed): run.scores for run in runs if run.setting == summary.setting},
-                }
-                for summary in summarize(runs)
-            ],
-        }
-    return {"paper": paper, "source": PUBLISHED[paper].source if paper else None, "tasks": tasks}
+        settings = []
+        for summary in summarize(runs):
+            scores = {str(run.seed): run.scores for run in runs if run.setting == summary.setting}
+            settings.append({**summary._asdict(), "setting": summary.setting._asdict(), "scores": scores})
+        tasks[task] = {"metrics": runs[0].metrics, "paper": values.get(task), "settings": settings}
+    return {"paper": paper, "source": source, "tasks": tasks}
 
 
 def write_tables(out: Path, results: Sequence[Result], paper: Optional[str] = None, title: str = "") -> str:
     """OUT/results.md, below a title, and OUT/results.json of what was run so far; returns the first."""
     table = (title and f"{title}\n\n") + format_table(results, paper)
-    for name, text in (
-        ("results.md", table), ("results.json", json.dumps(to_json(results, paper), indent=1, sort_keys=True))
-    ):
-        with durably_written(os.fspath(out / name)) as stream:
-            stream.write(text.encode())
+    replace_durably(out / "results.md", table.encode())
+    replace_durably(out / "results.json", json.dumps(to_json(results, paper), indent=1, sort_keys=True).encode())
     return table
