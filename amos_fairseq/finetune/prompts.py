@@ -93,9 +93,7 @@ def find_label_tokens(label_words: Mapping[str, str], tokenizer: Tokenizer) -> L
     return list(tokens)
 
 
-def draw_split(
-    targets: np.ndarray, labels: Sequence[str], per_class: int, seed: int
-) -> Tuple[np.ndarray, np.ndarray]:
+def draw_split(targets: np.ndarray, labels: Sequence[str], per_class: int, seed: int) -> Tuple[np.ndarray, np.ndarray]:
     """Rows of `per_class` examples of each class to train on, and of as many others to select by, class by class."""
     generator = np.random.default_rng(seed)
     train, valid = [], []
@@ -145,12 +143,11 @@ def prepare(
         raise ValueError(f"{samples} sets of demonstrations: give 0 for none, or more")
     if per_class < 2:
         raise ValueError(f"{per_class} examples per class: there must be 2, one to demonstrate the other")
-    options = dict(
-        name=name, template=template, label_words=dict(label_words), seed=seed, per_class=per_class, samples=samples,
-        train_sequences=train_sequences,
-    )
     files = {split: table.path for split, table in {"train": train, **tests}.items()}
-    source = tables.source_of(files, tokenizer, max_length, **options)
+    source = tables.source_of(
+        files, tokenizer, max_length, name=name, template=template, label_words=dict(label_words), seed=seed,
+        per_class=per_class, samples=samples, train_sequences=train_sequences,
+    )
     if tables.is_written(out, source):
         return labelled.read_problem(out)
     labels, label_tokens = list(label_words), find_label_tokens(label_words, tokenizer)
@@ -168,21 +165,17 @@ def prepare(
     examples = {}
     for number, (split, table) in enumerate(sets.items()):
         generator = np.random.default_rng([seed, number])
-        draws = draw_demonstrations(
-            targets[split], len(labels), per_class, repeats[split], split == "train", generator
-        )
-        draws += per_class * np.arange(len(labels))
+        options = len(labels), per_class, repeats[split], split == "train"
+        draws = draw_demonstrations(targets[split], *options, generator) + per_class * np.arange(len(labels))
         sequences = []
         for texts, of_example in zip(table.texts, draws.tolist()):
             asked = prompt.encode(texts, tokenizer.mask)
             for places in of_example:
                 sequence = tokenizer.sequence(asked, *(demonstrations[place] for place in places[:demonstrated]))
                 sequences.append(np.array(sequence, dtype=np.int32))
-        examples[split] = labelled.Examples(
-            np.concatenate(sequences),
-            np.array([len(sequence) for sequence in sequences]),
-            np.repeat(targets[split], repeats[split]),
-        )
+        lengths = np.array([len(sequence) for sequence in sequences])
+        asked_for = np.repeat(targets[split], repeats[split])
+        examples[split] = labelled.Examples(np.concatenate(sequences), lengths, asked_for)
     # An example's sequences, repeats[split] of them, follow each other.
     about = {"source": source, "repeats": repeats, "cut_prompts": prompt.cut}
     problem = labelled.Problem(name, "prompt", ["accuracy"], source["vocabulary"], labels, label_tokens, about)
