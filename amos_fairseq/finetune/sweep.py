@@ -94,12 +94,11 @@ def plan(out: Path, data: Mapping[int, Path], settings: Sequence[Setting], seeds
 
     data: the task's labelled folder by seed, the same for all unless the data are drawn, too
     """
-    jobs = []
-    for setting in settings:
-        for seed in seeds:
-            task = labelled.read_problem(data[seed]).name
-            jobs.append(Job(task, data[seed], setting, seed, out / RUNS / task / setting.name / f"seed{seed}"))
-    return jobs
+    task = labelled.read_problem(data[seeds[0]]).name
+    return [
+        Job(task, data[seed], setting, seed, out / RUNS / task / setting.name / f"seed{seed}")
+        for setting in settings for seed in seeds
+    ]
 
 
 # One job
@@ -134,9 +133,8 @@ def training_arguments(job: Job, model: Model) -> List[str]:
     }
     if setting.updates:
         interval = max(1, updates // VALIDATIONS)
-        options.update({
-            "validate-interval-updates": interval, "save-interval-updates": interval, "keep-interval-updates": 1
-        })
+        options |= dict.fromkeys(("validate-interval-updates", "save-interval-updates"), interval)
+        options["keep-interval-updates"] = 1
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     switches = ["--maximize-best-checkpoint-metric", "--no-epoch-checkpoints", *PRECISIONS[model.precision]]
     switches += ["--cpu"] * model.cpu + ["--from-scratch"] * model.from_scratch
@@ -163,10 +161,8 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
         if split != "train" and examples.targets is not None:
             scores[split] = kind_of(problem.kind).evaluate(job.data, problem, split, predict(network, examples))
     updates = job.setting.num_updates(num_examples(job.data))
-    seconds = round(time.monotonic() - start, 1)
-    results.write(
-        job.folder, Result(job.task, problem.kind, problem.metrics, job.setting, job.seed, scores, updates, seconds)
-    )
+    made = (scores, updates, round(time.monotonic() - start, 1))
+    results.write(job.folder, Result(job.task, problem.kind, problem.metrics, job.setting, job.seed, *made))
 
 
 def reason_of(job: Job, status: Optional[int]) -> str:
