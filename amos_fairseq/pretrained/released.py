@@ -30,6 +30,7 @@ from amos_fairseq.methods import build
 from amos_fairseq.methods.base import PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.initialization import INIT_STD, LAYER_NORM_EPS
+from amos_fairseq.pretrained.layouts import SHAPE
 from amos_fairseq.pretrained.model import Pretrained
 
 MODEL_TYPES = {"amos_rtd": "amos", "coco_lm": "cocolm"}  # by method, as in config.json and in front of parameters
@@ -82,14 +83,8 @@ class Weights(NamedTuple):
 
 
 def load(
-    path,
-    sentencepiece=None,
-    dictionary=None,
-    *,
-    name: Optional[str] = None,
-    max_distance: Optional[int] = None,
-    generator_depths: Optional[Sequence[int]] = None,
-    allow_missing: Sequence[str] = (),
+    path, sentencepiece=None, dictionary=None, *, name: Optional[str] = None, max_distance: Optional[int] = None,
+    generator_depths: Optional[Sequence[int]] = None, allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
 ) -> Pretrained:
     """A released checkpoint, or one that was made with Microsoft's code: its file, or the folder that holds it.
@@ -245,9 +240,7 @@ def their_name(ours: str, layout: str) -> Optional[str]:
     return f"{EMBEDDINGS[module][1] if layer is None else f'encoder.layer.{layer}.{LAYER[module]}'}.{kind}"
 
 
-def encoder_options(
-    weights: Weights, config: Mapping[str, Any], max_distance: Optional[int], file: Path
-) -> Dict[str, Any]:
+def encoder_options(weights: Weights, config: Mapping[str, Any], max_distance: Optional[int], file: Path) -> Dict:
     """Options of `PretrainingConfig`: sizes as the tensors have them, the rest from config.json or by rule."""
     for key, value in SUPPORTED.items():
         if config.get(key, value) != value:
@@ -261,16 +254,14 @@ def encoder_options(
 
     buckets, heads = shape("encoder.relative_position_bias.weight")
     return dict(
-        encoder_layers=depth("encoder", weights, file),
+        encoder_layers=depth("encoder", weights, file), encoder_attention_heads=heads,
         encoder_embed_dim=shape("encoder.token_embeddings.weight")[1],
         encoder_ffn_embed_dim=shape("encoder.layers.0.fc1.weight")[0],
-        encoder_attention_heads=heads,
         max_positions=shape("encoder.embeddings.positions.weight")[0],
         dropout=config.get("hidden_dropout_prob", 0.1),
         attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
-        rel_pos_buckets=buckets,
+        rel_pos_buckets=buckets, rel_pos_bucketing="released",
         rel_pos_max_distance=max_distance or config.get("max_rel_pos") or MAX_DISTANCES.get(buckets, MAX_DISTANCE),
-        rel_pos_bucketing="released",
     )
 
 
@@ -416,21 +407,10 @@ def config_bytes(pretrained: Pretrained, whole: bool) -> bytes:
     """config.json of Microsoft's `transformers` model, and what `load` would else have to be told."""
     encoder = pretrained.encoder.config
     config = dict(
-        model_type=MODEL_TYPES[pretrained.name],
-        vocab_size=encoder.vocab_size,
-        hidden_size=encoder.dim,
-        num_hidden_layers=encoder.layers,
-        num_attention_heads=encoder.heads,
-        intermediate_size=encoder.ffn_dim,
-        hidden_dropout_prob=encoder.dropout,
-        attention_probs_dropout_prob=encoder.attention_dropout,
-        cls_dropout_prob=encoder.dropout,
-        max_position_embeddings=encoder.max_positions,
-        initializer_range=INIT_STD,
-        rel_pos_bins=encoder.rel_pos_buckets,
-        max_rel_pos=encoder.rel_pos_max_distance,
-        **SUPPORTED,
-        pre_tokenized=isinstance(pretrained.tokenizer, ReleasedTokenizer),
+        **{theirs: getattr(encoder, ours) for theirs, ours in SHAPE.items()}, **SUPPORTED,
+        model_type=MODEL_TYPES[pretrained.name], cls_dropout_prob=encoder.dropout, initializer_range=INIT_STD,
+        max_position_embeddings=encoder.max_positions, rel_pos_bins=encoder.rel_pos_buckets,
+        max_rel_pos=encoder.rel_pos_max_distance, pre_tokenized=isinstance(pretrained.tokenizer, ReleasedTokenizer),
     )
     if whole and pretrained.name == "amos_rtd":
         config["generator_depths"] = list(pretrained.method.config.generator_depths)
