@@ -7,7 +7,7 @@ from amos_fairseq import __version__
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.export.choices import Choice, Source
+from amos_fairseq.export.choices import Choice, Source, method_name
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
 from amos_fairseq.methods import METHODS
@@ -15,9 +15,7 @@ from amos_fairseq.options import declared
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES
 
 PIPELINES = {
-    "encoder": "feature-extraction",
-    "masked_lm": "fill-mask",
-    "sequence": "text-classification",
+    "encoder": "feature-extraction", "masked_lm": "fill-mask", "sequence": "text-classification",
     "span": "question-answering",
 }
 # Of a run's configuration.
@@ -36,7 +34,7 @@ NOT_METRICS = ("wps", "wpb", "bsz", "ups", "loss")
 def text(name: str, source: Source, report, checkpoint: Optional[Path], data) -> str:
     """README.md of the folder `name`; report: of `huggingface.export`; checkpoint: None if it is not one of ours."""
     (choice, _), *_ = report.models
-    method = source.origin.method if isinstance(source, Finetuned) else source.name
+    method = method_name(source)
     state = {} if checkpoint is None else read_state(checkpoint)
     block = state["cfg"]["task"].get("tokens_per_sample") if state else None
     sections = [
@@ -46,11 +44,11 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
         "## Use",
         usage(report),
         "## Training",
-        table("option", training(state, method)) if state else "Not known: the model comes from another format.",
+        table(("option", ""), training(state, method)) if state else "Not known: the model comes from another format.",
         "## Data",
         data_counts(manifest_of(state, source.tokenizer, data), source),
         "## Validation",
-        table("at the last validation", validation(state)) if validation(state) else "Not known.",
+        table(("at the last validation", ""), validation(state)) if validation(state) else "Not known.",
         "## Contents",
         contents(report),
         "## Citation",
@@ -62,11 +60,10 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
 
 
 def front_matter(choice: Choice, method: str, pooling: Optional[str]) -> str:
+    task = choice.part.task
     tags = ["amos_fairseq", method, *(["sentence-transformers"] if pooling else [])]
-    lines = ["---", "library_name: transformers", f"tags: [{', '.join(tags)}]"]
-    if choice.part.task in PIPELINES:
-        lines.append(f"pipeline_tag: {PIPELINES[choice.part.task]}")
-    return "\n".join([*lines, "---"])
+    pipeline = [f"pipeline_tag: {PIPELINES[task]}"] if task in PIPELINES else []
+    return "\n".join(["---", "library_name: transformers", f"tags: [{', '.join(tags)}]", *pipeline, "---"])
 
 
 def introduction(choice: Choice, source: Source, method: str, block: Optional[int]) -> str:
@@ -97,13 +94,13 @@ def usage(report) -> str:
     auto_class = AUTO_CLASSES[choice.part.task]
     trust = ", trust_remote_code=True" if choice.needs_code else ""
     inputs = '"A question?", "A text."' if choice.part.task == "span" else '["A text.", "Another one."], padding=True'
-    code = [
-        f"from transformers import {auto_class}, AutoTokenizer",
-        "",
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        f'model = {auto_class}.from_pretrained("FOLDER"{trust})',
-        f'output = model(**tokenizer({inputs}, truncation=True, return_tensors="pt"))',
-    ]
+    code = f"""```python
+from transformers import {auto_class}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = {auto_class}.from_pretrained("FOLDER"{trust})
+output = model(**tokenizer({inputs}, truncation=True, return_tensors="pt"))
+```"""
     notes = [
         "A pair of texts is `<s> A </s> </s> B </s>`. `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>` in a text are the "
         "special tokens; with `split_special_tokens=True` they are text, as in training."
@@ -119,7 +116,7 @@ def usage(report) -> str:
     if report.pooling is not None:
         states = "the mean of all states" if report.pooling == "mean" else "the state of `<s>`"
         notes.append(f"`SentenceTransformer(\"FOLDER\"{trust})` gives {states}; it was not trained for similarity.")
-    return "\n".join(["```python", *code, "```", "", " ".join(notes)])
+    return f"{code}\n\n{' '.join(notes)}"
 
 
 def training(state: Mapping[str, Any], method: str) -> List[Tuple[str, Any]]:
@@ -160,30 +157,33 @@ def data_counts(manifest: Optional[Manifest], source: Source) -> str:
     vocabulary = f"Vocabulary: {len(source.tokenizer):,} symbols, SentencePiece, `sentencepiece.model`."
     if isinstance(source, Finetuned):
         about = [(name, value) for name, value in source.problem.about.items() if isinstance(value, (str, int, float))]
-        return "\n\n".join([*([table("of fine-tuning", about)] if about else []), vocabulary])
+        return "\n\n".join([*([table(("of fine-tuning", ""), about)] if about else []), vocabulary])
     if manifest is None:
         return f"{vocabulary} What the text was is not known: `--data` names the prepared folder."
-    lines = ["| split | documents | characters | tokens |", "|---|---|---|---|"]
-    for name, split in manifest.splits.items():
-        lines.append(f"| {name} | {split.documents:,} | {split.characters:,} | {split.text_tokens:,} |")
-    return "\n".join(lines) + f"\n\n{vocabulary} Say here where the text comes from."
+    counts = [
+        (name, f"{split.documents:,}", f"{split.characters:,}", f"{split.text_tokens:,}")
+        for name, split in manifest.splits.items()
+    ]
+    lines = table(("split", "documents", "characters", "tokens"), counts)
+    return f"{lines}\n\n{vocabulary} Say here where the text comes from."
 
 
 def contents(report) -> str:
     """Which classes, and how close they are."""
-    lines = ["| folder | class | hidden states | logits |", "|---|---|---|---|"]
-    for choice, gaps in report.models:
-        logits = "" if gaps.logits is None else f"{gaps.logits:.1e}"
-        lines.append(f"| `{choice.place or '.'}` | `{choice.class_name}` | {gaps.hidden:.1e} | {logits} |")
-    lines.append("\nThe figures are largest differences from the trained network, in float32, as loaded again.")
+    rows = []
+    for choice, (hidden, logits) in report.models:
+        figures = f"{hidden:.1e}", "" if logits is None else f"{logits:.1e}"
+        rows.append((f"`{choice.place or '.'}`", f"`{choice.class_name}`", *figures))
+    lines = [table(("folder", "class", "hidden states", "logits"), rows), ""]
+    lines.append("The figures are largest differences from the trained network, in float32, as loaded again.")
     if report.left_out:
         lines.append(f"Not in it: {'; '.join(report.left_out)}.")
     return "\n".join(lines)
 
 
-def table(title: str, rows: Sequence[Tuple[str, Any]]) -> str:
-    lines = [f"| {title} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join(lines)
+def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (titles, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
 def read_state(checkpoint: Path) -> Dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from typing import Iterator, List, NamedTuple, Sequence, Union
 
-from torch import nn
-
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
@@ -14,6 +12,10 @@ GENERATOR = "generator"  # subfolder
 ONE_LAYER = " (one linear layer, where ElectraForPreTraining has two)"
 
 Source = Union[Pretrained, Finetuned]
+
+
+def method_name(source: Source) -> str:
+    return source.origin.method if isinstance(source, Finetuned) else source.name
 
 
 class Choice(NamedTuple):
@@ -101,9 +103,7 @@ def left_out(source: Source, chosen: Sequence[Choice]) -> List[str]:
         modules.append(source.method.encoder)  # of which the exported one may be a copy
     written = {id(parameter) for module in modules for parameter in module.parameters()}
     children = whole.named_children() if whole is not None else ()
-    missing = {name: child for name, child in children if any(id(p) not in written for p in child.parameters())}
-    return [f"{name}{ONE_LAYER}" if is_one_layer(child) else name for name, child in missing.items()]
-
-
-def is_one_layer(head: nn.Module) -> bool:
-    return isinstance(head, DetectionHead) and head.dense is None
+    return [
+        f"{name}{ONE_LAYER}" if isinstance(child, DetectionHead) and child.dense is None else name
+        for name, child in children if any(id(parameter) not in written for parameter in child.parameters())
+    ]

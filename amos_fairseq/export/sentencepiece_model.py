@@ -30,22 +30,15 @@ class SentencePieceModel:
 
 def parse(model: bytes) -> SentencePieceModel:
     """Fields that are absent have the defaults of the proto."""
-    pieces, trainer, normalizer = [], {}, {}
-    for number, value in fields(model):
-        if number == 1:
-            piece = dict(fields(value))
-            (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
-            pieces.append(Piece(piece[1].decode(), score, piece.get(3, NORMAL)))
-        elif number == 2:
-            trainer = dict(fields(value))
-        elif number == 3:
-            normalizer = dict(fields(value))
+    parts = list(fields(model))
+    trainer, normalizer = (dict(fields(dict(parts).get(number, b""))) for number in (2, 3))
+    pieces = []
+    for piece in (dict(fields(value)) for number, value in parts if number == 1):
+        (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+        pieces.append(Piece(piece[1].decode(), score, piece.get(3, NORMAL)))
+    usual_whitespaces = all(normalizer.get(number, True) for number in (3, 4, 5)) and not trainer.get(24, False)
     return SentencePieceModel(
-        pieces=pieces,
-        model_type=trainer.get(3, UNIGRAM),
-        byte_fallback=bool(trainer.get(35, False)),
-        charsmap=normalizer.get(2, b""),
-        usual_whitespaces=all(normalizer.get(number, True) for number in (3, 4, 5)) and not trainer.get(24, False),
+        pieces, trainer.get(3, UNIGRAM), bool(trainer.get(35, False)), normalizer.get(2, b""), usual_whitespaces
     )
 
 
