@@ -158,17 +158,13 @@ def to_table(
                 raise ValueError(f"{path}, line {number}: {name} is {json.dumps(record[name])}, not a text")
         table.texts.append(tuple(record[name] for name in texts))
         if label:
-            table.labels.append(label_text(record[label]))
+            value = record[label]  # JSON's numbers and words as they are written there
+            table.labels.append(value.strip() if isinstance(value, str) else "" if value is None else json.dumps(value))
         if index:
             table.indices.append(record[index])
     if not table.lines:
         raise ValueError(f"{path} holds no examples: expected are columns {', '.join(filter(None, (*texts, label)))}")
     return table
-
-
-def label_text(value: Any) -> str:
-    """JSON's numbers and words as they are written there."""
-    return value.strip() if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 # Rows to examples

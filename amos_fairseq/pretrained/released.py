@@ -38,11 +38,9 @@ WEIGHTS = {"fairseq": "model.pt", "huggingface": "pytorch_model.bin"}
 READABLE = (*WEIGHTS.values(), "model.safetensors")
 SENTENCEPIECE_NAME, CONFIG_NAME = "sp.model", "config.json"
 GENERATOR_DEPTHS = {8: [4, 6, 8]}  # of AMOS, by layers of the generator: the default of Microsoft's code
-MAX_DISTANCES = {128: 256}  # by buckets, of COCO-LM large; else
-MAX_DISTANCE = 128
-SUPPORTED = dict(  # of config.json, what an encoder of ours is
-    hidden_act="gelu", type_vocab_size=0, layer_norm_eps=LAYER_NORM_EPS, layer_norm_type="post"
-)
+MAX_DISTANCES = {128: 256}  # by buckets, of COCO-LM large; else 128
+# Of config.json, what an encoder of ours is
+SUPPORTED = dict(hidden_act="gelu", type_vocab_size=0, layer_norm_eps=LAYER_NORM_EPS, layer_norm_type="post")
 
 # Our modules and theirs; {i} is a layer.
 EMBEDDINGS = {
@@ -142,11 +140,11 @@ def find(path: Path) -> Path:
     """The file of tensors that `path` is, or the only one in it."""
     if path.is_file():
         return path
-    files = [path / name for name in READABLE if (path / name).is_file()]
-    if len(files) != 1:
-        found = " and ".join(file.name for file in files) or f"none of {', '.join(READABLE)}"
+    names = [name for name in READABLE if (path / name).is_file()]
+    if len(names) != 1:
+        found = " and ".join(names) or f"none of {', '.join(READABLE)}"
         raise ValueError(f"{path} holds {found}: name one file" if path.is_dir() else f"{path} does not exist")
-    return files[0]
+    return path / names[0]
 
 
 def read_config(path: Path) -> Dict[str, Any]:
@@ -171,11 +169,8 @@ def read_weights(file: Path) -> Weights:
         if f"{prefix}embed_tokens.weight" in state:
             own = prefix.removesuffix("sentence_encoder.")
             root = "encoder." if prefix else "encoder.sentence_encoder."
-            names = {
-                parameter: parameter if parameter.startswith(("auxiliary.", *TASK_HEADS))
-                else root + parameter.removeprefix(own)
-                for parameter in state
-            }
+            apart = ("auxiliary.", *TASK_HEADS)
+            names = {name: name if name.startswith(apart) else root + name.removeprefix(own) for name in state}
             return Weights("fairseq", "", renamed(state, names, file))
     raise ValueError(f"{file} is no checkpoint of AMOS or COCO-LM: it has no embed_tokens and no word_embeddings")
 
@@ -261,7 +256,7 @@ def encoder_options(weights: Weights, config: Mapping[str, Any], max_distance: O
         dropout=config.get("hidden_dropout_prob", 0.1),
         attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
         rel_pos_buckets=buckets, rel_pos_bucketing="released",
-        rel_pos_max_distance=max_distance or config.get("max_rel_pos") or MAX_DISTANCES.get(buckets, MAX_DISTANCE),
+        rel_pos_max_distance=max_distance or config.get("max_rel_pos") or MAX_DISTANCES.get(buckets, 128),
     )
 
 
@@ -276,11 +271,9 @@ def generator_options(
                 f"{file}: nothing tells which of the generator's {layers} layers have heads: name generator_depths"
             )
         return {"generator_depths": list(depths)}
-    has_clm, has_scl = (
-        any(parameter.startswith(head) for parameter in weights.tensors)
-        for head in ("encoder.lm_head.", "encoder.seq_head.")
-    )
-    return {"generator_layers": layers, "clm_weight": float(has_clm), "scl_weight": float(has_scl)}
+    heads = {"clm_weight": "encoder.lm_head.", "scl_weight": "encoder.seq_head."}
+    trained = {weight: any(name.startswith(head) for name in weights.tensors) for weight, head in heads.items()}
+    return {"generator_layers": layers, **{weight: float(there) for weight, there in trained.items()}}
 
 
 def depth(network: str, weights: Weights, file: Path) -> int:
