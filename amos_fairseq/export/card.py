@@ -1,7 +1,7 @@
 """The model card of an exported folder: what was trained, on what and how well, and how it is used."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from amos_fairseq import __version__
 from amos_fairseq.checkpoints import storage
@@ -10,6 +10,7 @@ from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.export.choices import Choice, Source, method_name
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
+from amos_fairseq.finetune.results import markdown
 from amos_fairseq.methods import METHODS
 from amos_fairseq.options import declared
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES
@@ -37,6 +38,7 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
     method = method_name(source)
     state = {} if checkpoint is None else read_state(checkpoint)
     block = state["cfg"]["task"].get("tokens_per_sample") if state else None
+    options, measured = training(state, method) if state else [], validation(state)
     sections = [
         front_matter(choice, method, report.pooling),
         f"# {name}",
@@ -44,11 +46,11 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
         "## Use",
         usage(report),
         "## Training",
-        table(("option", ""), training(state, method)) if state else "Not known: the model comes from another format.",
+        markdown(("option", ""), options) if state else "Not known: the model comes from another format.",
         "## Data",
         data_counts(manifest_of(state, source.tokenizer, data), source),
         "## Validation",
-        table(("at the last validation", ""), validation(state)) if validation(state) else "Not known.",
+        markdown(("at the last validation", ""), measured) if measured else "Not known.",
         "## Contents",
         contents(report),
         "## Citation",
@@ -157,14 +159,14 @@ def data_counts(manifest: Optional[Manifest], source: Source) -> str:
     vocabulary = f"Vocabulary: {len(source.tokenizer):,} symbols, SentencePiece, `sentencepiece.model`."
     if isinstance(source, Finetuned):
         about = [(name, value) for name, value in source.problem.about.items() if isinstance(value, (str, int, float))]
-        return "\n\n".join([*([table(("of fine-tuning", ""), about)] if about else []), vocabulary])
+        return "\n\n".join([*([markdown(("of fine-tuning", ""), about)] if about else []), vocabulary])
     if manifest is None:
         return f"{vocabulary} What the text was is not known: `--data` names the prepared folder."
     counts = [
         (name, f"{split.documents:,}", f"{split.characters:,}", f"{split.text_tokens:,}")
         for name, split in manifest.splits.items()
     ]
-    lines = table(("split", "documents", "characters", "tokens"), counts)
+    lines = markdown(("split", "documents", "characters", "tokens"), counts)
     return f"{lines}\n\n{vocabulary} Say here where the text comes from."
 
 
@@ -174,16 +176,11 @@ def contents(report) -> str:
     for choice, (hidden, logits) in report.models:
         figures = f"{hidden:.1e}", "" if logits is None else f"{logits:.1e}"
         rows.append((f"`{choice.place or '.'}`", f"`{choice.class_name}`", *figures))
-    lines = [table(("folder", "class", "hidden states", "logits"), rows), ""]
+    lines = [markdown(("folder", "class", "hidden states", "logits"), rows), ""]
     lines.append("The figures are largest differences from the trained network, in float32, as loaded again.")
     if report.left_out:
         lines.append(f"Not in it: {'; '.join(report.left_out)}.")
     return "\n".join(lines)
-
-
-def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (titles, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
 def read_state(checkpoint: Path) -> Dict[str, Any]:

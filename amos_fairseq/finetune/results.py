@@ -18,7 +18,6 @@ from amos_fairseq.finetune.presets import EIGHT, PUBLISHED, Setting
 
 RESULT, RUNS = "result.json", "runs"
 NOT_RUN = "not run"
-COLUMNS = ("task", "metric", "paper", "ours", "seeds", "middle half", "range", "setting")
 
 
 class Result(NamedTuple):
@@ -129,16 +128,14 @@ def table_row(task: str, results: Sequence[Result], paper: Optional[str]) -> Lis
     if not results:
         return [task, "", published(paper, task), NOT_RUN, "", "", "", ""]
     names = "/".join(dict.fromkeys(metric for _, metric in shown_scores(results[0])))
-    best = summarize(results)[0]
     if kind_of(results[0].kind).draws_data:
         ours = "/".join(f"{100 * mean:.1f} ({100 * deviation:.1f})" for mean, deviation in over_splits(results))
         splits = len({result.seed for result in results})
         return [task, names, published(paper, task), ours, str(splits), "", "", "best of each split"]
-    return [
-        task, names, published(paper, task), percent(best.shown), str(len(best.seeds)),
-        " to ".join(percent([value]) for value in best.spread),
-        " to ".join(percent([value]) for value in (best.lowest, best.highest)), best.setting.name,
-    ]
+    best = summarize(results)[0]
+    ranges = (" to ".join(percent([value]) for value in ends) for ends in (best.spread, (best.lowest, best.highest)))
+    seeds = str(len(best.seeds))
+    return [task, names, published(paper, task), percent(best.shown), seeds, *ranges, best.setting.name]
 
 
 def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
@@ -154,16 +151,19 @@ def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
     if of_glue:
         rows.append(["average", "", published(paper, "average"), average(by_task), "", "", "", ""])
     rows += [table_row(task, by_task[task], paper) for task in sorted(by_task) if task not in of_glue]
-    cells = [list(COLUMNS), *rows]
-    cells[0][2] = f"paper ({paper}: {PUBLISHED[paper].source})" if paper else "paper"
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    lines.insert(1, "|" + "---|" * len(COLUMNS))
+    of_paper = f"paper ({paper}: {PUBLISHED[paper].source})" if paper else "paper"
+    table = markdown(("task", "metric", of_paper, "ours", "seeds", "middle half", "range", "setting"), rows)
     notes = ["In per cent. Ours: the median over seeds of the best setting; middle half and range of what selects it."]
     if of_glue:
         notes.append("MNLI is matched/mismatched; matched selects and is in the average.")
     kinds = {result.kind for result in results}
     notes += [kind.note for name, kind in KINDS.items() if name in kinds and kind.note]
-    return "\n".join([*lines, "", " ".join(notes), ""])
+    return "\n".join([table, "", " ".join(notes), ""])
+
+
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (titles, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
 def average(by_task: Dict[str, List[Result]]) -> str:

@@ -31,7 +31,6 @@ from amos_fairseq.finetune.presets import Setting
 from amos_fairseq.finetune.results import RESULT, RUNS, Result
 
 ABOUT, DATA, LOG = "sweep.json", "data", "train.log"
-STOPPED = os.EX_TEMPFAIL  # 75: saved, the same command goes on
 SPLIT = re.compile(r"(train|valid|test)\d*")
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")  # by which srun's tasks find each other
 VALIDATIONS = 10  # of runs whose length is a number of updates, as in LM-BFF
@@ -202,7 +201,7 @@ def carry_out_all(
             for process in [process for process in running if not process.is_alive()]:
                 job, device = running.pop(process)
                 free.append(device)
-                if process.exitcode == STOPPED:
+                if process.exitcode == os.EX_TEMPFAIL:  # saved, the same command goes on
                     stopped = True
                 elif (job.folder / RESULT).exists():
                     if not keep_checkpoints:

@@ -112,11 +112,7 @@ class FinetuningTask(SupervisedTask):
     free_options = free_names(FinetuningTaskConfig)
     divides_batches = True
     method_name = FINETUNING  # by which models and criterions of pre-training see that it is not theirs
-
-    @classmethod
-    def setup_task(cls, cfg, **kwargs):
-        with told_in_one_line():
-            return cls(cfg)
+    source_dictionary = target_dictionary = None
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -213,14 +209,6 @@ class FinetuningTask(SupervisedTask):
 
     def max_positions(self):
         return self.origin.encoder.max_positions
-
-    @property
-    def source_dictionary(self):
-        return None
-
-    @property
-    def target_dictionary(self):
-        return None
 
     # Steps
 

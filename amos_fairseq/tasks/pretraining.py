@@ -53,11 +53,6 @@ class PretrainingTaskConfig(MaskingOptions, SupervisionConfig):
 class PretrainingTask(SupervisedTask):
     method_name: str
 
-    @classmethod
-    def setup_task(cls, cfg, **kwargs):
-        with told_in_one_line():
-            return cls(cfg)
-
     def __init__(self, cfg):
         super().__init__(cfg)
         self.masking = MaskingOptions.of(cfg)
