@@ -56,7 +56,7 @@ def add_common(parser: argparse.ArgumentParser, command: Command) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything goes")
     parser.add_argument("--preset", help="the settings to try, as examples/finetune lists them (default: quick, one)")
-    parser.add_argument("--seeds", metavar="N,..", help=f"default: {','.join(map(str, command.seeds))}")
+    parser.add_argument("--seeds", metavar="N,..", default=command.seeds, help=f"default: {command.seeds}")
     for option, (kind, _, _) in OVERRIDES.items():
         parser.add_argument(
             f"--{option.replace('_', '-')}", metavar="VALUE,..", type=values_of(option),
@@ -111,17 +111,15 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
     from amos_fairseq.finetune.model import load_start
 
     command = COMMANDS[args.command]
-    seeds = seeds_of(args, command)
+    seeds = seeds_of(args)
     check_paper(args.paper)
     devices = devices_of(args)
     pretrained = load_start(args.model)
     positions = pretrained.encoder.config.max_positions
     max_length = args.max_length or min(MAX_LENGTH, positions)
     if not SHORTEST <= max_length <= positions:
-        raise ValueError(
-            f"--max-length {max_length}: the model reads up to {positions} tokens, and fewer than {SHORTEST} hold no "
-            "example"
-        )
+        limits = f"the model reads up to {positions} tokens, and fewer than {SHORTEST} hold no example"
+        raise ValueError(f"--max-length {max_length}: {limits}")
     preset = args.preset or command.preset(pretrained.name)
     overrides = {option: value for option in OVERRIDES if (value := getattr(args, option))}
     names = command.tasks(args)
@@ -133,10 +131,9 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
         "data": data_of(args, command),
     }
     with sweep.claimed(args.out, about):
-        data = {
-            name: command.prepare(args, name, args.out / sweep.DATA / name, pretrained.tokenizer, max_length, seeds)
-            for name in names
-        }
+        data, options = {}, (pretrained.tokenizer, max_length, seeds)
+        for name in names:
+            data[name] = command.prepare(args, name, args.out / sweep.DATA / name, *options)
         jobs = [job for name in names for job in sweep.plan(args.out, data[name], settings[name], seeds)]
         cpu = devices[0] is None
         model = sweep.Model(about["model"], args.from_scratch, cpu, args.precision or ("fp32" if cpu else "bf16"))
@@ -151,9 +148,7 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
         return 1 if outcome.failed else None
 
 
-def seeds_of(args: argparse.Namespace, command: Command) -> List[int]:
-    if args.seeds is None:
-        return list(command.seeds)
+def seeds_of(args: argparse.Namespace) -> List[int]:
     seeds = args.seeds.split(",")
     if not all(seed.strip().isdecimal() for seed in seeds):
         raise ValueError(f"--seeds {args.seeds} is no list of whole numbers: write 1,2,3")
@@ -183,11 +178,8 @@ def devices_of(args: argparse.Namespace) -> List[Optional[str]]:
 
 def data_of(args: argparse.Namespace, command: Command) -> Dict[str, Any]:
     """The options that say what the labelled data are."""
-    values = {name: getattr(args, name) for name in command.data_options}
-    return {
-        name: str(value.resolve()) if isinstance(value, Path) else value
-        for name, value in values.items() if value not in (None, False)
-    }
+    given = {name: value for name in command.data_options if (value := getattr(args, name)) not in (None, False)}
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def carry_out(args: argparse.Namespace, jobs, model, devices):
@@ -263,7 +255,7 @@ def print_results(outs: Sequence[Path], paper: Optional[str]) -> None:
         print("no run has finished yet")
         return
     if len(outs) == 1:
-        title = f"{abouts[0]['method']}, {model['model']}" + ", from scratch" * model["from_scratch"]
+        title = f"{abouts[0]['method']}, {model['model']}{', from scratch' * model['from_scratch']}"
         print(results.write_tables(outs[0], list(found.values()), paper, title))
         print(f"results  {outs[0] / 'results.md'}, results.json")
     else:

@@ -16,6 +16,8 @@ import json
 import shutil
 import sys
 import tempfile
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from unittest import mock
@@ -29,7 +31,6 @@ from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import MODEL_NAME
 from amos_fairseq.export import card
 from amos_fairseq.export.choices import Choice, Source, candidates, choose, left_out, method_name
-from amos_fairseq.export.libraries import import_transformers
 from amos_fairseq.export.tokenizer import write_tokenizer
 from amos_fairseq.files import new_folder, write_durably
 from amos_fairseq.finetune.model import read_finetuned
@@ -66,6 +67,20 @@ class Report(NamedTuple):
     models: List[Tuple[Choice, Gaps]]  # the encoder's first
     left_out: List[str]  # modules of the checkpoint that are in none of them
     pooling: Optional[str]
+
+
+def import_transformers():
+    """Hugging Face's transformers. Raises ValueError, with what to do, where it is not installed.
+
+    Without torchaudio: one built for another torch, as fairseq may bring, would break the models that have no audio.
+    """
+    if find_spec("transformers") is None:
+        raise ValueError("Hugging Face's transformers is not installed: pip install 'transformers>=4.48'")
+    if find_spec("torchaudio"):
+        sys.modules.setdefault("torchaudio", module_from_spec(ModuleSpec("torchaudio", None)))
+    import transformers
+
+    return transformers
 
 
 def export(path, out, class_names: Sequence[str] = (), pooling: Optional[str] = None, data=None) -> Report:

@@ -3,6 +3,7 @@
 The fields are those of sentencepiece_model.proto, https://github.com/google/sentencepiece/tree/master/src
 """
 
+import io
 import struct
 from dataclasses import dataclass
 from typing import Iterator, List, NamedTuple, Tuple, Union
@@ -44,25 +45,16 @@ def parse(model: bytes) -> SentencePieceModel:
 
 def fields(message: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
     """(number, value) of each field of a protobuf message; a number that is no integer stays bytes."""
-    at = 0
+    stream = io.BytesIO(message)
 
     def varint() -> int:
-        nonlocal at
         value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
+        while (byte := stream.read(1)[0]) >= 0x80:
             value |= (byte & 0x7F) << shift
             shift += 7
-            if byte < 0x80:
-                return value
+        return value | byte << shift
 
-    while at < len(message):
+    while stream.tell() < len(message):
         key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-            continue
-        size = {1: 8, 5: 4}.get(key & 7) or varint()
-        yield key >> 3, message[at : at + size]
-        at += size
+        yield key >> 3, stream.read({1: 8, 5: 4}.get(key & 7) or varint()) if key & 7 else varint()
 

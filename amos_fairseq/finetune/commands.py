@@ -24,7 +24,7 @@ class Command:
     name: str
     help: str
     data_options: Tuple[str, ...]
-    seeds: Sequence[int] = (1, 2, 3, 4, 5)
+    seeds = "1,2,3,4,5"
     predicts = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -137,7 +137,7 @@ class FewExamples(Command):
     data_options = (
         "glue", "train", "test", "text", "text_b", "label", "template", "label_words", "per_class", "samples"
     )
-    seeds = (13, 21, 42, 87, 100)  # of LM-BFF's five splits
+    seeds = "13,21,42,87,100"  # of LM-BFF's five splits
     predicts = False
 
     def preset(self, method):

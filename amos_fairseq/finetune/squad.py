@@ -192,10 +192,8 @@ def trainable(dataset: Dataset, name: str) -> Dataset:
 
 def answer_in_place(question: Question, context: str) -> Optional[Answer]:
     """The first answer that the context has at the character where the file says."""
-    for answer in question.answers or []:
-        if answer.text.strip() and context.startswith(answer.text, answer.begin) and answer.begin >= 0:
-            return answer
-    return None
+    found = (a for a in question.answers or [] if a.text.strip() and a.begin >= 0 and context.startswith(*a))
+    return next(found, None)
 
 
 def encode(

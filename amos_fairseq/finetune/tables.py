@@ -170,9 +170,7 @@ def to_table(
 # Rows to examples
 
 
-def encode(
-    table: Table, tokenizer: Tokenizer, max_length: int, targets: Optional[np.ndarray]
-) -> Tuple[Examples, int]:
+def encode(table: Table, tokenizer: Tokenizer, max_length: int, targets: Optional[np.ndarray]) -> Tuple[Examples, int]:
     """Sequences of at most `max_length` tokens, special tokens included; how many were longer, see `truncate`."""
     tokens, lengths, truncated = array("i"), [], 0
     for texts in table.texts:
