@@ -81,13 +81,13 @@ def introduction(choice: Choice, source: Source, method: str, block: Optional[in
         f"{positions}, {parameters:,} parameters. It reads up to {shape.max_positions} tokens of a vocabulary of "
         f"{shape.vocab_size:,}."
     ]
-    if block and block < shape.max_positions and not isinstance(source, Finetuned):
-        sentences.append(f"It was trained on sequences of at most {block}: later positions are as they were drawn.")
     if isinstance(source, Finetuned):
         problem = source.problem
         labels = f" into {', '.join(problem.labels)}" if problem.labels else ""
         sentences.append(f"It was fine-tuned on `{problem.name}`, a problem of {problem.kind}{labels}.")
         sentences.append(kind_of(problem.kind).reading(problem, source.tokenizer))
+    elif block and block < shape.max_positions:
+        sentences.append(f"It was trained on sequences of at most {block}: later positions are as they were drawn.")
     return " ".join(filter(None, sentences))
 
 
@@ -103,22 +103,19 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {auto_class}.from_pretrained("FOLDER"{trust})
 output = model(**tokenizer({inputs}, truncation=True, return_tensors="pt"))
 ```"""
-    notes = [
+    states = "the mean of all states" if report.pooling == "mean" else "the state of `<s>`"
+    notes = {
         "A pair of texts is `<s> A </s> </s> B </s>`. `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>` in a text are the "
-        "special tokens; with `split_special_tokens=True` they are text, as in training."
-    ]
-    if choice.part.task == "detection":
-        notes.append("A positive logit means that the token was replaced.")
-    if choice.part.task == "encoder":
-        notes.append("No pooler was trained: `pooler_output`, where there is one, is tanh of the state of `<s>`.")
-    if choice.needs_code:
-        notes.append(f"No class of transformers has this shape: `{auto_class}` runs `modeling_amos.py` of this folder.")
-    if others:
-        notes.append('`"FOLDER/generator"` holds the generator, of `AutoModelForMaskedLM`.')
-    if report.pooling is not None:
-        states = "the mean of all states" if report.pooling == "mean" else "the state of `<s>`"
-        notes.append(f"`SentenceTransformer(\"FOLDER\"{trust})` gives {states}; it was not trained for similarity.")
-    return f"{code}\n\n{' '.join(notes)}"
+        "special tokens; with `split_special_tokens=True` they are text, as in training.": True,
+        "A positive logit means that the token was replaced.": choice.part.task == "detection",
+        "No pooler was trained: `pooler_output`, where there is one, is tanh of the state of `<s>`.":
+            choice.part.task == "encoder",
+        f"No class of transformers has this shape: `{auto_class}` runs `modeling_amos.py` of this folder.":
+            choice.needs_code,
+        '`"FOLDER/generator"` holds the generator, of `AutoModelForMaskedLM`.': others,
+        f"`SentenceTransformer(\"FOLDER\"{trust})` gives {states}; it was not trained for similarity.": report.pooling,
+    }
+    return f"{code}\n\n{' '.join(note for note, holds in notes.items() if holds)}"
 
 
 def training(state: Mapping[str, Any], method: str) -> List[Tuple[str, Any]]:
