@@ -40,9 +40,8 @@ RANGES: Dict[str, Dict[str, Range]] = {
         warmup_updates=NOT_NEGATIVE, total_num_update=POSITIVE, end_learning_rate=NOT_NEGATIVE, power=POSITIVE
     ),
 }
-PAIRS = {  # literals of two numbers
-    "adam_betas": SHARE, "adamax_betas": SHARE, "lamb_betas": SHARE, "adafactor_eps": NOT_NEGATIVE,
-}
+# literals of two numbers
+PAIRS = {"adam_betas": SHARE, "adamax_betas": SHARE, "lamb_betas": SHARE, "adafactor_eps": NOT_NEGATIVE}
 DICTIONARIES = ("model_overrides", "optimizer_overrides")
 PRECISIONS = ("fp16", "bf16", "amp")
 STARTED_BY_OTHERS = ("WORLD_SIZE", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST")

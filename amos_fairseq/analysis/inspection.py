@@ -207,9 +207,7 @@ def lines(*texts: str) -> Text:
 
 def listed(tokens: Iterable[TokenProbability], original: Optional[str]) -> List[str]:
     """A line for each; = stands before the original token."""
-    return [
-        f"{'=' if token.token == original else ''}{piece(token.token)} {token.probability:.3f}" for token in tokens
-    ]
+    return [f"{'=' if token.token == original else ''}{piece(token.token)} {token.probability:.3f}" for token in tokens]
 
 
 def share(original: Optional[float]) -> List[str]:

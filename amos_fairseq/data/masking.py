@@ -48,12 +48,8 @@ class MaskedBlock(NamedTuple):
 
 
 def mask_block(
-    original_tokens: np.ndarray,
-    options: MaskingOptions,
-    generator: np.random.Generator,
-    mask_token: int,
-    special_tokens: Sequence[int],
-    regular_tokens: np.ndarray,
+    original_tokens: np.ndarray, options: MaskingOptions, generator: np.random.Generator, mask_token: int,
+    special_tokens: Sequence[int], regular_tokens: np.ndarray,
 ) -> MaskedBlock:
     """Select round(mask_prob * maskable) positions without replacement and put something else there.
 
@@ -84,12 +80,7 @@ class MaskedBlockDataset(FairseqDataset):
     """
 
     def __init__(
-        self,
-        blocks,
-        sizes: np.ndarray,
-        dictionary,
-        options: MaskingOptions,
-        seed: int,
+        self, blocks, sizes: np.ndarray, dictionary, options: MaskingOptions, seed: int,
         cropping: Optional[float] = None,
     ):
         super().__init__()
@@ -112,9 +103,7 @@ class MaskedBlockDataset(FairseqDataset):
     def __getitem__(self, index: int) -> Dict[str, Any]:
         generator = np.random.default_rng([self.seed, self.epoch, index])
         tokens = self.blocks[index].numpy()
-        block = mask_block(
-            tokens, self.options, generator, self.mask_token, self.special_tokens, self.regular_tokens
-        )
+        block = mask_block(tokens, self.options, generator, self.mask_token, self.special_tokens, self.regular_tokens)
         item = {"id": int(index), "block": block}
         if self.cropping is not None:
             item["cropped_tokens"] = crop_block(tokens, self.cropping, self.seed, self.epoch, index)

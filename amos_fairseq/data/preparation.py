@@ -101,14 +101,8 @@ class Part(NamedTuple):
 
 
 def prepare(
-    inputs: Sequence[str],
-    out: str,
-    *,
-    workers: Optional[int] = None,
-    overwrite: bool = False,
-    part: Optional[Part] = None,
-    progress: bool = False,
-    **options: Any,
+    inputs: Sequence[str], out: str, *, workers: Optional[int] = None, overwrite: bool = False,
+    part: Optional[Part] = None, progress: bool = False, **options: Any,
 ) -> Optional[Manifest]:
     """Prepare the text of `inputs` (files, folders, `-`) into the new folder `out`; `options`: fields of `Options`.
 
@@ -227,12 +221,8 @@ def _partial_folder(out: str, shared: bool) -> Iterator[tuple[str, _Lock]]:
 
 
 def _set_up(
-    partial: str,
-    options: dict[str, Any],
-    inputs: list[dict[str, Any]],
-    sizes: Sequence[tuple[str, int]],
-    given: Optional[SubwordVocabulary],
-    overwrite: bool,
+    partial: str, options: dict[str, Any], inputs: list[dict[str, Any]], sizes: Sequence[tuple[str, int]],
+    given: Optional[SubwordVocabulary], overwrite: bool,
 ) -> SubwordVocabulary:
     """See to it that what `partial` holds is of the same text and vocabulary, which is trained unless it is there."""
     lock = _Lock(os.path.join(partial, SETUP_LOCK_NAME), shared=False)
@@ -321,11 +311,7 @@ def _open_sources(paths: Iterable[str], folder: str) -> list[Source]:
 
 
 def _encode(
-    slices: dict[str, list[corpus.Span]],
-    part: Part,
-    vocabulary: SubwordVocabulary,
-    options: Options,
-    workers: int,
+    slices: dict[str, list[corpus.Span]], part: Part, vocabulary: SubwordVocabulary, options: Options, workers: int,
     progress: bool,
 ) -> None:
     """Encode the slices of `part` that are not there yet."""

@@ -110,19 +110,10 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> Su
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], sentences),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            normalization_rule_name="nmt_nfkc_cf" if uncased else "nmt_nfkc",
-            bos_id=BOS,
-            pad_id=PAD,
-            eos_id=EOS,
-            unk_id=UNK,
-            bos_piece=SPECIALS[BOS],
-            pad_piece=SPECIALS[PAD],
-            eos_piece=SPECIALS[EOS],
-            unk_piece=SPECIALS[UNK],
+            sentence_iterator=itertools.chain([first], sentences), model_writer=model, model_type="bpe",
+            vocab_size=vocab_size, normalization_rule_name="nmt_nfkc_cf" if uncased else "nmt_nfkc",
+            bos_id=BOS, pad_id=PAD, eos_id=EOS, unk_id=UNK,
+            bos_piece=SPECIALS[BOS], pad_piece=SPECIALS[PAD], eos_piece=SPECIALS[EOS], unk_piece=SPECIALS[UNK],
             control_symbols=[MASK],  # control symbols are never the encoding of a text
             character_coverage=0.9999,  # the default, 0.9995, leaves three times as many unknown tokens in English text
             minloglevel=2,

@@ -14,13 +14,7 @@ from torch import Tensor, nn
 
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import (
-    DetectionConfig,
-    PretrainingBatch,
-    PretrainingMethod,
-    Vocabulary,
-    accuracy,
-)
+from amos_fairseq.methods.base import DetectionConfig, PretrainingBatch, PretrainingMethod, Vocabulary, accuracy
 from amos_fairseq.methods.stages import Proposals
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
@@ -209,16 +203,10 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         held = full_precision(held)
         return torch.einsum("mg,gme->me", mixture_weights.to(held.dtype), held)
 
-    def sample(
-        self, projected: Tensor, mixture_weights: Tensor, mlm_targets: Tensor, noise: Noise
-    ) -> MaskedLMReading:
+    def sample(self, projected: Tensor, mixture_weights: Tensor, mlm_targets: Tensor, noise: Noise) -> MaskedLMReading:
         """Losses of (G, M, E) projected states by depth, and draws from their mixture, in one pass over the logits."""
         return self.mlm_head.read(
-            projected.transpose(0, 1),
-            mlm_targets,
-            weights=mixture_weights,
-            excluded=self.excluded_tokens,
-            noise=noise,
+            projected.transpose(0, 1), mlm_targets, weights=mixture_weights, excluded=self.excluded_tokens, noise=noise,
             temperature=self.config.gumbel_temperature,
             candidates=self.lists_candidates and mixture_weights.requires_grad,
         )
@@ -235,14 +223,8 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         embeddings = table(corruption.corrupted_tokens)
         if mixed.requires_grad:
             embeddings = straight_through_gumbel_softmax(
-                embeddings,
-                gradient_reversal(mixed),
-                table.weight,
-                self.mlm_head.bias,
-                batch.masked_index,
-                noise,
-                self.config.gumbel_temperature,
-                masked_lm.candidates if self.lists_candidates else None,
+                embeddings, gradient_reversal(mixed), table.weight, self.mlm_head.bias, batch.masked_index, noise,
+                self.config.gumbel_temperature, masked_lm.candidates if self.lists_candidates else None,
                 self.excluded_tokens,
             )
         hidden, layers = self.encoder.begin(embeddings, batch.padding_mask)

@@ -16,27 +16,12 @@ from torch import Tensor, nn
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
-from amos_fairseq.methods.base import (
-    GeneratorConfig,
-    GeneratorMethod,
-    PretrainingBatch,
-    Vocabulary,
-    accuracy,
-)
+from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, PretrainingBatch, Vocabulary, accuracy
 from amos_fairseq.methods.continuation import load_generator
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import CorrectionHead, DetectionHead, ProjectionHead
-from amos_fairseq.objectives import (
-    LossTerm,
-    Mean,
-    clm_loss,
-    corrected_tokens,
-    cosines,
-    mlm_loss,
-    rtd_loss,
-    scl_loss,
-)
+from amos_fairseq.objectives import LossTerm, Mean, clm_loss, corrected_tokens, cosines, mlm_loss, rtd_loss, scl_loss
 from amos_fairseq.ops import (
     LinearReading,
     MaskedLMReading,
@@ -257,11 +242,9 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         if config.clm_without_copy:
             return LossTerm(-output.correction.log_lm.sum(), len(batch.masked_index), config.clm_weight)
         return clm_loss(
-            output.correction.log_lm,
-            self.at_corrected(output.rtd_logits, batch),
+            output.correction.log_lm, self.at_corrected(output.rtd_logits, batch),
             ~self.at_corrected(output.corruption.replaced_positions, batch),
-            stop_gradient=not config.clm_without_stop_gradient,
-            weight=config.clm_weight,
+            stop_gradient=not config.clm_without_stop_gradient, weight=config.clm_weight,
             valid_positions=batch.valid_positions.flatten() if config.clm_all_tokens else None,
         )
 
@@ -384,9 +367,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     def proposals(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
         return {} if self.config.random_replacements else super().proposals(output, batch)
 
-    def details(
-        self, output: CocoLMOutput, batch: PretrainingBatch, words: Words
-    ) -> Dict[str, List[CorrectionDetail]]:
+    def details(self, output: CocoLMOutput, batch: PretrainingBatch, words: Words) -> Dict[str, List[CorrectionDetail]]:
         """p_LM(x) = 1[x = corrupted] p_copy + (1 - p_copy) softmax(lm)[x], all x  (Sec. 3.3)."""
         if self.clm_head is None:
             return {}
@@ -400,10 +381,8 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         corrected.scatter_add_(1, output.sampled_tokens[:, None], copy[:, None])
         return {"correction": [
             CorrectionDetail(
-                None if self.config.clm_without_copy else copy[row].item(),
-                words.likeliest(language_model[row]),
-                *words.likeliest(corrected[row], 1),
-                words.of_original(row, corrected[row]),
+                None if self.config.clm_without_copy else copy[row].item(), words.likeliest(language_model[row]),
+                *words.likeliest(corrected[row], 1), words.of_original(row, corrected[row]),
             )
             for row in range(len(copy))
         ]}

@@ -9,12 +9,7 @@ from typing import Dict, NamedTuple
 from torch import Tensor
 
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import (
-    GeneratorConfig,
-    GeneratorMethod,
-    PretrainingBatch,
-    Vocabulary,
-)
+from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, PretrainingBatch, Vocabulary
 from amos_fairseq.modules.heads import DetectionHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
 from amos_fairseq.ops import MaskedLMReading

@@ -121,8 +121,7 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         mws_hidden, candidate_embeddings = self.select(mws_states, candidate_tokens, batch)
         rtd_logits = self.rtd_head(rtd_states) if self.rtd_head is not None else None
         return TeamsOutput(
-            masked_lm, sampled_tokens, candidate_tokens, corruption, mws_hidden, candidate_embeddings,
-            rtd_logits,
+            masked_lm, sampled_tokens, candidate_tokens, corruption, mws_hidden, candidate_embeddings, rtd_logits
         )
 
     def candidates(self, batch: PretrainingBatch) -> Optional[Look]:

@@ -56,9 +56,7 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None) -> Tensor:
         """hidden: (B, T, C)   attention_bias: (1 or B, 1 or H, T, T), -inf where a key is hidden   ->   (B, T, C)
 
         With `queries` only they ask, of the same keys and values: (M, C).

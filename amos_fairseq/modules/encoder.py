@@ -66,9 +66,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
-    def forward(
-        self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); with `queries` their rows (M, C) of it, and no others are computed."""
         attended = self.self_attn(hidden, attention_bias, queries)
         if queries is not None:
@@ -137,10 +135,7 @@ class Encoder(nn.Module):
         self.relative_position_bias = None
         if config.rel_pos_buckets:
             self.relative_position_bias = RelativePositionBias(
-                config.rel_pos_buckets,
-                config.heads,
-                config.rel_pos_max_distance,
-                config.max_positions,
+                config.rel_pos_buckets, config.heads, config.rel_pos_max_distance, config.max_positions,
                 config.rel_pos_bucketing,
             )
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))

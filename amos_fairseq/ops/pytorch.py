@@ -37,15 +37,8 @@ def _counters(noise: Noise) -> Tuple[Tensor, Tensor, Tensor]:
 
 
 def read_rows(
-    logits: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    weights: Optional[Tensor],
-    excluded: Optional[Tensor],
-    noise: Optional[Noise],
-    temperature: float,
-    candidates: bool,
-    write_gradient: bool,
+    logits: Tensor, bias: Tensor, targets: Tensor, weights: Optional[Tensor], excluded: Optional[Tensor],
+    noise: Optional[Noise], temperature: float, candidates: bool, write_gradient: bool,
 ) -> RowReading:
     """Read (M, G, V) logits, then overwrite them with d losses / d logits if `write_gradient`; see `RowReading`."""
     z = full_precision(logits) + bias
@@ -103,13 +96,7 @@ def gumbel_softmax(logits: Tensor, noise: Noise, temperature: float) -> Tensor:
 
 
 def soft_sample_gradient(
-    gradient: Tensor,
-    hidden: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    candidates: Tensor,
-    noise: Noise,
-    temperature: float,
+    gradient: Tensor, hidden: Tensor, table: Tensor, bias: Tensor, candidates: Tensor, noise: Noise, temperature: float
 ) -> Tensor:
     """d (gradient . sum_t p_t x_t) / d hidden, (M, E), over each row's candidates t: x_t = table[t],
 

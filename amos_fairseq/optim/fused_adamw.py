@@ -108,9 +108,7 @@ class FusedAdamW(FairseqOptimizer):
         groups = decay_groups(parameters, cfg.weight_decay)
         self._lr_factors = [group.pop("lr_factor") for group in groups]  # the command's, not a checkpoint's
         self._optimizer = AdamW(
-            groups,
-            fused=all(parameter.is_cuda for parameter in parameters) or None,
-            **self.optimizer_config,
+            groups, fused=all(parameter.is_cuda for parameter in parameters) or None, **self.optimizer_config
         )
         self.set_lr(cfg.lr[0])
 
