@@ -61,9 +61,4 @@ def _measured_flops(device: torch.device, size: int = 1024, trials: int = 2, bud
         start = clock()
         (matrix @ matrix)[0, 0].item()  # reading a value waits for the device
         seconds.append(clock() - start)
-    return 2 * size**3 / min(seconds)
-
-
-def _thread_seconds() -> float:
-    """CPU seconds of this process, per thread of torch's."""
-    return time.process_time() / torch.get_num_threads()
+    return threads * 2 * size**3 / min(seconds)

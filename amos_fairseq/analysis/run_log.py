@@ -40,10 +40,8 @@ def open_run(path: Path, name: str = "") -> Run:
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(
-            f"{path} holds no {FILE_NAME}: name a run's folder, or its log" if path.is_dir() else
-            f"{path} does not exist: name a run's folder, or its log"
-        )
+        trouble = f"holds no {FILE_NAME}" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {trouble}: name a run's folder, or its log")
     log, options = read(file), read_options(file)
     if not log.train:
         raise ValueError(f"{file} holds no training line yet (train with --log-format json)")

@@ -85,7 +85,7 @@ class MaskedBlockDataset(FairseqDataset):
     ):
         super().__init__()
         self.blocks = blocks
-        self._sizes = np.asarray(sizes)
+        self.sizes = np.asarray(sizes)
         self.options = options
         self.cropping = cropping
         self.seed = seed
@@ -97,7 +97,6 @@ class MaskedBlockDataset(FairseqDataset):
         self.regular_tokens = np.array([token for token in range(len(dictionary)) if token not in excluded])
 
     def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> Dict[str, Any]:
@@ -122,13 +121,12 @@ class MaskedBlockDataset(FairseqDataset):
         blocks = [sample["block"] for sample in samples]
         lengths = [len(block.original_tokens) for block in blocks]
         masked_positions = stack([block.masked_positions for block in blocks], False)
-        num_masked = [int(block.masked_positions.sum()) for block in blocks]
         net_input = {
             "original_tokens": stack([block.original_tokens for block in blocks], self.padding).long(),
             "masked_tokens": stack([block.masked_tokens for block in blocks], self.padding).long(),
             "masked_positions": masked_positions,
             "masked_index": masked_positions.flatten().nonzero().squeeze(-1),
-            "num_masked": num_masked,
+            "num_masked": [int(block.masked_positions.sum()) for block in blocks],
             "sample_ids": torch.tensor([sample["id"] for sample in samples]),
             "padding_mask": padding_mask(lengths),
         }
@@ -136,31 +134,16 @@ class MaskedBlockDataset(FairseqDataset):
             crops = [sample["cropped_tokens"] for sample in samples]
             net_input["cropped_tokens"] = stack(crops, self.padding).long()
             net_input["cropped_padding_mask"] = padding_mask([len(crop) for crop in crops])
-        return {
-            "net_input": net_input,
-            "counts": {"selected": sum(num_masked), "valid": sum(lengths), "sequences": len(samples)},
-            "lengths": lengths,
-            "nsentences": len(samples),
-            "ntokens": sum(lengths),
-        }
-
-    def num_tokens(self, index: int) -> int:
-        return int(self._sizes[index])
+        return counted(net_input, lengths)
 
     def size(self, index: int) -> int:
-        return int(self._sizes[index])
+        return int(self.sizes[index])
 
-    @property
-    def sizes(self) -> np.ndarray:
-        return self._sizes
+    num_tokens = size
 
     def ordered_indices(self) -> np.ndarray:
         """A random order: blocks are of one length but for the last."""
         return np.random.permutation(len(self))
-
-    @property
-    def supports_prefetch(self) -> bool:
-        return False
 
 
 def split(sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
@@ -181,13 +164,14 @@ def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
     first, last = (sum(inputs["num_masked"][:row]) for row in (rows.start, rows.stop))
     net_input = {k: v[rows] if isinstance(v, (torch.Tensor, list)) else v for k, v in inputs.items()}
     net_input["masked_index"] = inputs["masked_index"][first:last] - rows.start * inputs["original_tokens"].size(1)
-    return {
-        "net_input": net_input,
-        "counts": {"selected": last - first, "valid": sum(lengths), "sequences": len(lengths)},
-        "lengths": lengths,
-        "nsentences": len(lengths),
-        "ntokens": sum(lengths),
-    }
+    return counted(net_input, lengths)
+
+
+def counted(net_input: Dict[str, Any], lengths: List[int]) -> Dict[str, Any]:
+    """A batch as fairseq has it, with what losses are divided by."""
+    counts = {"selected": sum(net_input["num_masked"]), "valid": sum(lengths), "sequences": len(lengths)}
+    sizes = {"nsentences": len(lengths), "ntokens": sum(lengths)}
+    return {"net_input": net_input, "counts": counts, "lengths": lengths, **sizes}
 
 
 def stack(rows: Sequence[np.ndarray], fill) -> torch.Tensor:

@@ -250,10 +250,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         return {**statistics, **self.detection_statistics(output.rtd_logits, output.corruption, batch)}
 
     quantities = {
-        **MASKED_LM,
-        **GENERATOR,
-        **RTD,
-        **DETECTION,
+        **MASKED_LM, **GENERATOR, **RTD, **DETECTION,
         "mixture_weight": Quantity("mean mixture weight", "weights sum to 1"),
         "candidate_tail": Quantity("share of the soft draw without gradient", of_course=True),
     }
@@ -287,10 +284,6 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
     @property
     def masked_lm_encoder(self) -> Encoder:
         return self.generators[-1]
-
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head
 
     def networks(self) -> Dict[str, Encoder]:
         """Of separate generators one for each depth."""

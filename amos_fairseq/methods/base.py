@@ -322,13 +322,13 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
 
     @property
     def encoder_lm_head(self) -> Optional[nn.Module]:
-        """The language model on the encoder itself, of which prompts ask."""
-        return None
+        """The language model on the encoder itself, of which prompts ask: `mlm_head`, unless the class says None."""
+        return None if self.encoder_lm_head_class is None else self.mlm_head
 
     @property
     def detection_head(self) -> Optional[DetectionHead]:
-        """The head on the encoder itself that detects replaced tokens, positive = original."""
-        return None
+        """The head on the encoder itself that detects replaced tokens, positive = original: `rtd_head`, if any."""
+        return getattr(self, "rtd_head", None)
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         """(B, T): how original each token of a text as it stands looks to the encoder, positive = original.
@@ -412,6 +412,9 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
     def reference_flops(self, length: int) -> float:
         """ELECTRA's: also a detection head on the encoder."""
         return super().reference_flops(length) + reference.detection_head(self.encoder.config)
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
 
     def generator_flops(self, tokens: int, length: int, masked: int) -> int:
         """Of one forward pass of the generator and its head."""

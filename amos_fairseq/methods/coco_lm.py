@@ -35,8 +35,6 @@ from amos_fairseq.ops import (
 from amos_fairseq.options import NOT_NEGATIVE, POSITIVE, SHARE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, ByRun, Overlay, Quantity
 
-CLM_ABLATIONS = ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens")
-
 
 @dataclass
 class CocoLMConfig(GeneratorConfig):
@@ -72,7 +70,7 @@ class CocoLMConfig(GeneratorConfig):
                 f"generator_checkpoint {self.generator_checkpoint!r} is of no use with random_replacements "
                 f"{self.random_replacements}: choose one"
             )
-        for name in CLM_ABLATIONS:
+        for name in ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens"):
             if getattr(self, name) and not self.clm_weight:
                 raise ValueError(f"{name} changes nothing with clm_weight {self.clm_weight}: leave one out")
         for name in ("clm_without_stop_gradient", "clm_all_tokens"):
@@ -288,8 +286,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         }
 
     quantities = {
-        **GENERATOR,
-        **RTD,
+        **GENERATOR, **RTD,
         "clm": Quantity("corrective LM loss", "nats per masked token", LOWER),
         "scl": Quantity("contrastive loss", "nats per sequence", LOWER),
         **DETECTION,
@@ -359,10 +356,6 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     @property
     def encoder_lm_head(self) -> Optional[CorrectionHead]:
         return self.clm_head
-
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head
 
     def proposals(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
         return {} if self.config.random_replacements else super().proposals(output, batch)

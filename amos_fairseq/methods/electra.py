@@ -64,10 +64,3 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
         }
 
     quantities = {**GENERATOR, **RTD, **DETECTION}
-
-    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
-
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head

@@ -47,7 +47,3 @@ class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.network_flops(self.encoder, tokens, length, masked) + self.head_flops(self.mlm_head, masked)
-
-    @property
-    def encoder_lm_head(self) -> MaskedLMHead:
-        return self.mlm_head

@@ -209,9 +209,6 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         ),
     }
 
-    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
-
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         scores = self.tqr_head(self.encoder(tokens, padding_mask))
         return full_precision(scores) - self.tqr_head.level_thresholds()[-1]

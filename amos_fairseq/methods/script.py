@@ -168,9 +168,5 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         return self.criticize(self.encoder.token_embeddings(tokens), padding_mask)
 
-    @property
-    def encoder_lm_head(self) -> MaskedLMHead:
-        return self.mlm_head
-
     def judged_logits(self, output: ScriptOutput) -> Tensor:
         return output.critic_logits

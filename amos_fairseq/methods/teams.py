@@ -182,8 +182,7 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         return statistics
 
     quantities = {
-        **GENERATOR,
-        **RTD,
+        **GENERATOR, **RTD,
         "mws": Quantity("word selection loss", "nats per masked token", LOWER),
         **DETECTION,
         "mws_accuracy": Quantity("word selection accuracy", "% of masked tokens", HIGHER),

@@ -10,19 +10,6 @@ from torch.nn.attention import SDPBackend
 from amos_fairseq.modules.queries import Queries
 
 
-def materialised_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
-) -> Tensor:
-    """The meaning of `F.scaled_dot_product_attention`: softmax(query key^T / sqrt(D) + attn_mask) value, in float32.
-
-    query, key, value: (B, H, T, D)   attn_mask: broadcasts to (B, H, T, T)
-    """
-    scores = (query @ key.transpose(-2, -1)).float() * query.size(-1) ** -0.5
-    if attn_mask is not None:
-        scores = scores + attn_mask
-    return F.dropout(scores.softmax(-1), dropout_p).to(value.dtype) @ value
-
-
 def aligned(attention_bias: Tensor) -> Tensor:
     """The same values in the layout that CUDA's memory-efficient kernel reads.
 

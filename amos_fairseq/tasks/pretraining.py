@@ -174,10 +174,8 @@ class PretrainingTask(SupervisedTask):
             blocks = data_utils.load_indexed_dataset(os.path.join(shard, split), self.dictionary)
         if blocks is None:
             stop(f"{shard} holds no split {split!r}: prepare writes train and valid", os.EX_USAGE)
-        self.datasets[split] = self.masked_blocks(blocks, blocks.sizes)
-
-    def masked_blocks(self, blocks, sizes) -> MaskedBlockDataset:
-        return MaskedBlockDataset(blocks, sizes, self.dictionary, self.masking, self.cfg.seed, self.cropping)
+        options = self.masking, self.cfg.seed, self.cropping
+        self.datasets[split] = MaskedBlockDataset(blocks, blocks.sizes, self.dictionary, *options)
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
         # fairseq drops a last batch that is no multiple of this, in validation, too

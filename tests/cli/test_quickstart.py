@@ -145,7 +145,7 @@ def test_folder_of_something_else_is_refused(tmp_path, capsys):
 def test_folder_at_work_is_refused(tmp_path, capsys):
     out = tmp_path / "out"
     settings = quickstart.check_settings(argparse.Namespace(method="amos_rtd", updates=quickstart.UPDATES, corpus=None))
-    with quickstart.claimed(out, settings):
+    with claimed(out / "quickstart.json", settings, at_work="", begun_with=""):
         assert main.main(["quickstart", "--out", str(out)]) == 64
     assert "another quick start is at work" in capsys.readouterr().err
     assert json.loads((out / "quickstart.json").read_text())["setting"] == "quickstart"
