@@ -12,6 +12,8 @@ import re
 from typing import Any, Dict, List, Mapping
 
 import torch
+from fairseq import models, tasks
+from fairseq.registry import REGISTRIES
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -81,15 +83,11 @@ def options_of(group: Any) -> Mapping[str, Any]:
 
 def options_declared(group: str, component: Any) -> List[Option]:
     """Of a component of the configuration; none of fairseq's older ones, which have no dataclass."""
-    from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
-    from fairseq.registry import REGISTRIES
-    from fairseq.tasks import TASK_DATACLASS_REGISTRY
-
     registries = {
-        "task": TASK_DATACLASS_REGISTRY, "model": MODEL_DATACLASS_REGISTRY,
+        "task": tasks.TASK_DATACLASS_REGISTRY, "model": models.MODEL_DATACLASS_REGISTRY,
         "optimizer": REGISTRIES["optimizer"]["dataclass_registry"],
     }
-    config_class = registries[group].get(ARCH_MODEL_NAME_REGISTRY.get(component._name, component._name))
+    config_class = registries[group].get(models.ARCH_MODEL_NAME_REGISTRY.get(component._name, component._name))
     return [] if config_class is None else declared(config_class)
 
 
@@ -148,12 +146,8 @@ def is_pair(value: Any, allowed: Range) -> bool:
 
 def check_names(cfg: DictConfig) -> None:
     """Raises ValueError if a group of the configuration names what is not registered, or nothing."""
-    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
-    from fairseq.registry import REGISTRIES
-    from fairseq.tasks import TASK_REGISTRY
-
     registries = {
-        "task": TASK_REGISTRY, "model": {**MODEL_REGISTRY, **ARCH_MODEL_REGISTRY},
+        "task": tasks.TASK_REGISTRY, "model": {**models.MODEL_REGISTRY, **models.ARCH_MODEL_REGISTRY},
         **{name: REGISTRIES[name]["registry"] for name in ("criterion", "optimizer", "lr_scheduler")},
     }
     for group, registry in registries.items():

@@ -35,9 +35,7 @@ class LossTerm(NamedTuple):
     weight: float = 1.0
     over: str = SELECTED
 
-    @property
-    def mean(self) -> Tensor:
-        return self.total / self.count
+    mean = Mean.mean
 
 
 def mlm_loss(masked_lm: MaskedLMReading, weight: float = 1.0) -> LossTerm:

@@ -4,6 +4,7 @@ A run has one colour, line and marker in all figures that overlay runs. A figure
 quantities apart by shade and line instead.
 """
 
+import functools
 import math
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -45,12 +46,11 @@ class Style(NamedTuple):
 Draw = Callable[[Sequence[Run]], Optional[Picture]]
 
 
-def style(index: int) -> Style:
-    return Style(*(choices[index % len(choices)] for choices in (COLORS, DASHES, MARKERS)))
+def style(index: int, colors: Sequence[str] = COLORS) -> Style:
+    return Style(*(choices[index % len(choices)] for choices in (colors, DASHES, MARKERS)))
 
 
-def shade(index: int) -> Style:
-    return Style(*(choices[index % len(choices)] for choices in (SHADES, DASHES, MARKERS)))
+shade = functools.partial(style, colors=SHADES)
 
 
 def overlay(plan: Overlay) -> Draw:

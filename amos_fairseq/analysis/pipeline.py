@@ -77,11 +77,6 @@ def masked_batch(
     return batch_of(*mask_block(tokens, options, generator, model.tokenizer.mask, excluded, regular), number)
 
 
-def written_batch(model: Pretrained, tokens: np.ndarray, number: int) -> PretrainingBatch:
-    """A sentence (T,) that has <mask> where a prediction is asked."""
-    return batch_of(tokens, tokens, tokens == model.tokenizer.mask, number)
-
-
 def batch_of(original: np.ndarray, masked: np.ndarray, selected: np.ndarray, number: int) -> PretrainingBatch:
     """One sentence; `number` keys its draws. What no stage here shows, the crop, is all of it."""
     original, masked, selected = (torch.from_numpy(array)[None] for array in (original, masked, selected))

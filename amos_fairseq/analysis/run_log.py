@@ -4,6 +4,7 @@ Written by `fairseq-train --log-format json`: one JSON object a line, with or wi
 of other text. A row maps a name (`loss`, `mlm_4`, `rtd`, ...) to its value; `num_updates` says when it was taken.
 """
 import ast
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -84,10 +85,8 @@ def parse_line(line: str) -> Optional[Row]:
         return None
     row = {}
     for name, value in stats.items():
-        try:
+        with contextlib.suppress(TypeError, ValueError):  # None, or text
             row[name] = float(value)
-        except (TypeError, ValueError):  # None, or text
-            continue
     return row
 
 

@@ -9,7 +9,7 @@ from amos_fairseq.ops.chunks import row_chunks
 from amos_fairseq.ops.implementation import row_functions
 from amos_fairseq.ops.noise import Noise, check_draw
 from amos_fairseq.ops.precision import compute_dtype, full_precision
-from amos_fairseq.ops.readings import RowReading
+from amos_fairseq.ops.pytorch import RowReading
 
 
 class MaskedLMReading(NamedTuple):

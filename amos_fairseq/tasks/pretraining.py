@@ -247,13 +247,7 @@ class PretrainingTask(SupervisedTask):
     def max_positions(self):
         return self.cfg.tokens_per_sample
 
-    @property
-    def source_dictionary(self):
-        return self.dictionary
-
-    @property
-    def target_dictionary(self):
-        return self.dictionary
+    source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
 
 @for_each_method
