@@ -249,12 +249,8 @@ def papers() -> Dict[str, Draw]:
 
 # In the order of the page.
 CURVES: Dict[str, Draw] = {
-    "losses": losses,
-    "detection": overlay(PLANS["detection"]),
-    "generators": overlay(PLANS["generators"]),
-    "others": others,
-    "learning_by_compute": learning_by_compute,
-    "by_option": by_option,
+    "losses": losses, "detection": overlay(PLANS["detection"]), "generators": overlay(PLANS["generators"]),
+    "others": others, "learning_by_compute": learning_by_compute, "by_option": by_option,
 }
 COURSE: Dict[str, Draw] = {name: overlay(PLANS[name]) for name in ("speed", "optimization")}
 

@@ -92,7 +92,7 @@ def follow(model: Pretrained, batch: PretrainingBatch, top: int) -> Sentence:
     """All stages of a batch of one sentence, with the `top` likeliest tokens wherever a language model speaks."""
     method, vocabulary = model.method, model.tokenizer.symbols
     output = method(batch)
-    originals = batch.at_masked(batch.original_tokens).tolist()
+    originals = batch.mlm_targets.tolist()
     words = Words(vocabulary, [None if token == model.tokenizer.mask else token for token in originals], top)
     proposed = method.proposals(output, batch)
     positions = list(map(Position, batch.masked_index.tolist(), told(method, proposed, words)))

@@ -56,13 +56,11 @@ def options(group: Any, free: Collection[str]) -> Dict[str, Any]:
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]) -> List[Difference]:
     """Of two runs' `characteristics`; what one of them does not know, or has no value for, is not compared."""
-    found = [
-        Difference(name, then[name], now[name])
-        for name in then.keys() & now.keys()
-        if name not in allowed and "" not in (then[name], now[name]) and plain(then[name]) != plain(now[name])
+    return [
+        Difference(name, then[name], now[name]) for name in now
+        if name in then and name not in allowed and "" not in (then[name], now[name])
+        and plain(then[name]) != plain(now[name])
     ]
-    order = list(now)
-    return sorted(found, key=lambda difference: order.index(difference.option))
 
 
 def plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Masking: which positions of a block are selected for prediction, and what stands there instead."""
+"""Masking: which positions of a block are selected for prediction, and what stands there instead; cropping."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from amos_fairseq.data.cropping import crop_block
 from amos_fairseq.options import Range, check, option
 
 FROM_0_TO_1 = Range(0, 1, with_high=True)
+CROPS = 1  # their stream of random numbers beside (seed, epoch, index), from which masks are drawn
 
 
 @dataclass
@@ -71,6 +71,20 @@ def mask_block(
     return MaskedBlock(original_tokens, masked_tokens, masked_positions)
 
 
+def crop_block(original_tokens: np.ndarray, keep_fraction: float, seed: int, epoch: int, index: int) -> np.ndarray:
+    """COCO-LM's second view of a block: `<s>` and a contiguous part of the rest.
+
+    Together they are round(keep_fraction * T) tokens but 1 at least. All starts are equally likely. A function of
+    (seed, epoch, index), independent of the masks drawn for them.
+
+    original_tokens: (T,), the first of which is `<s>`
+    """
+    kept = max(1, round(keep_fraction * len(original_tokens))) - 1  # beside <s>
+    generator = np.random.default_rng([seed, epoch, index, CROPS])
+    start = generator.integers(1, len(original_tokens) - kept, endpoint=True)
+    return np.concatenate([original_tokens[:1], original_tokens[start : start + kept]])
+
+
 class MaskedBlockDataset(FairseqDataset):
     """Blocks of a prepared corpus with masks drawn anew in every epoch, a function of (seed, epoch, index).
 
@@ -124,8 +138,7 @@ class MaskedBlockDataset(FairseqDataset):
         net_input = {
             "original_tokens": stack([block.original_tokens for block in blocks], self.padding).long(),
             "masked_tokens": stack([block.masked_tokens for block in blocks], self.padding).long(),
-            "masked_positions": masked_positions,
-            "masked_index": masked_positions.flatten().nonzero().squeeze(-1),
+            "masked_positions": masked_positions, "masked_index": masked_positions.flatten().nonzero().squeeze(-1),
             "num_masked": [int(block.masked_positions.sum()) for block in blocks],
             "sample_ids": torch.tensor([sample["id"] for sample in samples]),
             "padding_mask": padding_mask(lengths),

@@ -70,14 +70,11 @@ class Options:
             raise ValueError(f"documents are separated by blank-line or line, not {self.documents}")
         if self.vocabulary is not None and (self.vocab_size is not None or self.uncased):
             raise ValueError("--vocab-size and --uncased are properties of the given --vocabulary: leave them out")
-        if self.tokens_per_sample < 8:
-            raise ValueError(f"--tokens-per-sample {self.tokens_per_sample} is too small: use 8 or more")
-        if self.shards < 1:
-            raise ValueError(f"--shards {self.shards} is too small: use 1 or more")
         if not 0 < self.valid_fraction < 1:
             raise ValueError(f"--valid-fraction {self.valid_fraction} is not between 0 and 1")
-        if self.vocabulary_sample < 1:
-            raise ValueError(f"--vocabulary-sample {self.vocabulary_sample} is too small: use 1 or more")
+        for name, least in ("tokens-per-sample", 8), ("shards", 1), ("vocabulary-sample", 1):
+            if (value := getattr(self, name.replace("-", "_"))) < least:
+                raise ValueError(f"--{name} {value} is too small: use {least} or more")
 
 
 class Source(NamedTuple):
@@ -373,18 +370,10 @@ def _pack(
         _write_durably(os.path.join(folder, name, DICTIONARY_NAME), dictionary)
     _write_durably(os.path.join(folder, MODEL_NAME), vocabulary.model)
     return Manifest(
-        version=FORMAT_VERSION,
-        tokens_per_sample=options.tokens_per_sample,
-        vocabulary_size=vocabulary.size,
-        dictionary_sha256=hashlib.sha256(dictionary).hexdigest(),
-        sentencepiece_sha256=vocabulary.sha256,
-        options={},
-        inputs=[],
+        version=FORMAT_VERSION, tokens_per_sample=options.tokens_per_sample, vocabulary_size=vocabulary.size,
+        dictionary_sha256=hashlib.sha256(dictionary).hexdigest(), sentencepiece_sha256=vocabulary.sha256,
+        options={}, inputs=[],
         splits={"train": train.close(), "valid": valid.close()},
-        dropped={
-            "empty_files": documents.empty_files,
-            "empty_documents": documents.empty_documents,
-            "duplicate_documents": documents.duplicate_documents,
-        },
+        dropped={name: getattr(documents, name) for name in ("empty_files", "empty_documents", "duplicate_documents")},
         repaired=dict(zip(REPAIRED, repaired.tolist())),
     )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
@@ -22,16 +23,7 @@ from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import CorrectionHead, DetectionHead, ProjectionHead
 from amos_fairseq.objectives import LossTerm, Mean, clm_loss, corrected_tokens, cosines, mlm_loss, rtd_loss, scl_loss
-from amos_fairseq.ops import (
-    LinearReading,
-    MaskedLMReading,
-    Noise,
-    full_precision,
-    linear_logits,
-    masked_lm,
-    read_linear,
-    rows_of_others,
-)
+from amos_fairseq.ops import LinearReading, MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import NOT_NEGATIVE, POSITIVE, SHARE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, ByRun, Overlay, Quantity
 
@@ -203,10 +195,10 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         tokens = (batch.original_tokens, corruption.corrupted_tokens)
         originals, corrupted = (self.at_corrected(x, batch) for x in tokens)
         output_layer = self.clm_head.output_layer(self.at_corrected(hidden, batch))
-        lm = read_linear(*output_layer)
-        log_lm = linear_logits(*output_layer, originals) - lm.logsumexp
+        lm = ops.read_linear(*output_layer)
+        log_lm = ops.linear_logits(*output_layer, originals) - lm.logsumexp
         with torch.no_grad():
-            return Correction(log_lm, lm, linear_logits(*output_layer, corrupted))
+            return Correction(log_lm, lm, ops.linear_logits(*output_layer, corrupted))
 
     def at_corrected(self, x: Tensor, batch: PretrainingBatch) -> Tensor:
         """(B, T, ...) -> (M or B * T, ...): the rows that the language model corrects."""
@@ -254,7 +246,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         if not self.config.scl_gather or not self.training:
             return None
         views = torch.cat(sequence_views)
-        return rows_of_others(views[:0] if batch.stand_in else views)
+        return ops.rows_of_others(views[:0] if batch.stand_in else views)
 
     def statistics(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
         """Copying is right where detection is; the language model's accuracy is that of the whole of p_LM (Fig. 8)."""
@@ -386,7 +378,7 @@ def draw_evenly(excluded_tokens: Tensor, noise: Noise) -> Tensor:
     hidden = torch.zeros(len(noise.rows), 1, device=noise.rows.device)
     table = hidden.new_zeros(len(excluded_tokens), 1)
     targets = noise.rows.new_zeros(len(noise.rows))
-    return masked_lm(hidden, table, table.squeeze(1), targets, excluded=excluded_tokens, noise=noise).sampled
+    return ops.masked_lm(hidden, table, table.squeeze(1), targets, excluded=excluded_tokens, noise=noise).sampled
 
 
 def cosine_statistics(views: SequenceViews) -> Dict[str, Mean]:

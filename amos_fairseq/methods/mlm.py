@@ -25,7 +25,6 @@ class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
         "arXiv:1810.04805"
     )
     short_name = "bert"
-    config_class = PretrainingConfig
     encoder_lm_head_class = MaskedLMHead
     masking = (0.8, 0.1, 0.1)
 

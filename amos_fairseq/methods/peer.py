@@ -204,8 +204,7 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         ),
         "level_thresholds": ByRun(
             "PEER: thresholds of the quality levels",
-            "The scores that part the levels (Eq. 3); they stay in order by construction.",
-            ("level_threshold",),
+            "The scores that part the levels (Eq. 3); they stay in order by construction.", ("level_threshold",),
         ),
     }
 

@@ -151,7 +151,7 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         hidden, layers = encoder.begin(encoder.token_embeddings(tokens), padding_mask)
         trunk = layers.run(hidden, stop=trunk_depth)
         exported = layers.run(trunk, start=trunk_depth)
-        other = exported if self.branch_layer is None else layers.run_other(self.branch_layer, trunk)
+        other = exported if self.branch_layer is None else self.branch_layer(trunk, layers.attention_bias)
         return (exported, other) if self.config.exported_branch == "mws" else (other, exported)
 
     def select(

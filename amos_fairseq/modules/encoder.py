@@ -113,10 +113,6 @@ class LayerRun(NamedTuple):
             hidden = layer(hidden, self.attention_bias)
         return hidden if at is None else layers[-1](hidden, self.attention_bias, at)
 
-    def run_other(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
-        """A layer that is none of the encoder's, but of its shape."""
-        return layer(hidden, self.attention_bias)
-
 
 def compile_layers(network: nn.Module, **options) -> None:
     """torch.compile, with its `options`, of every encoder layer in `network`; parameters keep their names.
@@ -193,15 +189,10 @@ class Encoder(nn.Module):
         hidden = self.embeddings(token_embeddings, padding_mask)
         return hidden, LayerRun(self.layers, self.attention_bias(padding_mask, hidden.size(1)))
 
-    def attention_bias(
-        self, padding_mask: Tensor | None, length: int, dtype: torch.dtype | None = None
-    ) -> Tensor | None:
-        """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T), `aligned`; None if there is neither.
-
-        `dtype` must be that of the queries; by default autocast's where it is on, else the parameters'.
-        """
+    def attention_bias(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
+        """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T), `aligned`; None if there is neither."""
         weight = self.token_embeddings.weight
-        dtype = dtype or compute_dtype(weight)
+        dtype = compute_dtype(weight)  # the queries'
         bias = None
         if self.relative_position_bias is not None:
             bias = self.relative_position_bias(length).to(dtype)

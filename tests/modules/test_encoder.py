@@ -76,7 +76,7 @@ def test_forward_is_begin_and_a_run_of_the_layers_split_anywhere():
     for split in range(4):
         assert torch.equal(layers.run(layers.run(embedded, stop=split), split), expected)
     assert torch.equal(layers.run(embedded, 1, 1), embedded)
-    assert torch.equal(layers.run_other(encoder.layers[0], embedded), layers.run(embedded, stop=1))
+    assert torch.equal(encoder.layers[0](embedded, layers.attention_bias), layers.run(embedded, stop=1))
 
 
 def test_attention_bias_is_one_block_without_padding_and_none_without_anything():
