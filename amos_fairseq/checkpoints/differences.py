@@ -31,14 +31,11 @@ def characteristics(
     micro_batches = [processes * frequency for frequency in optimization["update_freq"]]
     precision = [name for name in PRECISIONS if common.get(name)] or ["fp32"]
     return {
-        "method": cfg["task"]["_name"],
-        "seed": common["seed"],
+        "method": cfg["task"]["_name"], "seed": common["seed"],
         "precision": " ".join(precision + [name for name in PRECISION_OPTIONS if common.get(name)]),
-        "optimizer": name_of(cfg["optimizer"]),
-        "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
+        "optimizer": name_of(cfg["optimizer"]), "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
         "vocabulary": task_state.get("dictionary_sha256", "")[:DIGITS],
-        "data": task_state.get("data_sha256", "")[:DIGITS],
-        **options(cfg["task"], free), **options(cfg["model"], free),
+        "data": task_state.get("data_sha256", "")[:DIGITS], **options(cfg["task"], free), **options(cfg["model"], free),
     }
 
 

@@ -25,12 +25,9 @@ HELP = "Pre-train a small model on the CPU and show what it learnt. The same com
 
 # A model this small learns within minutes from short blocks and short words: near neighbours tell it most.
 UPDATES = 4000  # about four minutes on two cores
-BATCH_SIZE = 64
-TOKENS_PER_SAMPLE = 16
-VOCAB_SIZE = 1024
+BATCH_SIZE, TOKENS_PER_SAMPLE, VOCAB_SIZE = 64, 16, 1024
 SMALLEST_CORPUS = 200_000  # bytes; enough words for the vocabulary
-SAVE_INTERVAL = 500
-LOG_INTERVAL = 25
+SAVE_INTERVAL, LOG_INTERVAL = 500, 25
 HELD_OUT_BLOCKS = 10
 POLL_SECONDS = 0.5
 
@@ -222,9 +219,7 @@ def check_settings(args: argparse.Namespace) -> Dict:
             )
     usual = args.corpus is None and args.updates == UPDATES
     return {
-        "method": args.method,
-        "corpus": str(args.corpus.resolve()) if args.corpus else "",
-        "updates": args.updates,
+        "method": args.method, "corpus": str(args.corpus.resolve()) if args.corpus else "", "updates": args.updates,
         "setting": expectations.QUICKSTART if usual else "custom",
     }
 

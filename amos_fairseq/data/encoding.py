@@ -61,10 +61,8 @@ class TextEncoder:
         kinds[0] = STARTS_FILE if chunk.starts_file else CONTINUES
         splits_line = chunk.cuts_line and not chunk.continues_line
         return EncodedText(
-            self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)],
-            kinds,
-            np.array([len(part) for part in pieces]),
-            np.array([len(part) for part in parts]),
+            self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)], kinds,
+            np.array([len(part) for part in pieces]), np.array([len(part) for part in parts]),
             np.array([clean.invalid_bytes, clean.nul_characters, chunk.byte_order_mark, splits_line]),
         )
 

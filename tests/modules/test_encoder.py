@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from amos_fairseq.modules import Encoder, EncoderConfig, Queries
-from amos_fairseq.modules.encoder import compile_layers
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig, compile_layers
+from amos_fairseq.modules.queries import Queries
 
 TINY = dict(vocab_size=50, padding_idx=1, layers=3, dim=16, heads=2, ffn_dim=32, max_positions=24)
 TOKENS = torch.randint(2, 50, (3, 9), generator=torch.Generator().manual_seed(0))
