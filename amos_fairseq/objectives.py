@@ -35,7 +35,9 @@ class LossTerm(NamedTuple):
     weight: float = 1.0
     over: str = SELECTED
 
-    mean = Mean.mean
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
 
 
 def mlm_loss(masked_lm: MaskedLMReading, weight: float = 1.0) -> LossTerm:

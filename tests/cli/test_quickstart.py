@@ -14,6 +14,7 @@ import pytest
 
 from amos_fairseq import methods, pretrained  # noqa: F401  pretrained: not first while a test has fewer methods
 from amos_fairseq.cli import main, processes, quickstart
+from amos_fairseq.files import claimed
 from tests.runs import AMOS_FAIRSEQ
 
 
