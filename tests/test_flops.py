@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amos_fairseq import flops
 from amos_fairseq.flops import encoder_flops
-from amos_fairseq.modules import Encoder, EncoderConfig, Queries
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.queries import Queries
 
 BASE = EncoderConfig(32768, 1, layers=12, dim=768, heads=12, ffn_dim=3072)
 

@@ -4,6 +4,7 @@ A run has one colour, line and marker in all figures that overlay runs. A figure
 quantities apart by shade and line instead.
 """
 
+import functools
 import math
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -45,12 +46,11 @@ class Style(NamedTuple):
 Draw = Callable[[Sequence[Run]], Optional[Picture]]
 
 
-def style(index: int) -> Style:
-    return Style(*(choices[index % len(choices)] for choices in (COLORS, DASHES, MARKERS)))
+def style(index: int, colors: Sequence[str] = COLORS) -> Style:
+    return Style(*(choices[index % len(choices)] for choices in (colors, DASHES, MARKERS)))
 
 
-def shade(index: int) -> Style:
-    return Style(*(choices[index % len(choices)] for choices in (SHADES, DASHES, MARKERS)))
+shade = functools.partial(style, colors=SHADES)
 
 
 def overlay(plan: Overlay) -> Draw:
@@ -249,12 +249,8 @@ def papers() -> Dict[str, Draw]:
 
 # In the order of the page.
 CURVES: Dict[str, Draw] = {
-    "losses": losses,
-    "detection": overlay(PLANS["detection"]),
-    "generators": overlay(PLANS["generators"]),
-    "others": others,
-    "learning_by_compute": learning_by_compute,
-    "by_option": by_option,
+    "losses": losses, "detection": overlay(PLANS["detection"]), "generators": overlay(PLANS["generators"]),
+    "others": others, "learning_by_compute": learning_by_compute, "by_option": by_option,
 }
 COURSE: Dict[str, Draw] = {name: overlay(PLANS[name]) for name in ("speed", "optimization")}
 

@@ -28,10 +28,7 @@ from amos_fairseq.random import mixed_seed
 ENCODER_SIZES = {
     "tiny": dict(encoder_layers=2, encoder_embed_dim=128, encoder_ffn_embed_dim=512, encoder_attention_heads=4),
     "small": dict(
-        encoder_layers=12,
-        encoder_embed_dim=256,
-        encoder_ffn_embed_dim=1024,
-        encoder_attention_heads=4,
+        encoder_layers=12, encoder_embed_dim=256, encoder_ffn_embed_dim=1024, encoder_attention_heads=4,
         token_embed_dim=128,
     ),
     "base": dict(encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072, encoder_attention_heads=12),
@@ -81,19 +78,11 @@ class PretrainingConfig:
     def encoder_config(self, vocabulary: "Vocabulary", **changes) -> EncoderConfig:
         """The encoder's shape; `changes` make a generator's shape of it."""
         values = dict(
-            vocab_size=vocabulary.size,
-            padding_idx=vocabulary.padding,
-            layers=self.encoder_layers,
-            dim=self.encoder_embed_dim,
-            heads=self.encoder_attention_heads,
-            ffn_dim=self.encoder_ffn_embed_dim,
-            embedding_dim=self.token_embed_dim or self.encoder_embed_dim,
-            max_positions=self.max_positions,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            activation_dropout=self.activation_dropout,
-            rel_pos_buckets=self.rel_pos_buckets,
-            rel_pos_max_distance=self.rel_pos_max_distance,
+            vocab_size=vocabulary.size, padding_idx=vocabulary.padding, layers=self.encoder_layers,
+            dim=self.encoder_embed_dim, heads=self.encoder_attention_heads, ffn_dim=self.encoder_ffn_embed_dim,
+            embedding_dim=self.token_embed_dim or self.encoder_embed_dim, max_positions=self.max_positions,
+            dropout=self.dropout, attention_dropout=self.attention_dropout, activation_dropout=self.activation_dropout,
+            rel_pos_buckets=self.rel_pos_buckets, rel_pos_max_distance=self.rel_pos_max_distance,
             rel_pos_bucketing=self.rel_pos_bucketing,
         )
         return EncoderConfig(**{**values, **changes})
@@ -333,13 +322,13 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
 
     @property
     def encoder_lm_head(self) -> Optional[nn.Module]:
-        """The language model on the encoder itself, of which prompts ask."""
-        return None
+        """The language model on the encoder itself, of which prompts ask: `mlm_head`, unless the class says None."""
+        return None if self.encoder_lm_head_class is None else self.mlm_head
 
     @property
     def detection_head(self) -> Optional[DetectionHead]:
-        """The head on the encoder itself that detects replaced tokens, positive = original."""
-        return None
+        """The head on the encoder itself that detects replaced tokens, positive = original: `rtd_head`, if any."""
+        return getattr(self, "rtd_head", None)
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         """(B, T): how original each token of a text as it stands looks to the encoder, positive = original.
@@ -383,14 +372,10 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
         config = self.config
         dim = config.generator_embed_dim or config.encoder_embed_dim
         generator_config = config.encoder_config(
-            vocabulary,
-            layers=config.generator_layers or config.encoder_layers,
-            dim=dim,
+            vocabulary, layers=config.generator_layers or config.encoder_layers, dim=dim,
             heads=max(1, dim // HEAD_WIDTH) if config.generator_embed_dim else config.encoder_attention_heads,
-            ffn_dim=4 * dim if config.generator_embed_dim else config.encoder_ffn_embed_dim,
-            dropout=dropout,
-            attention_dropout=dropout,
-            activation_dropout=0.0,
+            ffn_dim=4 * dim if config.generator_embed_dim else config.encoder_ffn_embed_dim, dropout=dropout,
+            attention_dropout=dropout, activation_dropout=0.0,
         )
         self.generator = Encoder(generator_config, token_embeddings)
         self.mlm_head = MaskedLMHead(dim, token_embeddings)
@@ -427,6 +412,9 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
     def reference_flops(self, length: int) -> float:
         """ELECTRA's: also a detection head on the encoder."""
         return super().reference_flops(length) + reference.detection_head(self.encoder.config)
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
 
     def generator_flops(self, tokens: int, length: int, masked: int) -> int:
         """Of one forward pass of the generator and its head."""

@@ -13,44 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
-from amos_fairseq.methods.base import (
-    GeneratorConfig,
-    GeneratorMethod,
-    PretrainingBatch,
-    Vocabulary,
-    accuracy,
-)
+from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, PretrainingBatch, Vocabulary, accuracy
 from amos_fairseq.methods.continuation import load_generator
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import CorrectionHead, DetectionHead, ProjectionHead
-from amos_fairseq.objectives import (
-    LossTerm,
-    Mean,
-    clm_loss,
-    corrected_tokens,
-    cosines,
-    mlm_loss,
-    rtd_loss,
-    scl_loss,
-)
-from amos_fairseq.ops import (
-    LinearReading,
-    MaskedLMReading,
-    Noise,
-    full_precision,
-    linear_logits,
-    masked_lm,
-    read_linear,
-    rows_of_others,
-)
+from amos_fairseq.objectives import LossTerm, Mean, clm_loss, corrected_tokens, cosines, mlm_loss, rtd_loss, scl_loss
+from amos_fairseq.ops import LinearReading, MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import NOT_NEGATIVE, POSITIVE, SHARE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, ByRun, Overlay, Quantity
-
-CLM_ABLATIONS = ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens")
 
 
 @dataclass
@@ -87,7 +62,7 @@ class CocoLMConfig(GeneratorConfig):
                 f"generator_checkpoint {self.generator_checkpoint!r} is of no use with random_replacements "
                 f"{self.random_replacements}: choose one"
             )
-        for name in CLM_ABLATIONS:
+        for name in ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens"):
             if getattr(self, name) and not self.clm_weight:
                 raise ValueError(f"{name} changes nothing with clm_weight {self.clm_weight}: leave one out")
         for name in ("clm_without_stop_gradient", "clm_all_tokens"):
@@ -220,10 +195,10 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         tokens = (batch.original_tokens, corruption.corrupted_tokens)
         originals, corrupted = (self.at_corrected(x, batch) for x in tokens)
         output_layer = self.clm_head.output_layer(self.at_corrected(hidden, batch))
-        lm = read_linear(*output_layer)
-        log_lm = linear_logits(*output_layer, originals) - lm.logsumexp
+        lm = ops.read_linear(*output_layer)
+        log_lm = ops.linear_logits(*output_layer, originals) - lm.logsumexp
         with torch.no_grad():
-            return Correction(log_lm, lm, linear_logits(*output_layer, corrupted))
+            return Correction(log_lm, lm, ops.linear_logits(*output_layer, corrupted))
 
     def at_corrected(self, x: Tensor, batch: PretrainingBatch) -> Tensor:
         """(B, T, ...) -> (M or B * T, ...): the rows that the language model corrects."""
@@ -257,11 +232,9 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         if config.clm_without_copy:
             return LossTerm(-output.correction.log_lm.sum(), len(batch.masked_index), config.clm_weight)
         return clm_loss(
-            output.correction.log_lm,
-            self.at_corrected(output.rtd_logits, batch),
+            output.correction.log_lm, self.at_corrected(output.rtd_logits, batch),
             ~self.at_corrected(output.corruption.replaced_positions, batch),
-            stop_gradient=not config.clm_without_stop_gradient,
-            weight=config.clm_weight,
+            stop_gradient=not config.clm_without_stop_gradient, weight=config.clm_weight,
             valid_positions=batch.valid_positions.flatten() if config.clm_all_tokens else None,
         )
 
@@ -273,7 +246,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         if not self.config.scl_gather or not self.training:
             return None
         views = torch.cat(sequence_views)
-        return rows_of_others(views[:0] if batch.stand_in else views)
+        return ops.rows_of_others(views[:0] if batch.stand_in else views)
 
     def statistics(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
         """Copying is right where detection is; the language model's accuracy is that of the whole of p_LM (Fig. 8)."""
@@ -305,8 +278,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         }
 
     quantities = {
-        **GENERATOR,
-        **RTD,
+        **GENERATOR, **RTD,
         "clm": Quantity("corrective LM loss", "nats per masked token", LOWER),
         "scl": Quantity("contrastive loss", "nats per sequence", LOWER),
         **DETECTION,
@@ -377,16 +349,10 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     def encoder_lm_head(self) -> Optional[CorrectionHead]:
         return self.clm_head
 
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head
-
     def proposals(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
         return {} if self.config.random_replacements else super().proposals(output, batch)
 
-    def details(
-        self, output: CocoLMOutput, batch: PretrainingBatch, words: Words
-    ) -> Dict[str, List[CorrectionDetail]]:
+    def details(self, output: CocoLMOutput, batch: PretrainingBatch, words: Words) -> Dict[str, List[CorrectionDetail]]:
         """p_LM(x) = 1[x = corrupted] p_copy + (1 - p_copy) softmax(lm)[x], all x  (Sec. 3.3)."""
         if self.clm_head is None:
             return {}
@@ -400,10 +366,8 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         corrected.scatter_add_(1, output.sampled_tokens[:, None], copy[:, None])
         return {"correction": [
             CorrectionDetail(
-                None if self.config.clm_without_copy else copy[row].item(),
-                words.likeliest(language_model[row]),
-                *words.likeliest(corrected[row], 1),
-                words.of_original(row, corrected[row]),
+                None if self.config.clm_without_copy else copy[row].item(), words.likeliest(language_model[row]),
+                *words.likeliest(corrected[row], 1), words.of_original(row, corrected[row]),
             )
             for row in range(len(copy))
         ]}
@@ -414,7 +378,7 @@ def draw_evenly(excluded_tokens: Tensor, noise: Noise) -> Tensor:
     hidden = torch.zeros(len(noise.rows), 1, device=noise.rows.device)
     table = hidden.new_zeros(len(excluded_tokens), 1)
     targets = noise.rows.new_zeros(len(noise.rows))
-    return masked_lm(hidden, table, table.squeeze(1), targets, excluded=excluded_tokens, noise=noise).sampled
+    return ops.masked_lm(hidden, table, table.squeeze(1), targets, excluded=excluded_tokens, noise=noise).sampled
 
 
 def cosine_statistics(views: SequenceViews) -> Dict[str, Mean]:

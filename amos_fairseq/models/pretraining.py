@@ -1,6 +1,7 @@
 """Each method as a fairseq model, and each of its sizes as an architecture `<name>_<size>`."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
@@ -46,14 +47,10 @@ class PretrainingModel(BaseFairseqModel):
         return self.method.config.max_positions
 
 
-def _preset(options: dict):
+def _preset(options: dict, args) -> None:
     """An architecture: options that were not given get the size's values."""
-
-    def fill_in(args) -> None:
-        for key, value in options.items():
-            setattr(args, key, getattr(args, key, value))
-
-    return fill_in
+    for key, value in options.items():
+        setattr(args, key, getattr(args, key, value))
 
 
 @for_each_method
@@ -63,4 +60,4 @@ def _register(name: str) -> None:
     model = type(f"{method.__name__}Model", (PretrainingModel,), {"method_name": name})
     register_model(name, dataclass=config)(model)
     for size in ENCODER_SIZES:
-        register_model_architecture(name, f"{name}_{size}")(_preset(size_options(name, size)))
+        register_model_architecture(name, f"{name}_{size}")(partial(_preset, size_options(name, size)))

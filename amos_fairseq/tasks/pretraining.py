@@ -110,20 +110,16 @@ class PretrainingTask(SupervisedTask):
     def build_model(self, cfg, from_checkpoint=False):
         with told_in_one_line():
             model = super().build_model(cfg, from_checkpoint)
-            if not from_checkpoint:
-                self.load_earlier_runs(model.method)
+            starts = {} if from_checkpoint else model.method.starts
+            for name, load in starts.items():
+                path = getattr(model.method.config, name)
+                if path and goes_on_from(self.cfg) is None:  # else its own checkpoint holds what was taken
+                    load(model.method, self.earlier_run(path, name))
         method = model.method
         self.check_batch_size = method.check_batch_size
         self.forward_is_local = method.forward_is_local
         self.divides_batches = method.divides_batches
         return model
-
-    def load_earlier_runs(self, method) -> None:
-        """What the options take from other runs' checkpoints, unless this run goes on from its own, which holds it."""
-        for option_name, load in method.starts.items():
-            path = getattr(method.config, option_name)
-            if path and goes_on_from(self.cfg) is None:
-                load(method, self.earlier_run(path, option_name))
 
     def earlier_run(self, path: str, option_name: str) -> EarlierRun:
         source = f"{option_name} {path}"
@@ -169,10 +165,8 @@ class PretrainingTask(SupervisedTask):
             blocks = data_utils.load_indexed_dataset(os.path.join(shard, split), self.dictionary)
         if blocks is None:
             stop(f"{shard} holds no split {split!r}: prepare writes train and valid", os.EX_USAGE)
-        self.datasets[split] = self.masked_blocks(blocks, blocks.sizes)
-
-    def masked_blocks(self, blocks, sizes) -> MaskedBlockDataset:
-        return MaskedBlockDataset(blocks, sizes, self.dictionary, self.masking, self.cfg.seed, self.cropping)
+        options = self.masking, self.cfg.seed, self.cropping
+        self.datasets[split] = MaskedBlockDataset(blocks, blocks.sizes, self.dictionary, *options)
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
         # fairseq drops a last batch that is no multiple of this, in validation, too
@@ -244,13 +238,7 @@ class PretrainingTask(SupervisedTask):
     def max_positions(self):
         return self.cfg.tokens_per_sample
 
-    @property
-    def source_dictionary(self):
-        return self.dictionary
-
-    @property
-    def target_dictionary(self):
-        return self.dictionary
+    source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
 
 @for_each_method

@@ -14,6 +14,7 @@ import pytest
 
 from amos_fairseq import methods, pretrained  # noqa: F401  pretrained: not first while a test has fewer methods
 from amos_fairseq.cli import main, processes, quickstart
+from amos_fairseq.files import claimed
 from tests.runs import AMOS_FAIRSEQ
 
 
@@ -145,7 +146,7 @@ def test_folder_of_something_else_is_refused(tmp_path, capsys):
 def test_folder_at_work_is_refused(tmp_path, capsys):
     out = tmp_path / "out"
     settings = quickstart.check_settings(argparse.Namespace(method="amos_rtd", updates=quickstart.UPDATES, corpus=None))
-    with quickstart.claimed(out, settings):
+    with claimed(out / "quickstart.json", settings, at_work="", begun_with=""):
         assert main.main(["quickstart", "--out", str(out)]) == 64
     assert "another quick start is at work" in capsys.readouterr().err
     assert json.loads((out / "quickstart.json").read_text())["setting"] == "quickstart"

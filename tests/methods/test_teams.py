@@ -85,7 +85,7 @@ def test_branches_are_two_layers_on_one_trunk(make_method, batch):
     mws_states, rtd_states = method.encode(output.corruption.corrupted_tokens, batch.padding_mask)
     assert torch.equal(mws_states, encoder(tokens, batch.padding_mask))
     embedded, layers = encoder.begin(encoder.token_embeddings(tokens), batch.padding_mask)
-    assert torch.equal(rtd_states, layers.run_other(method.branch_layer, layers.run(embedded, 0, 2)))
+    assert torch.equal(rtd_states, method.branch_layer(layers.run(embedded, 0, 2), layers.attention_bias))
     assert torch.equal(output.rtd_logits, method.rtd_head(rtd_states))
 
 
