@@ -298,7 +298,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
             "COCO-LM: copying and correction",
             "COCO-LM Fig. 8. Copying is detection; correction is the language model with its copy mechanism. Look for "
             "originals near 100 % while replaced tokens rise; an all-token LM without copying stays behind on both.",
-            ("rtd_accuracy_replaced", "rtd_accuracy_original", "clm_accuracy_replaced", "clm_accuracy_original"),
+            ("rtd_accuracy_replaced", "rtd_accuracy_original_words", "clm_accuracy_replaced", "clm_accuracy_original"),
             needs="clm_accuracy_replaced",
         ),
     }

@@ -16,6 +16,7 @@ from omegaconf import II, MISSING
 
 from amos_fairseq import supervision
 from amos_fairseq.checkpoints.training import goes_on_from
+from amos_fairseq.criterions.pretraining import TOKENS
 from amos_fairseq.data import loading
 from amos_fairseq.data.manifest import load_manifest_for, verify_tokens
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens, split
@@ -25,7 +26,7 @@ from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.objectives import COUNTED
 from amos_fairseq.options import COUNT, Range, free_names, option
-from amos_fairseq.pretrained.loading import VOCABULARY
+from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
 
@@ -115,7 +116,7 @@ class PretrainingTask(SupervisedTask):
                 path = getattr(model.method.config, name)
                 if path and goes_on_from(self.cfg) is None:  # else its own checkpoint holds what was taken
                     load(model.method, self.earlier_run(path, name))
-        method = model.method
+        self.model, method = model, model.method
         self.check_batch_size = method.check_batch_size
         self.forward_is_local = method.forward_is_local
         self.divides_batches = method.divides_batches
@@ -141,7 +142,7 @@ class PretrainingTask(SupervisedTask):
                 f"{source} was trained with another vocabulary than {self.cfg.data} has: prepare the text anew with "
                 "`amos-fairseq prepare --vocabulary` and the folder that the run was trained on"
             )
-        state = {key.split(".", 1)[1]: tensor for key, tensor in checkpoint["model"].items()}  # of `model.method`
+        state = parameters_of(checkpoint["model"])
         return EarlierRun(source, state, model)
 
     def state_dict(self):
@@ -234,6 +235,13 @@ class PretrainingTask(SupervisedTask):
             sample = split(sample, sample["nsentences"])[0]
             sample = {**sample, "net_input": {**sample["net_input"], "stand_in": True}}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        """Called with the logs of all processes, or with their sum."""
+        counted = [logs.pop(TOKENS) for logs in logging_outputs if TOKENS in logs]
+        if counted:
+            self.model.add_token_counts(sum(counted))
+        super().reduce_metrics(logging_outputs, criterion)
 
     def max_positions(self):
         return self.cfg.tokens_per_sample
