@@ -32,25 +32,24 @@ HIDDEN = "_weighted "  # fairseq prints no metric whose name starts with an unde
 TOKENS = "tokens"  # in the logs of a training step: what `PretrainingModel.token_counts` adds up
 
 
-class PooledMeter(meters.Meter):
-    """What the sums of all batches say, by one of READINGS."""
+class PooledMeter(meters.MetersDict._DerivedMeter):
+    """What the sums of all batches say, by one of READINGS; as a derived one it is in no checkpoint."""
 
     def __init__(self, reading: str):
-        self.reading = reading
-        self.reset()
-
-    def reset(self):
-        self.sums = 0
+        super().__init__(self.rounded)
+        self.reading, self.sums = reading, 0
 
     def update(self, sums):
         self.sums = self.sums + sums
+
+    def reset(self):
+        self.sums = 0
 
     @property
     def avg(self):
         return READINGS[self.reading](self.sums)
 
-    @property
-    def smoothed_value(self):
+    def rounded(self, _):
         value = self.avg
         return value if value is None else round(value, DIGITS)
 
