@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field, make_dataclass
 from typing import Optional
@@ -26,9 +27,20 @@ from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.objectives import COUNTED
 from amos_fairseq.options import COUNT, Range, free_names, option
+from amos_fairseq.pooled import mean_cosine
 from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
+
+logger = logging.getLogger(__name__)
+
+COSINE = "hidden_cosine cosine"  # as the criterion logs it
+COLLAPSED = 0.95
+COLLAPSE = (
+    "the encoder has collapsed: its hidden states of different words have a mean cosine of %.3f (hidden_cosine, 1: all "
+    "alike). What can help: a lower --lr, or --init-checkpoint of a run of bert_mlm of the same encoder. See \"It does "
+    "not learn\" in examples/guides/troubleshooting.md"
+)
 
 
 @dataclass
@@ -77,6 +89,7 @@ class PretrainingTask(SupervisedTask):
         self.dictionary = self.load_dictionary()
         self.sentencepiece_model = self.read_sentencepiece_model()
         self.term_scales = None
+        self.has_collapsed = False  # as far as validation has seen
         self.iterators = {}  # by split, the current one
 
     def load_dictionary(self) -> Dictionary:
@@ -242,6 +255,17 @@ class PretrainingTask(SupervisedTask):
         if counted:
             self.model.add_token_counts(sum(counted))
         super().reduce_metrics(logging_outputs, criterion)
+        if not self.has_collapsed:
+            self.tell_of_collapse(logging_outputs)
+
+    def tell_of_collapse(self, logging_outputs) -> None:
+        """Warn, once, if hidden states of a batch of validation hardly differ."""
+        key = f"pooled {COSINE}"
+        sums = [logs[key] for logs in logging_outputs if key in logs]
+        cosine = mean_cosine(sum(sums)) if sums else None
+        self.has_collapsed = cosine is not None and cosine > COLLAPSED
+        if self.has_collapsed and distributed_utils.get_data_parallel_rank() == 0:
+            logger.warning(COLLAPSE, cosine)
 
     def max_positions(self):
         return self.cfg.tokens_per_sample
