@@ -264,7 +264,7 @@ class PretrainingTask(SupervisedTask):
         sums = [logs[key] for logs in logging_outputs if key in logs]
         cosine = mean_cosine(sum(sums)) if sums else None
         self.has_collapsed = cosine is not None and cosine > COLLAPSED
-        if self.has_collapsed and distributed_utils.get_data_parallel_rank() == 0:
+        if self.has_collapsed and distributed_utils.get_global_rank() == 0:
             logger.warning(COLLAPSE, cosine)
 
     def max_positions(self):
