@@ -37,6 +37,7 @@ class MaskingOptions:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "MaskingOptions":
         """As a task's options have it; one that is absent has its default."""
+        options = options if isinstance(options, Mapping) else vars(options)
         names = {field.name for field in fields(cls)} & set(options)
         return cls(**{name: options[name] for name in names})
 
