@@ -53,21 +53,19 @@ def mean_cosine(sums: Tensor) -> Optional[float]:
 
 
 def spread(hidden: Tensor) -> Pooled:
-    """How many directions hidden states (N, C) take: second moments of (hidden, 1), (C + 1, C + 1)."""
-    extended = F.pad(hidden.double(), (0, 1), value=1.0)
-    return Pooled(extended.T @ extended, "rank")
+    """How many directions hidden states (N, C) take: their second moments (C, C)."""
+    hidden = hidden.double()
+    return Pooled(hidden.T @ hidden, "rank")
 
 
 def effective_rank(moments: Tensor) -> Optional[float]:
-    """exp of the entropy of the covariance's eigenvalues, which are made to add up to 1: from 1 to C."""
-    moments = moments.double()
-    number = moments[-1, -1]
-    if number < 2:
-        return None
-    mean = moments[-1, :-1] / number
-    eigenvalues = torch.linalg.eigvalsh(moments[:-1, :-1] / number - torch.outer(mean, mean)).clamp(min=0)
-    shares = eigenvalues / eigenvalues.sum()
-    return float(torch.special.entr(shares).sum().exp()) if eigenvalues.sum() > 0 else 1.0
+    """exp of the entropy of the second moments' eigenvalues, which are made to add up to 1: from 1 to C.
+
+    Not of the covariance: what all words have in common, which it leaves out, is what a collapse consists of.
+    """
+    eigenvalues = torch.linalg.eigvalsh(moments.double()).clamp(min=0)
+    total = eigenvalues.sum()
+    return float(torch.special.entr(eigenvalues / total).sum().exp()) if total > 0 else None
 
 
 READINGS: Dict[str, Callable[[Tensor], Optional[float]]] = {

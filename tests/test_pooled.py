@@ -40,7 +40,7 @@ def test_logits_beyond_the_bins_are_ranked_above_and_below_all():
 def test_what_has_no_pair_has_no_value():
     assert pooled.ranking(torch.ones(2), torch.tensor([False, False])).value is None
     assert pooled.similarity(torch.ones(1, 2)).value is None
-    assert pooled.spread(torch.ones(1, 2)).value is None
+    assert pooled.spread(torch.ones(0, 2)).value is None
 
 
 def test_cosine_is_the_mean_over_pairs_of_different_words():
@@ -51,16 +51,17 @@ def test_cosine_is_the_mean_over_pairs_of_different_words():
     assert pooled.mean_cosine(parts) == pytest.approx(found.value)
 
 
-def test_effective_rank_is_exp_of_the_entropy_of_the_covariances_eigenvalues():
-    hidden = 5 + torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # variances 9 : 1
+def test_effective_rank_is_exp_of_the_entropy_of_the_second_moments_eigenvalues():
+    hidden = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # 9 : 1
     found = pooled.spread(hidden)
     assert found.value == pytest.approx(1.384145, abs=1e-6)  # exp(-.9 ln .9 - .1 ln .1)
     parts = pooled.spread(hidden[:1]).sums + pooled.spread(hidden[1:]).sums
     assert pooled.effective_rank(parts) == pytest.approx(found.value)
 
 
-def test_effective_rank_is_from_one_to_the_width():
-    assert pooled.spread(torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]])).value == pytest.approx(1)
-    assert pooled.spread(torch.ones(3, 2)).value == 1.0
+def test_effective_rank_is_from_one_of_states_that_are_alike_to_the_width():
+    assert pooled.spread(torch.ones(3, 2)).value == pytest.approx(1)
+    nearly = torch.tensor([[1.0, 0.01], [1.0, -0.01]])  # a covariance of rank 1, too, but moments 1 : 0.0001
+    assert pooled.spread(nearly).value == pytest.approx(1.001021, abs=1e-6)
     square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     assert pooled.spread(square).value == pytest.approx(2)
