@@ -6,7 +6,7 @@
 
 import ast
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -74,8 +74,8 @@ class AmosConfig(DetectionConfig):
             return None
         expected = f"{', '.join(MIXTURES)} or fixed:[w,..] with {len(self.generator_depths)} weights of 0 or more"
         try:
-            kind, weights = self.mixture.split(":", 1)
-            weights = [float(weight) for weight in ast.literal_eval(weights)]
+            kind, listed = self.mixture.split(":", 1)
+            weights = [float(weight) for weight in ast.literal_eval(listed)]
             if kind != "fixed" or len(weights) != len(self.generator_depths) or min(weights) < 0 or not sum(weights):
                 raise ValueError
         except (ValueError, TypeError, SyntaxError):
@@ -116,6 +116,8 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         "base": dict(generator_depths=[4, 6, 8]),  # Sec. 4
         "large": dict(generator_depths=[4, 6, 8]),  # the released code's, of no published run
     }
+
+    generators: Any  # nn.ModuleList, of one encoder or one for each depth
 
     def __init__(self, config: AmosConfig, vocabulary: Vocabulary, **schedule):
         super().__init__(config, vocabulary, **schedule)

@@ -4,7 +4,7 @@ Shapes: B batch, T time, C channels, E width of the token table, M selected posi
 """
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Tuple, Type, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ ENCODER_SIZES = {
 TIED_SHARES = {"none": 0.0, "half": 0.5, "all": 1.0}  # of a generator's layers, from the bottom
 Look = Callable[[slice, Tensor], Tensor]
 Config = TypeVar("Config", bound="PretrainingConfig")
+SharedGenerator = TypeVar("SharedGenerator", bound="SharedGeneratorConfig")
 Output = TypeVar("Output")
 HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 
@@ -208,6 +209,9 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     scores_in_one_pass = False  # whether the sum of log sigmoid(detection_logits) is a pseudo-log-likelihood
     judge = "encoder"  # what `detection_logits` are called
 
+    excluded_tokens: Tensor
+    mlm_head: MaskedLMHead
+
     def __init__(self, config: Config, vocabulary: Vocabulary, noise_seed: int = 1, total_updates: int = 0):
         super().__init__()
         self.config = config
@@ -304,7 +308,7 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         return kinds.new_zeros(2 * vocabulary).index_add_(0, kinds, torch.ones_like(kinds)).view(2, vocabulary)
 
     def validation_statistics(
-        self, output: Output, batch: PretrainingBatch, token_counts: Tensor
+        self, output: Any, batch: PretrainingBatch, token_counts: Tensor
     ) -> Dict[str, Pooled]:
         """What validation logs beside `statistics`, of the whole validation set.
 
@@ -396,11 +400,11 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
 class GeneratorMethod(PretrainingMethod[Config, Output]):
     """A method with one generator that has an MLM head, and whose draws pass no gradient."""
 
-    config_class = GeneratorConfig
+    config_class: Type[PretrainingConfig] = GeneratorConfig
 
     def add_generator(self, vocabulary: Vocabulary, token_embeddings: nn.Embedding, dropout: float) -> None:
         """Make `generator` and `mlm_head` on a token table."""
-        config = self.config
+        config = cast(GeneratorConfig, self.config)
         dim = config.generator_embed_dim or config.encoder_embed_dim
         generator_config = config.encoder_config(
             vocabulary, layers=config.generator_layers or config.encoder_layers, dim=dim,
@@ -452,17 +456,17 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
         return self.network_flops(self.generator, tokens, length, masked) + self.head_flops(self.mlm_head, masked)
 
 
-class SharedGeneratorMethod(GeneratorMethod[Config, Output]):
+class SharedGeneratorMethod(GeneratorMethod[SharedGenerator, Output]):
     """A method whose generator and encoder share the embedding network and bottom layers (TEAMS, PEER).
 
     What is shared runs twice and gets both gradients. Dropout acts in the encoder's pass only, for the generator's
     logits of training are also those to draw from.
     """
 
-    config_class = SharedGeneratorConfig
+    config_class: Type[PretrainingConfig] = SharedGeneratorConfig
     samples_in_second_pass = False
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, **schedule):
+    def __init__(self, config: SharedGenerator, vocabulary: Vocabulary, **schedule):
         super().__init__(config, vocabulary, **schedule)
         no_dropout = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
         generator_config = config.encoder_config(vocabulary, layers=config.generator_depth(), **no_dropout)

@@ -17,7 +17,7 @@ from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
-from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, PretrainingBatch, Vocabulary, accuracy
+from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, Look, PretrainingBatch, Vocabulary, accuracy
 from amos_fairseq.methods.continuation import load_generator
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.modules.encoder import Encoder
@@ -177,9 +177,9 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         sequence_views = self.embed_sequences(hidden, batch)
         return CocoLMOutput(masked_lm, sampled_tokens, corruption, rtd_logits, correction, sequence_views)
 
-    def generate(self, batch: PretrainingBatch) -> Optional[MaskedLMReading]:
+    def generate(self, batch: PretrainingBatch, look: Optional[Look] = None) -> Optional[MaskedLMReading]:
         """The generator's losses and predictions at the selected positions; None if there is no generator."""
-        return None if self.config.random_replacements else super().generate(batch)
+        return None if self.config.random_replacements else super().generate(batch, look)
 
     @torch.no_grad()
     def sample(self, masked_lm: Optional[MaskedLMReading], batch: PretrainingBatch) -> Tensor:
@@ -367,7 +367,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         return {"correction": [
             CorrectionDetail(
                 None if self.config.clm_without_copy else copy[row].item(), words.likeliest(language_model[row]),
-                *words.likeliest(corrected[row], 1), words.of_original(row, corrected[row]),
+                words.likeliest(corrected[row], 1)[0], words.of_original(row, corrected[row]),
             )
             for row in range(len(copy))
         ]}

@@ -112,6 +112,7 @@ def load(
     if rows != len(tokenizer):
         raise ValueError(f"{file} has a table of {rows} tokens, dict.txt makes {len(tokenizer)}: name the right one")
     vocabulary = Vocabulary.of(tokenizer)
+    network: Any
     if has_generator:
         network = build(name, options, vocabulary)
     else:
@@ -191,8 +192,8 @@ def read_tensors(file: Path) -> Mapping[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = re.search(r"(Unsupported|Trying to|Can only) .*?(?=\. |\.?$)", str(error), re.MULTILINE)
-        reason = reason.group() if reason else "it holds more than data"
-        raise ValueError(f"{file} is refused, since to load it could run code: {reason}") from None
+        what = reason.group() if reason else "it holds more than data"
+        raise ValueError(f"{file} is refused, since to load it could run code: {what}") from None
     except (SafetensorError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {(str(error) or 'it ends early').splitlines()[0]}") from None
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
@@ -297,9 +298,9 @@ def fill(
         ("lacks", set(places.values()) - tensors.keys(), allow_missing, "allow_missing"),
         ("has also", tensors.keys() - set(places.values()), allow_unexpected, "allow_unexpected"),
     ):
-        names = [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)]
-        if names:
-            raise ValueError(f"{file} {verb} {listed(names)}: if that is right, name it in {option}")
+        refused = [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)]
+        if refused:
+            raise ValueError(f"{file} {verb} {listed(refused)}: if that is right, name it in {option}")
     filled: Dict[nn.Parameter, str] = {}
     for ours, parameter in network.named_parameters(remove_duplicate=False):
         theirs = places[ours]

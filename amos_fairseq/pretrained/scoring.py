@@ -1,6 +1,6 @@
 """How likely a model finds a text: SCRIPT's pseudo-log-likelihood in one pass, and the masked one it stands in for."""
 
-from typing import Callable, List, NamedTuple, Sequence
+from typing import Callable, Dict, List, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def one_pass_scores(
     Sequences of near length share a forward pass over at most `batch_tokens` positions, padding included.
     `uncounted_tokens` are read, but not summed over. `progress` is told how many sequences each pass has finished.
     """
-    scores = {}
+    scores: Dict[int, Score] = {}
     for rows in batches([len(sequence) for sequence in sequences], batch_tokens):
         tokens, padding_mask = padded([sequences[row] for row in rows], method.encoder)
         critic_logits = method.detection_logits(tokens, padding_mask)
