@@ -21,6 +21,7 @@ from amos_fairseq.methods.base import (
     Vocabulary,
     accuracy,
 )
+from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR
 from amos_fairseq.methods.stages import Proposals
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
@@ -123,6 +124,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
     )
     short_name = "amos"
     config_class = AmosConfig
+    generator_modules = (*MODULES_OF_GENERATOR, "mixture_head")
     sizes = {
         "tiny": dict(generator_depths=[1, 2]),
         "small": dict(generator_depths=[4, 6, 8]),

@@ -4,7 +4,7 @@ Shapes: B batch, T time, C channels, E width of the token table, M selected posi
 """
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Set, Tuple, Type, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
-from amos_fairseq.methods.continuation import EarlierRun, start_from
+from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR, EarlierRun, start_from
 from amos_fairseq.methods.stages import Proposals, Words
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
@@ -20,7 +20,7 @@ from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
 from amos_fairseq.objectives import LossTerm, Mean
 from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
-from amos_fairseq.options import COUNT, NOT_NEGATIVE, SHARE, check, option
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 from amos_fairseq.quantities import Plan, Quantity
 from amos_fairseq.random import mixed_seed
 
@@ -42,6 +42,7 @@ TIED_SHARES = {"none": 0.0, "half": 0.5, "all": 1.0}  # of a generator's layers,
 Look = Callable[[slice, Tensor], Tensor]
 Config = TypeVar("Config", bound="PretrainingConfig")
 Output = TypeVar("Output")
+LR_FACTOR = "_lr_factor"  # ends the options that multiply the learning rate of a group
 HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 
 
@@ -66,6 +67,10 @@ class PretrainingConfig:
     rel_pos_bucketing: str = option(
         "t5", "t5, or released for that of Microsoft's AMOS and COCO-LM checkpoints", choices=BUCKETINGS, unseen=True
     )
+    rel_pos_lr_factor: float = option(
+        1.0, "times the learning rate for relative position biases, of every network: they start at std 0.02 and move "
+        "by about the rate per update, while useful ones are of size 1; 100 where runs are short", POSITIVE,
+    )
     init_checkpoint: str = option(
         "", "checkpoint of an earlier run, of any method, to start from: its encoder and, where it fits, its generator",
         path=True,
@@ -77,6 +82,10 @@ class PretrainingConfig:
 
     def __post_init__(self):
         check(self)
+
+    def lr_factors(self) -> Dict[str, float]:
+        """By option: see `PretrainingMethod.learning_rate_groups`."""
+        return {name: value for name, value in vars(self).items() if name.endswith(LR_FACTOR)}
 
     def encoder_config(self, vocabulary: "Vocabulary", **changes) -> EncoderConfig:
         """The encoder's shape; `changes` make a generator's shape of it."""
@@ -100,7 +109,21 @@ class PretrainingConfig:
 
 
 @dataclass
-class DetectionConfig(PretrainingConfig):
+class TwoNetworksConfig(PretrainingConfig):
+    """Options of the methods that have a generator beside the encoder."""
+
+    encoder_lr_factor: float = option(
+        1.0, "times the learning rate for the encoder with its heads, but not for what it shares with the generator",
+        POSITIVE,
+    )
+    generator_lr_factor: float = option(
+        1.0, "times the learning rate for the generator with its heads, but not for what it shares with the encoder",
+        POSITIVE,
+    )
+
+
+@dataclass
+class DetectionConfig(TwoNetworksConfig):
     """Options of the methods whose encoder detects replaced tokens."""
 
     rtd_weight: float = option(50.0, "weight of replaced token detection in the loss", NOT_NEGATIVE)
@@ -119,7 +142,7 @@ class GeneratorConfig(DetectionConfig):
 
 
 @dataclass
-class SharedGeneratorConfig(PretrainingConfig):
+class SharedGeneratorConfig(TwoNetworksConfig):
     """A generator as wide as the encoder, on the encoder's embedding network and bottom layers (TEAMS, Sec. 3.2)."""
 
     generator_layers: int = option(
@@ -143,6 +166,12 @@ class SharedGeneratorConfig(PretrainingConfig):
     def tied_depth(self) -> int:
         """How many layers generator and encoder share."""
         return int(TIED_SHARES[self.tied_layers] * self.generator_depth())
+
+
+class LearningRateGroup(NamedTuple):
+    name: str
+    factor: float  # times the learning rate
+    parameters: List[nn.Parameter]
 
 
 class Vocabulary(NamedTuple):
@@ -209,6 +238,7 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     sizes: Dict[str, dict] = {size: {} for size in ENCODER_SIZES}  # what each size sets beside the encoder's shape
     # options that name an earlier run's checkpoint, and what takes from it
     starts: Dict[str, Callable[["PretrainingMethod", EarlierRun], None]] = {"init_checkpoint": start_from}
+    generator_modules: Tuple[str, ...] = ()  # of its modules, those that are the generator and read it
 
     citation = ""  # of its paper, for model cards
     short_name = ""  # in front of the names of its presets and published results in `finetune.presets`
@@ -232,6 +262,34 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def set_num_updates(self, num_updates: int) -> None:
         """Called by fairseq before every update."""
         self.num_updates = num_updates
+
+    def learning_rate_groups(self) -> List[LearningRateGroup]:
+        """What is trained, in the groups of the options `<group>_lr_factor`; the rest has the factor 1.
+
+        rel_pos    the relative position biases, of whichever network
+        encoder    what only the encoder and its heads use
+        generator  what only the generator and its heads use
+        shared     what both do: token table, shared layers, a shared embedding network; it always has the factor 1,
+                   for it gets both networks' gradients
+
+        Raises ValueError for a factor of no parameter.
+        """
+        groups: Dict[nn.Parameter, Set[str]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            path = name.split(".")
+            network = "generator" if path[0] in self.generator_modules else "encoder"
+            if parameter.requires_grad:
+                groups.setdefault(parameter, set()).add("rel_pos" if "relative_position_bias" in path else network)
+        parameters: Dict[str, List[nn.Parameter]] = {}
+        for parameter, names in groups.items():
+            parameters.setdefault("shared" if len(names) > 1 else next(iter(names)), []).append(parameter)
+        factors = self.config.lr_factors()
+        for name, factor in factors.items():
+            if factor != 1.0 and name.removesuffix(LR_FACTOR) not in parameters:
+                raise ValueError(f"{name} {factor} is of no parameter that this run trains: leave it out")
+        return [
+            LearningRateGroup(name, factors.get(f"{name}{LR_FACTOR}", 1.0), alike) for name, alike in parameters.items()
+        ]
 
     def check_batch_size(self, sequences: int) -> None:
         """Refuse, with a ValueError, a run whose largest batches hold too few sequences per process."""
@@ -377,6 +435,7 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
     """A method with one generator that has an MLM head, and whose draws pass no gradient."""
 
     config_class = GeneratorConfig
+    generator_modules = MODULES_OF_GENERATOR
 
     def add_generator(self, vocabulary: Vocabulary, token_embeddings: nn.Embedding, dropout: float) -> None:
         """Make `generator` and `mlm_head` on a token table."""

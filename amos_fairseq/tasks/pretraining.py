@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field, make_dataclass
 from typing import Optional
@@ -24,10 +25,13 @@ from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.objectives import COUNTED
+from amos_fairseq.optim.fused_adamw import check_takes_factors, set_lr_factor
 from amos_fairseq.options import COUNT, Range, free_names, option
 from amos_fairseq.pretrained.loading import VOCABULARY
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,6 +47,7 @@ class PretrainingTaskConfig(MaskingOptions, SupervisionConfig):
     )
     allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged", free=True)
     seed: int = II("common.seed")
+    optimizer: Optional[str] = II("optimizer._name")
     max_update: int = II("optimization.max_update")
     max_tokens: Optional[int] = II("dataset.max_tokens")
     max_tokens_valid: Optional[int] = II("dataset.max_tokens_valid")
@@ -117,11 +122,22 @@ class PretrainingTask(SupervisedTask):
             model = super().build_model(cfg, from_checkpoint)
             if not from_checkpoint:
                 self.load_earlier_runs(model.method)
+                self.scale_learning_rates(model.method)
         method = model.method
         self.check_batch_size = method.check_batch_size
         self.forward_is_local = method.forward_is_local
         self.divides_batches = method.divides_batches
         return model
+
+    def scale_learning_rates(self, method) -> None:
+        for option_name, factor in method.config.lr_factors().items():
+            check_takes_factors(option_name, factor, self.cfg.optimizer)
+        for group in method.learning_rate_groups():
+            size = sum(parameter.numel() for parameter in group.parameters)
+            logger.info("learning rate x %g: %s, %s parameters", group.factor, group.name, f"{size:,}")
+            for parameter in group.parameters:
+                if group.factor != 1.0:
+                    set_lr_factor(parameter, group.factor)
 
     def load_earlier_runs(self, method) -> None:
         """What the options take from other runs' checkpoints, unless this run goes on from its own, which holds it."""

@@ -53,6 +53,7 @@ CONFIGURATIONS = {
     "no heads": (dict(encoder_attention_heads=0), "encoder_attention_heads 0 is out of range: it must be at least 1"),
     "dropout of 1": (dict(dropout=1.0), "dropout 1.0 is out of range: it must be at least 0 and below 1"),
     "rtd_weight nan": (dict(rtd_weight=math.nan), "rtd_weight nan is out of range: it must be at least 0"),
+    "factor 0": (dict(encoder_lr_factor=0.0), "encoder_lr_factor 0.0 is out of range: it must be above 0"),
     "no depth": (dict(generator_depths=[1, 0]), "generator_depths 0 is out of range: it must be at least 1"),
     "unknown bucketing": (dict(rel_pos_bucketing="t6"), "unknown rel_pos_bucketing 't6': choose t5, released"),
     "save_timeout negative": (dict(save_timeout=-1.0), "save_timeout -1.0 is out of range: it must be at least 0"),
@@ -96,6 +97,10 @@ STARTS = {
     "max_tokens_valid below a block": (dict(max_tokens_valid=16), "max_tokens_valid 16 is less than one block of"),
     "gumbel_temperature 0": (dict(gumbel_temperature=0), "gumbel_temperature"),
     "update_timeout negative": (dict(update_timeout=-1), "update_timeout -1.0 is out of range: it must be at least 0"),
+    "factor for adam": (dict(rel_pos_lr_factor=30), "rel_pos_lr_factor 30.0 needs an optimizer with a rate for each"),
+    "factor of nothing": (
+        dict(rel_pos_lr_factor=30, rel_pos_buckets=0, optimizer="fused_adamw"), "rel_pos_lr_factor 30.0 is of no"
+    ),
     "spikes without checkpoints": (dict(loss_spike_factor=2, no_save=True), "loss_spike_factor 2.0 needs checkpoints"),
     "missing init_checkpoint": (dict(init_checkpoint="gone"), "init_checkpoint gone does not exist"),
     "save_dir below a file": (dict(save_dir="/dev/null/run"), "save_dir /dev/null/run: /dev/null is no folder"),
