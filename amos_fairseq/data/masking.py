@@ -102,8 +102,8 @@ class MaskedBlockDataset(FairseqDataset):
         self.padding = dictionary.pad()
         self.mask_token = dictionary.index("<mask>")
         self.special_tokens = special_tokens(dictionary)
-        excluded = set(excluded_tokens(dictionary))
-        self.regular_tokens = np.array([token for token in range(len(dictionary)) if token not in excluded])
+        self.excluded_tokens = excluded_tokens(dictionary)
+        self.regular_tokens = np.setdiff1d(np.arange(len(dictionary)), self.excluded_tokens)
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
@@ -132,6 +132,7 @@ class MaskedBlockDataset(FairseqDataset):
             return {}
         blocks = [sample["block"] for sample in samples]
         lengths = [len(block.original_tokens) for block in blocks]
+        words = [int((~np.isin(block.original_tokens, self.excluded_tokens)).sum()) for block in blocks]
         masked_positions = stack([block.masked_positions for block in blocks], False)
         num_masked = [int(block.masked_positions.sum()) for block in blocks]
         net_input = {
@@ -149,8 +150,9 @@ class MaskedBlockDataset(FairseqDataset):
             net_input["cropped_padding_mask"] = padding_mask([len(crop) for crop in crops])
         return {
             "net_input": net_input,
-            "counts": {"selected": sum(num_masked), "valid": sum(lengths), "sequences": len(samples)},
+            "counts": counts(num_masked, lengths, words),
             "lengths": lengths,
+            "words": words,
             "nsentences": len(samples),
             "ntokens": sum(lengths),
         }
@@ -188,17 +190,23 @@ def split(sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
 
 def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
     """Some of a collated batch's sequences."""
-    inputs, lengths = sample["net_input"], sample["lengths"][rows]
+    inputs, lengths, words = sample["net_input"], sample["lengths"][rows], sample["words"][rows]
     first, last = (sum(inputs["num_masked"][:row]) for row in (rows.start, rows.stop))
     net_input = {k: v[rows] if isinstance(v, (torch.Tensor, list)) else v for k, v in inputs.items()}
     net_input["masked_index"] = inputs["masked_index"][first:last] - rows.start * inputs["original_tokens"].size(1)
     return {
         "net_input": net_input,
-        "counts": {"selected": last - first, "valid": sum(lengths), "sequences": len(lengths)},
+        "counts": counts(inputs["num_masked"][rows], lengths, words),
         "lengths": lengths,
+        "words": words,
         "nsentences": len(lengths),
         "ntokens": sum(lengths),
     }
+
+
+def counts(num_masked: List[int], lengths: List[int], words: List[int]) -> Dict[str, int]:
+    """What `objectives.COUNTED` names, of a batch's sequences."""
+    return {"selected": sum(num_masked), "valid": sum(lengths), "words": sum(words), "sequences": len(lengths)}
 
 
 def stack(rows: Sequence[np.ndarray], fill) -> torch.Tensor:

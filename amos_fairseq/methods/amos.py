@@ -254,7 +254,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         replaced = output.corruption.replaced_positions
         return {
             "mlm": mlm_loss(output.masked_lm),
-            "rtd": rtd_loss(output.rtd_logits, replaced, batch.valid_positions, self.config.rtd_weight),
+            "rtd": rtd_loss(output.rtd_logits, replaced, *self.judged(batch, self.config.rtd_weight)),
         }
 
     def statistics(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, Mean]:

@@ -18,7 +18,7 @@ from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
-from amos_fairseq.objectives import LossTerm, Mean
+from amos_fairseq.objectives import VALID, WORDS, LossTerm, Mean
 from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 from amos_fairseq.quantities import Plan, Quantity
@@ -109,7 +109,21 @@ class PretrainingConfig:
 
 
 @dataclass
-class TwoNetworksConfig(PretrainingConfig):
+class JudgingConfig(PretrainingConfig):
+    """Options of the methods whose encoder judges replaced tokens, by detection or a relative of it."""
+
+    rtd_warmup_updates: int = option(
+        0, "N, first updates in which the weight of detection, ranking, critic and word selection rises: u / N times "
+        "the whole at update u = 0, 1, ..; 0: whole from the start", NOT_NEGATIVE,
+    )
+    detection_on_words: bool = option(
+        False, "take the mean of detection, ranking or critic over words only: <s> and </s>, never replaced unless "
+        "mask-special-tokens, are 2 of every block's tokens and easy"
+    )
+
+
+@dataclass
+class TwoNetworksConfig(JudgingConfig):
     """Options of the methods that have a generator beside the encoder."""
 
     encoder_lr_factor: float = option(
@@ -254,6 +268,9 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         self.noise_seed = noise_seed
         self.total_updates = total_updates
         self.num_updates = 0
+        warmup = getattr(config, "rtd_warmup_updates", 0)
+        if 0 < total_updates < warmup:
+            raise ValueError(f"rtd_warmup_updates {warmup} exceeds max_update {total_updates}: lower it")
         self.encoder = Encoder(config.encoder_config(vocabulary))
         excluded = torch.zeros(vocabulary.size, dtype=torch.bool)
         excluded[vocabulary.excluded] = True
@@ -290,6 +307,20 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         return [
             LearningRateGroup(name, factors.get(f"{name}{LR_FACTOR}", 1.0), alike) for name, alike in parameters.items()
         ]
+
+    def warmed_up(self, weight: float) -> float:
+        """`weight` of a loss by which the encoder judges: in training times u / rtd_warmup_updates up to 1."""
+        updates = self.config.rtd_warmup_updates
+        if not self.training or self.num_updates >= updates:
+            return weight
+        return weight * self.num_updates / updates
+
+    def judged(self, batch: PretrainingBatch, weight: float) -> Tuple[Tensor, float, str]:
+        """The (B, T) positions that the encoder's verdicts are averaged over, their weight by now, and their name."""
+        positions, weight = batch.valid_positions, self.warmed_up(weight)
+        if not self.config.detection_on_words:
+            return positions, weight, VALID
+        return positions & ~self.excluded_tokens[batch.original_tokens], weight, WORDS
 
     def check_batch_size(self, sequences: int) -> None:
         """Refuse, with a ValueError, a run whose largest batches hold too few sequences per process."""

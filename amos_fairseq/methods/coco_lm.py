@@ -244,7 +244,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         replaced = output.corruption.replaced_positions
         if output.masked_lm is not None and not self.frozen_generator:
             terms["mlm"] = mlm_loss(output.masked_lm)
-        terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, config.rtd_weight)
+        terms["rtd"] = rtd_loss(output.rtd_logits, replaced, *self.judged(batch, config.rtd_weight))
         if config.clm_weight:
             terms["clm"] = self.correction_loss(output, batch)
         if config.scl_weight:

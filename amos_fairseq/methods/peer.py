@@ -169,15 +169,17 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         config = self.config
         # Until the generator's word counts, the lower levels weigh nothing but stay in the graph, for DDP.
         warming_up = self.training and self.num_updates < config.tqr_warmup_updates
+        positions, weight, over = self.judged(batch, config.tqr_weight)
         return {
             "mlm": mlm_loss(output.masked_lm),
             "tqr": tqr_loss(
                 output.quality_scores,
                 output.level_thresholds,
                 output.level_codes,
-                batch.valid_positions,
+                positions,
                 0.0 if warming_up else config.level_weight,
-                config.tqr_weight,
+                weight,
+                over,
             ),
         }
 

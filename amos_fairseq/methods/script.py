@@ -15,8 +15,8 @@ from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.methods.base import (
     ENCODER_SIZES,
+    JudgingConfig,
     PretrainingBatch,
-    PretrainingConfig,
     PretrainingMethod,
     Vocabulary,
 )
@@ -28,7 +28,7 @@ from amos_fairseq.quantities import DETECTION, GENERATOR, LOWER, ByRun, Quantity
 
 
 @dataclass
-class ScriptConfig(PretrainingConfig):
+class ScriptConfig(JudgingConfig):
     """The critic. Defaults are the paper's, as far as it says."""
 
     critic_weight: float = option(
@@ -137,7 +137,7 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         replaced = output.corruption.replaced_positions
         return {
             "mlm": mlm_loss(output.masked_lm),
-            "critic": critic_loss(output.critic_logits, replaced, batch.valid_positions, self.config.critic_weight),
+            "critic": critic_loss(output.critic_logits, replaced, *self.judged(batch, self.config.critic_weight)),
         }
 
     def statistics(self, output: ScriptOutput, batch: PretrainingBatch) -> Dict[str, Mean]:

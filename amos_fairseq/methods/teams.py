@@ -168,9 +168,9 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         terms = {"mlm": mlm_loss(output.masked_lm)}
         if self.rtd_head is not None:
             replaced = output.corruption.replaced_positions
-            terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, config.rtd_weight)
+            terms["rtd"] = rtd_loss(output.rtd_logits, replaced, *self.judged(batch, config.rtd_weight))
         if self.mws_head is not None:
-            terms["mws"] = mws_loss(output.mws_hidden, output.candidate_embeddings, config.mws_weight)
+            terms["mws"] = mws_loss(output.mws_hidden, output.candidate_embeddings, self.warmed_up(config.mws_weight))
         return terms
 
     def statistics(self, output: TeamsOutput, batch: PretrainingBatch) -> Dict[str, Mean]:

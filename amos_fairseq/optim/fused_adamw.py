@@ -3,7 +3,7 @@
 import ast
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -149,14 +149,15 @@ class FusedAdamW(FairseqOptimizer):
 
     def load_state_dict(self, state_dict, optimizer_overrides=None):
         """Of a run with any factors: `places` tell whose moments are whose."""
-        saved, own = state_dict["param_groups"], self.param_groups
+        saved = state_dict["param_groups"]
         if len(saved) > 2 and "places" not in saved[0]:
             raise ValueError(f"the checkpoint's {len(saved)} groups do not say of which parameters: --reset-optimizer")
         places = (zip(group["params"], group.get("places", group["params"])) for group in saved)
         place_of = {index: place for group in places for index, place in group}
         moments = {place_of[index]: value for index, value in state_dict["state"].items()}
         groups = [
-            {**saved[index % 2], "params": group["places"], "places": group["places"]} for index, group in enumerate(own)
+            {**saved[index % 2], "params": group["places"], "places": group["places"]}
+            for index, group in enumerate(self.param_groups)
         ]
         state_dict = {**state_dict, "state": moments, "param_groups": groups}
         super().load_state_dict(state_dict, optimizer_overrides)

@@ -218,7 +218,7 @@ class PretrainingTask(SupervisedTask):
 
         `term_scales[over]` is (micro-batches / elements of that kind), both summed over the update's micro-batches
         and processes. The counts come with the data, so every mean is exact for any number of processes and
-        micro-batches, ragged ones included, at the price of one reduction of five numbers per update, of which the
+        micro-batches, ragged ones included, at the price of one reduction of six numbers per update, of which the
         last says how many processes were asked to stop.
         """
         self.refuse_impossible(samples)

@@ -98,6 +98,7 @@ STARTS = {
     "gumbel_temperature 0": (dict(gumbel_temperature=0), "gumbel_temperature"),
     "update_timeout negative": (dict(update_timeout=-1), "update_timeout -1.0 is out of range: it must be at least 0"),
     "factor for adam": (dict(rel_pos_lr_factor=30), "rel_pos_lr_factor 30.0 needs an optimizer with a rate for each"),
+    "detection warm-up beyond the run": (dict(rtd_warmup_updates=9), "rtd_warmup_updates 9 exceeds max_update 8"),
     "factor of nothing": (
         dict(rel_pos_lr_factor=30, rel_pos_buckets=0, optimizer="fused_adamw"), "rel_pos_lr_factor 30.0 is of no"
     ),
