@@ -3,8 +3,9 @@
 Shapes: B batch, T time, C channels, E width of the token table, M selected positions of the batch, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Set, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Sequence, Set, Tuple, Type, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,13 @@ class PretrainingConfig:
         free=True,
     )
 
+    output_bias_init: str = option(
+        "zero",
+        "start of the masked LM's output bias. log_frequency: log (c + 1) / (sum of c + V), c being a token's count in "
+        "the prepared data, 0 for what is never drawn: specials, <mask>, fillers",
+        choices=("zero", "log_frequency"),
+    )
+
     def __post_init__(self):
         check(self)
 
@@ -133,6 +141,12 @@ class TwoNetworksConfig(JudgingConfig):
     generator_lr_factor: float = option(
         1.0, "times the learning rate for the generator with its heads, but not for what it shares with the encoder",
         POSITIVE,
+    )
+    detection_bias_init: str = option(
+        "zero",
+        "start of the logit of 'original'. prior: log (1 - p) / p with p = mask-prob, about the share of tokens that "
+        "an untrained generator replaces",
+        choices=("zero", "prior"),
     )
 
 
@@ -307,6 +321,26 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         return [
             LearningRateGroup(name, factors.get(f"{name}{LR_FACTOR}", 1.0), alike) for name, alike in parameters.items()
         ]
+
+    def start_biases(self, token_counts: Sequence[int], mask_prob: float) -> None:
+        """Called on a new method, before it takes anything from an earlier run: what the options draw from the data.
+
+        token_counts: V of the prepared data   mask_prob: share of the words that are selected
+        """
+        if self.config.output_bias_init == "log_frequency":
+            counts = torch.as_tensor(token_counts, device=self.excluded_tokens.device)
+            self.start_output_bias(log_frequencies(counts.masked_fill(self.excluded_tokens, 0)))
+        if getattr(self.config, "detection_bias_init", "zero") == "prior":
+            self.start_detection_bias(math.log((1 - mask_prob) / mask_prob))
+
+    @torch.no_grad()
+    def start_output_bias(self, log_frequencies: Tensor) -> None:
+        self.mlm_head.bias.copy_(log_frequencies)
+
+    @torch.no_grad()
+    def start_detection_bias(self, logit: float) -> None:
+        """So that the logit of 'original' starts near `logit`. TEAMS has no such head with rtd_weight 0."""
+        self.rtd_head.score.bias.fill_(logit)
 
     def warmed_up(self, weight: float) -> float:
         """`weight` of a loss by which the encoder judges: in training times u / rtd_warmup_updates up to 1."""
@@ -551,6 +585,12 @@ class SharedGeneratorMethod(GeneratorMethod[Config, Output]):
         """With the papers' discount for tied layers."""
         tied = self.config.tied_depth() * reference.block(self.encoder.config, length)
         return super().reference_flops(length) - reference.TIED_DISCOUNT * tied
+
+
+def log_frequencies(counts: Tensor) -> Tensor:
+    """(V,) -> (V,) in fp32: log (c_v + 1) / (sum of c + V), whose exponentials sum to 1."""
+    smoothed = counts.double() + 1
+    return (smoothed / smoothed.sum()).log().float()
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Mean:

@@ -87,6 +87,11 @@ class CocoLMConfig(GeneratorConfig):
                 f"generator_checkpoint {self.generator_checkpoint!r} is of no use with random_replacements "
                 f"{self.random_replacements}: choose one"
             )
+        if self.output_bias_init != "zero" and (self.generator_checkpoint or self.random_replacements):
+            raise ValueError(
+                f"output_bias_init {self.output_bias_init} is of a generator that is trained: leave it out, or both "
+                "generator_checkpoint and random_replacements"
+            )
         for name in CLM_ABLATIONS:
             if getattr(self, name) and not self.clm_weight:
                 raise ValueError(f"{name} changes nothing with clm_weight {self.clm_weight}: leave one out")

@@ -152,6 +152,11 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
             masked_lm, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds, rtd_logits
         )
 
+    @torch.no_grad()
+    def start_detection_bias(self, logit: float) -> None:
+        """The highest threshold, of which all others keep their distance, is what a score of 0 is held against."""
+        self.tqr_head.top_threshold.fill_(-logit)
+
     def label(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
         """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""
         config = self.config

@@ -37,7 +37,8 @@ class ScriptConfig(JudgingConfig):
     critic_bias_init: str = option(
         "paper",
         "start of the output bias. paper: 0, the critic starts sure that all is original, at logit log V; "
-        "neutral: -log V, it starts undecided. The masked LM is the same with both",
+        "neutral: -log V, it starts undecided; with output-bias-init, that plus log V or 0. The masked LM is the same "
+        "with both",
         choices=("paper", "neutral"),
     )
     sample_gradient: str = option(
@@ -95,6 +96,12 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         embeddings = self.corrupted_embeddings(corruption, projected, noise, batch)
         critic_logits = self.criticize(embeddings, batch.padding_mask)
         return ScriptOutput(masked_lm, masked_lm.sampled, corruption, critic_logits)
+
+    @torch.no_grad()
+    def start_output_bias(self, log_frequencies: Tensor) -> None:
+        """Of the critic's logit, which logsumexp of the bias is at the start, `critic_bias_init` still decides."""
+        paper = self.config.critic_bias_init == "paper"
+        self.mlm_head.bias.copy_(log_frequencies + math.log(len(log_frequencies)) * paper)
 
     def generate(self, batch: PretrainingBatch) -> Tensor:
         """(M, E): projected hidden states at the selected positions."""

@@ -66,6 +66,9 @@ class TeamsConfig(SharedGeneratorConfig, DetectionConfig):
                 f"exported_branch rtd needs two branches, but task_heads {self.task_heads} with {weights} has one"
             )
 
+        if self.detection_bias_init == "prior" and not self.rtd_weight:
+            raise ValueError("detection_bias_init prior changes nothing with rtd_weight 0.0: leave it out")
+
     def has_two_branches(self) -> bool:
         """Whether the tasks read different layers; the encoder's last one serves a single task, or both with ffn."""
         return self.task_heads != "ffn" and bool(self.rtd_weight and self.mws_weight)

@@ -121,6 +121,7 @@ class PretrainingTask(SupervisedTask):
         with told_in_one_line():
             model = super().build_model(cfg, from_checkpoint)
             if not from_checkpoint:
+                model.method.start_biases([*self.dictionary.count], self.masking.mask_prob)
                 self.load_earlier_runs(model.method)
                 self.scale_learning_rates(model.method)
         method = model.method
