@@ -37,11 +37,7 @@ def check_negatives(num_negatives: int, vocabulary_size: int, num_excluded: int)
 
 
 def sample_candidates(
-    logits: Tensor,
-    original_tokens: Tensor,
-    num_negatives: int,
-    noise: Tensor,
-    excluded_tokens: Optional[Tensor] = None,
+    logits: Tensor, original_tokens: Tensor, num_negatives: int, noise: Tensor, excluded_tokens: Optional[Tensor] = None
 ) -> Tensor:
     """The original among K others, (M, 1 + K): column 0 the original, column k the k-th draw  (TEAMS, Sec. 3.2).
 

@@ -12,6 +12,8 @@ import re
 from typing import Any, Dict, List, Mapping
 
 import torch
+from fairseq import models, tasks
+from fairseq.registry import REGISTRIES
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -40,9 +42,8 @@ RANGES: Dict[str, Dict[str, Range]] = {
         warmup_updates=NOT_NEGATIVE, total_num_update=POSITIVE, end_learning_rate=NOT_NEGATIVE, power=POSITIVE
     ),
 }
-PAIRS = {  # literals of two numbers
-    "adam_betas": SHARE, "adamax_betas": SHARE, "lamb_betas": SHARE, "adafactor_eps": NOT_NEGATIVE,
-}
+# literals of two numbers
+PAIRS = {"adam_betas": SHARE, "adamax_betas": SHARE, "lamb_betas": SHARE, "adafactor_eps": NOT_NEGATIVE}
 DICTIONARIES = ("model_overrides", "optimizer_overrides")
 PRECISIONS = ("fp16", "bf16", "amp")
 STARTED_BY_OTHERS = ("WORLD_SIZE", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST")
@@ -85,15 +86,11 @@ def options_of(group: Any) -> Mapping[str, Any]:
 
 def options_declared(group: str, component: Any) -> List[Option]:
     """Of a component of the configuration; none of fairseq's older ones, which have no dataclass."""
-    from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
-    from fairseq.registry import REGISTRIES
-    from fairseq.tasks import TASK_DATACLASS_REGISTRY
-
     registries = {
-        "task": TASK_DATACLASS_REGISTRY, "model": MODEL_DATACLASS_REGISTRY,
+        "task": tasks.TASK_DATACLASS_REGISTRY, "model": models.MODEL_DATACLASS_REGISTRY,
         **{name: REGISTRIES[name]["dataclass_registry"] for name in ("optimizer", "lr_scheduler")},
     }
-    config_class = registries[group].get(ARCH_MODEL_NAME_REGISTRY.get(component._name, component._name))
+    config_class = registries[group].get(models.ARCH_MODEL_NAME_REGISTRY.get(component._name, component._name))
     return [] if config_class is None else declared(config_class)
 
 
@@ -152,12 +149,8 @@ def is_pair(value: Any, allowed: Range) -> bool:
 
 def check_names(cfg: DictConfig) -> None:
     """Raises ValueError if a group of the configuration names what is not registered, or nothing."""
-    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
-    from fairseq.registry import REGISTRIES
-    from fairseq.tasks import TASK_REGISTRY
-
     registries = {
-        "task": TASK_REGISTRY, "model": {**MODEL_REGISTRY, **ARCH_MODEL_REGISTRY},
+        "task": tasks.TASK_REGISTRY, "model": {**models.MODEL_REGISTRY, **models.ARCH_MODEL_REGISTRY},
         **{name: REGISTRIES[name]["registry"] for name in ("criterion", "optimizer", "lr_scheduler")},
     }
     for group, registry in registries.items():

@@ -1,6 +1,6 @@
 """What fairseq-fixed 0.12.3.1 gets wrong and users of this package would meet: one function per defect.
 
-Each takes the fairseq function that it is written for and returns the one to use in its place.
+Each is called in place of the fairseq function that it is written for, with that one before the arguments.
 """
 import argparse
 import collections
@@ -22,12 +22,16 @@ from typing import Callable, Dict, Iterator, List, Tuple
 import numpy
 import omegaconf
 import torch
+from fairseq import utils
+from fairseq.optim import OPTIMIZER_REGISTRY
 
-from amos_fairseq import fairseq_options
+from amos_fairseq import fairseq_options, supervision
+from amos_fairseq.checkpoints import position, storage, store, training
+from amos_fairseq.data import loading
 from amos_fairseq.random import mixed_seed
 from amos_fairseq.user_errors import Damaged, stop, tell_mistakes, told_in_one_line
 
-Repair = Callable[[Callable], Callable]
+Repair = Callable[..., object]
 REPAIRS: Dict[str, Tuple[str, Repair]] = {}  # fairseq function: (first digits of its source's sha256, its repair)
 _installed = False
 
@@ -40,9 +44,15 @@ def install() -> None:
     originals = {target: checked_original(target, source) for target, (source, _) in REPAIRS.items()}
     for target, original in originals.items():
         owner, name = target.replace(":", ".").rsplit(".", 1)
-        _, repair = REPAIRS[target]
-        setattr(pkgutil.resolve_name(owner), name, functools.wraps(original)(repair(original)))
+        setattr(pkgutil.resolve_name(owner), name, repaired(original, REPAIRS[target][1]))
     _installed = True
+
+
+def repaired(original: Callable, repair: Repair) -> Callable:
+    @functools.wraps(original)
+    def in_its_place(*args, **kwargs):
+        return repair(original, *args, **kwargs)
+    return in_its_place
 
 
 def checked_original(target: str, source: str) -> Callable:
@@ -76,39 +86,37 @@ def repairs(target: str, source: str) -> Callable[[Repair], Repair]:
 
 
 @repairs("fairseq.options:parse_args_and_arch", source="535ef04316810361")
-def bf16_does_not_ask_for_a_tpu(original: Callable) -> Callable:
+def bf16_does_not_ask_for_a_tpu(original: Callable, parser, input_args=None, *args, **kwargs):
     """On the command line, fairseq takes `--bf16` for `--bf16 --tpu` and then looks for torch_xla.
 
     So bf16, the natural precision of an A100, trains from yaml only. Here the TPU is used if `--tpu` is given.
     Mistakes in the command, which fairseq answers with pages of usage, end in one line; see `fairseq_options`, too.
     The default of --total-num-update is --max-update, as fairseq has it in configurations.
     """
-    def parse_args_and_arch(parser, input_args=None, *args, **kwargs):
-        given = sys.argv[1:] if input_args is None else input_args
-        tell_mistakes(parser)
-        with told_in_one_line():
-            try:
-                parsed = original(parser, input_args, *args, **kwargs)
-            except ValueError as error:
-                if "tpu" not in str(error).lower():
-                    raise
-                fairseq_options.check_precision({"fp16": True, "bf16": "--tpu" not in given})
+    given = sys.argv[1:] if input_args is None else input_args
+    tell_mistakes(parser)
+    with told_in_one_line():
+        try:
+            parsed = original(parser, input_args, *args, **kwargs)
+        except ValueError as error:
+            if "tpu" not in str(error).lower():
                 raise
-            except RuntimeError as error:
-                if str(error):
-                    raise
-                raise ValueError(
-                    "there is no --arch: name a method by --task, --arch and --criterion, as in --task amos_rtd --arch "
-                    "amos_rtd_base --criterion amos_rtd"
-                ) from None
-            options = parsed[0] if isinstance(parsed, tuple) else parsed  # a tuple with parse_known=True
-            fairseq_options.check_literals(vars(options))
-        if getattr(options, "tpu", False):
-            options.tpu = "--tpu" in given
-        if getattr(options, "total_num_update", 0) is None:  # fairseq's default, from which it makes None
-            options.total_num_update = options.max_update
-        return parsed
-    return parse_args_and_arch
+            fairseq_options.check_precision({"fp16": True, "bf16": "--tpu" not in given})
+            raise
+        except RuntimeError as error:
+            if str(error):
+                raise
+            raise ValueError(
+                "there is no --arch: name a method by --task, --arch and --criterion, as in --task amos_rtd --arch "
+                "amos_rtd_base --criterion amos_rtd"
+            ) from None
+        options = parsed[0] if isinstance(parsed, tuple) else parsed  # a tuple with parse_known=True
+        fairseq_options.check_literals(vars(options))
+    if getattr(options, "tpu", False):
+        options.tpu = "--tpu" in given
+    if getattr(options, "total_num_update", 0) is None:  # fairseq's default, from which it makes None
+        options.total_num_update = options.max_update
+    return parsed
 
 
 def _harmless() -> List[Callable]:
@@ -142,212 +150,169 @@ def _data_only(source: str) -> Iterator[None]:
 
 
 @repairs("fairseq.checkpoint_utils:load_checkpoint_to_cpu", source="96f7d33cde8e1582")
-def checkpoints_load_and_run_no_code(original: Callable) -> Callable:
+def checkpoints_load_and_run_no_code(original: Callable, path, arg_overrides=None, load_on_all_ranks=False):
     """Since torch 2.6, torch.load refuses the argparse.Namespace in checkpoints of fairseq's older architectures.
 
     Before, it ran whatever code a checkpoint held. Both end here: fairseq's own checkpoints load, for training,
     fairseq-validate and hub alike, and one that asks for anything else is refused before it can run. The folders that
     stand for them with `checkpoints_are_complete_or_absent` load wherever a file does.
     """
-    def load_checkpoint_to_cpu(path, arg_overrides=None, load_on_all_ranks=False):
-        from amos_fairseq.checkpoints import storage, store, training
-
-        if os.path.isdir(path) or os.path.basename(path) == storage.MANIFEST:
-            path = store.find(path)
-            if path.is_dir():
-                return training.load_to_cpu(path, arg_overrides)
-        try:
-            with _data_only(str(path)):
-                return original(path, arg_overrides, load_on_all_ranks)
-        except (RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
-            reason = (str(error) or "it ends early").splitlines()[0].split(". ")[0]
-            raise Damaged(f"{path} is no checkpoint that training wrote: {reason}") from None
-    return load_checkpoint_to_cpu
+    if os.path.isdir(path) or os.path.basename(path) == storage.MANIFEST:
+        path = store.find(path)
+        if path.is_dir():
+            return training.load_to_cpu(path, arg_overrides)
+    try:
+        with _data_only(str(path)):
+            return original(path, arg_overrides, load_on_all_ranks)
+    except (RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        reason = (str(error) or "it ends early").splitlines()[0].split(". ")[0]
+        raise Damaged(f"{path} is no checkpoint that training wrote: {reason}") from None
 
 
 @repairs("fairseq.checkpoint_utils:save_checkpoint", source="61513534b9b33e6a")
-def checkpoints_are_complete_or_absent(original: Callable) -> Callable:
+def checkpoints_are_complete_or_absent(original: Callable, cfg, trainer, epoch_itr, val_loss):
     """fairseq copies each checkpoint over checkpoint_last.pt, the only file that it resumes from.
 
     A kill or a full disk during the copy leaves half a file and no way on. Here each is a folder that appears under
     its name once it is on the disk as a whole; `checkpoint_last` and `checkpoint_best` are links.
     """
-    def save_checkpoint(cfg, trainer, epoch_itr, val_loss):
-        from amos_fairseq import supervision
-        from amos_fairseq.checkpoints import training
-
-        with supervision.saving():
-            if trainer.checkpoint_suffix:  # a file for each process, of models in shards
-                return original(cfg, trainer, epoch_itr, val_loss)
-            return training.save(cfg, trainer, epoch_itr, val_loss)
-    return save_checkpoint
+    with supervision.saving():
+        if trainer.checkpoint_suffix:  # a file for each process, of models in shards
+            return original(cfg, trainer, epoch_itr, val_loss)
+        return training.save(cfg, trainer, epoch_itr, val_loss)
 
 
 @repairs("fairseq.checkpoint_utils:load_checkpoint", source="08e4fa03a2ab86a9")
-def runs_resume_from_the_newest_valid_checkpoint(original: Callable) -> Callable:
+def runs_resume_from_the_newest_valid_checkpoint(original: Callable, cfg, trainer, **passthrough):
     """If fairseq does not find the checkpoint that it is to load, it trains from scratch and overwrites.
 
     It also goes on with another seed, batch, corpus or model without a word, and trains a finished run for one more
     update. Here a damaged checkpoint is named and the one before is taken; with nothing to take, or after such a
     change that was not allowed by name, the run ends and says why; a finished one ends with success.
     """
-    def load_checkpoint(cfg, trainer, **passthrough):
-        from amos_fairseq import supervision
-        from amos_fairseq.checkpoints import training
-
-        supervisor = supervision.begin(trainer.cfg)
-        if supervisor is not None:
-            supervisor.lock(trainer)
-        if trainer.checkpoint_suffix:
-            return original(cfg, trainer, **passthrough)
-        with told_in_one_line(Damaged):
-            extra_state, epoch_itr = training.load(original, cfg, trainer, **passthrough)
-        if supervisor is not None:
-            supervisor.resume(extra_state)
-        return extra_state, epoch_itr
-    return load_checkpoint
+    supervisor = supervision.begin(trainer.cfg)
+    if supervisor is not None:
+        supervisor.lock(trainer)
+    if trainer.checkpoint_suffix:
+        return original(cfg, trainer, **passthrough)
+    with told_in_one_line(Damaged):
+        extra_state, epoch_itr = training.load(original, cfg, trainer, **passthrough)
+    if supervisor is not None:
+        supervisor.resume(extra_state)
+    return extra_state, epoch_itr
 
 
 @repairs("fairseq.checkpoint_utils:verify_checkpoint_directory", source="413f93d9a158f8d4")
-def a_wrong_command_makes_no_folder(original: Callable) -> Callable:
+def a_wrong_command_makes_no_folder(original: Callable, save_dir):
     """fairseq makes the folder for checkpoints before it has looked at data and options, or dies of an OSError.
 
     Here it is made when the run takes its lock, and one that cannot be is told in one line.
     """
-    def verify_checkpoint_directory(save_dir):
-        folder = os.path.abspath(save_dir)
-        while not os.path.lexists(folder):
-            folder = os.path.dirname(folder)
-        if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
-            stop(f"save_dir {save_dir}: {folder} is no folder that can be written to", os.EX_USAGE)
-    return verify_checkpoint_directory
+    folder = os.path.abspath(save_dir)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        stop(f"save_dir {save_dir}: {folder} is no folder that can be written to", os.EX_USAGE)
 
 
 @repairs("fairseq.dataclass.utils:merge_with_parent", source="799b14fda91be311")
-def unknown_keys_of_a_configuration_are_told(original: Callable) -> Callable:
+def unknown_keys_of_a_configuration_are_told(original: Callable, dc, cfg, *args, **kwargs):
     """A key of a yaml file that a task or model does not have, or a value of another type, ends in a traceback."""
-    def merge_with_parent(dc, cfg, *args, **kwargs):
-        try:
-            return original(dc, cfg, *args, **kwargs)
-        except omegaconf.errors.OmegaConfBaseException as error:
-            stop(fairseq_options.described(error, cfg._get_full_key(None)), os.EX_USAGE)
-    return merge_with_parent
+    try:
+        return original(dc, cfg, *args, **kwargs)
+    except omegaconf.errors.OmegaConfBaseException as error:
+        stop(fairseq_options.described(error, cfg._get_full_key(None)), os.EX_USAGE)
 
 
 @repairs("fairseq.dataclass.utils:eval_str_list", source="415343fc24115100")
-def lists_that_do_not_parse_are_told(original: Callable) -> Callable:
+def lists_that_do_not_parse_are_told(original: Callable, x, x_type=float):
     """argparse words a ValueError of the function that reads an option, and lets others through."""
-    def eval_str_list(x, x_type=float):
-        try:
-            return original(x, x_type)
-        except (SyntaxError, MemoryError, RecursionError, OverflowError):
-            raise ValueError from None
-    return eval_str_list
+    try:
+        return original(x, x_type)
+    except (SyntaxError, MemoryError, RecursionError, OverflowError):
+        raise ValueError from None
 
 
 @repairs("fairseq.data.iterators:EpochBatchIterator.state_dict", source="9ca3004ba26d6279")
-def data_position_is_saved_in_samples(original: Callable) -> Callable:
+def data_position_is_saved_in_samples(original: Callable, self):
     """fairseq saves how many batches one process has read: resumed by half as many processes, it reads data again."""
-    def state_dict(self):
-        from amos_fairseq.checkpoints import position
-
-        return position.with_samples(self, original(self))
-    return state_dict
+    return position.with_samples(self, original(self))
 
 
 @repairs("fairseq.data.iterators:EpochBatchIterator.load_state_dict", source="a0f27922a05bd774")
-def data_position_is_loaded_in_samples(original: Callable) -> Callable:
+def data_position_is_loaded_in_samples(original: Callable, self, state_dict):
     """The other half of `data_position_is_saved_in_samples`; states without samples load as before."""
-    def load_state_dict(self, state_dict):
-        from amos_fairseq.checkpoints import position
-
-        original(self, position.with_iterations(self, state_dict))
-    return load_state_dict
+    original(self, position.with_iterations(self, state_dict))
 
 
 @repairs("fairseq.data.iterators:CountingIterator.__next__", source="3784bbd3e690cfb0")
-def loader_workers_end_with_their_epoch(original: Callable) -> Callable:
+def loader_workers_end_with_their_epoch(original: Callable, self):
     """fairseq leaves an epoch's loader in a reference cycle, its workers waiting for another epoch.
 
     Whenever the garbage collector finds it, in the middle of an update or in a thread at the process's end, torch waits
     seconds for the workers. Here they end with the last batch, told by the thread that takes it.
     """
-    def __next__(self):
-        from amos_fairseq.data import loading
-
-        batch = original(self)
-        if not self.has_next():
-            loading.end_workers(self._itr)
-        return batch
-    return __next__
+    batch = original(self)
+    if not self.has_next():
+        loading.end_workers(self._itr)
+    return batch
 
 
 @repairs("fairseq.data.indexed_dataset:_warmup_mmap_file", source="4c060907a1fe9cd5")
-def shards_are_not_read_whole_at_start(original: Callable) -> Callable:
+def shards_are_not_read_whole_at_start(original: Callable, path):
     """Every rank and every loader worker reads all of a shard, to warm the page cache; a map reads what is used."""
-    return lambda path: None
 
 
 @repairs("fairseq.distributed.utils:_broadcast_object_slow", source="9fc3ef1939a94874")
-def checkpoints_reach_every_rank(original: Callable) -> Callable:
+def checkpoints_reach_every_rank(original: Callable, *args, **kwargs):
     """Rank 0 sends a loaded checkpoint, which holds omegaconf nodes, to the others, where torch >= 2.6 refuses it."""
-    def _broadcast_object_slow(*args, **kwargs):
-        with _data_only("what rank 0 sent"):
-            return original(*args, **kwargs)
-    return _broadcast_object_slow
+    with _data_only("what rank 0 sent"):
+        return original(*args, **kwargs)
 
 
 @repairs("fairseq.trainer:Trainer._set_seed", source="231713ebb624ce42")
-def ranks_draw_different_numbers(original: Callable) -> Callable:
+def ranks_draw_different_numbers(original: Callable, self):
     """fairseq seeds every rank with `seed + update`: all ranks draw the same dropout masks and the same noise.
 
     N GPUs then average over correlated noise, and seed 1 at update 10 repeats seed 2 at update 9. A mixed seed of
     (seed, update, data-parallel rank) has neither fault and still repeats itself after a resume.
     """
-    def _set_seed(self):
-        from fairseq import utils
-
-        seed = mixed_seed(self.cfg.common.seed, self.get_num_updates(), self.data_parallel_rank)
-        utils.set_torch_seed(seed)
-    return _set_seed
+    seed = mixed_seed(self.cfg.common.seed, self.get_num_updates(), self.data_parallel_rank)
+    utils.set_torch_seed(seed)
 
 
 @repairs("fairseq.distributed.utils:infer_init_method", source="340321c1d2a184da")
-def torchrun_starts_one_training(original: Callable) -> Callable:
+def torchrun_starts_one_training(original: Callable, cfg, force_distributed=False):
     """With one visible GPU per process, or on CPU, fairseq ignores torchrun: N processes train N models, silently.
 
     Its world size defaults to the number of visible GPUs, and it returns at world size 1 before it looks at what
     torchrun says; past that, a machine without GPU divides by zero. fairseq-hydra-train imports the user directory
     after this function, so there the repair acts only if install() ran before, as our own command does.
     """
-    def infer_init_method(cfg, force_distributed=False):
-        started_by_torchrun = {"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"} <= os.environ.keys()
-        if (
-            not started_by_torchrun or int(os.environ["WORLD_SIZE"]) == 1
-            or cfg.distributed_init_method is not None or cfg.tpu or cfg.pipeline_model_parallel
-        ):
-            return original(cfg, force_distributed)
-        cfg.distributed_init_method = "env://"
-        cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
-        cfg.distributed_rank = int(os.environ["RANK"])
-        cfg.device_id = cfg.distributed_rank % max(1, torch.cuda.device_count())
-        cfg.distributed_no_spawn = True
-    return infer_init_method
+    started_by_torchrun = {"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"} <= os.environ.keys()
+    if (
+        not started_by_torchrun or int(os.environ["WORLD_SIZE"]) == 1
+        or cfg.distributed_init_method is not None or cfg.tpu or cfg.pipeline_model_parallel
+    ):
+        return original(cfg, force_distributed)
+    cfg.distributed_init_method = "env://"
+    cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
+    cfg.distributed_rank = int(os.environ["RANK"])
+    cfg.device_id = cfg.distributed_rank % max(1, torch.cuda.device_count())
+    cfg.distributed_no_spawn = True
 
 
 @repairs("fairseq.distributed.utils:distributed_init", source="766a47046fcaf6df")
-def processes_on_cpu_talk_through_gloo(original: Callable) -> Callable:
+def processes_on_cpu_talk_through_gloo(original: Callable, cfg):
     """fairseq's default backend is NCCL, which needs GPUs."""
-    def distributed_init(cfg):
-        on_cpu = cfg.common.cpu or not torch.cuda.is_available()
-        if on_cpu and cfg.distributed_training.distributed_backend == "nccl":
-            cfg.distributed_training.distributed_backend = "gloo"
-        return original(cfg)
-    return distributed_init
+    on_cpu = cfg.common.cpu or not torch.cuda.is_available()
+    if on_cpu and cfg.distributed_training.distributed_backend == "nccl":
+        cfg.distributed_training.distributed_backend = "gloo"
+    return original(cfg)
 
 
 @repairs("fairseq.models:DistributedFairseqModel", source="caa68bcad9ada051")
-def default_ddp_backend_runs_on_cpu(original: Callable) -> Callable:
+def default_ddp_backend_runs_on_cpu(original: Callable, *args, **kwargs):
     """fairseq names a device id for PyTorch's DDP, which raises if the model is on the CPU."""
     class DataParallel(torch.nn.parallel.DistributedDataParallel):
         def __init__(self, module, device_ids, output_device, **options):
@@ -356,11 +321,12 @@ def default_ddp_backend_runs_on_cpu(original: Callable) -> Callable:
             super().__init__(module, device_ids=device_ids, output_device=output_device, **options)
 
     # the original's own code, in which one name means another class
-    return types.FunctionType(original.__code__, {**original.__globals__, "DistributedDataParallel": DataParallel})
+    build = types.FunctionType(original.__code__, {**original.__globals__, "DistributedDataParallel": DataParallel})
+    return build(*args, **kwargs)
 
 
 @repairs("fairseq.trainer:Trainer.train_step", source="8cbf0406b1fe5093")
-def updates_start_with_empty_micro_batches(original: Callable) -> Callable:
+def updates_start_with_empty_micro_batches(original: Callable, self, samples, raise_oom=False):
     """At the ragged end of an epoch, a rank drops an update's real micro-batches from sample_size and from the logs.
 
     It does so whenever the last one is empty, though their gradients are applied: the step is too long. Here the
@@ -369,152 +335,116 @@ def updates_start_with_empty_micro_batches(original: Callable) -> Callable:
     is called with them before anything else (and again if the update is repeated). The update itself is made under
     supervision, where there is one: see `updates_with_nan_are_skipped`.
     """
-    def train_step(self, samples, raise_oom=False):
-        from amos_fairseq import supervision
+    supervisor = supervision.current()
 
-        supervisor = supervision.current()
+    def make(samples):
+        samples = sorted(samples, key=bool)  # stable, False first; empty: {} or None
+        if hasattr(self.task, "begin_update"):
+            self.task.begin_update(samples, self.device)
+        if supervisor is None:
+            return original(self, samples, raise_oom)
+        return original.__wrapped__(self, samples, raise_oom=True)  # the decorator does not expect exceptions
 
-        def make(samples):
-            samples = sorted(samples, key=bool)  # stable, False first; empty: {} or None
-            if hasattr(self.task, "begin_update"):
-                self.task.begin_update(samples, self.device)
-            if supervisor is None:
-                return original(self, samples, raise_oom)
-            return original.__wrapped__(self, samples, raise_oom=True)  # the decorator does not expect exceptions
-
-        return make(samples) if supervisor is None else supervisor.train_step(self, make, samples)
-    return train_step
+    return make(samples) if supervisor is None else supervisor.train_step(self, make, samples)
 
 
 @repairs("fairseq.optim.fp16_optimizer:FP16Optimizer.build_optimizer", source="c7ff6d890b7d4239")
-def fp16_keeps_parameters_apart_where_the_optimizer_needs_it(original: Callable) -> Callable:
+def fp16_keeps_parameters_apart_where_the_optimizer_needs_it(original: Callable, cfg, params, **kwargs):
     """With --fp16, fairseq joins all parameters to one flat tensor, in which an optimizer cannot tell their kinds.
 
     One that sets `supports_flat_params = False` in its class is refused unless `--fp16-no-flatten-grads` is given.
     Here that option is set for it; its copies between the precisions are one per parameter with or without.
     """
-    def build_optimizer(cfg, params, **kwargs):
-        from fairseq.optim import OPTIMIZER_REGISTRY
-
-        if OPTIMIZER_REGISTRY[cfg.optimizer._name].supports_flat_params is False:  # elsewhere a property
-            cfg = copy.deepcopy(cfg)  # a checkpoint has the options as they were given
-            cfg.common.fp16_no_flatten_grads = True
-        return original(cfg, params, **kwargs)
-    return build_optimizer
+    if OPTIMIZER_REGISTRY[cfg.optimizer._name].supports_flat_params is False:  # elsewhere a property
+        cfg = copy.deepcopy(cfg)  # a checkpoint has the options as they were given
+        cfg.common.fp16_no_flatten_grads = True
+    return original(cfg, params, **kwargs)
 
 
 @repairs("fairseq.optim.fp16_optimizer:_FP16OptimizerMixin.state_dict", source="5da060f6579a98bf")
-def checkpoints_keep_the_fp32_parameters(original: Callable) -> Callable:
+def checkpoints_keep_the_fp32_parameters(original: Callable, self):
     """With --bf16 or --fp16, fairseq trains fp32 parameters and saves them rounded to half precision, nothing else.
 
     So a resumed run goes on from other parameters than a run that was not stopped. Here the optimizer's state has the
     exact ones, which costs 4 bytes for each in the checkpoint, a third more.
     """
-    def state_dict(self):
-        exact = [parameter.data for parameter in self.fp32_optimizer.params]
-        return {**original(self), "fp32_params": exact}
-    return state_dict
+    exact = [parameter.data for parameter in self.fp32_optimizer.params]
+    return {**original(self), "fp32_params": exact}
 
 
 @repairs("fairseq.optim.fp16_optimizer:_FP16OptimizerMixin.load_state_dict", source="04a88bf4795eb98f")
-def runs_resume_from_the_fp32_parameters(original: Callable) -> Callable:
+def runs_resume_from_the_fp32_parameters(original: Callable, self, state_dict, optimizer_overrides=None):
     """The other half of `checkpoints_keep_the_fp32_parameters`; older checkpoints load as before."""
-    def load_state_dict(self, state_dict, optimizer_overrides=None):
-        original(self, state_dict, optimizer_overrides)
-        for parameter, exact in zip(self.fp32_optimizer.params, state_dict.get("fp32_params", [])):
-            parameter.data.copy_(exact)
-    return load_state_dict
+    original(self, state_dict, optimizer_overrides)
+    for parameter, exact in zip(self.fp32_optimizer.params, state_dict.get("fp32_params", [])):
+        parameter.data.copy_(exact)
 
 
 @repairs("fairseq.trainer:Trainer.clip_grad_norm", source="637d588c4d2cdcd5")
-def updates_with_nan_are_skipped(original: Callable) -> Callable:
+def updates_with_nan_are_skipped(original: Callable, self, clip_norm):
     """If a gradient is nan or infinite, fairseq ends the run, except for what its fp16 loss scaler causes.
 
     Here is the last point before the step, with the gradients summed over all processes, so all decide alike. See
     `amos_fairseq.supervision`, where what follows is decided for this repair and all below.
     """
-    def clip_grad_norm(self, clip_norm):
-        from amos_fairseq import supervision
-
-        supervisor = supervision.current()
-        return original(self, clip_norm) if supervisor is None else supervisor.clip_grad_norm(self, original, clip_norm)
-    return clip_grad_norm
+    supervisor = supervision.current()
+    return original(self, clip_norm) if supervisor is None else supervisor.clip_grad_norm(self, original, clip_norm)
 
 
 @repairs("fairseq.trainer:Trainer.cumulative_training_time", source="e44724a5c7dbe537")
-def signals_and_time_limits_stop_between_updates(original: Callable) -> Callable:
+def signals_and_time_limits_stop_between_updates(original: Callable, self):
     """SIGTERM ends fairseq without a checkpoint; its time limit is in hours of all jobs, and validates first.
 
     Here is where fairseq asks for the time after each update has been logged, before it validates or saves: the one
     place of the library that its training loop visits then.
     """
-    def cumulative_training_time(self):
-        from amos_fairseq import supervision
-
-        if supervision.current() is not None:
-            supervision.current().after_update(self)
-        return original(self)
-    return cumulative_training_time
+    if supervision.current() is not None:
+        supervision.current().after_update(self)
+    return original(self)
 
 
 @repairs("fairseq.trainer:Trainer.valid_step", source="e53165a7b4786aad")
-def signals_stop_validation(original: Callable) -> Callable:
+def signals_stop_validation(original: Callable, self, sample, raise_oom=False):
     """Validation may last longer than the time between a signal and the end of a job."""
-    def valid_step(self, sample, raise_oom=False):
-        from amos_fairseq import supervision
-
-        if supervision.current() is None:
-            return original(self, sample, raise_oom)
-        return supervision.current().valid_step(self, original, sample, raise_oom)
-    return valid_step
+    if supervision.current() is None:
+        return original(self, sample, raise_oom)
+    return supervision.current().valid_step(self, original, sample, raise_oom)
 
 
 @repairs("fairseq.trainer:Trainer.get_train_iterator", source="aa4fd14cf2924782")
-def the_data_position_is_known_between_updates(original: Callable) -> Callable:
+def the_data_position_is_known_between_updates(original: Callable, self, *args, **kwargs):
     """fairseq keeps the iterator, which a checkpoint needs, in a local variable of its training loop."""
-    def get_train_iterator(self, *args, **kwargs):
-        from amos_fairseq import supervision
-
-        epoch_itr = original(self, *args, **kwargs)
-        if supervision.current() is not None:
-            supervision.current().epoch_itr = epoch_itr
-        return epoch_itr
-    return get_train_iterator
+    epoch_itr = original(self, *args, **kwargs)
+    if supervision.current() is not None:
+        supervision.current().epoch_itr = epoch_itr
+    return epoch_itr
 
 
 @repairs("fairseq.data.iterators:GroupedIterator.__init__", source="3c8bbf2ae5907b8f")
-def data_can_be_skipped_between_updates(original: Callable) -> Callable:
+def data_can_be_skipped_between_updates(original: Callable, self, *args, **kwargs):
     """The same for the iterator over updates, from which those are taken that a loss spike lets the run skip."""
-    def __init__(self, *args, **kwargs):
-        from amos_fairseq import supervision
-
-        original(self, *args, **kwargs)
-        if supervision.current() is not None:
-            supervision.current().batches = self
-    return __init__
+    original(self, *args, **kwargs)
+    if supervision.current() is not None:
+        supervision.current().batches = self
 
 
 @repairs("fairseq.distributed.utils:call_main", source="c2a32fa44fa277a6")
-def training_is_supervised_from_its_start(original: Callable) -> Callable:
+def training_is_supervised_from_its_start(original: Callable, cfg, main, **kwargs):
     """fairseq's launcher of processes, one per GPU, dies of a signal before they have saved, and loses their status.
 
     Where it launches none, supervision begins here, with the meeting of processes and the building of the model; where
     it does, in each when it loads a checkpoint.
     """
-    def call_main(cfg, main, **kwargs):
-        from amos_fairseq import supervision
-
-        if os.path.join("fairseq_cli", "train.py") not in main.__code__.co_filename:
-            with told_in_one_line((Damaged, OSError)):
-                return original(cfg, main, **kwargs)
-        with told_in_one_line():
-            fairseq_options.check_names(cfg)
-        supervision.check(cfg)
-        if supervision.spawns(cfg):
-            return supervision.run_in_processes(lambda: original(cfg, main, **kwargs))
-        supervision.begin(cfg)
-        try:
+    if os.path.join("fairseq_cli", "train.py") not in main.__code__.co_filename:
+        with told_in_one_line((Damaged, OSError)):
             return original(cfg, main, **kwargs)
-        finally:
-            supervision.end()
-    return call_main
+    with told_in_one_line():
+        fairseq_options.check_names(cfg)
+    supervision.check(cfg)
+    if supervision.spawns(cfg):
+        return supervision.run_in_processes(lambda: original(cfg, main, **kwargs))
+    supervision.begin(cfg)
+    try:
+        return original(cfg, main, **kwargs)
+    finally:
+        supervision.end()

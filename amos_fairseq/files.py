@@ -9,12 +9,13 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, Mapping, Union
 
+PathLike = Union[str, os.PathLike]
 READ_BYTES = 1 << 20  # at a time
 
 
-def sha256_of(path: str) -> str:
+def sha256_of(path: PathLike) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(READ_BYTES):
@@ -27,7 +28,7 @@ def file_record(path: str) -> Dict[str, Any]:
 
 
 @contextlib.contextmanager
-def durably_written(path: str) -> Iterator[BinaryIO]:
+def durably_written(path: PathLike) -> Iterator[BinaryIO]:
     """Write a file that is there in full or not at all, whatever happens meanwhile, on whichever machines."""
     temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
     try:
@@ -40,6 +41,12 @@ def durably_written(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Write a file as `durably_written` does."""
+    with durably_written(path) as stream:
+        stream.write(content)
 
 
 def write_durably(path: Path, chunks: Iterable[bytes]) -> Dict[str, Any]:

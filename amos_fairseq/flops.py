@@ -54,16 +54,12 @@ def _measured_flops(device: torch.device, size: int = 1024, trials: int = 2, bud
     A CPU is timed by the seconds that its threads ran: those in which others had it are no part of its peak.
     """
     matrix = torch.ones(size, size, device=device)
-    clock = _thread_seconds if device.type == "cpu" else time.perf_counter
+    clock = time.process_time if device.type == "cpu" else time.perf_counter  # the CPU's: of all threads together
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
     seconds: List[float] = []
     begin = time.perf_counter()
     while len(seconds) < trials or time.perf_counter() - begin < budget:
         start = clock()
         (matrix @ matrix)[0, 0].item()  # reading a value waits for the device
         seconds.append(clock() - start)
-    return 2 * size**3 / min(seconds)
-
-
-def _thread_seconds() -> float:
-    """CPU seconds of this process, per thread of torch's."""
-    return time.process_time() / torch.get_num_threads()
+    return threads * 2 * size**3 / min(seconds)

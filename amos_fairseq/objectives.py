@@ -141,11 +141,7 @@ def check_partition(partition: Sequence[float], top: int, buffer: float) -> None
 
 
 def quality_levels(
-    margins: Tensor,
-    original_ranks: Tensor,
-    replaced: Tensor,
-    partition: Sequence[float] = (1.0,),
-    top: int = 3,
+    margins: Tensor, original_ranks: Tensor, replaced: Tensor, partition: Sequence[float] = (1.0,), top: int = 3,
     buffer: float = 3.0,
 ) -> Tensor:
     """Codes (M,) of the K = len(partition) + 2 quality levels that the generator gives to its draws  (PEER Table 2).
@@ -184,13 +180,8 @@ def level_targets(level_codes: Tensor, level: int, levels: int) -> Tuple[Tensor,
 
 
 def tqr_loss(
-    quality_scores: Tensor,
-    level_thresholds: Tensor,
-    level_codes: Tensor,
-    valid_positions: Tensor,
-    level_weight: float = 0.5,
-    weight: float = 1.0,
-    over: str = VALID,
+    quality_scores: Tensor, level_thresholds: Tensor, level_codes: Tensor, valid_positions: Tensor,
+    level_weight: float = 0.5, weight: float = 1.0, over: str = VALID,
 ) -> LossTerm:
     """Token quality ranking into K levels by K - 1 binary verdicts  (PEER Eq. 5).
 
@@ -240,11 +231,7 @@ def corrected_tokens(
 
 
 def clm_loss(
-    log_lm: Tensor,
-    copy_logits: Tensor,
-    copied: Tensor,
-    stop_gradient: bool = True,
-    weight: float = 1.0,
+    log_lm: Tensor, copy_logits: Tensor, copied: Tensor, stop_gradient: bool = True, weight: float = 1.0,
     valid_positions: Optional[Tensor] = None,
 ) -> LossTerm:
     """The language modelling term of corrective language modelling; the copy term is `rtd_loss`  (COCO-LM, Sec. 3.3).
@@ -273,10 +260,7 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def scl_loss(
-    corrupted_embeddings: Tensor,
-    cropped_embeddings: Tensor,
-    temperature: float,
-    weight: float = 1.0,
+    corrupted_embeddings: Tensor, cropped_embeddings: Tensor, temperature: float, weight: float = 1.0,
     negatives: Optional[Tensor] = None,
 ) -> LossTerm:
     """Sequence contrastive learning: find a sequence's other view among all views  (COCO-LM Eq. 3).

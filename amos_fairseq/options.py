@@ -57,13 +57,8 @@ class Option(NamedTuple):
 
 
 def option(
-    default: Any = dataclasses.MISSING,
-    help: Optional[str] = None,
-    range: Optional[Range] = None,
-    choices: Iterable[str] = (),
-    free: bool = False,
-    path: bool = False,
-    unseen: bool = False,
+    default: Any = dataclasses.MISSING, help: Optional[str] = None, range: Optional[Range] = None,
+    choices: Iterable[str] = (), free: bool = False, path: bool = False, unseen: bool = False,
 ) -> Any:
     """A config field with rules, those of `Option`; the help text becomes the command line's.
 

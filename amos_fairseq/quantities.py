@@ -52,6 +52,11 @@ class ByRun(NamedTuple):
 
 Plan = Union[Overlay, ByRun]
 
+# What all methods log, in validation.
+HIDDEN_STATES = {
+    "hidden_cosine": Quantity("cosine of different words", "1: collapsed", LOWER),
+    "hidden_rank": Quantity("effective rank of hidden states", "1: collapsed", HIGHER),
+}
 # What several methods log.
 MASKED_LM = {
     "mlm": Quantity("masked LM loss", "nats per masked token", LOWER),
@@ -63,9 +68,14 @@ GENERATOR = {
     "sampled_accuracy": Quantity("accuracy of draws", "% of masked tokens"),
 }
 RTD = {"rtd": Quantity("detection loss", "nats per token", LOWER)}
-DETECTION = {
-    "rtd_accuracy_original": Quantity("detection accuracy, original", "% of original tokens", HIGHER),
+DETECTION = {  # words: not <s> and </s>, which nothing replaces, so that they are easily told to be original
+    "rtd_accuracy_original_words": Quantity("detection accuracy, original words", "% of original words", HIGHER),
+    "rtd_accuracy_original_all": Quantity(
+        "detection accuracy, original, all positions", "% of original tokens", HIGHER
+    ),
     "rtd_accuracy_replaced": Quantity("detection accuracy, replaced", "% of replaced tokens", HIGHER),
-    "rtd_auc": Quantity("detection AUC (validation)", "0.5 by chance", HIGHER),
+    "rtd_auc_words": Quantity("detection AUC, words", "0.5 by chance", HIGHER),
+    "rtd_auc_identity": Quantity("AUC by the token alone, words", "0.5 by chance"),
+    "rtd_auc_all": Quantity("detection AUC, all positions", "0.5 by chance", HIGHER),
     "replaced_share": Quantity("share of tokens replaced", "% of tokens"),
 }

@@ -82,7 +82,7 @@ def launch(tmp_path_factory):
         return outcome
 
     yield launch
-    launcher.stdin.close()
+    launcher.terminate()
     launcher.wait()
 
 

@@ -7,9 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amos_fairseq import flops
 from amos_fairseq.flops import encoder_flops
-from amos_fairseq.modules import Encoder, EncoderConfig, Queries
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.queries import Queries
 
-BASE = EncoderConfig(32768, 1, layers=12, dim=768, heads=12, ffn_dim=3072)
+BASE = EncoderConfig(vocab_size=32768, padding_idx=1, layers=12, dim=768, heads=12, ffn_dim=3072)
 
 
 def test_layer_of_a_base_encoder_on_literal_numbers():
@@ -26,7 +27,8 @@ def test_last_layer_at_15_percent_saves_what_it_leaves_out():
 @pytest.mark.parametrize("options", [dict(), dict(embedding_dim=8)], ids=["", "factorised"])
 @pytest.mark.parametrize("counts", [None, [2, 2]], ids=["everywhere", "at selected positions"])
 def test_products_that_an_encoder_computes_are_those_counted(options, counts):
-    config = EncoderConfig(50, 1, layers=3, dim=16, heads=2, ffn_dim=40, rel_pos_buckets=8, **options)
+    shape = dict(vocab_size=50, padding_idx=1, layers=3, dim=16, heads=2, ffn_dim=40, rel_pos_buckets=8)
+    config = EncoderConfig(**shape, **options)
     encoder, tokens = Encoder(config).eval(), torch.randint(2, 50, (2, 8))
     at = counts and Queries.of(torch.tensor([1, 4, 9, 12]), counts, 8)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

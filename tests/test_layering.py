@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "amos_fairseq"
 
 BOTTOM = {"files", "options", "plugins", "random", "user_errors"}
 # the science
-CORE = {"ops", "objectives", "corruption", "modules", "flops", "reference_flops", "quantities", "methods"}
+CORE = {"ops", "objectives", "corruption", "modules", "flops", "reference_flops", "quantities", "pooled", "methods"}
 # part -> parts that it may import besides itself, at the top of a file or within a function
 ARROWS = {
     **{part: set() for part in BOTTOM},
@@ -26,6 +26,7 @@ ARROWS = {
     "flops": {"modules"},
     "reference_flops": {"modules"},
     "quantities": set(),
+    "pooled": set(),
     "methods": {"options", "random"} | CORE - {"methods"},
     "data": BOTTOM,
     "checkpoints": BOTTOM | {"data"},

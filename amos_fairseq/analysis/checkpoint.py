@@ -52,7 +52,7 @@ class TrainedRun(NamedTuple):
         model, masking = self.model, self.masking(sampling.mask_prob)
         model.method.noise_seed = sampling.seed
         batches = [
-            pipeline.written_batch(model, tokens, number)
+            pipeline.batch_of(tokens, tokens, tokens == model.tokenizer.mask, number)
             if model.tokenizer.mask in tokens
             else pipeline.masked_batch(model, tokens, masking, sampling.seed, number)
             for number, tokens in enumerate(sentences)

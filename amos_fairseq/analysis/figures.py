@@ -4,6 +4,7 @@ A run has one colour, line and marker in all figures that overlay runs. A figure
 quantities apart by shade and line instead.
 """
 
+import functools
 import math
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -45,12 +46,11 @@ class Style(NamedTuple):
 Draw = Callable[[Sequence[Run]], Optional[Picture]]
 
 
-def style(index: int) -> Style:
-    return Style(*(choices[index % len(choices)] for choices in (COLORS, DASHES, MARKERS)))
+def style(index: int, colors: Sequence[str] = COLORS) -> Style:
+    return Style(*(choices[index % len(choices)] for choices in (colors, DASHES, MARKERS)))
 
 
-def shade(index: int) -> Style:
-    return Style(*(choices[index % len(choices)] for choices in (SHADES, DASHES, MARKERS)))
+shade = functools.partial(style, colors=SHADES)
 
 
 def overlay(plan: Overlay) -> Draw:
@@ -127,7 +127,7 @@ def others(runs: Sequence[Run]) -> Optional[Picture]:
 def learning_by_compute(runs: Sequence[Run]) -> Optional[Picture]:
     """Validation over the model FLOPs spent, all devices together."""
     spent = [compute(run) for run in runs]
-    panels = [name for name in ("rtd_auc", "mlm") if any(run_log.names(validation_of(run), name) for run in runs)]
+    panels = [name for name in ("rtd_auc_words", "mlm") if any(run_log.names(validation_of(run), name) for run in runs)]
     largest = max((total for _, totals in spent for total in totals), default=0)
     if not panels or not largest:
         return None
@@ -174,7 +174,7 @@ def by_option(runs: Sequence[Run]) -> Optional[Picture]:
     numbers = [name for name, values in differing.items() if all(type(value) in (int, float) for value in values)]
     others = [name for name in differing if name not in numbers]
     panels = [
-        name for name in ("rtd_auc", "rtd_accuracy_replaced", "mlm", "mws_accuracy")
+        name for name in ("rtd_auc_words", "rtd_accuracy_replaced", "mlm", "mws_accuracy")
         if all(run_log.names(validation_of(run), name) for run in runs)
     ]
     if len(runs) < 3 or len(numbers) != 1 or len(others) > 1 or not panels:
@@ -212,8 +212,20 @@ PLANS = {
     "detection": Overlay(
         "Detection of replaced tokens",
         "Accuracy on replaced tokens is AMOS Fig. 3b: it falls as replacements become harder, and must not stay at 0. "
-        "A young encoder calls everything original (100 % and 0 %); AUC shows what it has learnt before that.",
-        ("rtd_accuracy_replaced", "rtd_accuracy_original", "rtd_auc", "replaced_share"),
+        "A young encoder calls everything original (100 % and 0 %). It has learnt to detect as far as its AUC over "
+        "words is above what each token by itself gives away.",
+        ("rtd_accuracy_replaced", "rtd_accuracy_original_words", "rtd_auc_words", "rtd_auc_identity", "replaced_share"),
+    ),
+    "detection_all": Overlay(
+        "Detection over all positions",
+        "With <s> and </s>, which are never replaced: an encoder that tells only them from words has an AUC above 0.5.",
+        ("rtd_accuracy_original_all", "rtd_auc_all"),
+    ),
+    "hidden_states": Overlay(
+        "Hidden states of the encoder",
+        "In validation, of words that are read as they are. A cosine near 1 and an effective rank near 1 are those of "
+        "a collapsed encoder, which tells no word from another.",
+        ("hidden_cosine", "hidden_rank"),
     ),
     "generators": Overlay(
         "Masked language model",
@@ -249,12 +261,8 @@ def papers() -> Dict[str, Draw]:
 
 # In the order of the page.
 CURVES: Dict[str, Draw] = {
-    "losses": losses,
-    "detection": overlay(PLANS["detection"]),
-    "generators": overlay(PLANS["generators"]),
-    "others": others,
-    "learning_by_compute": learning_by_compute,
-    "by_option": by_option,
+    "losses": losses, "detection": overlay(PLANS["detection"]), "generators": overlay(PLANS["generators"]),
+    "others": others, "learning_by_compute": learning_by_compute, "by_option": by_option,
 }
 COURSE: Dict[str, Draw] = {name: overlay(PLANS[name]) for name in ("speed", "optimization")}
 

@@ -85,10 +85,7 @@ def probe(run: Run, pairs: Optional[Pairs] = None) -> Probe:
         raise ValueError(f"{run.folder} has diverged: its encoder's hidden states are no finite numbers")
     cosines = normalized(first[:CROSSED]) @ normalized(second[:CROSSED]).T
     return Probe(
-        run.name,
-        first[similar],
-        second[similar],
-        cosines[~np.eye(len(cosines), dtype=bool)],
+        run.name, first[similar], second[similar], cosines[~np.eye(len(cosines), dtype=bool)],
         replaced_losses(model.method, [held_out.collater(items[i : i + BATCH]) for i in range(0, len(items), BATCH)]),
         scores(model, held_out, originals) if model.method.scores_in_one_pass else None,
     )

@@ -110,12 +110,8 @@ def pseudo_log_likelihoods(probes: Sequence[Probe], pairs: str) -> Optional[Pict
     )
 
 
-FIGURES: Dict[str, Draw] = {
-    "replaced_losses": replaced_losses,
-    "sequence_cosines": sequence_cosines,
-    "sequence_map": sequence_map,
-    "pseudo_log_likelihoods": pseudo_log_likelihoods,
-}
+DRAWN: Sequence[Draw] = (replaced_losses, sequence_cosines, sequence_map, pseudo_log_likelihoods)
+FIGURES: Dict[str, Draw] = {draw.__name__: draw for draw in DRAWN}
 
 
 def distribution(axes: Axes, values: np.ndarray, limits: Tuple[float, float], style: Style) -> None:

@@ -22,6 +22,10 @@ WIDTH = 100  # columns of a line where there is no terminal
 
 FOUND, MISSED, MISTAKEN, FILLED = "found", "missed", "mistaken", "filled"
 STYLES = {FOUND: "bold blue", MISSED: "bold red", MISTAKEN: "yellow", FILLED: "bold", "": ""}
+WORDS = {
+    FOUND: "replaced, found", MISSED: "replaced, missed", MISTAKEN: "original, mistaken", FILLED: "filled in",
+    "": "original",
+}
 SELECTED = "bold"
 
 LEGEND = {
@@ -176,8 +180,9 @@ def cells_of(sentence: Sentence, position: Position, threshold: float) -> Dict[s
         cells["drawn"] = lines(*listed([position.sampled], original))
     if token.probability is not None:
         title = METHODS[sentence.method].judge
-        cells[title] = lines(f"p {token.probability:.3f}", f"logit {token.logit:.2f}", verdict_words(token, threshold))
-        cells[title].stylize(STYLES[kind(token, threshold)])
+        verdict = kind(token, threshold)
+        cells[title] = lines(f"p {token.probability:.3f}", f"logit {token.logit:.2f}", WORDS[verdict])
+        cells[title].stylize(STYLES[verdict])
     for name, detail in position.details.items():
         cells[getattr(detail, "title", name)] = lines(*detail_lines(name, detail, original))
     return cells
@@ -207,18 +212,11 @@ def lines(*texts: str) -> Text:
 
 def listed(tokens: Iterable[TokenProbability], original: Optional[str]) -> List[str]:
     """A line for each; = stands before the original token."""
-    return [
-        f"{'=' if token.token == original else ''}{piece(token.token)} {token.probability:.3f}" for token in tokens
-    ]
+    return [f"{'=' if token.token == original else ''}{piece(token.token)} {token.probability:.3f}" for token in tokens]
 
 
 def share(original: Optional[float]) -> List[str]:
     return [] if original is None else [f"(original {original:.3f})"]
-
-
-def verdict_words(token: Token, threshold: float) -> str:
-    words = {FOUND: "replaced, found", MISSED: "replaced, missed", MISTAKEN: "original, mistaken", FILLED: "filled in"}
-    return words.get(kind(token, threshold), "original")
 
 
 def legend(stages: bool) -> Text:

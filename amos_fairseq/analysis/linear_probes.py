@@ -64,8 +64,12 @@ def read_labelled(path: Path) -> List[List[Word]]:
 
     Raises ValueError, in one line, for anything else.
     """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is no UTF-8") from None
     sentences: List[List[Word]] = [[]]
-    for number, line in enumerate(text_of(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         line = line.removesuffix("\r")
         if not line.strip():
             sentences.append([])
@@ -78,13 +82,6 @@ def read_labelled(path: Path) -> List[List[Word]]:
     if not any(word.label != UNLABELLED for sentence in sentences for word in sentence):
         raise ValueError(f"{path} holds no labelled word: lines are a word, a tab and a label")
     return sentences
-
-
-def text_of(path: Path) -> str:
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is no UTF-8") from None
 
 
 def check_labels(train: Sequence[Sequence[Word]], test: Sequence[Sequence[Word]], train_path, test_path) -> None:

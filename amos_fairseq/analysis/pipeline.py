@@ -77,11 +77,6 @@ def masked_batch(
     return batch_of(*mask_block(tokens, options, generator, model.tokenizer.mask, excluded, regular), number)
 
 
-def written_batch(model: Pretrained, tokens: np.ndarray, number: int) -> PretrainingBatch:
-    """A sentence (T,) that has <mask> where a prediction is asked."""
-    return batch_of(tokens, tokens, tokens == model.tokenizer.mask, number)
-
-
 def batch_of(original: np.ndarray, masked: np.ndarray, selected: np.ndarray, number: int) -> PretrainingBatch:
     """One sentence; `number` keys its draws. What no stage here shows, the crop, is all of it."""
     original, masked, selected = (torch.from_numpy(array)[None] for array in (original, masked, selected))
@@ -97,7 +92,7 @@ def follow(model: Pretrained, batch: PretrainingBatch, top: int) -> Sentence:
     """All stages of a batch of one sentence, with the `top` likeliest tokens wherever a language model speaks."""
     method, vocabulary = model.method, model.tokenizer.symbols
     output = method(batch)
-    originals = batch.at_masked(batch.original_tokens).tolist()
+    originals = batch.mlm_targets.tolist()
     words = Words(vocabulary, [None if token == model.tokenizer.mask else token for token in originals], top)
     proposed = method.proposals(output, batch)
     positions = list(map(Position, batch.masked_index.tolist(), told(method, proposed, words)))

@@ -4,7 +4,7 @@ from typing import Dict, List, Sequence
 
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.run_log import RunLog
-from amos_fairseq.quantities import HIGHER, Quantity
+from amos_fairseq.quantities import HIDDEN_STATES, HIGHER, Quantity
 
 OF_THE_TRAINER = {
     "wps": Quantity("tokens per second", "tokens / s", HIGHER),
@@ -22,7 +22,7 @@ UNTOLD = (
 
 
 def known() -> Dict[str, Quantity]:
-    """By name, what the methods log, each in its own order, then what the trainer does."""
+    """By name, what the methods log, each in its own order, all of them, and the trainer."""
     from amos_fairseq.methods import METHODS  # and with it torch
 
     found = {name: quantity for method in METHODS.values() for name, quantity in method.quantities.items()}
@@ -33,7 +33,7 @@ def known() -> Dict[str, Quantity]:
             if name not in names:
                 later = (names.index(other) for other in own[index:] if other in names)
                 names.insert(min(later, default=len(names)), name)
-    return {**{name: found[name] for name in names}, **OF_THE_TRAINER}
+    return {**{name: found[name] for name in names}, **HIDDEN_STATES, **OF_THE_TRAINER}
 
 
 def of(name: str) -> Quantity:

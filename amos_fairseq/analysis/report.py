@@ -78,13 +78,9 @@ def open_runs(paths: Sequence[Path], names: Sequence[str] = ()) -> List[Run]:
     if not names and len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=f"{run.folder.resolve().parent.name}/{run.name}") for run in runs]
     if len({run.name for run in runs}) < len(runs):
-        raise ValueError(f"two runs have the name {most_frequent(runs)}: tell them apart with --names")
+        found = [run.name for run in runs]
+        raise ValueError(f"two runs have the name {max(found, key=found.count)}: tell them apart with --names")
     return runs
-
-
-def most_frequent(runs: Sequence[Run]) -> str:
-    names = [run.name for run in runs]
-    return max(names, key=names.count)
 
 
 def write(runs: Sequence[Run], out: Path, probes: Sequence[Probe], left_out: Sequence[str], pairs: str) -> Path:

@@ -4,6 +4,7 @@ Written by `fairseq-train --log-format json`: one JSON object a line, with or wi
 of other text. A row maps a name (`loss`, `mlm_4`, `rtd`, ...) to its value; `num_updates` says when it was taken.
 """
 import ast
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -40,10 +41,8 @@ def open_run(path: Path, name: str = "") -> Run:
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(
-            f"{path} holds no {FILE_NAME}: name a run's folder, or its log" if path.is_dir() else
-            f"{path} does not exist: name a run's folder, or its log"
-        )
+        trouble = f"holds no {FILE_NAME}" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {trouble}: name a run's folder, or its log")
     log, options = read(file), read_options(file)
     if not log.train:
         raise ValueError(f"{file} holds no training line yet (train with --log-format json)")
@@ -86,10 +85,8 @@ def parse_line(line: str) -> Optional[Row]:
         return None
     row = {}
     for name, value in stats.items():
-        try:
+        with contextlib.suppress(TypeError, ValueError):  # None, or text
             row[name] = float(value)
-        except (TypeError, ValueError):  # None, or text
-            continue
     return row
 
 

@@ -31,14 +31,11 @@ def characteristics(
     micro_batches = [processes * frequency for frequency in optimization["update_freq"]]
     precision = [name for name in PRECISIONS if common.get(name)] or ["fp32"]
     return {
-        "method": cfg["task"]["_name"],
-        "seed": common["seed"],
+        "method": cfg["task"]["_name"], "seed": common["seed"],
         "precision": " ".join(precision + [name for name in PRECISION_OPTIONS if common.get(name)]),
-        "optimizer": name_of(cfg["optimizer"]),
-        "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
+        "optimizer": name_of(cfg["optimizer"]), "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
         "vocabulary": task_state.get("dictionary_sha256", "")[:DIGITS],
-        "data": task_state.get("data_sha256", "")[:DIGITS],
-        **options(cfg["task"], free), **options(cfg["model"], free),
+        "data": task_state.get("data_sha256", "")[:DIGITS], **options(cfg["task"], free), **options(cfg["model"], free),
     }
 
 
@@ -56,13 +53,11 @@ def options(group: Any, free: Collection[str]) -> Dict[str, Any]:
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]) -> List[Difference]:
     """Of two runs' `characteristics`; what one of them does not know, or has no value for, is not compared."""
-    found = [
-        Difference(name, then[name], now[name])
-        for name in then.keys() & now.keys()
-        if name not in allowed and "" not in (then[name], now[name]) and plain(then[name]) != plain(now[name])
+    return [
+        Difference(name, then[name], now[name]) for name in now
+        if name in then and name not in allowed and "" not in (then[name], now[name])
+        and plain(then[name]) != plain(now[name])
     ]
-    order = list(now)
-    return sorted(found, key=lambda difference: order.index(difference.option))
 
 
 def plain(value: Any) -> str:

@@ -9,14 +9,13 @@ import logging
 from typing import Any, Dict
 
 import numpy as np
+from fairseq.data.iterators import GroupedEpochBatchIterator
 
 logger = logging.getLogger(__name__)
 
 
 def has_one_order(iterator) -> bool:
     """Whether all processes take turns in an order that does not depend on their number."""
-    from fairseq.data.iterators import GroupedEpochBatchIterator
-
     grouped = iterator.grouped_shuffling or isinstance(iterator, GroupedEpochBatchIterator)
     return not grouped and not iterator._supports_prefetch
 

@@ -34,13 +34,8 @@ def run(args: argparse.Namespace) -> None:
 
     if released.is_released(args.checkpoint):
         pretrained = released.load(
-            args.checkpoint,
-            args.sentencepiece,
-            args.dictionary,
-            name=args.method,
-            max_distance=args.max_distance,
-            generator_depths=args.generator_depths,
-            allow_missing=args.allow_missing,
+            args.checkpoint, args.sentencepiece, args.dictionary, name=args.method, max_distance=args.max_distance,
+            generator_depths=args.generator_depths, allow_missing=args.allow_missing,
             allow_unexpected=args.allow_unexpected,
         )
     else:

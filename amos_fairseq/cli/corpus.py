@@ -27,14 +27,10 @@ def run(args: argparse.Namespace) -> None:
         for task, count in write_tasks(args.tasks, args.examples).items():
             print(f"{args.tasks}: {task}, {count:,} examples for training")
     if args.out:
-        write_corpus(args.out, args.megabytes)
+        from amos_fairseq.demo.documentation import write_documentation
 
-
-def write_corpus(out: str, megabytes: float) -> None:
-    from amos_fairseq.demo.documentation import write_documentation
-
-    started = time.monotonic()
-    size = write_documentation(out, megabytes, progress=True)
-    print(f"{out}: {size / 1e6:.1f} MB of documentation in {time.monotonic() - started:.0f} s")
-    if size < 0.9e6 * megabytes:
-        print(f"no more was found on this machine; {megabytes:g} MB were asked for")
+        started = time.monotonic()
+        size = write_documentation(args.out, args.megabytes, progress=True)
+        print(f"{args.out}: {size / 1e6:.1f} MB of documentation in {time.monotonic() - started:.0f} s")
+        if size < 0.9e6 * args.megabytes:
+            print(f"no more was found on this machine; {args.megabytes:g} MB were asked for")

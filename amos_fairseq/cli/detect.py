@@ -14,9 +14,7 @@ BOLD_RED, END = "\033[1;31m", "\033[0m"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     trained.add_run(parser)
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--text", help="text to read")
-    text.add_argument("--file", help="text to read, line by line; - for standard input")
+    trained.add_text(parser, "text to read", required=True)
     parser.add_argument("--threshold", type=float, default=0.5, metavar="P",
                         help="probability of being replaced from which a token is marked (default: 0.5)")
     parser.add_argument("--json", action="store_true", help="one JSON list of all tokens for each line")

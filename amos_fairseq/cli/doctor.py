@@ -3,6 +3,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import platform
+import sys
 from typing import List, NamedTuple
 
 HELP = "What this installation has, which ops are compiled, and how to get what is missing."
@@ -21,8 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Status 1 if anything is broken, 0 if not."""
-    import sys
-
     findings = [*software(), *devices(), *ops()]
     width = max(len(finding.subject) for finding in findings)
     for subject, state, text in findings:
@@ -47,11 +46,9 @@ def software() -> List[Finding]:
         findings.append(Finding("fairseq", "ok", text))
     except (ImportError, RuntimeError, importlib.metadata.PackageNotFoundError) as error:
         findings.append(Finding("fairseq", "broken", " ".join(str(error).split())))
-    if importlib.util.find_spec("apex") is not None:
-        findings.append(Finding("apex", "ok", "found"))
-    else:
-        findings.append(Finding("apex", "optional", "not found; --optimizer fused_adamw needs none"))
-    return findings
+    found = importlib.util.find_spec("apex") is not None
+    told = ("ok", "found") if found else ("optional", "not found; --optimizer fused_adamw needs none")
+    return [*findings, Finding("apex", *told)]
 
 
 def devices() -> List[Finding]:
@@ -74,15 +71,15 @@ def ops() -> List[Finding]:
     findings = []
     for device in ("cpu", "cuda"):
         subject = f"ops on {device}"
-        if device == "cuda" and library(device).exists() and not torch.cuda.is_available():
-            findings.append(Finding(subject, "ok", f"compiled, and no GPU to try them on: {library(device)}"))
+        built, command = library(device), compiled.BUILD_COMMAND[device]
+        if device == "cuda" and built.exists() and not torch.cuda.is_available():
+            findings.append(Finding(subject, "ok", f"compiled, and no GPU to try them on: {built}"))
         elif not compiled.available(device):
             state = "slow" if device == "cuda" and torch.cuda.is_available() else "optional"
-            findings.append(Finding(subject, state, f"PyTorch; compile them: {compiled.BUILD_COMMAND[device]}"))
+            findings.append(Finding(subject, state, f"PyTorch; compile them: {command}"))
         elif agrees(device):
-            findings.append(Finding(subject, "ok", f"compiled: {library(device)}"))
+            findings.append(Finding(subject, "ok", f"compiled: {built}"))
         else:
-            command = compiled.BUILD_COMMAND[device]
             findings.append(Finding(subject, "broken", f"compiled ops differ from PyTorch's; build anew: {command}"))
     return findings
 

@@ -7,16 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-import torch
-from tqdm import tqdm
-
 from amos_fairseq.cli import train
 from amos_fairseq.cli.processes import interrupt, shared_cores, signals_handled
-from amos_fairseq.finetune import glue, labelled, own_files, presets, results, sweep
-from amos_fairseq.finetune.commands import Command
-from amos_fairseq.finetune.evaluation import predict
-from amos_fairseq.finetune.kinds import KINDS, kind_of
-from amos_fairseq.finetune.model import load_start
+from amos_fairseq.finetune.commands import COMMANDS, Command
 from amos_fairseq.user_errors import tell_mistakes
 
 HELP = (
@@ -36,28 +29,25 @@ OVERRIDES = {  # option -> what a value is, the least, the most
 }
 
 
-def commands() -> Dict[str, Command]:
-    """What makes labelled data, by sub-command: those for several kinds of problem, then each kind's own."""
-    found = (glue.COMMAND, own_files.COMMAND, *(kind.command for kind in KINDS.values() if kind.command is not None))
-    return {command.name: command for command in found}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    found = commands()
-    added = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join([*found, 'results'])}}}")
+    added = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join([*COMMANDS, 'results'])}}}")
 
     def sub_command(name: str, help: str) -> argparse.ArgumentParser:
         sub_parser = added.add_parser(name, help=help, description=help)
         tell_mistakes(sub_parser, sub_parser.prog)
         return sub_parser
 
-    for name, command in found.items():
+    for name, command in COMMANDS.items():
         sub_parser = sub_command(name, command.help)
         command.add_arguments(sub_parser)
         add_common(sub_parser, command)
     of_results = sub_command("results", "the table of finished runs, of one folder or several")
     of_results.add_argument("out", type=Path, nargs="+", metavar="OUT")
-    of_results.add_argument("--paper", metavar="ROW", help="whose values to show; default: by method and size")
+    add_paper(of_results)
+
+
+def add_paper(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--paper", metavar="ROW", help="whose values to show; default: by method and size")
 
 
 def add_common(parser: argparse.ArgumentParser, command: Command) -> None:
@@ -66,7 +56,7 @@ def add_common(parser: argparse.ArgumentParser, command: Command) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything goes")
     parser.add_argument("--preset", help="the settings to try, as examples/finetune lists them (default: quick, one)")
-    parser.add_argument("--seeds", metavar="N,..", help=f"default: {','.join(map(str, command.seeds))}")
+    parser.add_argument("--seeds", metavar="N,..", default=command.seeds, help=f"default: {command.seeds}")
     for option, (kind, _, _) in OVERRIDES.items():
         parser.add_argument(
             f"--{option.replace('_', '-')}", metavar="VALUE,..", type=values_of(option),
@@ -77,7 +67,7 @@ def add_common(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.add_argument("--from-scratch", action="store_true", help="the same network untrained, to compare with")
     if command.predicts:
         parser.add_argument("--export-predictions", action="store_true", help="of test files, by each task's best run")
-    parser.add_argument("--paper", metavar="ROW", help="whose values to show; default: by method and size")
+    add_paper(parser)
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, on a GPU each (default: 1)")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="default: bf16 on GPUs, else fp32")
     parser.add_argument("--cpu", action="store_true", help="even if there are GPUs")
@@ -113,22 +103,23 @@ def run(args: argparse.Namespace) -> Optional[int]:
 
 def stopped(out: Path) -> int:
     print(f"Stopped. The same command goes on from what {out} holds.", file=sys.stderr)
-    return sweep.STOPPED
+    return os.EX_TEMPFAIL
 
 
 def finetune(args: argparse.Namespace) -> Optional[int]:
-    command = commands()[args.command]
-    seeds = seeds_of(args, command)
+    from amos_fairseq.finetune import presets, sweep
+    from amos_fairseq.finetune.model import load_start
+
+    command = COMMANDS[args.command]
+    seeds = seeds_of(args)
     check_paper(args.paper)
     devices = devices_of(args)
     pretrained = load_start(args.model)
     positions = pretrained.encoder.config.max_positions
     max_length = args.max_length or min(MAX_LENGTH, positions)
     if not SHORTEST <= max_length <= positions:
-        raise ValueError(
-            f"--max-length {max_length}: the model reads up to {positions} tokens, and fewer than {SHORTEST} hold no "
-            "example"
-        )
+        limits = f"the model reads up to {positions} tokens, and fewer than {SHORTEST} hold no example"
+        raise ValueError(f"--max-length {max_length}: {limits}")
     preset = args.preset or command.preset(pretrained.name)
     overrides = {option: value for option in OVERRIDES if (value := getattr(args, option))}
     names = command.tasks(args)
@@ -140,10 +131,9 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
         "data": data_of(args, command),
     }
     with sweep.claimed(args.out, about):
-        data = {
-            name: command.prepare(args, name, args.out / sweep.DATA / name, pretrained.tokenizer, max_length, seeds)
-            for name in names
-        }
+        data, options = {}, (pretrained.tokenizer, max_length, seeds)
+        for name in names:
+            data[name] = command.prepare(args, name, args.out / sweep.DATA / name, *options)
         jobs = [job for name in names for job in sweep.plan(args.out, data[name], settings[name], seeds)]
         cpu = devices[0] is None
         model = sweep.Model(about["model"], args.from_scratch, cpu, args.precision or ("fp32" if cpu else "bf16"))
@@ -158,9 +148,7 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
         return 1 if outcome.failed else None
 
 
-def seeds_of(args: argparse.Namespace, command: Command) -> List[int]:
-    if args.seeds is None:
-        return list(command.seeds)
+def seeds_of(args: argparse.Namespace) -> List[int]:
     seeds = args.seeds.split(",")
     if not all(seed.strip().isdecimal() for seed in seeds):
         raise ValueError(f"--seeds {args.seeds} is no list of whole numbers: write 1,2,3")
@@ -168,12 +156,16 @@ def seeds_of(args: argparse.Namespace, command: Command) -> List[int]:
 
 
 def check_paper(paper: Optional[str]) -> None:
+    from amos_fairseq.finetune import presets
+
     if paper is not None and paper not in presets.PUBLISHED:
         raise ValueError(f"--paper {paper} is none of {', '.join(presets.PUBLISHED)}")
 
 
 def devices_of(args: argparse.Namespace) -> List[Optional[str]]:
     """For each job a GPU by CUDA's number, or None for the CPU."""
+    import torch
+
     if args.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
     if args.cpu or not torch.cuda.is_available():
@@ -186,14 +178,15 @@ def devices_of(args: argparse.Namespace) -> List[Optional[str]]:
 
 def data_of(args: argparse.Namespace, command: Command) -> Dict[str, Any]:
     """The options that say what the labelled data are."""
-    values = {name: getattr(args, name) for name in command.data_options}
-    return {
-        name: str(value.resolve()) if isinstance(value, Path) else value
-        for name, value in values.items() if value not in (None, False)
-    }
+    given = {name: value for name in command.data_options if (value := getattr(args, name)) not in (None, False)}
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def carry_out(args: argparse.Namespace, jobs, model, devices):
+    from tqdm import tqdm
+
+    from amos_fairseq.finetune import results, sweep
+
     if devices[0] is None:
         os.environ.update(shared_cores(args.jobs))
     done = sum((job.folder / results.RESULT).exists() for job in jobs)
@@ -214,6 +207,10 @@ def carry_out(args: argparse.Namespace, jobs, model, devices):
 
 def export_predictions(out: Path, data: Mapping[str, Mapping[int, Path]], device: str) -> None:
     """data: labelled folders by task and seed"""
+    from amos_fairseq.finetune import labelled, sweep
+    from amos_fairseq.finetune.evaluation import predict
+    from amos_fairseq.finetune.kinds import kind_of
+
     for task, by_seed in data.items():
         (problem, network, *_), folder = sweep.load_best(out, task, by_seed)
         kind, network = kind_of(problem.kind), network.to(device)
@@ -228,6 +225,8 @@ def export_predictions(out: Path, data: Mapping[str, Mapping[int, Path]], device
 
 
 def show(args: argparse.Namespace) -> None:
+    from amos_fairseq.finetune import sweep
+
     check_paper(args.paper)
     for out in args.out:
         if not (out / sweep.ABOUT).exists():
@@ -237,6 +236,8 @@ def show(args: argparse.Namespace) -> None:
 
 def print_results(outs: Sequence[Path], paper: Optional[str]) -> None:
     """The table of all finished runs; of one folder it is kept there."""
+    from amos_fairseq.finetune import presets, results, sweep
+
     abouts = [json.loads((out / sweep.ABOUT).read_bytes()) for out in outs]
     model = {name: abouts[0][name] for name in ("model", "from_scratch")}
     for out, about in zip(outs, abouts):
@@ -254,7 +255,7 @@ def print_results(outs: Sequence[Path], paper: Optional[str]) -> None:
         print("no run has finished yet")
         return
     if len(outs) == 1:
-        title = f"{abouts[0]['method']}, {model['model']}" + ", from scratch" * model["from_scratch"]
+        title = f"{abouts[0]['method']}, {model['model']}{', from scratch' * model['from_scratch']}"
         print(results.write_tables(outs[0], list(found.values()), paper, title))
         print(f"results  {outs[0] / 'results.md'}, results.json")
     else:

@@ -37,9 +37,8 @@ def run(args: argparse.Namespace) -> None:
     rows = []
     for name in args.methods or METHODS:
         method = without_memory(name, args.size, args.vocab_size, geometry)
-        for mode, token in (
-            ("hardware", hardware_flops(method, geometry)), ("electra", electra_flops(method, args.length))
-        ):
+        costs = {"hardware": hardware_flops(method, geometry), "electra": electra_flops(method, args.length)}
+        for mode, token in costs.items():
             sequence = token * args.length
             total = sequence * args.sequences * args.updates
             rows.append({"method": name, "mode": mode, "token": token, "sequence": sequence, "run": total})

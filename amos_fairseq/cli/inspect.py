@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from amos_fairseq.cli.trained import read
+from amos_fairseq.cli.trained import add_text, read
 
 HELP = (
     "Follow text through a trained model: what is masked, what each generator would put there and what is drawn, the "
@@ -19,9 +19,7 @@ HTML_WIDTH = 120  # columns
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one of its checkpoints")
-    text = parser.add_mutually_exclusive_group()
-    text.add_argument("--text", help="text to read; where it has <mask>, nothing else is masked")
-    text.add_argument("--file", help="text to read, line by line; - for standard input")
+    add_text(parser, "text to read; where it has <mask>, nothing else is masked")
     parser.add_argument(
         "--data", type=Path,
         help="prepared data, for held-out text and for a checkpoint that holds no vocabulary; default: RUN/data, else "
@@ -76,10 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if not 0 < args.top <= vocabulary:
         raise ValueError(f"--top {args.top} must lie between 1 and the vocabulary's {vocabulary}")
     sampling = Sampling(args.mask_prob, args.seed, args.top)
-    if lines:
-        sentences = trained.inspect_text(lines, sampling)
-    else:
-        sentences = trained.inspect_held_out(args.count, sampling)
+    sentences = trained.inspect_text(lines, sampling) if lines else trained.inspect_held_out(args.count, sampling)
     if args.json:
         for sentence in sentences:
             print(json.dumps(sentence.as_json(), ensure_ascii=False))

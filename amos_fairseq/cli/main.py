@@ -1,7 +1,7 @@
 """Entry point of `amos-fairseq <command>`: finds the command's module, runs it, words its errors.
 
 A command is a module of this package with `HELP`, `add_arguments(parser)` and `run(args)`. It is imported only when it
-is asked for, so `amos-fairseq --help` needs neither torch nor fairseq.
+is asked for, and imports what takes long only when it runs, so that no `--help` waits for torch or fairseq.
 """
 import argparse
 import importlib

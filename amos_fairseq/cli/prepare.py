@@ -29,15 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--documents-whole", action="store_true", help="do not split documents that fit into a block; blocks vary"
     )
     parser.add_argument(
-        "--deduplicate",
-        action="store_true",
+        "--deduplicate", action="store_true",
         help="leave out documents that repeat an earlier one (9 bytes of memory per document)",
     )
     parser.add_argument("--vocabulary-sample", type=int, default=100_000_000, help="bytes of text to train it on")
     parser.add_argument("--workers", type=int, help="number of processes (one per CPU)")
     parser.add_argument(
-        "--part",
-        metavar="I/N",
+        "--part", metavar="I/N",
         help="do part I = 0 .. N-1 of the work, on one of N machines that share DIR; the last one puts all together",
     )
 
@@ -58,17 +56,15 @@ def run(args: argparse.Namespace) -> None:
 def summary(manifest, out: str) -> list[str]:
     """What was prepared, in lines for a person."""
     splits = manifest.splits
-    characters, text_tokens, unknown_tokens = (
-        sum(getattr(split, name) for split in splits.values())
-        for name in ("characters", "text_tokens", "unknown_tokens")
-    )
+    counts = ("characters", "text_tokens", "unknown_tokens")
+    characters, text_tokens, unknown = (sum(getattr(split, name) for split in splits.values()) for name in counts)
     lines = [
         f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.blocks:,} blocks"
         for name, split in splits.items()
     ]
     lines.append(
         f"vocabulary: {manifest.vocabulary_size:,} symbols, {characters / text_tokens:.2f} characters per token, "
-        f"{unknown_tokens / text_tokens:.4%} unknown"
+        f"{unknown / text_tokens:.4%} unknown"
     )
     for title, counts in (("dropped", manifest.dropped), ("repaired", manifest.repaired)):
         found = [f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count]

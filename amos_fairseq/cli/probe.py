@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
         linear_probes.encode(of_file, model.tokenizer, model.max_tokens, path)
         for of_file, path in zip(sentences, (args.train, args.test))
     ]
+    train_words, test_words = (len(of_file.labels) for of_file in encoded)
     twins = linear_probes.untrained_twin(model).networks()
     results = []
     for name in tqdm(chosen, unit="network", desc="probe", disable=None):
@@ -62,13 +63,12 @@ def run(args: argparse.Namespace) -> None:
     if args.png:
         linear_probes.curves(results, share, depths).savefig(args.png, dpi=150)
     if args.json:
-        baseline = {"label": label, "accuracy": share}
-        counts = {"train": len(encoded[0].labels), "test": len(encoded[1].labels)}
-        rows = [result._asdict() for result in results]
-        print(json.dumps({"words": counts, "majority": baseline, "probes": rows}, ensure_ascii=False))
+        words = {"train": train_words, "test": test_words}
+        rows, majority = [result._asdict() for result in results], {"label": label, "accuracy": share}
+        print(json.dumps({"words": words, "majority": majority, "probes": rows}, ensure_ascii=False))
     else:
         print_table(results, depths)
-        print(f"\n{len(encoded[0].labels):,} words to learn from, {len(encoded[1].labels):,} to be tested on. "
+        print(f"\n{train_words:,} words to learn from, {test_words:,} to be tested on. "
               f"Always saying {label} is right for {100 * share:.1f} %.")
         print("layer 0: embeddings; *: with a head of AMOS's masked LM; untrained: the same network with new weights.")
 

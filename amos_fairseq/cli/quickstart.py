@@ -13,23 +13,21 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Callable, ContextManager, Dict, Iterator, List, Sequence
+from typing import Callable, Dict, Iterator, List, Sequence
 
-from amos_fairseq import files
 from amos_fairseq.analysis import expectations, quantities, run_log
 from amos_fairseq.cli.main import run_command
 from amos_fairseq.cli.processes import available_cores, held_interrupts, started, stoppable
+from amos_fairseq.data.corpus import list_inputs
+from amos_fairseq.files import claimed
 
 HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
 
 # A model this small learns within minutes from short blocks and short words: near neighbours tell it most.
 UPDATES = 4000  # about four minutes on two cores
-BATCH_SIZE = 64
-TOKENS_PER_SAMPLE = 16
-VOCAB_SIZE = 1024
+BATCH_SIZE, TOKENS_PER_SAMPLE, VOCAB_SIZE = 64, 16, 1024
 SMALLEST_CORPUS = 200_000  # bytes; enough words for the vocabulary
-SAVE_INTERVAL = 500
-LOG_INTERVAL = 25
+SAVE_INTERVAL, LOG_INTERVAL = 500, 25
 HELD_OUT_BLOCKS = 10
 POLL_SECONDS = 0.5
 
@@ -59,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     start = time.monotonic()
     settings = check_settings(args)
     out = args.out or Path("runs") / f"quickstart-{args.method}"
-    with claimed(out, settings) as lock, stoppable(out):
+    words = "another quick start is at work", "is a quick start with"
+    with claimed(out / expectations.SETTINGS_FILE, settings, *words) as lock, stoppable(out):
         make(args, settings, out, lock)
     print(f"\n{out}: {time.monotonic() - start:.0f} s, {peak_memory() / 2**30:.1f} GiB of memory at most")
 
@@ -213,28 +212,16 @@ def check_settings(args: argparse.Namespace) -> Dict:
     if args.updates < 1:
         raise ValueError(f"--updates must be at least 1, got {args.updates}")
     if args.corpus:
-        check_corpus(args.corpus)
+        size = sum(os.path.getsize(file) for file in list_inputs([str(args.corpus)]))
+        if size < SMALLEST_CORPUS:
+            raise ValueError(
+                f"--corpus {args.corpus} has {size:,} bytes, too few to learn from; {SMALLEST_CORPUS:,} is the least"
+            )
     usual = args.corpus is None and args.updates == UPDATES
     return {
-        "method": args.method,
-        "corpus": str(args.corpus.resolve()) if args.corpus else "",
-        "updates": args.updates,
+        "method": args.method, "corpus": str(args.corpus.resolve()) if args.corpus else "", "updates": args.updates,
         "setting": expectations.QUICKSTART if usual else "custom",
     }
-
-
-def check_corpus(path: Path) -> None:
-    from amos_fairseq.data.corpus import list_inputs
-
-    size = sum(os.path.getsize(file) for file in list_inputs([str(path)]))
-    if size < SMALLEST_CORPUS:
-        raise ValueError(f"--corpus {path} has {size:,} bytes, too few to learn from; {SMALLEST_CORPUS:,} is the least")
-
-
-def claimed(out: Path, settings: Dict) -> ContextManager[int]:
-    return files.claimed(
-        out / expectations.SETTINGS_FILE, settings, "another quick start is at work", "is a quick start with"
-    )
 
 
 def is_trained(out: Path, updates: int) -> bool:

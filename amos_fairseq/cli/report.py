@@ -41,10 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def show(
-    *paths: Path,
-    out: Optional[Path] = None,
-    names: Sequence[str] = (),
-    pairs: Optional[Path] = None,
+    *paths: Path, out: Optional[Path] = None, names: Sequence[str] = (), pairs: Optional[Path] = None,
     logs_only: bool = False,
 ) -> None:
     """Print the runs' table and write their report; `out` is the only run's folder `report` by default."""

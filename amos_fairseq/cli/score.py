@@ -37,20 +37,18 @@ def run(args: argparse.Namespace) -> None:
 
     model = trained.load(args)
     for hypothesis in hypotheses:
-        tokens = len(model.tokenizer.sequence(model.tokenizer.encode(hypothesis.sentence)))
-        if tokens > model.max_tokens:
-            raise ValueError(
-                f"{args.file}, line {hypothesis.line}: {tokens} tokens, but the model reads {model.max_tokens}: "
-                "split the sentence"
-            )
-    sentences = [hypothesis.sentence for hypothesis in hypotheses]
+        tokens, most = len(model.tokenizer.sequence(model.tokenizer.encode(hypothesis.sentence))), model.max_tokens
+        if tokens > most:
+            where = f"{args.file}, line {hypothesis.line}"
+            raise ValueError(f"{where}: {tokens} tokens, but the model reads {most}: split the sentence")
+    _, groups, sentences = zip(*hypotheses)
     with tqdm(total=len(sentences), unit="sentence", desc="score", disable=None) as bar:
         options = dict(batch_tokens=args.batch_tokens, progress=bar.update)
         scores = model.score(sentences, args.masked, args.include_special, **options)
 
     rows = [
-        {"id": hypothesis.group, "best": False, **score._asdict(), "sentence": hypothesis.sentence}
-        for hypothesis, score in zip(hypotheses, scores)
+        {"id": group, "best": False, **score._asdict(), "sentence": sentence}
+        for group, score, sentence in zip(groups, scores, sentences)
     ]
     if args.nbest:
         mark_best(rows)
@@ -75,15 +73,11 @@ def parse(text: str, nbest: bool, path: str) -> List[Hypothesis]:
 
 def mark_best(rows: List[Dict]) -> None:
     """The likeliest of the rows with the same id, the first of equals; one without a token only among its like."""
-    def rank(row: Dict) -> tuple:
-        return row["tokens"] > 0, row["pll"]
-
-    best = {}
+    groups = {}
     for row in rows:
-        if row["id"] not in best or rank(row) > rank(best[row["id"]]):
-            best[row["id"]] = row
-    for row in best.values():
-        row["best"] = True
+        groups.setdefault(row["id"], []).append(row)
+    for group in groups.values():
+        max(group, key=lambda row: (row["tokens"] > 0, row["pll"]))["best"] = True
 
 
 def print_rows(rows: List[Dict], columns: List[str], as_json: bool) -> None:

@@ -66,11 +66,8 @@ def fairseq_command(arguments: List[str]) -> List[str]:
 
 def values_of(arguments: List[str]) -> Dict[str, str]:
     """What follows each argument, after = or as the next one."""
-    pairs = (argument.partition("=") for argument in arguments)
-    return {
-        option: value if equals else following
-        for (option, equals, value), following in zip(pairs, [*arguments[1:], ""])
-    }
+    pairs = zip((argument.partition("=") for argument in arguments), [*arguments[1:], ""])
+    return {option: value if equals else following for (option, equals, value), following in pairs}
 
 
 def check_places(options: Dict[str, str]) -> None:

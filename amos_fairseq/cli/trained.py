@@ -10,6 +10,12 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
 
 
+def add_text(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
+    text = parser.add_mutually_exclusive_group(required=required)
+    text.add_argument("--text", help=help)
+    text.add_argument("--file", help="text to read, line by line; - for standard input")
+
+
 def load(args: argparse.Namespace):
     """The model of `add_run`'s arguments, on a GPU if there is one."""
     import torch

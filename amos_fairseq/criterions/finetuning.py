@@ -7,8 +7,6 @@ from amos_fairseq.finetune.labelled import Batch
 from amos_fairseq.pretrained.loading import FINETUNING
 from amos_fairseq.user_errors import told_in_one_line
 
-DIGITS = 5
-
 
 @register_criterion(FINETUNING)
 class FinetuningCriterion(FairseqCriterion):
@@ -31,7 +29,7 @@ class FinetuningCriterion(FairseqCriterion):
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
         total, sequences = (sum(float(logs[key]) for logs in logging_outputs) for key in ("loss", "nsentences"))
-        metrics.log_scalar("loss", total / max(1, sequences), sequences, round=DIGITS)
+        metrics.log_scalar("loss", total / max(1, sequences), sequences, round=5)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -16,16 +16,42 @@ import os
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.distributed import utils as distributed_utils
-from fairseq.logging import metrics
+from fairseq.logging import meters, metrics
 
 from amos_fairseq.flops import peak_flops
 from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import PretrainingBatch
 from amos_fairseq.objectives import COUNTED
+from amos_fairseq.pooled import READINGS
 from amos_fairseq.user_errors import stop
 
 DIGITS = 5
 HIDDEN = "_weighted "  # fairseq prints no metric whose name starts with an underscore
+
+
+TOKENS = "tokens"  # in the logs of a training step: what `PretrainingModel.token_counts` adds up
+
+
+class PooledMeter(meters.MetersDict._DerivedMeter):
+    """What the sums of all batches say, by one of READINGS; as a derived one it is in no checkpoint."""
+
+    def __init__(self, reading: str):
+        super().__init__(self.rounded)
+        self.reading, self.sums = reading, 0
+
+    def update(self, sums):
+        self.sums = self.sums + sums
+
+    def reset(self):
+        self.sums = 0
+
+    @property
+    def avg(self):
+        return READINGS[self.reading](self.sums)
+
+    def rounded(self, _):
+        value = self.avg
+        return value if value is None else round(value, DIGITS)
 
 
 def weighted_sum(meters) -> float:
@@ -50,8 +76,14 @@ class PretrainingCriterion(FairseqCriterion):
         method = model.method
         output = model(**sample["net_input"])
         terms = method.losses(output, batch)
+        logs = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
         with torch.no_grad():
             statistics = method.statistics(output, batch)
+            if not model.training:
+                for name, pooled in method.validation_statistics(output, batch, model.token_counts).items():
+                    logs[f"pooled {name} {pooled.reading}"] = pooled.sums
+            elif method.judged_logits(output) is not None:
+                logs[TOKENS] = method.count_tokens(output.corruption, batch)
 
         if model.training:
             scales = self.task.term_scales
@@ -59,7 +91,6 @@ class PretrainingCriterion(FairseqCriterion):
             scales = {over: 1 / max(1, sample["counts"][over]) for over in COUNTED}
         loss = sum(term.weight * term.total * scales[term.over] for term in terms.values())
 
-        logs = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
         for name, term in terms.items():
             logs[f"term {name} total"] = term.total.detach()
             logs[f"term {name} count"] = term.count
@@ -75,12 +106,19 @@ class PretrainingCriterion(FairseqCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
-        """Log each term's and statistic's mean over all that was counted, and the terms' weighted sum as `loss`."""
+        """Log each term's and statistic's mean over all that was counted, and the terms' weighted sum as `loss`.
+
+        Also what sums of the whole validation set say.
+        """
         sums = {}
         for logs in logging_outputs:
             for key, value in logs.items():
-                sums[key] = sums.get(key, 0) + float(value)
+                sums[key] = sums.get(key, 0) + (value if key.startswith("pooled ") else float(value))
         for key, count in sums.items():
+            if key.startswith("pooled "):
+                _, name, reading = key.split()
+                metrics.log_custom(lambda: PooledMeter(reading), name, count)  # noqa: B023 (is called at once)
+                continue
             if not key.endswith(" count") or not count:
                 continue
             kind, name, _ = key.split()

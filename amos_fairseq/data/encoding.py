@@ -59,19 +59,11 @@ class TextEncoder:
         pieces = self.processor.encode([part.replace("\n", " ") for part in parts], num_threads=1)
         kinds = np.full(len(parts), STARTS_DOCUMENT, dtype=np.uint8)
         kinds[0] = STARTS_FILE if chunk.starts_file else CONTINUES
+        splits_line = chunk.cuts_line and not chunk.continues_line
         return EncodedText(
-            self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)],
-            kinds,
-            np.array([len(part) for part in pieces]),
-            np.array([len(part) for part in parts]),
-            np.array(
-                [
-                    clean.invalid_bytes,
-                    clean.nul_characters,
-                    chunk.byte_order_mark,
-                    chunk.cuts_line and not chunk.continues_line,
-                ]
-            ),
+            self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)], kinds,
+            np.array([len(part) for part in pieces]), np.array([len(part) for part in parts]),
+            np.array([clean.invalid_bytes, clean.nul_characters, chunk.byte_order_mark, splits_line]),
         )
 
 

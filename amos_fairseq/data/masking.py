@@ -1,4 +1,4 @@
-"""Masking: which positions of a block are selected for prediction, and what stands there instead."""
+"""Masking: which positions of a block are selected for prediction, and what stands there instead; cropping."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from amos_fairseq.data.cropping import crop_block
 from amos_fairseq.options import Range, check, option
 
 FROM_0_TO_1 = Range(0, 1, with_high=True)
+CROPS = 1  # their stream of random numbers beside (seed, epoch, index), from which masks are drawn
 
 
 @dataclass
@@ -48,12 +48,8 @@ class MaskedBlock(NamedTuple):
 
 
 def mask_block(
-    original_tokens: np.ndarray,
-    options: MaskingOptions,
-    generator: np.random.Generator,
-    mask_token: int,
-    special_tokens: Sequence[int],
-    regular_tokens: np.ndarray,
+    original_tokens: np.ndarray, options: MaskingOptions, generator: np.random.Generator, mask_token: int,
+    special_tokens: Sequence[int], regular_tokens: np.ndarray,
 ) -> MaskedBlock:
     """Select round(mask_prob * maskable) positions without replacement and put something else there.
 
@@ -75,6 +71,20 @@ def mask_block(
     return MaskedBlock(original_tokens, masked_tokens, masked_positions)
 
 
+def crop_block(original_tokens: np.ndarray, keep_fraction: float, seed: int, epoch: int, index: int) -> np.ndarray:
+    """COCO-LM's second view of a block: `<s>` and a contiguous part of the rest.
+
+    Together they are round(keep_fraction * T) tokens but 1 at least. All starts are equally likely. A function of
+    (seed, epoch, index), independent of the masks drawn for them.
+
+    original_tokens: (T,), the first of which is `<s>`
+    """
+    kept = max(1, round(keep_fraction * len(original_tokens))) - 1  # beside <s>
+    generator = np.random.default_rng([seed, epoch, index, CROPS])
+    start = generator.integers(1, len(original_tokens) - kept, endpoint=True)
+    return np.concatenate([original_tokens[:1], original_tokens[start : start + kept]])
+
+
 class MaskedBlockDataset(FairseqDataset):
     """Blocks of a prepared corpus with masks drawn anew in every epoch, a function of (seed, epoch, index).
 
@@ -84,17 +94,12 @@ class MaskedBlockDataset(FairseqDataset):
     """
 
     def __init__(
-        self,
-        blocks,
-        sizes: np.ndarray,
-        dictionary,
-        options: MaskingOptions,
-        seed: int,
+        self, blocks, sizes: np.ndarray, dictionary, options: MaskingOptions, seed: int,
         cropping: Optional[float] = None,
     ):
         super().__init__()
         self.blocks = blocks
-        self._sizes = np.asarray(sizes)
+        self.sizes = np.asarray(sizes)
         self.options = options
         self.cropping = cropping
         self.seed = seed
@@ -106,15 +111,12 @@ class MaskedBlockDataset(FairseqDataset):
         self.regular_tokens = np.setdiff1d(np.arange(len(dictionary)), self.excluded_tokens)
 
     def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> Dict[str, Any]:
         generator = np.random.default_rng([self.seed, self.epoch, index])
         tokens = self.blocks[index].numpy()
-        block = mask_block(
-            tokens, self.options, generator, self.mask_token, self.special_tokens, self.regular_tokens
-        )
+        block = mask_block(tokens, self.options, generator, self.mask_token, self.special_tokens, self.regular_tokens)
         item = {"id": int(index), "block": block}
         if self.cropping is not None:
             item["cropped_tokens"] = crop_block(tokens, self.cropping, self.seed, self.epoch, index)
@@ -134,13 +136,11 @@ class MaskedBlockDataset(FairseqDataset):
         lengths = [len(block.original_tokens) for block in blocks]
         words = [int((~np.isin(block.original_tokens, self.excluded_tokens)).sum()) for block in blocks]
         masked_positions = stack([block.masked_positions for block in blocks], False)
-        num_masked = [int(block.masked_positions.sum()) for block in blocks]
         net_input = {
             "original_tokens": stack([block.original_tokens for block in blocks], self.padding).long(),
             "masked_tokens": stack([block.masked_tokens for block in blocks], self.padding).long(),
-            "masked_positions": masked_positions,
-            "masked_index": masked_positions.flatten().nonzero().squeeze(-1),
-            "num_masked": num_masked,
+            "masked_positions": masked_positions, "masked_index": masked_positions.flatten().nonzero().squeeze(-1),
+            "num_masked": [int(block.masked_positions.sum()) for block in blocks],
             "sample_ids": torch.tensor([sample["id"] for sample in samples]),
             "padding_mask": padding_mask(lengths),
         }
@@ -148,32 +148,16 @@ class MaskedBlockDataset(FairseqDataset):
             crops = [sample["cropped_tokens"] for sample in samples]
             net_input["cropped_tokens"] = stack(crops, self.padding).long()
             net_input["cropped_padding_mask"] = padding_mask([len(crop) for crop in crops])
-        return {
-            "net_input": net_input,
-            "counts": counts(num_masked, lengths, words),
-            "lengths": lengths,
-            "words": words,
-            "nsentences": len(samples),
-            "ntokens": sum(lengths),
-        }
-
-    def num_tokens(self, index: int) -> int:
-        return int(self._sizes[index])
+        return counted(net_input, lengths, words)
 
     def size(self, index: int) -> int:
-        return int(self._sizes[index])
+        return int(self.sizes[index])
 
-    @property
-    def sizes(self) -> np.ndarray:
-        return self._sizes
+    num_tokens = size
 
     def ordered_indices(self) -> np.ndarray:
         """A random order: blocks are of one length but for the last."""
         return np.random.permutation(len(self))
-
-    @property
-    def supports_prefetch(self) -> bool:
-        return False
 
 
 def split(sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
@@ -194,19 +178,15 @@ def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
     first, last = (sum(inputs["num_masked"][:row]) for row in (rows.start, rows.stop))
     net_input = {k: v[rows] if isinstance(v, (torch.Tensor, list)) else v for k, v in inputs.items()}
     net_input["masked_index"] = inputs["masked_index"][first:last] - rows.start * inputs["original_tokens"].size(1)
-    return {
-        "net_input": net_input,
-        "counts": counts(inputs["num_masked"][rows], lengths, words),
-        "lengths": lengths,
-        "words": words,
-        "nsentences": len(lengths),
-        "ntokens": sum(lengths),
-    }
+    return counted(net_input, lengths, words)
 
 
-def counts(num_masked: List[int], lengths: List[int], words: List[int]) -> Dict[str, int]:
-    """What `objectives.COUNTED` names, of a batch's sequences."""
-    return {"selected": sum(num_masked), "valid": sum(lengths), "words": sum(words), "sequences": len(lengths)}
+def counted(net_input: Dict[str, Any], lengths: List[int], words: List[int]) -> Dict[str, Any]:
+    """A batch as fairseq has it, with what losses are divided by."""
+    selected, sequences = sum(net_input["num_masked"]), len(lengths)
+    counts = {"selected": selected, "valid": sum(lengths), "words": sum(words), "sequences": sequences}
+    sizes = {"nsentences": sequences, "ntokens": sum(lengths)}
+    return {"net_input": net_input, "counts": counts, "lengths": lengths, "words": words, **sizes}
 
 
 def stack(rows: Sequence[np.ndarray], fill) -> torch.Tensor:

@@ -126,13 +126,9 @@ class SplitWriter:
         counts = np.sum([shard.counts for shard in self.shards], axis=0)
         shards = [shard.close() for shard in self.shards]
         return Split(
-            documents=self.documents,
-            characters=self.characters,
-            text_tokens=int(counts[len(SPECIALS) :].sum() + counts[UNK]),
-            unknown_tokens=int(counts[UNK]),
-            tokens=sum(shard.tokens for shard in shards),
-            blocks=self.blocks,
-            shards=shards,
+            documents=self.documents, characters=self.characters,
+            text_tokens=int(counts[len(SPECIALS) :].sum() + counts[UNK]), unknown_tokens=int(counts[UNK]),
+            tokens=sum(shard.tokens for shard in shards), blocks=self.blocks, shards=shards,
         )
 
 

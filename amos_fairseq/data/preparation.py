@@ -70,14 +70,11 @@ class Options:
             raise ValueError(f"documents are separated by blank-line or line, not {self.documents}")
         if self.vocabulary is not None and (self.vocab_size is not None or self.uncased):
             raise ValueError("--vocab-size and --uncased are properties of the given --vocabulary: leave them out")
-        if self.tokens_per_sample < 8:
-            raise ValueError(f"--tokens-per-sample {self.tokens_per_sample} is too small: use 8 or more")
-        if self.shards < 1:
-            raise ValueError(f"--shards {self.shards} is too small: use 1 or more")
         if not 0 < self.valid_fraction < 1:
             raise ValueError(f"--valid-fraction {self.valid_fraction} is not between 0 and 1")
-        if self.vocabulary_sample < 1:
-            raise ValueError(f"--vocabulary-sample {self.vocabulary_sample} is too small: use 1 or more")
+        for name, least in ("tokens-per-sample", 8), ("shards", 1), ("vocabulary-sample", 1):
+            if (value := getattr(self, name.replace("-", "_"))) < least:
+                raise ValueError(f"--{name} {value} is too small: use {least} or more")
 
 
 class Source(NamedTuple):
@@ -101,14 +98,8 @@ class Part(NamedTuple):
 
 
 def prepare(
-    inputs: Sequence[str],
-    out: str,
-    *,
-    workers: Optional[int] = None,
-    overwrite: bool = False,
-    part: Optional[Part] = None,
-    progress: bool = False,
-    **options: Any,
+    inputs: Sequence[str], out: str, *, workers: Optional[int] = None, overwrite: bool = False,
+    part: Optional[Part] = None, progress: bool = False, **options: Any,
 ) -> Optional[Manifest]:
     """Prepare the text of `inputs` (files, folders, `-`) into the new folder `out`; `options`: fields of `Options`.
 
@@ -227,12 +218,8 @@ def _partial_folder(out: str, shared: bool) -> Iterator[tuple[str, _Lock]]:
 
 
 def _set_up(
-    partial: str,
-    options: dict[str, Any],
-    inputs: list[dict[str, Any]],
-    sizes: Sequence[tuple[str, int]],
-    given: Optional[SubwordVocabulary],
-    overwrite: bool,
+    partial: str, options: dict[str, Any], inputs: list[dict[str, Any]], sizes: Sequence[tuple[str, int]],
+    given: Optional[SubwordVocabulary], overwrite: bool,
 ) -> SubwordVocabulary:
     """See to it that what `partial` holds is of the same text and vocabulary, which is trained unless it is there."""
     lock = _Lock(os.path.join(partial, SETUP_LOCK_NAME), shared=False)
@@ -321,11 +308,7 @@ def _open_sources(paths: Iterable[str], folder: str) -> list[Source]:
 
 
 def _encode(
-    slices: dict[str, list[corpus.Span]],
-    part: Part,
-    vocabulary: SubwordVocabulary,
-    options: Options,
-    workers: int,
+    slices: dict[str, list[corpus.Span]], part: Part, vocabulary: SubwordVocabulary, options: Options, workers: int,
     progress: bool,
 ) -> None:
     """Encode the slices of `part` that are not there yet."""
@@ -387,18 +370,10 @@ def _pack(
         _write_durably(os.path.join(folder, name, DICTIONARY_NAME), dictionary)
     _write_durably(os.path.join(folder, MODEL_NAME), vocabulary.model)
     return Manifest(
-        version=FORMAT_VERSION,
-        tokens_per_sample=options.tokens_per_sample,
-        vocabulary_size=vocabulary.size,
-        dictionary_sha256=hashlib.sha256(dictionary).hexdigest(),
-        sentencepiece_sha256=vocabulary.sha256,
-        options={},
-        inputs=[],
+        version=FORMAT_VERSION, tokens_per_sample=options.tokens_per_sample, vocabulary_size=vocabulary.size,
+        dictionary_sha256=hashlib.sha256(dictionary).hexdigest(), sentencepiece_sha256=vocabulary.sha256,
+        options={}, inputs=[],
         splits={"train": train.close(), "valid": valid.close()},
-        dropped={
-            "empty_files": documents.empty_files,
-            "empty_documents": documents.empty_documents,
-            "duplicate_documents": documents.duplicate_documents,
-        },
+        dropped={name: getattr(documents, name) for name in ("empty_files", "empty_documents", "duplicate_documents")},
         repaired=dict(zip(REPAIRED, repaired.tolist())),
     )

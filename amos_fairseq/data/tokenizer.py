@@ -212,8 +212,7 @@ def kept(pieces: Sequence[str]) -> List[int]:
     """Indices of the pieces but those of a mere space before punctuation or at the end."""
     following = [*pieces[1:], ""]
     return [
-        index
-        for index, piece in enumerate(pieces)
+        index for index, piece in enumerate(pieces)
         if piece != SPACE or (following[index] and not is_punctuation(following[index][0]))
     ]
 

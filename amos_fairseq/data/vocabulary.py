@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import List, NamedTuple, Optional
 
 import numpy as np
@@ -17,7 +17,8 @@ MASK = "<mask>"  # the training task appends it: always the last symbol
 BOS, PAD, EOS, UNK = range(4)
 PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
 MODEL_NAME, DICTIONARY_NAME = "sentencepiece.model", "dict.txt"
-# SentencePiece skips lines of more than 4192 bytes: cut longer ones, between words where there are any.
+# Of a line at most 1000 characters, not blank. SentencePiece skips lines of more than 4192 bytes: longer ones are cut,
+# between words where there are any.
 SENTENCE = re.compile(r"\S[^\n]{0,998}(?=\s|$)|\S{1,1000}")
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> Su
     """Byte-pair encoding of `vocab_size` symbols in all, specials and `<mask>` included."""
     if vocab_size <= len(SPECIALS) + 1:
         raise ValueError(f"a vocabulary of {vocab_size} is too small: {len(SPECIALS) + 1} symbols are special")
-    sentences = split_sentences(texts)
+    sentences = (found for text in texts for line in text.split("\n") for found in SENTENCE.findall(line))
     first = next(sentences, None)
     if first is None:
         raise ValueError("the corpus holds no document")
@@ -110,19 +111,10 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> Su
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], sentences),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            normalization_rule_name="nmt_nfkc_cf" if uncased else "nmt_nfkc",
-            bos_id=BOS,
-            pad_id=PAD,
-            eos_id=EOS,
-            unk_id=UNK,
-            bos_piece=SPECIALS[BOS],
-            pad_piece=SPECIALS[PAD],
-            eos_piece=SPECIALS[EOS],
-            unk_piece=SPECIALS[UNK],
+            sentence_iterator=itertools.chain([first], sentences), model_writer=model, model_type="bpe",
+            vocab_size=vocab_size, normalization_rule_name="nmt_nfkc_cf" if uncased else "nmt_nfkc",
+            bos_id=BOS, pad_id=PAD, eos_id=EOS, unk_id=UNK,
+            bos_piece=SPECIALS[BOS], pad_piece=SPECIALS[PAD], eos_piece=SPECIALS[EOS], unk_piece=SPECIALS[UNK],
             control_symbols=[MASK],  # control symbols are never the encoding of a text
             character_coverage=0.9999,  # the default, 0.9995, leaves three times as many unknown tokens in English text
             minloglevel=2,
@@ -139,13 +131,6 @@ def _explain(error: str, vocab_size: int) -> str:
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
         return f"a vocabulary of {vocab_size} is too small for the corpus: use --vocab-size {least[1]} or more"
     return f"SentencePiece: {error}"
-
-
-def split_sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines of at most 1000 characters, blank ones left out."""
-    for text in texts:
-        for line in text.split("\n"):
-            yield from SENTENCE.findall(line)
 
 
 def format_dictionary(vocabulary: SubwordVocabulary, counts: np.ndarray) -> bytes:

@@ -268,10 +268,6 @@ def write_table(path: Path, header: List[List[str]], rows: List[List[str]]) -> i
 
 
 TASKS = {
-    "CoLA": write_acceptability,
-    "RTE": write_entailment,
-    "package": write_packages,
-    "cloze": write_cloze,
-    "squad": write_questions,
-    "probe": write_code_words,
+    "CoLA": write_acceptability, "RTE": write_entailment, "package": write_packages, "cloze": write_cloze,
+    "squad": write_questions, "probe": write_code_words,
 }

@@ -1,23 +1,22 @@
 """The model card of an exported folder: what was trained, on what and how well, and how it is used."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from amos_fairseq import __version__
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.export.choices import Choice, Source
+from amos_fairseq.export.choices import Choice, Source, method_name
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
+from amos_fairseq.finetune.results import markdown
 from amos_fairseq.methods import METHODS
 from amos_fairseq.options import declared
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES
 
 PIPELINES = {
-    "encoder": "feature-extraction",
-    "masked_lm": "fill-mask",
-    "sequence": "text-classification",
+    "encoder": "feature-extraction", "masked_lm": "fill-mask", "sequence": "text-classification",
     "span": "question-answering",
 }
 # Of a run's configuration.
@@ -36,9 +35,10 @@ NOT_METRICS = ("wps", "wpb", "bsz", "ups", "loss")
 def text(name: str, source: Source, report, checkpoint: Optional[Path], data) -> str:
     """README.md of the folder `name`; report: of `huggingface.export`; checkpoint: None if it is not one of ours."""
     (choice, _), *_ = report.models
-    method = source.origin.method if isinstance(source, Finetuned) else source.name
+    method = method_name(source)
     state = {} if checkpoint is None else read_state(checkpoint)
     block = state["cfg"]["task"].get("tokens_per_sample") if state else None
+    options, measured = training(state, method) if state else [], validation(state)
     sections = [
         front_matter(choice, method, report.pooling),
         f"# {name}",
@@ -46,11 +46,11 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
         "## Use",
         usage(report),
         "## Training",
-        table("option", training(state, method)) if state else "Not known: the model comes from another format.",
+        markdown(("option", ""), options) if state else "Not known: the model comes from another format.",
         "## Data",
         data_counts(manifest_of(state, source.tokenizer, data), source),
         "## Validation",
-        table("at the last validation", validation(state)) if validation(state) else "Not known.",
+        markdown(("at the last validation", ""), measured) if measured else "Not known.",
         "## Contents",
         contents(report),
         "## Citation",
@@ -62,11 +62,10 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
 
 
 def front_matter(choice: Choice, method: str, pooling: Optional[str]) -> str:
+    task = choice.part.task
     tags = ["amos_fairseq", method, *(["sentence-transformers"] if pooling else [])]
-    lines = ["---", "library_name: transformers", f"tags: [{', '.join(tags)}]"]
-    if choice.part.task in PIPELINES:
-        lines.append(f"pipeline_tag: {PIPELINES[choice.part.task]}")
-    return "\n".join([*lines, "---"])
+    pipeline = [f"pipeline_tag: {PIPELINES[task]}"] if task in PIPELINES else []
+    return "\n".join(["---", "library_name: transformers", f"tags: [{', '.join(tags)}]", *pipeline, "---"])
 
 
 def introduction(choice: Choice, source: Source, method: str, block: Optional[int]) -> str:
@@ -82,13 +81,13 @@ def introduction(choice: Choice, source: Source, method: str, block: Optional[in
         f"{positions}, {parameters:,} parameters. It reads up to {shape.max_positions} tokens of a vocabulary of "
         f"{shape.vocab_size:,}."
     ]
-    if block and block < shape.max_positions and not isinstance(source, Finetuned):
-        sentences.append(f"It was trained on sequences of at most {block}: later positions are as they were drawn.")
     if isinstance(source, Finetuned):
         problem = source.problem
         labels = f" into {', '.join(problem.labels)}" if problem.labels else ""
         sentences.append(f"It was fine-tuned on `{problem.name}`, a problem of {problem.kind}{labels}.")
         sentences.append(kind_of(problem.kind).reading(problem, source.tokenizer))
+    elif block and block < shape.max_positions:
+        sentences.append(f"It was trained on sequences of at most {block}: later positions are as they were drawn.")
     return " ".join(filter(None, sentences))
 
 
@@ -97,29 +96,26 @@ def usage(report) -> str:
     auto_class = AUTO_CLASSES[choice.part.task]
     trust = ", trust_remote_code=True" if choice.needs_code else ""
     inputs = '"A question?", "A text."' if choice.part.task == "span" else '["A text.", "Another one."], padding=True'
-    code = [
-        f"from transformers import {auto_class}, AutoTokenizer",
-        "",
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        f'model = {auto_class}.from_pretrained("FOLDER"{trust})',
-        f'output = model(**tokenizer({inputs}, truncation=True, return_tensors="pt"))',
-    ]
-    notes = [
+    code = f"""```python
+from transformers import {auto_class}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = {auto_class}.from_pretrained("FOLDER"{trust})
+output = model(**tokenizer({inputs}, truncation=True, return_tensors="pt"))
+```"""
+    states = "the mean of all states" if report.pooling == "mean" else "the state of `<s>`"
+    notes = {
         "A pair of texts is `<s> A </s> </s> B </s>`. `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>` in a text are the "
-        "special tokens; with `split_special_tokens=True` they are text, as in training."
-    ]
-    if choice.part.task == "detection":
-        notes.append("A positive logit means that the token was replaced.")
-    if choice.part.task == "encoder":
-        notes.append("No pooler was trained: `pooler_output`, where there is one, is tanh of the state of `<s>`.")
-    if choice.needs_code:
-        notes.append(f"No class of transformers has this shape: `{auto_class}` runs `modeling_amos.py` of this folder.")
-    if others:
-        notes.append('`"FOLDER/generator"` holds the generator, of `AutoModelForMaskedLM`.')
-    if report.pooling is not None:
-        states = "the mean of all states" if report.pooling == "mean" else "the state of `<s>`"
-        notes.append(f"`SentenceTransformer(\"FOLDER\"{trust})` gives {states}; it was not trained for similarity.")
-    return "\n".join(["```python", *code, "```", "", " ".join(notes)])
+        "special tokens; with `split_special_tokens=True` they are text, as in training.": True,
+        "A positive logit means that the token was replaced.": choice.part.task == "detection",
+        "No pooler was trained: `pooler_output`, where there is one, is tanh of the state of `<s>`.":
+            choice.part.task == "encoder",
+        f"No class of transformers has this shape: `{auto_class}` runs `modeling_amos.py` of this folder.":
+            choice.needs_code,
+        '`"FOLDER/generator"` holds the generator, of `AutoModelForMaskedLM`.': others,
+        f"`SentenceTransformer(\"FOLDER\"{trust})` gives {states}; it was not trained for similarity.": report.pooling,
+    }
+    return f"{code}\n\n{' '.join(note for note, holds in notes.items() if holds)}"
 
 
 def training(state: Mapping[str, Any], method: str) -> List[Tuple[str, Any]]:
@@ -160,29 +156,27 @@ def data_counts(manifest: Optional[Manifest], source: Source) -> str:
     vocabulary = f"Vocabulary: {len(source.tokenizer):,} symbols, SentencePiece, `sentencepiece.model`."
     if isinstance(source, Finetuned):
         about = [(name, value) for name, value in source.problem.about.items() if isinstance(value, (str, int, float))]
-        return "\n\n".join([*([table("of fine-tuning", about)] if about else []), vocabulary])
+        return "\n\n".join([*([markdown(("of fine-tuning", ""), about)] if about else []), vocabulary])
     if manifest is None:
         return f"{vocabulary} What the text was is not known: `--data` names the prepared folder."
-    lines = ["| split | documents | characters | tokens |", "|---|---|---|---|"]
-    for name, split in manifest.splits.items():
-        lines.append(f"| {name} | {split.documents:,} | {split.characters:,} | {split.text_tokens:,} |")
-    return "\n".join(lines) + f"\n\n{vocabulary} Say here where the text comes from."
+    counts = [
+        (name, f"{split.documents:,}", f"{split.characters:,}", f"{split.text_tokens:,}")
+        for name, split in manifest.splits.items()
+    ]
+    lines = markdown(("split", "documents", "characters", "tokens"), counts)
+    return f"{lines}\n\n{vocabulary} Say here where the text comes from."
 
 
 def contents(report) -> str:
     """Which classes, and how close they are."""
-    lines = ["| folder | class | hidden states | logits |", "|---|---|---|---|"]
-    for choice, gaps in report.models:
-        logits = "" if gaps.logits is None else f"{gaps.logits:.1e}"
-        lines.append(f"| `{choice.place or '.'}` | `{choice.class_name}` | {gaps.hidden:.1e} | {logits} |")
-    lines.append("\nThe figures are largest differences from the trained network, in float32, as loaded again.")
+    rows = []
+    for choice, (hidden, logits) in report.models:
+        figures = f"{hidden:.1e}", "" if logits is None else f"{logits:.1e}"
+        rows.append((f"`{choice.place or '.'}`", f"`{choice.class_name}`", *figures))
+    lines = [markdown(("folder", "class", "hidden states", "logits"), rows), ""]
+    lines.append("The figures are largest differences from the trained network, in float32, as loaded again.")
     if report.left_out:
         lines.append(f"Not in it: {'; '.join(report.left_out)}.")
-    return "\n".join(lines)
-
-
-def table(title: str, rows: Sequence[Tuple[str, Any]]) -> str:
-    lines = [f"| {title} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     return "\n".join(lines)
 
 

@@ -2,8 +2,6 @@
 
 from typing import Iterator, List, NamedTuple, Sequence, Union
 
-from torch import nn
-
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
@@ -14,6 +12,10 @@ GENERATOR = "generator"  # subfolder
 ONE_LAYER = " (one linear layer, where ElectraForPreTraining has two)"
 
 Source = Union[Pretrained, Finetuned]
+
+
+def method_name(source: Source) -> str:
+    return source.origin.method if isinstance(source, Finetuned) else source.name
 
 
 class Choice(NamedTuple):
@@ -35,32 +37,29 @@ class Choice(NamedTuple):
 
 def candidates(source: Source) -> List[Choice]:
     """All that are equal to a network of the checkpoint: the encoder's first, and of each those with a head first."""
-    if isinstance(source, Finetuned):
-        parts = list(finetuned_parts(source))
-        return [choice for part in parts for choice in fitting("", part, (MPNET, BERT, ELECTRA, AMOS))]
-    method, places = source.method, [("", Part("encoder", source.encoder))]
+    method = None if isinstance(source, Finetuned) else source.method
     has_generator = method is not None and len(method.networks()) > 1
     order = (MPNET, ELECTRA, BERT, AMOS) if has_generator else (MPNET, BERT, ELECTRA, AMOS)
-    if method is not None:
-        places = [*(("", part) for part in head_parts(source)), *places]
+    parts = finetuned_parts(source) if isinstance(source, Finetuned) else pretrained_parts(source)
+    places = [("", part) for part in parts]
     if has_generator:
         places.append((GENERATOR, Part("masked_lm", method.masked_lm_encoder, method.mlm_head)))
-    return [choice for place, part in places for choice in fitting(place, part, order)]
+    return [
+        Choice(place, layout, part) for place, part in places for layout in order
+        if layout.fits(part.encoder.config) and (part.head is None or part.task in layout.heads)
+    ]
 
 
-def fitting(place: str, part: Part, order: Sequence[Layout]) -> Iterator[Choice]:
-    for layout in order:
-        if layout.fits(part.encoder.config) and (part.head is None or part.task in layout.heads):
-            yield Choice(place, layout, part)
-
-
-def head_parts(source: Pretrained) -> Iterator[Part]:
-    """The encoder with a head that they have, too."""
-    lm_head, detection_head = source.method.encoder_lm_head, source.method.detection_head
-    if isinstance(lm_head, MaskedLMHead) and lm_head.token_embeddings is source.encoder.token_embeddings:  # tied there
-        yield Part("masked_lm", source.encoder, lm_head)
-    if detection_head is not None and detection_head.dense is not None:
-        yield Part("detection", source.encoder, detection_head)
+def pretrained_parts(source: Pretrained) -> Iterator[Part]:
+    """The encoder with a head that they have, too, then without."""
+    if source.method is not None:
+        lm_head, detection_head = source.method.encoder_lm_head, source.method.detection_head
+        tied = isinstance(lm_head, MaskedLMHead) and lm_head.token_embeddings is source.encoder.token_embeddings
+        if tied:  # as it is there
+            yield Part("masked_lm", source.encoder, lm_head)
+        if detection_head is not None and detection_head.dense is not None:
+            yield Part("detection", source.encoder, detection_head)
+    yield Part("encoder", source.encoder)
 
 
 def finetuned_parts(source: Finetuned) -> Iterator[Part]:
@@ -101,9 +100,7 @@ def left_out(source: Source, chosen: Sequence[Choice]) -> List[str]:
         modules.append(source.method.encoder)  # of which the exported one may be a copy
     written = {id(parameter) for module in modules for parameter in module.parameters()}
     children = whole.named_children() if whole is not None else ()
-    missing = {name: child for name, child in children if any(id(p) not in written for p in child.parameters())}
-    return [f"{name}{ONE_LAYER}" if is_one_layer(child) else name for name, child in missing.items()]
-
-
-def is_one_layer(head: nn.Module) -> bool:
-    return isinstance(head, DetectionHead) and head.dense is None
+    return [
+        f"{name}{ONE_LAYER}" if isinstance(child, DetectionHead) and child.dense is None else name
+        for name, child in children if any(id(parameter) not in written for parameter in child.parameters())
+    ]

@@ -16,6 +16,8 @@ import json
 import shutil
 import sys
 import tempfile
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from unittest import mock
@@ -28,11 +30,10 @@ from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import MODEL_NAME
 from amos_fairseq.export import card
-from amos_fairseq.export.choices import Choice, Source, candidates, choose, left_out
-from amos_fairseq.export.libraries import import_transformers
+from amos_fairseq.export.choices import Choice, Source, candidates, choose, left_out, method_name
 from amos_fairseq.export.tokenizer import write_tokenizer
 from amos_fairseq.files import new_folder, write_durably
-from amos_fairseq.finetune.model import Finetuned, read_finetuned
+from amos_fairseq.finetune.model import read_finetuned
 from amos_fairseq.modules.batching import padded
 from amos_fairseq.modules.encoder import EncoderConfig
 from amos_fairseq.pretrained.exported import CARD, CONFIG, OURS, WEIGHTS
@@ -68,6 +69,20 @@ class Report(NamedTuple):
     pooling: Optional[str]
 
 
+def import_transformers():
+    """Hugging Face's transformers. Raises ValueError, with what to do, where it is not installed.
+
+    Without torchaudio: one built for another torch, as fairseq may bring, would break the models that have no audio.
+    """
+    if find_spec("transformers") is None:
+        raise ValueError("Hugging Face's transformers is not installed: pip install 'transformers>=4.48'")
+    if find_spec("torchaudio"):
+        sys.modules.setdefault("torchaudio", module_from_spec(ModuleSpec("torchaudio", None)))
+    import transformers
+
+    return transformers
+
+
 def export(path, out, class_names: Sequence[str] = (), pooling: Optional[str] = None, data=None) -> Report:
     """Write the new folder `out` of a checkpoint or a run, pre-trained or fine-tuned.
 
@@ -83,9 +98,8 @@ def export(path, out, class_names: Sequence[str] = (), pooling: Optional[str] = 
     with new_folder(out) as partial:
         source, checkpoint = read(path, data)
         if type(source.tokenizer) is not Tokenizer:
-            raise ValueError(
-                f"{path} has a tokenizer that transformers cannot read: write it with `amos-fairseq convert`"
-            )
+            remedy = "write it with `amos-fairseq convert`"
+            raise ValueError(f"{path} has a tokenizer that transformers cannot read: {remedy}")
         chosen = choose(candidates(source), class_names)
         for choice in chosen:
             write_model(partial / choice.place, choice, source)
@@ -108,18 +122,13 @@ def read(path, data) -> Tuple[Source, Optional[Path]]:
     return load(found, data), found.path if found.kind == PRETRAINING else None
 
 
-def method_name(source: Source) -> str:
-    return source.origin.method if isinstance(source, Finetuned) else source.name
-
-
 # Writing
 
 def write_model(folder: Path, choice: Choice, source: Source) -> None:
     folder.mkdir(exist_ok=True)
     config = {**config_of(choice.part, choice.layout), OURS: {"method": method_name(source), "version": __version__}}
     write_json(folder / CONFIG, config)
-    tensors = tensors_of(choice.part, choice.layout)
-    write_durably(folder / WEIGHTS, storage.safetensors_bytes(tensors))
+    write_durably(folder / WEIGHTS, storage.safetensors_bytes(tensors_of(choice.part, choice.layout)))
     if choice.needs_code:
         shutil.copyfile(MODELLING_FILE, folder / MODELLING_FILE.name)
     write_tokenizer(source.tokenizer, choice.part.encoder.config.max_positions, folder)
@@ -127,12 +136,11 @@ def write_model(folder: Path, choice: Choice, source: Source) -> None:
 
 
 def write_pooling(folder: Path, pooling: str, shape: EncoderConfig) -> None:
-    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
-    kinds = [
-        {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for name, path, kind in modules
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
     ]
-    write_json(folder / "modules.json", kinds)
+    write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": shape.max_positions, "do_lower_case": False})
     (folder / "1_Pooling").mkdir()
     modes = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
@@ -167,24 +175,19 @@ def loading(transformers) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def sample_texts(max_positions: int) -> List[str]:
-    """Of several lengths, one longer than a model reads."""
-    return [*TEXTS, " ".join(TEXTS * (1 + max_positions // len(TEXTS)))]
-
-
-def sequences(tokenizer: Tokenizer, max_positions: int) -> List[List[int]]:
-    """`sample_texts` as ids, each cut to what the model reads."""
-    texts = sample_texts(max_positions)
-    return [tokenizer.sequence(tokenizer.encode(text)[: max_positions - 2]) for text in texts]
+def samples(tokenizer: Tokenizer, max_positions: int) -> Tuple[List[str], List[List[int]]]:
+    """Texts of several lengths, one longer than a model reads; their ids, each cut to what it reads."""
+    texts = [*TEXTS, " ".join(TEXTS * (1 + max_positions // len(TEXTS)))]
+    return texts, [tokenizer.sequence(tokenizer.encode(text)[: max_positions - 2]) for text in texts]
 
 
 def check_tokenizer(transformers, folder: Path, tokenizer: Tokenizer, max_positions: int) -> None:
     """Raises ValueError unless it gives our ids."""
     loaded = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    ids = loaded(sample_texts(max_positions), truncation=True)["input_ids"]
-    pair = loaded(*TEXTS[:2])["input_ids"]
-    expected_pair = tokenizer.sequence(*map(tokenizer.encode, TEXTS[:2]))
-    if ids != sequences(tokenizer, max_positions) or pair != expected_pair or loaded.mask_token_id != tokenizer.mask:
+    texts, expected = samples(tokenizer, max_positions)
+    expected.append(tokenizer.sequence(*map(tokenizer.encode, TEXTS[:2])))
+    ids = [*loaded(texts, truncation=True)["input_ids"], loaded(*TEXTS[:2])["input_ids"]]
+    if ids != expected or loaded.mask_token_id != tokenizer.mask:
         raise ValueError("the exported tokenizer gives other ids than ours: nothing was written; please report this")
 
 
@@ -198,7 +201,7 @@ def compare(transformers, folder: Path, choice: Choice, tokenizer: Tokenizer) ->
     place, networks = folder / choice.place, [m for m in (choice.part.encoder, choice.part.head) if m is not None]
     names = dict.fromkeys(["AutoModel", AUTO_CLASSES[choice.part.task]])
     models = [load_again(transformers, name, place, choice) for name in names]
-    *short, longest = map(torch.tensor, sequences(tokenizer, choice.part.encoder.config.max_positions))
+    *short, longest = map(torch.tensor, samples(tokenizer, choice.part.encoder.config.max_positions)[1])
     batches = [padded(rows, choice.part.encoder) for rows in (short, [longest])]
     gaps = gaps_between(models, choice.part, batches)
     if within(gaps, TOLERANCE):
@@ -230,8 +233,7 @@ def gaps_between(models: Sequence[nn.Module], part: Part, batches: Sequence[Tupl
 
 
 def run(model, tokens: Tensor, padding_mask: Optional[Tensor]):
-    attention_mask = None if padding_mask is None else (~padding_mask).long()
-    return model(input_ids=tokens, attention_mask=attention_mask)
+    return model(input_ids=tokens, attention_mask=None if padding_mask is None else (~padding_mask).long())
 
 
 def logits_of(output) -> Tensor:

@@ -10,14 +10,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    MaskedLMOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers import PretrainedConfig, PreTrainedModel, modeling_outputs
 
 
 class AmosConfig(PretrainedConfig):
@@ -26,40 +19,19 @@ class AmosConfig(PretrainedConfig):
     model_type = "amos_encoder"
 
     def __init__(
-        self,
-        vocab_size=32768,
-        embedding_size=768,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
-        max_position_embeddings=512,
-        relative_buckets=32,
-        relative_max_distance=128,
-        relative_bucketing="t5",
-        layer_norm_eps=1e-5,
-        initializer_range=0.02,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-        **kwargs,
+        self, vocab_size=32768, embedding_size=768, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+        intermediate_size=3072, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, max_position_embeddings=512,
+        relative_buckets=32, relative_max_distance=128, relative_bucketing="t5", layer_norm_eps=1e-5,
+        initializer_range=0.02, pad_token_id=1, bos_token_id=0, eos_token_id=2, **kwargs,
     ):
-        self.vocab_size = vocab_size
-        self.embedding_size = embedding_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
+        self.vocab_size, self.embedding_size, self.hidden_size = vocab_size, embedding_size, hidden_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.intermediate_size, self.max_position_embeddings = intermediate_size, max_position_embeddings
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
-        self.max_position_embeddings = max_position_embeddings
-        self.relative_buckets = relative_buckets
-        self.relative_max_distance = relative_max_distance
+        self.relative_buckets, self.relative_max_distance = relative_buckets, relative_max_distance
         self.relative_bucketing = relative_bucketing
-        self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = initializer_range
+        self.layer_norm_eps, self.initializer_range = layer_norm_eps, initializer_range
         super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs)
 
 
@@ -174,26 +146,19 @@ class AmosModel(AmosPreTrainedModel):
         return bias.masked_fill(attention_mask[:, None, None, :] == 0, torch.finfo(hidden.dtype).min)
 
     def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        inputs_embeds=None,
-        output_hidden_states=None,
-        return_dict=True,
+        self, input_ids=None, attention_mask=None, inputs_embeds=None, output_hidden_states=None, return_dict=True,
         **unused,
     ):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if inputs_embeds is None:
             inputs_embeds = self.token_embeddings(input_ids)
-        hidden = self.embeddings(inputs_embeds)
-        bias = self.attention_bias(attention_mask, hidden)
-        states = [hidden]
+        states = [self.embeddings(inputs_embeds)]
+        bias = self.attention_bias(attention_mask, states[0])
         for layer in self.layers:
-            hidden = layer(hidden, bias)
-            states.append(hidden)
-        states = tuple(states) if output_hidden_states else None
-        output = BaseModelOutput(last_hidden_state=hidden, hidden_states=states)
+            states.append(layer(states[-1], bias))
+        shown = tuple(states) if output_hidden_states else None
+        output = modeling_outputs.BaseModelOutput(last_hidden_state=states[-1], hidden_states=shown)
         return output if return_dict else output.to_tuple()
 
 
@@ -220,57 +185,63 @@ class ClassificationHead(nn.Module):
         return self.out_proj(self.dropout(hidden))
 
 
-class AmosForMaskedLM(AmosPreTrainedModel):
-    def __init__(self, config):
-        super().__init__(config)
-        self.amos = AmosModel(config)
-        self.lm_head = MaskedLMHead(config)
-        self.post_init()
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=True, **options):
-        output = self.amos(input_ids, attention_mask, **options)
-        logits = self.lm_head(output.last_hidden_state, self.amos.token_embeddings.weight)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
-        return output if return_dict else output.to_tuple()
-
-
-class AmosForSequenceClassification(AmosPreTrainedModel):
-    """num_labels 1: regression"""
+class AmosWithHead(AmosPreTrainedModel):
+    """`add_head` makes its parameters, `logits` reads hidden states; each row of logits has one label."""
 
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.amos = AmosModel(config)
-        self.classifier = ClassificationHead(config)
+        self.add_head(config)
         self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=True, **options):
         output = self.amos(input_ids, attention_mask, **options)
-        logits = self.classifier(output.last_hidden_state)
-        loss = None
-        if labels is not None and self.num_labels == 1:
-            loss = F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(-1))
-        elif labels is not None:
-            loss = F.cross_entropy(logits, labels.view(-1))
-        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
+        logits = self.logits(output.last_hidden_state)
+        loss = None if labels is None else self.loss(logits, labels)
+        output = self.output_class(loss=loss, logits=logits, hidden_states=output.hidden_states)
         return output if return_dict else output.to_tuple()
 
+    def loss(self, logits, labels):
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), labels.view(-1))
 
-class AmosForTokenClassification(AmosPreTrainedModel):
-    def __init__(self, config):
-        super().__init__(config)
-        self.amos = AmosModel(config)
+
+class AmosForMaskedLM(AmosWithHead):
+    output_class = modeling_outputs.MaskedLMOutput
+
+    def add_head(self, config):
+        self.lm_head = MaskedLMHead(config)
+
+    def logits(self, hidden):
+        return self.lm_head(hidden, self.amos.token_embeddings.weight)
+
+
+class AmosForSequenceClassification(AmosWithHead):
+    """num_labels 1: regression"""
+
+    output_class = modeling_outputs.SequenceClassifierOutput
+
+    def add_head(self, config):
+        self.classifier = ClassificationHead(config)
+
+    def logits(self, hidden):
+        return self.classifier(hidden)
+
+    def loss(self, logits, labels):
+        if self.num_labels > 1:
+            return super().loss(logits, labels)
+        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(-1))
+
+
+class AmosForTokenClassification(AmosWithHead):
+    output_class = modeling_outputs.TokenClassifierOutput
+
+    def add_head(self, config):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
 
-    def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=True, **options):
-        output = self.amos(input_ids, attention_mask, **options)
-        logits = self.classifier(self.dropout(output.last_hidden_state))
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
-        return output if return_dict else output.to_tuple()
+    def logits(self, hidden):
+        return self.classifier(self.dropout(hidden))
 
 
 class AmosForQuestionAnswering(AmosPreTrainedModel):
@@ -281,13 +252,7 @@ class AmosForQuestionAnswering(AmosPreTrainedModel):
         self.post_init()
 
     def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        start_positions=None,
-        end_positions=None,
-        return_dict=True,
-        **options,
+        self, input_ids=None, attention_mask=None, start_positions=None, end_positions=None, return_dict=True, **options
     ):
         output = self.amos(input_ids, attention_mask, **options)
         start_logits, end_logits = self.qa_outputs(output.last_hidden_state).unbind(-1)
@@ -295,7 +260,7 @@ class AmosForQuestionAnswering(AmosPreTrainedModel):
         if start_positions is not None and end_positions is not None:
             loss = F.cross_entropy(start_logits, start_positions) + F.cross_entropy(end_logits, end_positions)
             loss = loss / 2
-        output = QuestionAnsweringModelOutput(
+        output = modeling_outputs.QuestionAnsweringModelOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, hidden_states=output.hidden_states
         )
         return output if return_dict else output.to_tuple()

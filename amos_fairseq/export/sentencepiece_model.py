@@ -3,6 +3,7 @@
 The fields are those of sentencepiece_model.proto, https://github.com/google/sentencepiece/tree/master/src
 """
 
+import io
 import struct
 from dataclasses import dataclass
 from typing import Iterator, List, NamedTuple, Tuple, Union
@@ -30,46 +31,30 @@ class SentencePieceModel:
 
 def parse(model: bytes) -> SentencePieceModel:
     """Fields that are absent have the defaults of the proto."""
-    pieces, trainer, normalizer = [], {}, {}
-    for number, value in fields(model):
-        if number == 1:
-            piece = dict(fields(value))
-            (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
-            pieces.append(Piece(piece[1].decode(), score, piece.get(3, NORMAL)))
-        elif number == 2:
-            trainer = dict(fields(value))
-        elif number == 3:
-            normalizer = dict(fields(value))
+    parts = list(fields(model))
+    trainer, normalizer = (dict(fields(dict(parts).get(number, b""))) for number in (2, 3))
+    pieces = []
+    for piece in (dict(fields(value)) for number, value in parts if number == 1):
+        (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+        pieces.append(Piece(piece[1].decode(), score, piece.get(3, NORMAL)))
+    usual_whitespaces = all(normalizer.get(number, True) for number in (3, 4, 5)) and not trainer.get(24, False)
     return SentencePieceModel(
-        pieces=pieces,
-        model_type=trainer.get(3, UNIGRAM),
-        byte_fallback=bool(trainer.get(35, False)),
-        charsmap=normalizer.get(2, b""),
-        usual_whitespaces=all(normalizer.get(number, True) for number in (3, 4, 5)) and not trainer.get(24, False),
+        pieces, trainer.get(3, UNIGRAM), bool(trainer.get(35, False)), normalizer.get(2, b""), usual_whitespaces
     )
 
 
 def fields(message: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
     """(number, value) of each field of a protobuf message; a number that is no integer stays bytes."""
-    at = 0
+    stream = io.BytesIO(message)
 
     def varint() -> int:
-        nonlocal at
         value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
+        while (byte := stream.read(1)[0]) >= 0x80:
             value |= (byte & 0x7F) << shift
             shift += 7
-            if byte < 0x80:
-                return value
+        return value | byte << shift
 
-    while at < len(message):
+    while stream.tell() < len(message):
         key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-            continue
-        size = {1: 8, 5: 4}.get(key & 7) or varint()
-        yield key >> 3, message[at : at + size]
-        at += size
+        yield key >> 3, stream.read({1: 8, 5: 4}.get(key & 7) or varint()) if key & 7 else varint()
 

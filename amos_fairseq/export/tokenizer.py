@@ -31,13 +31,9 @@ def fast_tokenizer(tokenizer: Tokenizer):
     if model.charsmap:
         # `Precompiled` applies a rule for the first character of a grapheme to all of it, so that "A" with an accent
         # would become "a": it gets the characters one by one, and accents are composed before and after.
-        steps += [
-            normalizers.NFC(),
-            normalizers.Replace(Regex(r"(?<=.)(?=[^\x00-\x7f])"), ISOLATOR),
-            normalizers.Precompiled(model.charsmap),
-            normalizers.Replace(ISOLATOR, ""),
-            normalizers.NFC(),
-        ]
+        isolate = normalizers.Replace(Regex(r"(?<=.)(?=[^\x00-\x7f])"), ISOLATOR)
+        join = normalizers.Replace(ISOLATOR, "")
+        steps += [normalizers.NFC(), isolate, normalizers.Precompiled(model.charsmap), join, normalizers.NFC()]
     steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(f"[ {SPACE}]+$"), "")]
     fast.normalizer = normalizers.Sequence(steps)
 
@@ -75,20 +71,15 @@ def pieces_model(model: SentencePieceModel, tokenizer: Tokenizer):
         return models.Unigram(vocabulary, unk_id=UNK, byte_fallback=model.byte_fallback)
     vocabulary = {symbol: token for token, symbol in enumerate(tokenizer.symbols)}
     pieces = {tokenizer.symbols[token]: scores[tokenizer.symbols[token]] for token in text_tokens}
-    return models.BPE(
-        vocabulary, merges(pieces), unk_token=SPECIALS[UNK], fuse_unk=True, byte_fallback=model.byte_fallback
-    )
+    options = dict(unk_token=SPECIALS[UNK], fuse_unk=True, byte_fallback=model.byte_fallback)
+    return models.BPE(vocabulary, merges(pieces), **options)
 
 
 def merges(scores: Dict[str, float]) -> List[Tuple[str, str]]:
     """Every way to make a piece of two, best piece first: what SentencePiece joins next is what has the best score."""
-    pairs = [
-        (-score, piece[:cut], piece[cut:])
-        for piece, score in scores.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in scores and piece[cut:] in scores
-    ]
-    return [(left, right) for _, left, right in sorted(pairs, key=lambda pair: pair[0])]
+    pieces = sorted(scores, key=scores.get, reverse=True)
+    halves = ((piece[:cut], piece[cut:]) for piece in pieces for cut in range(1, len(piece)))
+    return [(left, right) for left, right in halves if left in scores and right in scores]
 
 
 def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None:
@@ -102,16 +93,9 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None
     (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), encoding="utf-8")
     bos, pad, eos, unk = SPECIALS
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_tokens,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "bos_token": bos,
-        "eos_token": eos,
-        "unk_token": unk,
-        "sep_token": eos,
-        "pad_token": pad,
-        "cls_token": bos,
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens,
+        "model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False,
+        "bos_token": bos, "eos_token": eos, "unk_token": unk, "sep_token": eos, "pad_token": pad, "cls_token": bos,
         "mask_token": MASK,
-        "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -1,11 +1,15 @@
-"""What a sub-command of `amos-fairseq finetune` is, which makes labelled folders of a user's files."""
+"""The sub-commands of `amos-fairseq finetune` that make labelled folders of a user's files.
+
+They import what they need when they need it, so that their options can be told without torch.
+"""
 
 import argparse
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
 
-from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.finetune.labelled import Problem
+if TYPE_CHECKING:
+    from amos_fairseq.data.tokenizer import Tokenizer
+    from amos_fairseq.finetune.labelled import Problem
 
 
 class Command:
@@ -20,7 +24,7 @@ class Command:
     name: str
     help: str
     data_options: Tuple[str, ...]
-    seeds: Sequence[int] = (1, 2, 3, 4, 5)
+    seeds = "1,2,3,4,5"
     predicts = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -35,11 +39,160 @@ class Command:
         raise NotImplementedError
 
     def prepare(
-        self, args: argparse.Namespace, name: str, folder: Path, tokenizer: Tokenizer, max_length: int,
+        self, args: argparse.Namespace, name: str, folder: Path, tokenizer: "Tokenizer", max_length: int,
         seeds: Sequence[int],
     ) -> Mapping[int, Path]:
         """Encode a task into the new `folder`, unless it is there already; the labelled folder of each seed."""
         raise NotImplementedError
+
+
+class Glue(Command):
+    name = "glue"
+    help = "the tasks of GLUE, from its public folders"
+    data_options = ("glue",)
+
+    def add_arguments(self, parser):
+        parser.add_argument("--glue", type=Path, required=True, metavar="FOLDER", help="holds CoLA/, RTE/ and so on")
+        parser.add_argument("--tasks", metavar="NAME,..", help="default: the eight of the papers")
+
+    def tasks(self, args):
+        from amos_fairseq.finetune import glue, presets
+
+        by_lower = {name.lower(): name for name in glue.TASKS}
+        asked = presets.EIGHT if args.tasks is None else args.tasks.split(",")
+        unknown = [name for name in asked if name.lower() not in by_lower]
+        if unknown:
+            raise ValueError(f"--tasks {unknown[0]}: GLUE has {', '.join(glue.TASKS)}")
+        names = list(dict.fromkeys(by_lower[name.lower()] for name in asked))
+        for name in names:
+            glue.files_of(name, args.glue)
+        return names
+
+    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+        from amos_fairseq.finetune import glue
+
+        tell(glue.prepare(folder, name, args.glue, tokenizer, max_length))
+        return dict.fromkeys(seeds, folder)
+
+
+class OwnFiles(Command):
+    name = "file"
+    help = "your own classification, pair or regression task: .tsv, .csv or .jsonl"
+    data_options = ("train", "valid", "test", "text", "text_b", "label", "regression", "metric")
+
+    def add_arguments(self, parser):
+        parser.add_argument("--train", type=Path, required=True, metavar="FILE")
+        parser.add_argument("--valid", type=Path, metavar="FILE", help="default: a tenth of --train")
+        parser.add_argument("--test", type=Path, metavar="FILE", help="to predict, or to measure if it has labels")
+        add_columns(parser)
+        parser.add_argument("--regression", action="store_true", help="labels are numbers")
+        parser.add_argument(
+            "--metric", metavar="NAME", help="selects the best; default: accuracy, for numbers spearman"
+        )
+        parser.add_argument("--name", help="of the task; default: that of --train")
+
+    def tasks(self, args):
+        if args.name and Path(args.name).name != args.name:
+            raise ValueError(f"--name {args.name} is no name of a folder: leave out '/'")
+        return [args.name or own_name(args.train)]
+
+    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+        from amos_fairseq.finetune import own_files
+
+        kind = "regression" if args.regression else "classification"
+        columns = texts_of(args), args.label
+        tell(own_files.prepare(folder, name, splits_of(args), *columns, tokenizer, max_length, kind, args.metric))
+        return dict.fromkeys(seeds, folder)
+
+
+class Squad(Command):
+    name = "squad"
+    help = "SQuAD 1.1 or 2.0, from its public files"
+    data_options = ("train", "valid", "test", "stride", "max_question")
+
+    def add_arguments(self, parser):
+        parser.add_argument("--train", type=Path, required=True, metavar="FILE", help="train-v2.0.json, or of 1.1")
+        parser.add_argument("--valid", type=Path, required=True, metavar="FILE", help="dev-v2.0.json, or of 1.1")
+        parser.add_argument("--test", type=Path, metavar="FILE", help="to predict")
+        parser.add_argument("--stride", type=int, default=128, help="tokens from one window to the next (default: 128)")
+        parser.add_argument("--max-question", type=int, default=64, help="tokens of a question (default: 64)")
+
+    def tasks(self, args):
+        from amos_fairseq.finetune import squad
+
+        return [f"SQuAD {squad.read(args.train).version}"]
+
+    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+        from amos_fairseq.finetune import squad
+
+        files = splits_of(args)
+        print(f"{name}: {', '.join(map(str, files.values()))}", flush=True)
+        squad.prepare(folder, files, tokenizer, max_length, args.stride, args.max_question)
+        return dict.fromkeys(seeds, folder)
+
+
+class FewExamples(Command):
+    name = "prompt"
+    help = "few examples, as prompts with demonstrations (LM-BFF; COCO-LM, Table 4)"
+    data_options = (
+        "glue", "train", "test", "text", "text_b", "label", "template", "label_words", "per_class", "samples"
+    )
+    seeds = "13,21,42,87,100"  # of LM-BFF's five splits
+    predicts = False
+
+    def preset(self, method):
+        from amos_fairseq.finetune.presets import PRESETS
+        from amos_fairseq.methods import METHODS
+
+        own = f"prompts_{METHODS[method].short_name}"
+        return own if own in PRESETS else "prompts"
+
+    def add_arguments(self, parser):
+        parser.add_argument("--glue", type=Path, metavar="FOLDER", help="holds MNLI/")
+        parser.add_argument("--train", type=Path, metavar="FILE", help="or your own examples, to draw from")
+        parser.add_argument("--test", type=Path, metavar="FILE", help="your own examples, to measure")
+        add_columns(parser, required=False)
+        parser.add_argument("--template", metavar="TEXT", help="default: that of MNLI, '{text} ? {mask} , {text_b}'")
+        parser.add_argument("--label-words", metavar="LABEL=WORD,..", help="default: Yes, Maybe, No")
+        parser.add_argument("--per-class", type=int, default=16, help="examples to train on (default: 16)")
+        parser.add_argument(
+            "--samples", type=int, metavar="N",
+            help="sets of demonstrations to average over, 0 for prompts alone (default: 16, of MNLI 4)",
+        )
+
+    def tasks(self, args):
+        from amos_fairseq.finetune.presets import FEW_SHOT
+
+        own = (args.train, args.test, args.text, args.label)
+        if not (args.glue and not any(own)) and not (all(own) and not args.glue):
+            raise ValueError("a prompt needs --glue FOLDER, or --train, --test, --text and --label of your own")
+        if args.train and not (args.template and args.label_words):
+            raise ValueError("your own prompt needs --template and --label-words")
+        return [FEW_SHOT if args.glue else f"few-shot {own_name(args.train)}"]
+
+    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+        from amos_fairseq.finetune import glue, prompts, tables
+
+        if args.glue:
+            files = glue.files_of("MNLI", args.glue)
+            splits = {"train": "train", "test": "valid", "test1": "valid1"}
+            tests = {test: glue.read(glue.TASKS["MNLI"], split, files[split]) for test, split in splits.items()}
+        else:
+            tests = {split: tables.read(path, texts_of(args), args.label) for split, path in splits_of(args).items()}
+        train, samples = tests.pop("train"), args.samples if args.samples is not None else (4 if args.glue else 16)
+        options = dict(max_length=max_length, per_class=args.per_class, samples=samples)
+        if args.template:
+            options["template"] = args.template
+        if args.label_words:
+            options["label_words"] = prompts.parse_label_words(args.label_words)
+        folders = {seed: folder / f"split{seed}" for seed in seeds}
+        for seed, path in folders.items():
+            prompts.prepare(path, name, train, tests, tokenizer, seed, **options)
+        print(f"{name}: {len(seeds)} splits of {args.per_class} examples per class", flush=True)
+        return folders
+
+
+COMMANDS: Dict[str, Command] = {command.name: command for command in (Glue(), OwnFiles(), Squad(), FewExamples())}
 
 
 # What several have
@@ -56,14 +209,14 @@ def texts_of(args: argparse.Namespace) -> List[str]:
 
 
 def splits_of(args: argparse.Namespace) -> Dict[str, Path]:
-    return {split: path for split in ("train", "valid", "test") if (path := getattr(args, split))}
+    return {split: path for split in ("train", "valid", "test") if (path := getattr(args, split, None))}
 
 
 def own_name(path: Path) -> str:
     return path.stem if path.stem != "train" else path.resolve().parent.name
 
 
-def tell(problem: Problem) -> None:
+def tell(problem: "Problem") -> None:
     """How many examples there are, and what was cut or left out, as `tables.write` found it."""
     about = problem.about
     counts = ", ".join(f"{count:,} {split}" for split, count in about["examples"].items())

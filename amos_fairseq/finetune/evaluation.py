@@ -12,9 +12,7 @@ from amos_fairseq.modules.batching import BATCH_TOKENS, batches
 
 @torch.no_grad()
 def predict(
-    network: Network,
-    examples: Examples,
-    batch_tokens: int = BATCH_TOKENS,
+    network: Network, examples: Examples, batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], object] = lambda sequences: None,
 ) -> np.ndarray:
     """The outputs in the order of the examples, in fp32: (N, ..) of sequences, or (sum of lengths, ..) of tokens.

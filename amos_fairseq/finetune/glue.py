@@ -7,16 +7,14 @@ Source: Wang et al., 2019, and the files themselves.
 """
 
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import labelled, tables
-from amos_fairseq.finetune.commands import Command, tell
 from amos_fairseq.finetune.labelled import Problem
-from amos_fairseq.finetune.presets import EIGHT
 from amos_fairseq.finetune.tables import Scale, Table
 
-LOWEST, HIGHEST = 0.0, 5.0  # scores of STS-B
+LIMITS = 0.0, 5.0  # scores of STS-B
 STS_B_SCALE = Scale(0.0, 5.0)  # as the released AMOS and COCO-LM learn them
 
 
@@ -34,6 +32,7 @@ class Task(NamedTuple):
 
 ENTAILMENT = ("entailment", "not_entailment")
 SENTENCES = ("sentence1", "sentence2")
+COLA_COLUMNS = ("source", "label", "mark", "sentence")
 TASKS: Dict[str, Task] = {
     "MNLI": Task(
         SENTENCES, "gold_label", ("contradiction", "entailment", "neutral"), files={
@@ -44,9 +43,7 @@ TASKS: Dict[str, Task] = {
     "QQP": Task(("question1", "question2"), "is_duplicate", metrics=("accuracy", "f1"), index="id"),
     "QNLI": Task(("question", "sentence"), "label", ENTAILMENT),
     "SST-2": Task(("sentence",), "label"),
-    "CoLA": Task(
-        ("sentence",), "label", metrics=("matthews", "accuracy"), header=("source", "label", "mark", "sentence")
-    ),
+    "CoLA": Task(("sentence",), "label", ("0", "1"), ("matthews", "accuracy"), header=COLA_COLUMNS),
     "RTE": Task(SENTENCES, "label", ENTAILMENT),
     "MRPC": Task(("#1 String", "#2 String"), "Quality", metrics=("accuracy", "f1")),
     "STS-B": Task(SENTENCES, "score", (), ("spearman", "pearson")),
@@ -55,34 +52,6 @@ TASKS: Dict[str, Task] = {
 SERVER_FILES = {("MNLI", "test"): "MNLI-m.tsv", ("MNLI", "test1"): "MNLI-mm.tsv", ("MNLI", "test2"): "AX.tsv"}
 MSR_FILES = {"train": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
 MSR_DEV_IDS = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
-
-
-class Glue(Command):
-    name = "glue"
-    help = "the tasks of GLUE, from its public folders"
-    data_options = ("glue",)
-
-    def add_arguments(self, parser):
-        parser.add_argument("--glue", type=Path, required=True, metavar="FOLDER", help="holds CoLA/, RTE/ and so on")
-        parser.add_argument("--tasks", metavar="NAME,..", help="default: the eight of the papers")
-
-    def tasks(self, args):
-        names = list(EIGHT) if args.tasks is None else args.tasks.split(",")
-        by_lower = {name.lower(): name for name in TASKS}
-        unknown = [name for name in names if name.lower() not in by_lower]
-        if unknown:
-            raise ValueError(f"--tasks {unknown[0]}: GLUE has {', '.join(TASKS)}")
-        names = list(dict.fromkeys(by_lower[name.lower()] for name in names))
-        for name in names:
-            files_of(name, args.glue)
-        return names
-
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
-        tell(prepare(folder, name, args.glue, tokenizer, max_length))
-        return dict.fromkeys(seeds, folder)
-
-
-COMMAND = Glue()
 
 
 def prepare(out: Path, name: str, folder: Path, tokenizer: Tokenizer, max_length: int = 512) -> Problem:
@@ -104,8 +73,8 @@ def prepare(out: Path, name: str, folder: Path, tokenizer: Tokenizer, max_length
     if task.labels:
         kind, targets = "classification", {split: tables.classes(table, task.labels) for split, table in splits.items()}
     else:
-        kind, about = "regression", {**about, "scale": STS_B_SCALE._asdict(), "limits": [LOWEST, HIGHEST]}
-        targets = {split: tables.numbers(table, STS_B_SCALE, LOWEST, HIGHEST) for split, table in splits.items()}
+        kind, about = "regression", {**about, "scale": STS_B_SCALE._asdict(), "limits": list(LIMITS)}
+        targets = {split: tables.numbers(table, STS_B_SCALE, *LIMITS) for split, table in splits.items()}
     problem = Problem(name, kind, list(task.metrics), source["vocabulary"], list(task.labels), about=about)
     return tables.write(out, problem, splits, tokenizer, max_length, targets)
 
@@ -128,23 +97,15 @@ def files_of(name: str, folder: Path) -> Dict[str, Path]:
 
 
 def read(task: Task, split: str, path: Path) -> Table:
-    is_test = split.startswith("test")
-    header = None if is_test else task.header
-    if header:
-        check_headerless(path, header)
+    if split.startswith("test"):
+        return tables.to_table(path, tables.tab_records(path), task.texts, None, task.index)
+    if task.header:
+        fields, names = next(tables.lines_of(path), (1, ""))[1].split("\t"), ", ".join(task.header)
+        if len(fields) != len(task.header):
+            expected = f"expected are {len(task.header)}, {names}, and no line that names them"
+            raise ValueError(f"{path}, line 1: {len(fields)} fields; {expected}")
     skipped: List[int] = []
-    records = tables.tab_records(path, header, None if is_test else skipped)
-    label, index = (None, task.index) if is_test else (task.label, None)
-    return tables.to_table(path, records, task.texts, label, index, skipped)
-
-
-def check_headerless(path: Path, header: Sequence[str]) -> None:
-    fields = next(tables.lines_of(path), (1, ""))[1].split("\t")
-    if len(fields) != len(header):
-        raise ValueError(
-            f"{path}, line 1: {len(fields)} fields; expected are {len(header)}, {', '.join(header)}, and no line "
-            "that names them"
-        )
+    return tables.to_table(path, tables.tab_records(path, task.header, skipped), task.texts, task.label, None, skipped)
 
 
 def read_paraphrases(files: Mapping[str, Path]) -> Dict[str, Table]:
@@ -153,14 +114,11 @@ def read_paraphrases(files: Mapping[str, Path]) -> Dict[str, Table]:
     task, path = TASKS["MRPC"], files["dev_ids"]
     dev = {tuple(line.split("\t")[:2]) for _, line in tables.lines_of(path)}
     records = list(tables.tab_records(files["train"]))
-    table = tables.to_table(files["train"], iter(records), task.texts, task.label)
+    table = tables.to_table(files["train"], records, task.texts, task.label)
     is_dev = [(record.get("#1 ID"), record.get("#2 ID")) in dev for _, record in records]
     if sum(is_dev) != len(dev):
         raise ValueError(f"{path}: {sum(is_dev)} of its {len(dev)} pairs are in {files['train']}: they do not fit")
-    splits = {
-        "train": table.part([row for row, held_out in enumerate(is_dev) if not held_out]),
-        "valid": table.part([row for row, held_out in enumerate(is_dev) if held_out]),
-    }
+    splits = dict(zip(("train", "valid"), table.parted(is_dev)))
     if "test" in files:
         splits["test"] = tables.to_table(files["test"], tables.tab_records(files["test"]), task.texts, None)
     return splits

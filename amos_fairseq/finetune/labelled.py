@@ -7,7 +7,6 @@ Written once for a vocabulary, complete or absent, and read by every run on it.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amos_fairseq.files import durably_written
+from amos_fairseq.files import durably_written, replace_durably
 
 PROBLEM = "problem.json"
 IGNORED = -100  # the target of a token of which nothing is asked
@@ -101,24 +100,19 @@ class Collater:
         if targets is not None and len(targets) == len(examples.tokens):  # a sequence has two tokens and more
             targets = padded(targets, IGNORED)
         elif targets is not None:  # numbers in fp64, which fairseq does not round to half precision
-            targets = targets[rows].astype(np.float64 if targets.dtype.kind == "f" else np.int64)
-            targets = torch.from_numpy(targets)
-        return Batch(
-            padded(examples.tokens, self.padding),
-            None if valid.all() else torch.from_numpy(~valid),
-            targets,
-            None if examples.candidates is None else padded(examples.candidates, False),
-        )
+            targets = torch.from_numpy(targets[rows].astype(np.float64 if targets.dtype.kind == "f" else np.int64))
+        padding_mask = None if valid.all() else torch.from_numpy(~valid)
+        candidates = None if examples.candidates is None else padded(examples.candidates, False)
+        return Batch(padded(examples.tokens, self.padding), padding_mask, targets, candidates)
 
 
 def write(folder: Path, problem: Problem, splits: Mapping[str, Examples]) -> None:
     """Write a new folder; problem.json comes last, so that a folder without it is not complete."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, examples in splits.items():
-        with durably_written(os.fspath(folder / f"{split}.npz")) as stream:
+        with durably_written(folder / f"{split}.npz") as stream:
             np.savez(stream, **{name: array for name, array in examples._asdict().items() if array is not None})
-    with durably_written(os.fspath(folder / PROBLEM)) as stream:
-        stream.write(json.dumps(asdict(problem), indent=1, ensure_ascii=False).encode())
+    replace_durably(folder / PROBLEM, json.dumps(asdict(problem), indent=1, ensure_ascii=False).encode())
 
 
 def read_problem(folder: Path) -> Problem:

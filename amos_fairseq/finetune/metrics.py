@@ -24,23 +24,17 @@ def macro_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
 
 def matthews(predicted: np.ndarray, targets: np.ndarray) -> float:
     """Correlation of predicted and target classes; 0 where either is constant."""
-    if is_constant(predicted) or is_constant(targets):
-        return 0.0
-    return float(sklearn_metrics.matthews_corrcoef(targets, predicted))
+    return correlation(sklearn_metrics.matthews_corrcoef, predicted, targets)
 
 
 def pearson(predicted: np.ndarray, targets: np.ndarray) -> float:
     """Correlation of values; 0 where either is constant, or predictions are nan or infinite."""
-    if is_constant(predicted) or is_constant(targets):
-        return 0.0
-    return float(scipy.stats.pearsonr(predicted, targets).statistic)
+    return correlation(lambda *values: scipy.stats.pearsonr(*values).statistic, predicted, targets)
 
 
 def spearman(predicted: np.ndarray, targets: np.ndarray) -> float:
     """Correlation of ranks, equal values sharing the mean of theirs; 0 as for `pearson`."""
-    if is_constant(predicted) or is_constant(targets):
-        return 0.0
-    return float(scipy.stats.spearmanr(predicted, targets).statistic)
+    return correlation(lambda *values: scipy.stats.spearmanr(*values).statistic, predicted, targets)
 
 
 def pearson_spearman(predicted: np.ndarray, targets: np.ndarray) -> float:
@@ -48,12 +42,12 @@ def pearson_spearman(predicted: np.ndarray, targets: np.ndarray) -> float:
     return (pearson(predicted, targets) + spearman(predicted, targets)) / 2
 
 
-def is_constant(values: np.ndarray) -> bool:
-    """Or without a meaning as numbers: nothing correlates with them."""
-    return not np.isfinite(values).all() or bool((values == values[0]).all())
+def correlation(function: Callable, predicted: np.ndarray, targets: np.ndarray) -> float:
+    """0 where either is constant, or has no meaning as numbers: nothing correlates with them."""
+    if any(not np.isfinite(values).all() or (values == values[0]).all() for values in (predicted, targets)):
+        return 0.0
+    return float(function(predicted, targets))
 
 
-OF_CLASSES: Dict[str, Callable] = {
-    function.__name__: function for function in (accuracy, f1, macro_f1, matthews)
-}
+OF_CLASSES: Dict[str, Callable] = {function.__name__: function for function in (accuracy, f1, macro_f1, matthews)}
 OF_NUMBERS: Dict[str, Callable] = {function.__name__: function for function in (spearman, pearson, pearson_spearman)}

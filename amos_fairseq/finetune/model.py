@@ -44,11 +44,7 @@ class Network(nn.Module):
 
 
 def new_network(
-    origin: Origin,
-    problem: Problem,
-    mask_token: int,
-    dropout: float = 0.1,
-    attention_dropout: float = 0.1,
+    origin: Origin, problem: Problem, mask_token: int, dropout: float = 0.1, attention_dropout: float = 0.1,
     head_dropout: float = 0.1,
 ) -> Network:
     """With new parameters, drawn from torch's generator; `start_from` gives it the pre-trained ones.
@@ -95,8 +91,8 @@ def described(origin: Origin, problem: Problem) -> Dict[str, Any]:
 
 
 def understood(description: Mapping[str, Any]) -> Tuple[Origin, Problem]:
-    method, encoder = description["origin"]["method"], description["origin"]["encoder"]
-    return Origin(method, EncoderConfig(**encoder)), Problem(**description["problem"])
+    origin = description["origin"]
+    return Origin(origin["method"], EncoderConfig(**origin["encoder"])), Problem(**description["problem"])
 
 
 class Finetuned(NamedTuple):

@@ -6,44 +6,11 @@ from typing import Mapping, Optional, Sequence, Tuple
 
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import labelled, tables
-from amos_fairseq.finetune.commands import Command, add_columns, own_name, splits_of, tell, texts_of
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.finetune.tables import READERS, Table
 
 VALID_FRACTION = 0.1  # of the training file, if no file is given for validation
-
-
-class OwnFiles(Command):
-    name = "file"
-    help = "your own classification, pair or regression task: .tsv, .csv or .jsonl"
-    data_options = ("train", "valid", "test", "text", "text_b", "label", "regression", "metric")
-
-    def add_arguments(self, parser):
-        parser.add_argument("--train", type=Path, required=True, metavar="FILE")
-        parser.add_argument("--valid", type=Path, metavar="FILE", help="default: a tenth of --train")
-        parser.add_argument("--test", type=Path, metavar="FILE", help="to predict, or to measure if it has labels")
-        add_columns(parser)
-        parser.add_argument("--regression", action="store_true", help="labels are numbers")
-        parser.add_argument(
-            "--metric", metavar="NAME", help="selects the best; default: accuracy, for numbers spearman"
-        )
-        parser.add_argument("--name", help="of the task; default: that of --train")
-
-    def tasks(self, args):
-        if args.name and Path(args.name).name != args.name:
-            raise ValueError(f"--name {args.name} is no name of a folder: leave out '/'")
-        return [args.name or own_name(args.train)]
-
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
-        kind = "regression" if args.regression else "classification"
-        tell(prepare(
-            folder, name, splits_of(args), texts_of(args), args.label, tokenizer, max_length, kind, args.metric
-        ))
-        return dict.fromkeys(seeds, folder)
-
-
-COMMAND = OwnFiles()
 
 
 def prepare(
@@ -59,10 +26,8 @@ def prepare(
     of_kind = kind_of(kind)
     if first_metric is not None and first_metric not in of_kind.metrics:
         raise ValueError(f"--metric {first_metric} is none of {kind}: choose from {', '.join(of_kind.metrics)}")
-    files = {split: Path(path) for split, path in files.items()}
-    source = tables.source_of(
-        files, tokenizer, max_length, texts=list(texts), label=label, kind=kind, metric=first_metric
-    )
+    options = dict(texts=list(texts), label=label, kind=kind, metric=first_metric)
+    source = tables.source_of(files, tokenizer, max_length, **options)
     if tables.is_written(folder, source):
         return labelled.read_problem(folder)
     splits = {}
@@ -90,8 +55,7 @@ def split_by_hash(table: Table) -> Tuple[Table, Table]:
         digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
-    held_out = [share(texts) < VALID_FRACTION for texts in table.texts]
-    parts = [[row for row, held in enumerate(held_out) if held == wanted] for wanted in (False, True)]
-    if not all(parts):
+    parts = table.parted([share(texts) < VALID_FRACTION for texts in table.texts])
+    if not all(part.lines for part in parts):
         raise ValueError(f"{table.path} has {len(table.lines)} rows, too few to set some aside: give --valid")
-    return table.part(parts[0]), table.part(parts[1])
+    return parts

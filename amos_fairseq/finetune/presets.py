@@ -144,24 +144,21 @@ PRESETS: Dict[str, Dict[Sequence[str], Grid]] = {
 }
 
 
-def settings(preset: str, task: str, overrides: Mapping[str, Sequence] = {}) -> List[Setting]:
+def settings(preset: str, task: str, overrides: Mapping[str, List] = {}) -> List[Setting]:
     """The preset's settings for a task, each option in `overrides` with the values given there instead.
 
     Raises ValueError for an unknown preset, and for one without a grid for the task.
     """
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset} is none of {', '.join(PRESETS)}")
-    found = [options for tasks, options in PRESETS[preset].items() if task in tasks or tasks == ANY]
-    if not found:
-        having = [name for name in PRESETS if name != preset and any(
-            task in tasks or tasks == ANY for tasks in PRESETS[name]
-        )]
-        raise ValueError(f"--preset {preset} has nothing for {task}: choose one of {', '.join(having)}")
+    grids = {name: [grid for tasks, grid in PRESETS[name].items() if task in tasks or tasks == ANY] for name in PRESETS}
+    if not grids[preset]:
+        having = ", ".join(name for name in PRESETS if grids[name])
+        raise ValueError(f"--preset {preset} has nothing for {task}: choose one of {having}")
     if "epochs" in overrides:
         overrides = {"updates": [0], **overrides}
     options = {
-        name: value if isinstance(value, (list, tuple)) and name != "adam_betas" else [value]
-        for name, value in {**found[0], **overrides}.items()
+        name: value if isinstance(value, list) else [value] for name, value in {**grids[preset][0], **overrides}.items()
     }
     return list(dict.fromkeys(Setting(**dict(zip(options, values))) for values in itertools.product(*options.values())))
 
@@ -176,66 +173,46 @@ class Published(NamedTuple):
     values: Mapping[str, Union[float, Tuple[float, float]]]
 
 
-def glue_and_squad2(mnli, qqp, qnli, sst2, cola, rte, mrpc, stsb, em, f1) -> Dict[str, Union[float, Tuple]]:
-    """A row of AMOS's or COCO-LM's Table 1."""
-    return {
-        "MNLI": mnli, "QQP": qqp, "QNLI": qnli, "SST-2": sst2, "CoLA": cola, "RTE": rte, "MRPC": mrpc, "STS-B": stsb,
-        "SQuAD 2.0": (em, f1),
-    }
+def table_1(source: str, *values, few_shot=None) -> Published:
+    """A row of AMOS's or COCO-LM's Table 1: the eight tasks of GLUE, and EM and F1 of SQuAD 2.0."""
+    *glue, em, f1 = values
+    others = {} if few_shot is None else {FEW_SHOT: few_shot}
+    return Published(source, {**dict(zip(EIGHT, glue)), "SQuAD 2.0": (em, f1), **others})
 
 
-def teams_row(average, em1, f1_1, em2, f1_2) -> Dict[str, Union[float, Tuple]]:
+def teams_row(average, em1, f1_1, em2, f1_2) -> Published:
     """A row of TEAMS's Table 1, which gives no task of GLUE alone."""
-    return {"average": average, "SQuAD 1.1": (em1, f1_1), "SQuAD 2.0": (em2, f1_2)}
+    return Published("TEAMS, Table 1", {"average": average, "SQuAD 1.1": (em1, f1_1), "SQuAD 2.0": (em2, f1_2)})
 
 
-def peer_row(average, mnli, cola, sst2, mrpc, stsb, qqp, qnli, rte) -> Dict[str, float]:
+def peer_row(source, average, mnli, cola, sst2, mrpc, stsb, qqp, qnli, rte) -> Published:
     """A row of PEER's Tables 3 and 4: MNLI is the mean of m and mm, STS-B that of Pearson and Spearman."""
-    return {
-        "MNLI": mnli, "QQP": qqp, "QNLI": qnli, "SST-2": sst2, "CoLA": cola, "RTE": rte, "MRPC": mrpc, "STS-B": stsb,
-        "average": average,
-    }
+    values = dict(zip(EIGHT, (mnli, qqp, qnli, sst2, cola, rte, mrpc, stsb)))
+    return Published(source, {**values, "average": average})
 
 
 PUBLISHED: Dict[str, Published] = {
-    "bert_base": Published(
-        "AMOS, Table 1", glue_and_squad2(84.5, 91.3, 91.7, 93.2, 58.9, 68.6, 87.3, 89.5, 73.7, 76.3)
+    "bert_base": table_1("AMOS, Table 1", 84.5, 91.3, 91.7, 93.2, 58.9, 68.6, 87.3, 89.5, 73.7, 76.3),
+    "electra_base": table_1("AMOS, Table 1", (86.9, 86.7), 91.9, 92.6, 93.6, 66.2, 75.1, 88.2, 89.7, 79.7, 82.6),
+    "amos_base": table_1("AMOS, Table 1", (88.9, 88.7), 92.3, 93.6, 94.2, 70.7, 86.6, 90.9, 91.6, 84.2, 87.2),
+    "amos_base++": table_1("AMOS, Table 1", (90.5, 90.4), 92.4, 94.4, 95.5, 71.8, 86.6, 91.7, 92.0, 85.0, 87.9),
+    "coco_lm_base": table_1("COCO-LM, Table 1", (88.5, 88.3), 92.0, 93.1, 93.2, 63.9, 84.8, 91.4, 90.3, 82.4, 85.2),
+    "coco_lm_base++": table_1(
+        "COCO-LM, Tables 1 and 4", (90.2, 90.0), 92.2, 94.2, 94.6, 67.3, 87.4, 91.2, 91.8, 85.4, 88.1,
+        few_shot=(66.5, 68.0),
     ),
-    "electra_base": Published(
-        "AMOS, Table 1", glue_and_squad2((86.9, 86.7), 91.9, 92.6, 93.6, 66.2, 75.1, 88.2, 89.7, 79.7, 82.6)
+    "coco_lm_large++": table_1(
+        "COCO-LM, Tables 1 and 4", (91.4, 91.6), 92.8, 95.7, 96.9, 73.9, 91.0, 92.2, 92.7, 88.2, 91.0,
+        few_shot=(72.0, 73.3),
     ),
-    "amos_base": Published(
-        "AMOS, Table 1", glue_and_squad2((88.9, 88.7), 92.3, 93.6, 94.2, 70.7, 86.6, 90.9, 91.6, 84.2, 87.2)
-    ),
-    "amos_base++": Published(
-        "AMOS, Table 1", glue_and_squad2((90.5, 90.4), 92.4, 94.4, 95.5, 71.8, 86.6, 91.7, 92.0, 85.0, 87.9)
-    ),
-    "coco_lm_base": Published(
-        "COCO-LM, Table 1", glue_and_squad2((88.5, 88.3), 92.0, 93.1, 93.2, 63.9, 84.8, 91.4, 90.3, 82.4, 85.2)
-    ),
-    "coco_lm_base++": Published(
-        "COCO-LM, Tables 1 and 4", {
-            **glue_and_squad2((90.2, 90.0), 92.2, 94.2, 94.6, 67.3, 87.4, 91.2, 91.8, 85.4, 88.1),
-            FEW_SHOT: (66.5, 68.0),
-        }
-    ),
-    "coco_lm_large++": Published(
-        "COCO-LM, Tables 1 and 4", {
-            **glue_and_squad2((91.4, 91.6), 92.8, 95.7, 96.9, 73.9, 91.0, 92.2, 92.7, 88.2, 91.0),
-            FEW_SHOT: (72.0, 73.3),
-        }
-    ),
-    "teams_small": Published("TEAMS, Table 1", teams_row(80.70, 78.84, 86.40, 72.33, 75.24)),
-    "teams_small++": Published("TEAMS, Table 1", teams_row(81.99, 78.94, 86.65, 72.11, 75.11)),
-    "teams_base": Published("TEAMS, Table 1", teams_row(85.57, 85.21, 91.69, 81.59, 84.51)),
-    "teams_base++": Published("TEAMS, Table 1", teams_row(87.16, 86.05, 92.48, 82.73, 85.59)),
-    "teams_large": Published("TEAMS, Table 1", teams_row(89.44, 88.86, 94.61, 87.08, 89.86)),
-    "peer_small": Published(  # 250K updates
-        "PEER, Table 3", peer_row(81.50, 81.19, 59.66, 89.29, 88.09, 87.66, 90.15, 88.55, 67.44)
-    ),
-    "peer_base": Published(
-        "PEER, Table 4", peer_row(86.77, 86.69, 68.57, 92.66, 91.18, 90.92, 91.78, 92.57, 79.78)
-    ),
+    "teams_small": teams_row(80.70, 78.84, 86.40, 72.33, 75.24),
+    "teams_small++": teams_row(81.99, 78.94, 86.65, 72.11, 75.11),
+    "teams_base": teams_row(85.57, 85.21, 91.69, 81.59, 84.51),
+    "teams_base++": teams_row(87.16, 86.05, 92.48, 82.73, 85.59),
+    "teams_large": teams_row(89.44, 88.86, 94.61, 87.08, 89.86),
+    # 250K updates
+    "peer_small": peer_row("PEER, Table 3", 81.50, 81.19, 59.66, 89.29, 88.09, 87.66, 90.15, 88.55, 67.44),
+    "peer_base": peer_row("PEER, Table 4", 86.77, 86.69, 68.57, 92.66, 91.18, 90.92, 91.78, 92.57, 79.78),
     # means of 8 seeds
     "script_small": Published("SCRIPT, Tables 1 and 2", {"MRPC": 88.23, "average": 81.32}),
     "script_base": Published("SCRIPT, Tables 1 and 2", {"CoLA": 65.04, "MNLI": 86.88, "average": 85.76}),

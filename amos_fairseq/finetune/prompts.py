@@ -20,73 +20,12 @@ from typing import Dict, List, Mapping, Sequence, Tuple
 import numpy as np
 
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.finetune import glue, labelled, tables
-from amos_fairseq.finetune.commands import Command, add_columns, own_name, texts_of
-from amos_fairseq.finetune.presets import FEW_SHOT, PRESETS
+from amos_fairseq.finetune import labelled, tables
 from amos_fairseq.finetune.tables import Table
-from amos_fairseq.methods import METHODS
 
-SEEDS = (13, 21, 42, 87, 100)  # of LM-BFF's five splits
 MNLI_TEMPLATE = "{text} ? {mask} , {text_b}"
 MNLI_LABEL_WORDS = {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"}
 FIELDS = ("text", "text_b")
-
-
-class FewExamples(Command):
-    name = "prompt"
-    help = "few examples, as prompts with demonstrations (LM-BFF; COCO-LM, Table 4)"
-    data_options = (
-        "glue", "train", "test", "text", "text_b", "label", "template", "label_words", "per_class", "samples"
-    )
-    seeds = SEEDS
-    predicts = False
-
-    def preset(self, method):
-        own = f"prompts_{METHODS[method].short_name}"
-        return own if own in PRESETS else "prompts"
-
-    def add_arguments(self, parser):
-        parser.add_argument("--glue", type=Path, metavar="FOLDER", help="holds MNLI/")
-        parser.add_argument("--train", type=Path, metavar="FILE", help="or your own examples, to draw from")
-        parser.add_argument("--test", type=Path, metavar="FILE", help="your own examples, to measure")
-        add_columns(parser, required=False)
-        parser.add_argument("--template", metavar="TEXT", help="default: that of MNLI, '{text} ? {mask} , {text_b}'")
-        parser.add_argument("--label-words", metavar="LABEL=WORD,..", help="default: Yes, Maybe, No")
-        parser.add_argument("--per-class", type=int, default=16, help="examples to train on (default: 16)")
-        parser.add_argument(
-            "--samples", type=int, metavar="N",
-            help="sets of demonstrations to average over, 0 for prompts alone (default: 16, of MNLI 4)",
-        )
-
-    def tasks(self, args):
-        own = (args.train, args.test, args.text, args.label)
-        if not (args.glue and not any(own)) and not (all(own) and not args.glue):
-            raise ValueError("a prompt needs --glue FOLDER, or --train, --test, --text and --label of your own")
-        if args.train and not (args.template and args.label_words):
-            raise ValueError("your own prompt needs --template and --label-words")
-        return [FEW_SHOT if args.glue else f"few-shot {own_name(args.train)}"]
-
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
-        if args.glue:
-            task, files = glue.TASKS["MNLI"], glue.files_of("MNLI", args.glue)
-            train, test, test1 = (glue.read(task, split, files[split]) for split in ("train", "valid", "valid1"))
-            tests = {"test": test, "test1": test1}
-        else:
-            train, test = (tables.read(path, texts_of(args), args.label) for path in (args.train, args.test))
-            tests = {"test": test}
-        options = {
-            "template": args.template or MNLI_TEMPLATE, "per_class": args.per_class,
-            "samples": args.samples if args.samples is not None else (4 if args.glue else 16),
-            "label_words": parse_label_words(args.label_words) if args.label_words else MNLI_LABEL_WORDS,
-        }
-        folders = {seed: folder / f"split{seed}" for seed in seeds}
-        for seed, path in folders.items():
-            prepare(path, name, train, tests, tokenizer, seed, max_length=max_length, **options)
-        print(f"{name}: {len(seeds)} splits of {args.per_class} examples per class", flush=True)
-        return folders
-
-
-COMMAND = FewExamples()
 
 
 class Template:
@@ -154,9 +93,7 @@ def find_label_tokens(label_words: Mapping[str, str], tokenizer: Tokenizer) -> L
     return list(tokens)
 
 
-def draw_split(
-    targets: np.ndarray, labels: Sequence[str], per_class: int, seed: int
-) -> Tuple[np.ndarray, np.ndarray]:
+def draw_split(targets: np.ndarray, labels: Sequence[str], per_class: int, seed: int) -> Tuple[np.ndarray, np.ndarray]:
     """Rows of `per_class` examples of each class to train on, and of as many others to select by, class by class."""
     generator = np.random.default_rng(seed)
     train, valid = [], []
@@ -206,12 +143,11 @@ def prepare(
         raise ValueError(f"{samples} sets of demonstrations: give 0 for none, or more")
     if per_class < 2:
         raise ValueError(f"{per_class} examples per class: there must be 2, one to demonstrate the other")
-    options = dict(
-        name=name, template=template, label_words=dict(label_words), seed=seed, per_class=per_class, samples=samples,
-        train_sequences=train_sequences,
-    )
     files = {split: table.path for split, table in {"train": train, **tests}.items()}
-    source = tables.source_of(files, tokenizer, max_length, **options)
+    source = tables.source_of(
+        files, tokenizer, max_length, name=name, template=template, label_words=dict(label_words), seed=seed,
+        per_class=per_class, samples=samples, train_sequences=train_sequences,
+    )
     if tables.is_written(out, source):
         return labelled.read_problem(out)
     labels, label_tokens = list(label_words), find_label_tokens(label_words, tokenizer)
@@ -229,21 +165,17 @@ def prepare(
     examples = {}
     for number, (split, table) in enumerate(sets.items()):
         generator = np.random.default_rng([seed, number])
-        draws = draw_demonstrations(
-            targets[split], len(labels), per_class, repeats[split], split == "train", generator
-        )
-        draws += per_class * np.arange(len(labels))
+        options = len(labels), per_class, repeats[split], split == "train"
+        draws = draw_demonstrations(targets[split], *options, generator) + per_class * np.arange(len(labels))
         sequences = []
         for texts, of_example in zip(table.texts, draws.tolist()):
             asked = prompt.encode(texts, tokenizer.mask)
             for places in of_example:
                 sequence = tokenizer.sequence(asked, *(demonstrations[place] for place in places[:demonstrated]))
                 sequences.append(np.array(sequence, dtype=np.int32))
-        examples[split] = labelled.Examples(
-            np.concatenate(sequences),
-            np.array([len(sequence) for sequence in sequences]),
-            np.repeat(targets[split], repeats[split]),
-        )
+        lengths = np.array([len(sequence) for sequence in sequences])
+        asked_for = np.repeat(targets[split], repeats[split])
+        examples[split] = labelled.Examples(np.concatenate(sequences), lengths, asked_for)
     # An example's sequences, repeats[split] of them, follow each other.
     about = {"source": source, "repeats": repeats, "cut_prompts": prompt.cut}
     problem = labelled.Problem(name, "prompt", ["accuracy"], source["vocabulary"], labels, label_tokens, about)

@@ -6,20 +6,18 @@ standard deviation over seeds of what that reaches on the test sets are reported
 """
 
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from amos_fairseq.files import durably_written
+from amos_fairseq.files import replace_durably
 from amos_fairseq.finetune.kinds import KINDS, kind_of
 from amos_fairseq.finetune.presets import EIGHT, PUBLISHED, Setting
 
 RESULT, RUNS = "result.json", "runs"
 NOT_RUN = "not run"
-COLUMNS = ("task", "metric", "paper", "ours", "seeds", "middle half", "range", "setting")
 
 
 class Result(NamedTuple):
@@ -53,8 +51,8 @@ class Summary(NamedTuple):
 
 
 def write(folder: Path, result: Result) -> None:
-    with durably_written(os.fspath(folder / RESULT)) as stream:
-        stream.write(json.dumps({**result._asdict(), "setting": result.setting._asdict()}, indent=1).encode())
+    fields = {**result._asdict(), "setting": result.setting._asdict()}
+    replace_durably(folder / RESULT, json.dumps(fields, indent=1).encode())
 
 
 def read(folder: Path) -> Result:
@@ -65,8 +63,7 @@ def read(folder: Path) -> Result:
 
 def read_all(out: Path) -> Dict[Path, Result]:
     """Every finished run of a sweep, by its folder."""
-    tasks = sorted(path.name for path in (out / RUNS).glob("*"))
-    return {folder: result for task in tasks for folder, result in read_task(out, task).items()}
+    return {path.parent: read(path.parent) for path in sorted((out / RUNS).glob(f"*/*/*/{RESULT}"))}
 
 
 def read_task(out: Path, task: str) -> Dict[Path, Result]:
@@ -93,14 +90,11 @@ def summarize(results: Sequence[Result]) -> List[Summary]:
     summaries = []
     for setting, runs in by_setting.items():
         scores = [run.score for run in runs]
-        shown = [
-            statistics.median(run.scores[split][metric] for run in runs) for split, metric in shown_scores(runs[0])
-        ]
+        columns = shown_scores(runs[0])
+        shown = [statistics.median(run.scores[split][metric] for run in runs) for split, metric in columns]
         spread = tuple(np.percentile(scores, [25, 75]).tolist())
-        seeds = sorted(run.seed for run in runs)
-        summaries.append(
-            Summary(setting, seeds, statistics.median(scores), spread, min(scores), max(scores), shown)
-        )
+        median, seeds = statistics.median(scores), sorted(run.seed for run in runs)
+        summaries.append(Summary(setting, seeds, median, spread, min(scores), max(scores), shown))
     return sorted(summaries, key=lambda summary: (-len(summary.seeds), -summary.median, summary.setting.name))
 
 
@@ -124,32 +118,24 @@ def percent(values: Sequence[float]) -> str:
 def published(paper: Optional[str], task: str) -> str:
     """The paper's value; the average of eight is computed where the paper gives all of them."""
     values = PUBLISHED[paper].values if paper else {}
-    value = values.get(task)
-    if task == "average" and value is None and all(name in values for name in EIGHT):
-        value = statistics.mean(first(values[name]) for name in EIGHT)
-    if value is None:
-        return ""
-    return "/".join(f"{number:.1f}" for number in (value if isinstance(value, tuple) else (value,)))
-
-
-def first(value) -> float:
-    return value[0] if isinstance(value, tuple) else value
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
+    if task == "average" and task not in values and all(name in values for name in EIGHT):
+        values[task] = (statistics.mean(values[name][0] for name in EIGHT),)
+    return "/".join(f"{number:.1f}" for number in values.get(task, ()))
 
 
 def table_row(task: str, results: Sequence[Result], paper: Optional[str]) -> List[str]:
     if not results:
         return [task, "", published(paper, task), NOT_RUN, "", "", "", ""]
     names = "/".join(dict.fromkeys(metric for _, metric in shown_scores(results[0])))
-    best = summarize(results)[0]
     if kind_of(results[0].kind).draws_data:
         ours = "/".join(f"{100 * mean:.1f} ({100 * deviation:.1f})" for mean, deviation in over_splits(results))
         splits = len({result.seed for result in results})
         return [task, names, published(paper, task), ours, str(splits), "", "", "best of each split"]
-    return [
-        task, names, published(paper, task), percent(best.shown), str(len(best.seeds)),
-        " to ".join(percent([value]) for value in best.spread),
-        " to ".join(percent([value]) for value in (best.lowest, best.highest)), best.setting.name,
-    ]
+    best = summarize(results)[0]
+    ranges = (" to ".join(percent([value]) for value in ends) for ends in (best.spread, (best.lowest, best.highest)))
+    seeds = str(len(best.seeds))
+    return [task, names, published(paper, task), percent(best.shown), seeds, *ranges, best.setting.name]
 
 
 def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
@@ -165,16 +151,19 @@ def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
     if of_glue:
         rows.append(["average", "", published(paper, "average"), average(by_task), "", "", "", ""])
     rows += [table_row(task, by_task[task], paper) for task in sorted(by_task) if task not in of_glue]
-    cells = [list(COLUMNS), *rows]
-    cells[0][2] = f"paper ({paper}: {PUBLISHED[paper].source})" if paper else "paper"
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    lines.insert(1, "|" + "---|" * len(COLUMNS))
+    of_paper = f"paper ({paper}: {PUBLISHED[paper].source})" if paper else "paper"
+    table = markdown(("task", "metric", of_paper, "ours", "seeds", "middle half", "range", "setting"), rows)
     notes = ["In per cent. Ours: the median over seeds of the best setting; middle half and range of what selects it."]
     if of_glue:
         notes.append("MNLI is matched/mismatched; matched selects and is in the average.")
     kinds = {result.kind for result in results}
     notes += [kind.note for name, kind in KINDS.items() if name in kinds and kind.note]
-    return "\n".join([*lines, "", " ".join(notes), ""])
+    return "\n".join([table, "", " ".join(notes), ""])
+
+
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (titles, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
 def average(by_task: Dict[str, List[Result]]) -> str:
@@ -187,29 +176,21 @@ def average(by_task: Dict[str, List[Result]]) -> str:
 
 def to_json(results: Sequence[Result], paper: Optional[str] = None) -> Dict[str, Any]:
     """Every setting of every task, the best first, and each run's scores."""
+    source, values = PUBLISHED[paper] if paper else (None, {})
     tasks: Dict[str, Any] = {}
     for task in sorted({result.task for result in results}):
         runs = [result for result in results if result.task == task]
-        tasks[task] = {
-            "metrics": runs[0].metrics,
-            "paper": PUBLISHED[paper].values.get(task) if paper else None,
-            "settings": [
-                {
-                    **summary._asdict(), "setting": summary.setting._asdict(),
-                    "scores": {str(run.seed): run.scores for run in runs if run.setting == summary.setting},
-                }
-                for summary in summarize(runs)
-            ],
-        }
-    return {"paper": paper, "source": PUBLISHED[paper].source if paper else None, "tasks": tasks}
+        settings = []
+        for summary in summarize(runs):
+            scores = {str(run.seed): run.scores for run in runs if run.setting == summary.setting}
+            settings.append({**summary._asdict(), "setting": summary.setting._asdict(), "scores": scores})
+        tasks[task] = {"metrics": runs[0].metrics, "paper": values.get(task), "settings": settings}
+    return {"paper": paper, "source": source, "tasks": tasks}
 
 
 def write_tables(out: Path, results: Sequence[Result], paper: Optional[str] = None, title: str = "") -> str:
     """OUT/results.md, below a title, and OUT/results.json of what was run so far; returns the first."""
     table = (title and f"{title}\n\n") + format_table(results, paper)
-    for name, text in (
-        ("results.md", table), ("results.json", json.dumps(to_json(results, paper), indent=1, sort_keys=True))
-    ):
-        with durably_written(os.fspath(out / name)) as stream:
-            stream.write(text.encode())
+    replace_durably(out / "results.md", table.encode())
+    replace_durably(out / "results.json", json.dumps(to_json(results, paper), indent=1, sort_keys=True).encode())
     return table

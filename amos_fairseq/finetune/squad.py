@@ -15,7 +15,6 @@ A folder that `prepare` wrote holds, beside what training reads, all that `evalu
 import itertools
 import json
 import logging
-import os
 import re
 import string
 from collections import Counter
@@ -25,9 +24,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 import numpy as np
 
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.files import durably_written
+from amos_fairseq.files import durably_written, replace_durably
 from amos_fairseq.finetune import labelled, tables
-from amos_fairseq.finetune.commands import Command, splits_of
 from amos_fairseq.finetune.labelled import Examples, Problem
 
 N_BEST = 20  # starts and ends that are paired
@@ -35,31 +33,6 @@ MAX_ANSWER = 30  # tokens
 METRICS = {"1.1": ["f1", "em"], "2.0": ["best_f1", "best_em", "f1", "em"]}
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 logger = logging.getLogger(__name__)
-
-
-class Squad(Command):
-    name = "squad"
-    help = "SQuAD 1.1 or 2.0, from its public files"
-    data_options = ("train", "valid", "test", "stride", "max_question")
-
-    def add_arguments(self, parser):
-        parser.add_argument("--train", type=Path, required=True, metavar="FILE", help="train-v2.0.json, or of 1.1")
-        parser.add_argument("--valid", type=Path, required=True, metavar="FILE", help="dev-v2.0.json, or of 1.1")
-        parser.add_argument("--test", type=Path, metavar="FILE", help="to predict")
-        parser.add_argument("--stride", type=int, default=128, help="tokens from one window to the next (default: 128)")
-        parser.add_argument("--max-question", type=int, default=64, help="tokens of a question (default: 64)")
-
-    def tasks(self, args):
-        return [f"SQuAD {read(args.train).version}"]
-
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
-        files = splits_of(args)
-        print(f"{name}: {', '.join(map(str, files.values()))}", flush=True)
-        prepare(folder, files, tokenizer, max_length, args.stride, args.max_question)
-        return dict.fromkeys(seeds, folder)
-
-
-COMMAND = Squad()
 
 
 class Answer(NamedTuple):
@@ -172,21 +145,17 @@ def prepare(
     if tables.is_written(out, source):
         return labelled.read_problem(out)
     datasets = {split: read(path) for split, path in files.items()}
-    versions = {
-        str(files[split]): dataset.version
-        for split, dataset in datasets.items()
-        if any(question.answers is not None for question in dataset.questions)
-    }
-    if len(set(versions.values())) != 1:
-        found = ", ".join(f"{name} is {version}" for name, version in versions.items())
-        raise ValueError(f"files of one version of SQuAD are needed, one of them with answers: {found or 'none has'}")
+    answered = [split for split in datasets if any(asked.answers is not None for asked in datasets[split].questions)]
+    versions = list({datasets[split].version for split in answered})
+    if len(versions) != 1:
+        found = ", ".join(f"{files[split]} is {datasets[split].version}" for split in answered) or "none has"
+        raise ValueError(f"files of one version of SQuAD are needed, one of them with answers: {found}")
     asked = {split: len(dataset.questions) for split, dataset in datasets.items()}
     if "train" in datasets:
         datasets["train"] = trainable(datasets["train"], str(files["train"]))
-    version = next(iter(versions.values()))
+    (version,), splits = versions, {}
     about = {"source": source, "version": version}
     out.mkdir(parents=True, exist_ok=True)
-    splits = {}
     for split, dataset in datasets.items():
         splits[split], windows, cut = encode(dataset, tokenizer, max_length, stride, max_question)
         left_out = asked[split] - len(dataset.questions)
@@ -195,10 +164,12 @@ def prepare(
             "%s: %d questions, %d windows; %d questions are cut to %d tokens",
             files[split], len(dataset.questions), len(windows.question), cut, max_question,
         )
-        with durably_written(os.fspath(out / f"{split}.windows.npz")) as stream:
+        with durably_written(out / f"{split}.windows.npz") as stream:
             np.savez(stream, **windows._asdict())
-        with durably_written(os.fspath(out / f"{split}.questions.json")) as stream:
-            stream.write(json.dumps(_sidecar(dataset), ensure_ascii=False).encode())
+        questions = [{"id": q.id, "context": q.context, "answers": q.answers and [text for text, _ in q.answers]}
+                     for q in dataset.questions]
+        content = {"contexts": dataset.contexts, "questions": questions}
+        replace_durably(out / f"{split}.questions.json", json.dumps(content, ensure_ascii=False).encode())
     problem = Problem(f"SQuAD {version}", "span", METRICS[version], source["vocabulary"], about=about)
     labelled.write(out, problem, splits)
     return problem
@@ -211,9 +182,9 @@ def trainable(dataset: Dataset, name: str) -> Dataset:
         usable = question.answers == [] or answer_in_place(question, dataset.contexts[question.context])
         (kept if usable else left_out).append(question)
     if left_out:
-        examples = ", ".join([question.id for question in left_out[:5]] + [".."] * (len(left_out) > 5))
-        reason = "whose answer does not stand in its place in the context"
-        logger.warning("%s: %d questions are left out, %s: %s", name, len(left_out), reason, examples)
+        ids = ", ".join([question.id for question in left_out[:5]] + [".."] * (len(left_out) > 5))
+        told = "%s: %d questions are left out, whose answer does not stand in its place in the context: %s"
+        logger.warning(told, name, len(left_out), ids)
     if not kept:
         raise ValueError(f"{name} has no question with an answer that stands in its place in the context")
     return dataset._replace(questions=kept)
@@ -221,10 +192,8 @@ def trainable(dataset: Dataset, name: str) -> Dataset:
 
 def answer_in_place(question: Question, context: str) -> Optional[Answer]:
     """The first answer that the context has at the character where the file says."""
-    for answer in question.answers or []:
-        if answer.text.strip() and context.startswith(answer.text, answer.begin) and answer.begin >= 0:
-            return answer
-    return None
+    found = (a for a in question.answers or [] if a.text.strip() and a.begin >= 0 and context.startswith(*a))
+    return next(found, None)
 
 
 def encode(
@@ -234,20 +203,16 @@ def encode(
 
     Targets are None if the answers of a question are not known.
     """
-    contexts, spans = [], []
-    for context in dataset.contexts:
-        ids, places = tokenizer.encode_with_spans(context)
-        contexts.append(ids)
-        spans.append(np.array(places, dtype=np.int32).reshape(-1, 2))
-    tokens, targets, candidates, windows = [], [], [], []
-    cut = 0
+    contexts, spans = zip(*map(tokenizer.encode_with_spans, dataset.contexts))
+    spans = [np.array(places, dtype=np.int32).reshape(-1, 2) for places in spans]
+    tokens, targets, candidates, windows, cut = [], [], [], [], 0
     for number, question in enumerate(dataset.questions):
         ids, places = contexts[question.context], spans[question.context]
         # Some tokens stand for no character of their own: a space, the first ones of a ligature.
         visible = places[:, 0] < places[:, 1]
         answer = answer_in_place(question, dataset.contexts[question.context]) or Answer("", 0)
-        shared = visible & (places[:, 0] < answer.begin + len(answer.text)) & (places[:, 1] > answer.begin)
-        answered = np.flatnonzero(shared)
+        answer_end = answer.begin + len(answer.text)
+        answered = np.flatnonzero(visible & (places[:, 0] < answer_end) & (places[:, 1] > answer.begin))
         asked = tokenizer.encode(question.text)
         cut += len(asked) > max_question
         prefix = len(tokenizer.sequence(asked[:max_question], [])) - 1
@@ -262,12 +227,9 @@ def encode(
             if begin + room >= len(ids):
                 break
     known = all(question.answers is not None for question in dataset.questions)
-    examples = Examples(
-        np.concatenate(tokens),
-        np.array([len(sequence) for sequence in tokens]),
-        np.array(targets) if known else None,
-        np.concatenate(candidates),
-    )
+    lengths = np.array([len(sequence) for sequence in tokens])
+    targets = np.array(targets) if known else None
+    examples = Examples(np.concatenate(tokens), lengths, targets, np.concatenate(candidates))
     return examples, Windows(*np.array(windows).T, np.concatenate(spans), np.array([len(s) for s in spans])), cut
 
 
@@ -286,9 +248,7 @@ def best_span(
     return float(scores[first, last]), int(firsts[first]), int(lasts[last])
 
 
-def decode(
-    folder, split: str, outputs: np.ndarray, n_best: int = N_BEST, max_answer: int = MAX_ANSWER
-) -> Predictions:
+def decode(folder, split: str, outputs: np.ndarray) -> Predictions:
     """Answers from outputs (tokens of all windows, 2): start and end logits; a question without any span has ""."""
     examples = labelled.read_examples(Path(folder), split)
     if outputs.shape != (len(examples.tokens), 2):
@@ -298,27 +258,18 @@ def decode(
     best = [(-np.inf, 0, 0)] * len(questions)  # score, begin and end characters
     null = np.full(len(questions), np.inf)
     context_start = np.cumsum(windows.context_tokens) - windows.context_tokens
-    window_end = np.cumsum(examples.lengths)
-    for window, question in enumerate(windows.question.tolist()):
-        tokens = slice(window_end[window] - examples.lengths[window], window_end[window])
+    for window, (question, start) in enumerate(zip(windows.question.tolist(), examples.starts)):
+        tokens = slice(start, start + examples.lengths[window])
         logits = outputs[tokens].astype(np.float64)
         null[question] = min(null[question], logits[0].sum())
         allowed = examples.candidates[tokens].copy()
         allowed[0] = False
-        score, first, last = best_span(logits, allowed, n_best, max_answer)
+        score, first, last = best_span(logits, allowed)
         if score > best[question][0]:
             shift = context_start[questions[question]["context"]] + windows.begin[window] - windows.prefix[window]
             best[question] = (score, windows.spans[first + shift, 0], windows.spans[last + shift, 1])
     texts = [content["contexts"][q["context"]][begin:end] for q, (_, begin, end) in zip(questions, best)]
     return Predictions([q["id"] for q in questions], texts, null - np.array([score for score, _, _ in best]))
-
-
-def _sidecar(dataset: Dataset) -> Dict[str, Any]:
-    def texts(answers: Optional[List[Answer]]) -> Optional[List[str]]:
-        return answers if answers is None else [answer.text for answer in answers]
-
-    questions = [{"id": q.id, "context": q.context, "answers": texts(q.answers)} for q in dataset.questions]
-    return {"contexts": dataset.contexts, "questions": questions}
 
 
 def _read_sidecars(folder, split: str) -> Tuple[Dict[str, Any], Windows]:
@@ -395,18 +346,14 @@ def write_predictions(folder, split: str, outputs: np.ndarray, out, threshold: f
 
     threshold   of 2.0: no answer, "", where the null odds are above it
     """
-    predictions = decode(folder, split, outputs)
-    files = {"predictions.json": dict(zip(predictions.ids, predictions.texts))}
+    ids, texts, null_odds = decode(folder, split, outputs)
+    files = {"predictions.json": dict(zip(ids, texts))}
     if labelled.read_problem(Path(folder)).about["version"] == "2.0":
-        odds = dict(zip(predictions.ids, predictions.null_odds.tolist()))
-        files = {
-            "predictions.json": {key: "" if odds[key] > threshold else text for key, text in zip(*predictions[:2])},
-            "null_odds.json": odds,
-        }
+        spoken = ["" if odds > threshold else text for text, odds in zip(texts, null_odds)]
+        files = {"predictions.json": dict(zip(ids, spoken)), "null_odds.json": dict(zip(ids, null_odds.tolist()))}
     for name in files:
         if (Path(out) / name).exists():
             raise ValueError(f"{Path(out) / name} is there already: name another folder")
     Path(out).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with durably_written(os.fspath(Path(out) / name)) as stream:
-            stream.write(json.dumps(content, ensure_ascii=False).encode())
+        replace_durably(Path(out) / name, json.dumps(content, ensure_ascii=False).encode())

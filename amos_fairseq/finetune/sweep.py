@@ -31,7 +31,6 @@ from amos_fairseq.finetune.presets import Setting
 from amos_fairseq.finetune.results import RESULT, RUNS, Result
 
 ABOUT, DATA, LOG = "sweep.json", "data", "train.log"
-STOPPED = os.EX_TEMPFAIL  # 75: saved, the same command goes on
 SPLIT = re.compile(r"(train|valid|test)\d*")
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")  # by which srun's tasks find each other
 VALIDATIONS = 10  # of runs whose length is a number of updates, as in LM-BFF
@@ -94,12 +93,11 @@ def plan(out: Path, data: Mapping[int, Path], settings: Sequence[Setting], seeds
 
     data: the task's labelled folder by seed, the same for all unless the data are drawn, too
     """
-    jobs = []
-    for setting in settings:
-        for seed in seeds:
-            task = labelled.read_problem(data[seed]).name
-            jobs.append(Job(task, data[seed], setting, seed, out / RUNS / task / setting.name / f"seed{seed}"))
-    return jobs
+    task = labelled.read_problem(data[seeds[0]]).name
+    return [
+        Job(task, data[seed], setting, seed, out / RUNS / task / setting.name / f"seed{seed}")
+        for setting in settings for seed in seeds
+    ]
 
 
 # One job
@@ -134,9 +132,8 @@ def training_arguments(job: Job, model: Model) -> List[str]:
     }
     if setting.updates:
         interval = max(1, updates // VALIDATIONS)
-        options.update({
-            "validate-interval-updates": interval, "save-interval-updates": interval, "keep-interval-updates": 1
-        })
+        options |= dict.fromkeys(("validate-interval-updates", "save-interval-updates"), interval)
+        options["keep-interval-updates"] = 1
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     switches = ["--maximize-best-checkpoint-metric", "--no-epoch-checkpoints", *PRECISIONS[model.precision]]
     switches += ["--cpu"] * model.cpu + ["--from-scratch"] * model.from_scratch
@@ -163,10 +160,8 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
         if split != "train" and examples.targets is not None:
             scores[split] = kind_of(problem.kind).evaluate(job.data, problem, split, predict(network, examples))
     updates = job.setting.num_updates(num_examples(job.data))
-    seconds = round(time.monotonic() - start, 1)
-    results.write(
-        job.folder, Result(job.task, problem.kind, problem.metrics, job.setting, job.seed, scores, updates, seconds)
-    )
+    made = (scores, updates, round(time.monotonic() - start, 1))
+    results.write(job.folder, Result(job.task, problem.kind, problem.metrics, job.setting, job.seed, *made))
 
 
 def reason_of(job: Job, status: Optional[int]) -> str:
@@ -206,7 +201,7 @@ def carry_out_all(
             for process in [process for process in running if not process.is_alive()]:
                 job, device = running.pop(process)
                 free.append(device)
-                if process.exitcode == STOPPED:
+                if process.exitcode == os.EX_TEMPFAIL:  # saved, the same command goes on
                     stopped = True
                 elif (job.folder / RESULT).exists():
                     if not keep_checkpoints:

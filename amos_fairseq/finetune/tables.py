@@ -8,20 +8,19 @@ JSON (.jsonl)       one object a line
 import csv
 import json
 import math
-import os
 import sys
 from array import array
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.files import durably_written, sha256_of
+from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.finetune import labelled
 from amos_fairseq.finetune.labelled import Examples, Problem
 
-Record = Dict[str, Any]  # by column
+Records = Iterable[Tuple[int, Dict[str, Any]]]  # numbers of lines, and values by column
 
 
 class Table(NamedTuple):
@@ -48,9 +47,11 @@ class Table(NamedTuple):
         def of(column):
             return column and [column[row] for row in rows]
 
-        return self._replace(
-            lines=of(self.lines), texts=of(self.texts), labels=of(self.labels), indices=of(self.indices)
-        )
+        return Table(self.path, *map(of, self[1:5]), self.skipped)
+
+    def parted(self, marks: Sequence[bool]) -> Tuple["Table", "Table"]:
+        """The rows without a mark, and those with one."""
+        return tuple(self.part([row for row, mark in enumerate(marks) if mark == asked]) for asked in (False, True))
 
 
 # Files to rows
@@ -80,9 +81,7 @@ def lines_of(path: Path) -> Iterator[Tuple[int, str]]:
             yield number, line
 
 
-def tab_records(
-    path: Path, header: Optional[Sequence[str]] = None, skipped: Optional[List[int]] = None
-) -> Iterator[Tuple[int, Record]]:
+def tab_records(path: Path, header: Optional[Sequence[str]] = None, skipped: Optional[List[int]] = None) -> Records:
     """Rows of a TSV file.
 
     header: the columns of a file whose first line does not name them
@@ -100,7 +99,7 @@ def tab_records(
             raise ValueError(f"{path}, line {number}: {len(fields)} fields, but {len(header)} columns")
 
 
-def csv_records(path: Path) -> Iterator[Tuple[int, Record]]:
+def csv_records(path: Path) -> Records:
     csv.field_size_limit(sys.maxsize)  # a field may be a book
     reader = csv.reader(decoded_lines(path), strict=True)
     header, number = None, 1
@@ -117,7 +116,7 @@ def csv_records(path: Path) -> Iterator[Tuple[int, Record]]:
         raise ValueError(f"{path}, line {number}: {error}") from None
 
 
-def json_records(path: Path) -> Iterator[Tuple[int, Record]]:
+def json_records(path: Path) -> Records:
     for number, line in lines_of(path):
         try:
             record = json.loads(line)
@@ -128,9 +127,7 @@ def json_records(path: Path) -> Iterator[Tuple[int, Record]]:
         yield number, record
 
 
-READERS: Dict[str, Callable[[Path], Iterator[Tuple[int, Record]]]] = {
-    ".tsv": tab_records, ".txt": tab_records, ".csv": csv_records, ".jsonl": json_records
-}
+READERS = {".tsv": tab_records, ".txt": tab_records, ".csv": csv_records, ".jsonl": json_records}
 
 
 def read(path: Path, texts: Sequence[str], label: Optional[str]) -> Table:
@@ -142,8 +139,8 @@ def read(path: Path, texts: Sequence[str], label: Optional[str]) -> Table:
 
 
 def to_table(
-    path: Path, records: Iterator[Tuple[int, Record]], texts: Sequence[str], label: Optional[str],
-    index: Optional[str] = None, skipped: Sequence[int] = (),
+    path: Path, records: Records, texts: Sequence[str], label: Optional[str], index: Optional[str] = None,
+    skipped: Sequence[int] = (),
 ) -> Table:
     """The named columns of records that were read from `path`. Raises ValueError for a column that is not there."""
     table = Table(path, [], [], label and [], index and [], skipped)
@@ -156,9 +153,13 @@ def to_table(
                 f"its columns are {', '.join(map(str, record))}"[:500]
             )
         table.lines.append(number)
-        table.texts.append(tuple(checked_text(record[name], name, path, number) for name in texts))
+        for name in texts:
+            if not isinstance(record[name], str):
+                raise ValueError(f"{path}, line {number}: {name} is {json.dumps(record[name])}, not a text")
+        table.texts.append(tuple(record[name] for name in texts))
         if label:
-            table.labels.append(label_text(record[label]))
+            value = record[label]  # JSON's numbers and words as they are written there
+            table.labels.append(value.strip() if isinstance(value, str) else "" if value is None else json.dumps(value))
         if index:
             table.indices.append(record[index])
     if not table.lines:
@@ -166,27 +167,11 @@ def to_table(
     return table
 
 
-def checked_text(value: Any, column: str, path: Path, number: int) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{path}, line {number}: {column} is {json.dumps(value)}, not a text")
-    return value
-
-
-def label_text(value: Any) -> str:
-    """JSON's numbers and words as they are written there."""
-    return value.strip() if isinstance(value, str) else "" if value is None else json.dumps(value)
-
-
 # Rows to examples
 
 
-class Encoded(NamedTuple):
-    examples: Examples
-    truncated: int  # examples that were longer
-
-
-def encode(table: Table, tokenizer: Tokenizer, max_length: int, targets: Optional[np.ndarray]) -> Encoded:
-    """Sequences of at most `max_length` tokens, special tokens included; see `truncate`."""
+def encode(table: Table, tokenizer: Tokenizer, max_length: int, targets: Optional[np.ndarray]) -> Tuple[Examples, int]:
+    """Sequences of at most `max_length` tokens, special tokens included; how many were longer, see `truncate`."""
     tokens, lengths, truncated = array("i"), [], 0
     for texts in table.texts:
         parts = [tokenizer.encode(text) for text in texts]
@@ -195,7 +180,7 @@ def encode(table: Table, tokenizer: Tokenizer, max_length: int, targets: Optiona
         sequence = tokenizer.sequence(*truncate(parts, room))
         tokens.extend(sequence)
         lengths.append(len(sequence))
-    return Encoded(Examples(np.array(tokens, dtype=np.int32), np.array(lengths), targets), truncated)
+    return Examples(np.array(tokens, dtype=np.int32), np.array(lengths), targets), truncated
 
 
 def truncate(parts: Sequence[List[int]], room: int) -> List[List[int]]:
@@ -254,18 +239,16 @@ def write(
     Beside the splits, <split>.json lists what predictions are filed under, where the file has its own indices.
     """
     encoded = {split: encode(table, tokenizer, max_length, targets[split]) for split, table in tables.items()}
-    found = {
-        "examples": {split: len(table.lines) for split, table in tables.items()},
-        "truncated": {split: encoded[split].truncated for split in tables},
-        "skipped": {split: list(table.skipped) for split, table in tables.items()},
-    }
-    problem.about.update(found)
+    problem.about.update(
+        examples={split: len(table.lines) for split, table in tables.items()},
+        truncated={split: truncated for split, (_, truncated) in encoded.items()},
+        skipped={split: list(table.skipped) for split, table in tables.items()},
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for split, table in tables.items():
         if table.indices is not None:
-            with durably_written(os.fspath(folder / f"{split}.json")) as stream:
-                stream.write(json.dumps(table.indices).encode())
-    labelled.write(folder, problem, {split: part.examples for split, part in encoded.items()})
+            replace_durably(folder / f"{split}.json", json.dumps(table.indices).encode())
+    labelled.write(folder, problem, {split: examples for split, (examples, _) in encoded.items()})
     return problem
 
 
@@ -285,6 +268,6 @@ def source_of(files: Mapping[str, Path], tokenizer: Tokenizer, max_length: int, 
     for path in files.values():
         check_exists(Path(path))
     return {
-        "files": {split: sha256_of(os.fspath(path)) for split, path in files.items()},
+        "files": {split: sha256_of(path) for split, path in files.items()},
         "vocabulary": tokenizer.sha256, "max_length": max_length, **options,
     }

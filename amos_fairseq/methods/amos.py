@@ -12,29 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import (
-    DetectionConfig,
-    PretrainingBatch,
-    PretrainingMethod,
-    Vocabulary,
-    accuracy,
-)
+from amos_fairseq.methods.base import DetectionConfig, PretrainingBatch, PretrainingMethod, Vocabulary, accuracy
 from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR
 from amos_fairseq.methods.stages import Proposals
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
-from amos_fairseq.ops import (
-    SPARSE_TEMPERATURE,
-    MaskedLMReading,
-    Noise,
-    full_precision,
-    gradient_reversal,
-    gumbel_noise,
-    straight_through_gumbel_softmax,
-)
+from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, MASKED_LM, RTD, ByRun, Quantity
 
@@ -151,7 +138,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
             self.mixture_head = nn.Linear(dim, 1, bias=False)
             nn.init.normal_(self.mixture_head.weight, std=0.02)
         # The mixture's gradient needs the few tokens that hold the soft sample, where it is peaked enough.
-        self.lists_candidates = self.mixture_head is not None and config.gumbel_temperature <= SPARSE_TEMPERATURE
+        self.lists_candidates = self.mixture_head is not None and config.gumbel_temperature <= ops.SPARSE_TEMPERATURE
 
     def forward(self, batch: PretrainingBatch) -> AmosOutput:
         hidden = self.generate(batch)
@@ -193,7 +180,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         if fixed is not None:
             return hidden.new_tensor(fixed, dtype=torch.float32).expand(masked, depths)
         if self.config.mixture == "random_layer":  # one depth per selected position
-            drawn = gumbel_noise(self.sampling_noise(batch, stream=1), depths).argmax(dim=-1)
+            drawn = ops.gumbel_noise(self.sampling_noise(batch, stream=1), depths).argmax(dim=-1)
             return F.one_hot(drawn, depths).float()
         if self.config.mixture == "layer_switch":  # shallow to deep in equal parts of the run (Sec. 5.1)
             part = min(depths - 1, depths * self.num_updates // max(1, self.total_updates))
@@ -211,16 +198,10 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         held = full_precision(held)
         return torch.einsum("mg,gme->me", mixture_weights.to(held.dtype), held)
 
-    def sample(
-        self, projected: Tensor, mixture_weights: Tensor, mlm_targets: Tensor, noise: Noise
-    ) -> MaskedLMReading:
+    def sample(self, projected: Tensor, mixture_weights: Tensor, mlm_targets: Tensor, noise: Noise) -> MaskedLMReading:
         """Losses of (G, M, E) projected states by depth, and draws from their mixture, in one pass over the logits."""
         return self.mlm_head.read(
-            projected.transpose(0, 1),
-            mlm_targets,
-            weights=mixture_weights,
-            excluded=self.excluded_tokens,
-            noise=noise,
+            projected.transpose(0, 1), mlm_targets, weights=mixture_weights, excluded=self.excluded_tokens, noise=noise,
             temperature=self.config.gumbel_temperature,
             candidates=self.lists_candidates and mixture_weights.requires_grad,
         )
@@ -236,15 +217,9 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         table = self.encoder.token_embeddings
         embeddings = table(corruption.corrupted_tokens)
         if mixed.requires_grad:
-            embeddings = straight_through_gumbel_softmax(
-                embeddings,
-                gradient_reversal(mixed),
-                table.weight,
-                self.mlm_head.bias,
-                batch.masked_index,
-                noise,
-                self.config.gumbel_temperature,
-                masked_lm.candidates if self.lists_candidates else None,
+            embeddings = ops.straight_through_gumbel_softmax(
+                embeddings, ops.gradient_reversal(mixed), table.weight, self.mlm_head.bias, batch.masked_index, noise,
+                self.config.gumbel_temperature, masked_lm.candidates if self.lists_candidates else None,
                 self.excluded_tokens,
             )
         hidden, layers = self.encoder.begin(embeddings, batch.padding_mask)
@@ -270,10 +245,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         return {**statistics, **self.detection_statistics(output.rtd_logits, output.corruption, batch)}
 
     quantities = {
-        **MASKED_LM,
-        **GENERATOR,
-        **RTD,
-        **DETECTION,
+        **MASKED_LM, **GENERATOR, **RTD, **DETECTION,
         "mixture_weight": Quantity("mean mixture weight", "weights sum to 1"),
         "candidate_tail": Quantity("share of the soft draw without gradient", of_course=True),
     }
@@ -308,10 +280,6 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
     def masked_lm_encoder(self) -> Encoder:
         return self.generators[-1]
 
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head
-
     def networks(self) -> Dict[str, Encoder]:
         """Of separate generators one for each depth."""
         if not self.config.separate_generators:
@@ -331,10 +299,9 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         """One for each depth, as if the mixture were that depth."""
         projected = self.mlm_head.project(self.generate(batch))
         depths, masked, _ = projected.shape
-        originals = batch.at_masked(batch.original_tokens)
         found = {}
         for index, name in enumerate(self.config.depth_names()):
             alone = F.one_hot(torch.full((masked,), index), depths).float()
-            sampled = self.sample(projected, alone, originals, self.sampling_noise(batch)).sampled
+            sampled = self.sample(projected, alone, batch.mlm_targets, self.sampling_noise(batch)).sampled
             found[f"layer {name}"] = corrupt(batch.original_tokens, batch.masked_positions, sampled)
         return found

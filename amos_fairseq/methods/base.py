@@ -22,6 +22,7 @@ from amos_fairseq.modules.relative_position import BUCKETINGS
 from amos_fairseq.objectives import VALID, WORDS, LossTerm, Mean
 from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check, option
+from amos_fairseq.pooled import Pooled, ranking, similarity, spread
 from amos_fairseq.quantities import Plan, Quantity
 from amos_fairseq.random import mixed_seed
 
@@ -29,10 +30,7 @@ from amos_fairseq.random import mixed_seed
 ENCODER_SIZES = {
     "tiny": dict(encoder_layers=2, encoder_embed_dim=128, encoder_ffn_embed_dim=512, encoder_attention_heads=4),
     "small": dict(
-        encoder_layers=12,
-        encoder_embed_dim=256,
-        encoder_ffn_embed_dim=1024,
-        encoder_attention_heads=4,
+        encoder_layers=12, encoder_embed_dim=256, encoder_ffn_embed_dim=1024, encoder_attention_heads=4,
         token_embed_dim=128,
     ),
     "base": dict(encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072, encoder_attention_heads=12),
@@ -98,19 +96,11 @@ class PretrainingConfig:
     def encoder_config(self, vocabulary: "Vocabulary", **changes) -> EncoderConfig:
         """The encoder's shape; `changes` make a generator's shape of it."""
         values = dict(
-            vocab_size=vocabulary.size,
-            padding_idx=vocabulary.padding,
-            layers=self.encoder_layers,
-            dim=self.encoder_embed_dim,
-            heads=self.encoder_attention_heads,
-            ffn_dim=self.encoder_ffn_embed_dim,
-            embedding_dim=self.token_embed_dim or self.encoder_embed_dim,
-            max_positions=self.max_positions,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            activation_dropout=self.activation_dropout,
-            rel_pos_buckets=self.rel_pos_buckets,
-            rel_pos_max_distance=self.rel_pos_max_distance,
+            vocab_size=vocabulary.size, padding_idx=vocabulary.padding, layers=self.encoder_layers,
+            dim=self.encoder_embed_dim, heads=self.encoder_attention_heads, ffn_dim=self.encoder_ffn_embed_dim,
+            embedding_dim=self.token_embed_dim or self.encoder_embed_dim, max_positions=self.max_positions,
+            dropout=self.dropout, attention_dropout=self.attention_dropout, activation_dropout=self.activation_dropout,
+            rel_pos_buckets=self.rel_pos_buckets, rel_pos_max_distance=self.rel_pos_max_distance,
             rel_pos_bucketing=self.rel_pos_bucketing,
         )
         return EncoderConfig(**{**values, **changes})
@@ -420,13 +410,43 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
             "sampled_accuracy": accuracy(sampled_tokens, batch.mlm_targets),
         }
 
+    def words(self, batch: PretrainingBatch) -> Tensor:
+        """(B, T) bool, the positions that can be masked: neither padding nor special tokens."""
+        return batch.valid_positions & ~self.excluded_tokens[batch.original_tokens]
+
     def detection_statistics(
         self, rtd_logits: Tensor, corruption: Corruption, batch: PretrainingBatch
     ) -> Dict[str, Mean]:
-        """`detection_accuracy` of (B, T) logits, positive = original; in validation `detection_auc`, too."""
-        detection = (rtd_logits, corruption, batch.valid_positions)
-        auc = {} if self.training else {"rtd_auc": detection_auc(*detection)}
-        return {**detection_accuracy(*detection), **auc}
+        """`detection_accuracy` of (B, T) logits, positive = original."""
+        return detection_accuracy(rtd_logits, corruption, batch.valid_positions, self.words(batch))
+
+    def count_tokens(self, corruption: Corruption, batch: PretrainingBatch) -> Tensor:
+        """(2, V) how often each token stands at a word's position as the original, and as a replacement."""
+        words, vocabulary = self.words(batch), len(self.excluded_tokens)
+        kinds = corruption.corrupted_tokens[words] + vocabulary * corruption.replaced_positions[words]
+        return kinds.new_zeros(2 * vocabulary).index_add_(0, kinds, torch.ones_like(kinds)).view(2, vocabulary)
+
+    def validation_statistics(
+        self, output: Output, batch: PretrainingBatch, token_counts: Tensor
+    ) -> Dict[str, Pooled]:
+        """What validation logs beside `statistics`, of the whole validation set.
+
+        rtd_auc_words     detection AUC over words: <s> and </s>, which are never replaced, are easily told
+        rtd_auc_all       over all positions
+        rtd_auc_identity  of words by their token alone, from `token_counts` (2, V) of training, see `count_tokens`
+        hidden_cosine, hidden_rank   how alike the encoder's last hidden states of words are, the text being uncorrupted
+        """
+        words, statistics = self.words(batch), {}
+        logits, valid = self.judged_logits(output), batch.valid_positions
+        if logits is not None:
+            corrupted, replaced = output.corruption
+            statistics = {
+                "rtd_auc_words": ranking(logits[words], replaced[words]),
+                "rtd_auc_all": ranking(logits[valid], replaced[valid]),
+                "rtd_auc_identity": ranking(identity_logits(token_counts)[corrupted[words]], replaced[words]),
+            }
+        hidden = self.encoder(batch.original_tokens, batch.padding_mask)[words]
+        return {**statistics, "hidden_cosine": similarity(hidden), "hidden_rank": spread(hidden)}
 
     def network_flops(self, network: Encoder, tokens: int, length: int, queries: Optional[int] = None) -> int:
         return encoder_flops(network.config, tokens, length, len(network.layers), queries)
@@ -456,13 +476,13 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
 
     @property
     def encoder_lm_head(self) -> Optional[nn.Module]:
-        """The language model on the encoder itself, of which prompts ask."""
-        return None
+        """The language model on the encoder itself, of which prompts ask: `mlm_head`, unless the class says None."""
+        return None if self.encoder_lm_head_class is None else self.mlm_head
 
     @property
     def detection_head(self) -> Optional[DetectionHead]:
-        """The head on the encoder itself that detects replaced tokens, positive = original."""
-        return None
+        """The head on the encoder itself that detects replaced tokens, positive = original: `rtd_head`, if any."""
+        return getattr(self, "rtd_head", None)
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         """(B, T): how original each token of a text as it stands looks to the encoder, positive = original.
@@ -507,14 +527,10 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
         config = self.config
         dim = config.generator_embed_dim or config.encoder_embed_dim
         generator_config = config.encoder_config(
-            vocabulary,
-            layers=config.generator_layers or config.encoder_layers,
-            dim=dim,
+            vocabulary, layers=config.generator_layers or config.encoder_layers, dim=dim,
             heads=max(1, dim // HEAD_WIDTH) if config.generator_embed_dim else config.encoder_attention_heads,
-            ffn_dim=4 * dim if config.generator_embed_dim else config.encoder_ffn_embed_dim,
-            dropout=dropout,
-            attention_dropout=dropout,
-            activation_dropout=0.0,
+            ffn_dim=4 * dim if config.generator_embed_dim else config.encoder_ffn_embed_dim, dropout=dropout,
+            attention_dropout=dropout, activation_dropout=0.0,
         )
         self.generator = Encoder(generator_config, token_embeddings)
         self.mlm_head = MaskedLMHead(dim, token_embeddings)
@@ -551,6 +567,9 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
     def reference_flops(self, length: int) -> float:
         """ELECTRA's: also a detection head on the encoder."""
         return super().reference_flops(length) + reference.detection_head(self.encoder.config)
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
 
     def generator_flops(self, tokens: int, length: int, masked: int) -> int:
         """Of one forward pass of the generator and its head."""
@@ -598,27 +617,33 @@ def accuracy(predictions: Tensor, targets: Tensor) -> Mean:
     return Mean((predictions == targets).sum(), targets.numel())
 
 
-def detection_accuracy(rtd_logits: Tensor, corruption: Corruption, valid_positions: Tensor) -> Dict[str, Mean]:
-    """Share of positions replaced, and detection accuracy on original and on replaced positions (threshold 1/2)."""
+def detection_accuracy(
+    rtd_logits: Tensor, corruption: Corruption, valid_positions: Tensor, words: Tensor
+) -> Dict[str, Mean]:
+    """Share of positions replaced, and detection accuracy on original and on replaced positions (threshold 1/2).
+
+    Of original positions also those that are `words` (B, T) bool, as all replaced ones are.
+    """
     replaced = corruption.replaced_positions
     original = valid_positions & ~replaced
     called_original = rtd_logits > 0
+
+    def accuracy_original(where: Tensor) -> Mean:
+        return Mean((called_original & original & where).sum(), (original & where).sum())
+
     return {
         "replaced_share": Mean(replaced.sum(), valid_positions.sum()),
-        "rtd_accuracy_original": Mean((called_original & original).sum(), original.sum()),
+        "rtd_accuracy_original_words": accuracy_original(words),
+        "rtd_accuracy_original_all": accuracy_original(valid_positions),
         "rtd_accuracy_replaced": Mean((~called_original & replaced).sum(), replaced.sum()),
     }
 
 
-def detection_auc(rtd_logits: Tensor, corruption: Corruption, valid_positions: Tensor) -> Mean:
-    """Area under the ROC curve: the share of (original, replaced) pairs of the batch that the logits rank rightly.
+def identity_logits(token_counts: Tensor) -> Tensor:
+    """(V,) how likely each token is the original, from its counts (2, V) as the original and as a replacement.
 
-    `count` is the number of pairs, so that batches are weighed by what they say. Ties count half.
+    log odds of (count + prior) / (sum of both + 1), where the prior is the share over all tokens: that of a new one.
     """
-    replaced = corruption.replaced_positions[valid_positions]
-    logits = rtd_logits[valid_positions].double()
-    values, inverse = logits.unique(return_inverse=True)
-    originals = torch.zeros_like(values).index_add_(0, inverse, (~replaced).double())
-    replacements = torch.zeros_like(values).index_add_(0, inverse, replaced.double())
-    replacements_below = replacements.cumsum(0) - replacements / 2
-    return Mean((originals * replacements_below).sum(), originals.sum() * replacements.sum())
+    totals = token_counts.sum(dim=1, dtype=torch.double) + 0.5
+    originals, replaced = token_counts + (totals / totals.sum())[:, None]
+    return originals.log() - replaced.log()

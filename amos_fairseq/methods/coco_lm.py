@@ -13,44 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
-from amos_fairseq.methods.base import (
-    GeneratorConfig,
-    GeneratorMethod,
-    PretrainingBatch,
-    Vocabulary,
-    accuracy,
-)
+from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, PretrainingBatch, Vocabulary, accuracy
 from amos_fairseq.methods.continuation import load_generator
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import CorrectionHead, DetectionHead, ProjectionHead
-from amos_fairseq.objectives import (
-    LossTerm,
-    Mean,
-    clm_loss,
-    corrected_tokens,
-    cosines,
-    mlm_loss,
-    rtd_loss,
-    scl_loss,
-)
-from amos_fairseq.ops import (
-    LinearReading,
-    MaskedLMReading,
-    Noise,
-    full_precision,
-    linear_logits,
-    masked_lm,
-    read_linear,
-    rows_of_others,
-)
+from amos_fairseq.objectives import LossTerm, Mean, clm_loss, corrected_tokens, cosines, mlm_loss, rtd_loss, scl_loss
+from amos_fairseq.ops import LinearReading, MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import NOT_NEGATIVE, POSITIVE, SHARE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, ByRun, Overlay, Quantity
-
-CLM_ABLATIONS = ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens")
 
 
 @dataclass
@@ -92,7 +67,7 @@ class CocoLMConfig(GeneratorConfig):
                 f"output_bias_init {self.output_bias_init} is of a generator that is trained: leave it out, or both "
                 "generator_checkpoint and random_replacements"
             )
-        for name in CLM_ABLATIONS:
+        for name in ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens"):
             if getattr(self, name) and not self.clm_weight:
                 raise ValueError(f"{name} changes nothing with clm_weight {self.clm_weight}: leave one out")
         for name in ("clm_without_stop_gradient", "clm_all_tokens"):
@@ -225,10 +200,10 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         tokens = (batch.original_tokens, corruption.corrupted_tokens)
         originals, corrupted = (self.at_corrected(x, batch) for x in tokens)
         output_layer = self.clm_head.output_layer(self.at_corrected(hidden, batch))
-        lm = read_linear(*output_layer)
-        log_lm = linear_logits(*output_layer, originals) - lm.logsumexp
+        lm = ops.read_linear(*output_layer)
+        log_lm = ops.linear_logits(*output_layer, originals) - lm.logsumexp
         with torch.no_grad():
-            return Correction(log_lm, lm, linear_logits(*output_layer, corrupted))
+            return Correction(log_lm, lm, ops.linear_logits(*output_layer, corrupted))
 
     def at_corrected(self, x: Tensor, batch: PretrainingBatch) -> Tensor:
         """(B, T, ...) -> (M or B * T, ...): the rows that the language model corrects."""
@@ -262,11 +237,9 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         if config.clm_without_copy:
             return LossTerm(-output.correction.log_lm.sum(), len(batch.masked_index), config.clm_weight)
         return clm_loss(
-            output.correction.log_lm,
-            self.at_corrected(output.rtd_logits, batch),
+            output.correction.log_lm, self.at_corrected(output.rtd_logits, batch),
             ~self.at_corrected(output.corruption.replaced_positions, batch),
-            stop_gradient=not config.clm_without_stop_gradient,
-            weight=config.clm_weight,
+            stop_gradient=not config.clm_without_stop_gradient, weight=config.clm_weight,
             valid_positions=batch.valid_positions.flatten() if config.clm_all_tokens else None,
         )
 
@@ -278,7 +251,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         if not self.config.scl_gather or not self.training:
             return None
         views = torch.cat(sequence_views)
-        return rows_of_others(views[:0] if batch.stand_in else views)
+        return ops.rows_of_others(views[:0] if batch.stand_in else views)
 
     def statistics(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
         """Copying is right where detection is; the language model's accuracy is that of the whole of p_LM (Fig. 8)."""
@@ -310,8 +283,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         }
 
     quantities = {
-        **GENERATOR,
-        **RTD,
+        **GENERATOR, **RTD,
         "clm": Quantity("corrective LM loss", "nats per masked token", LOWER),
         "scl": Quantity("contrastive loss", "nats per sequence", LOWER),
         **DETECTION,
@@ -331,7 +303,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
             "COCO-LM: copying and correction",
             "COCO-LM Fig. 8. Copying is detection; correction is the language model with its copy mechanism. Look for "
             "originals near 100 % while replaced tokens rise; an all-token LM without copying stays behind on both.",
-            ("rtd_accuracy_replaced", "rtd_accuracy_original", "clm_accuracy_replaced", "clm_accuracy_original"),
+            ("rtd_accuracy_replaced", "rtd_accuracy_original_words", "clm_accuracy_replaced", "clm_accuracy_original"),
             needs="clm_accuracy_replaced",
         ),
     }
@@ -382,16 +354,10 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     def encoder_lm_head(self) -> Optional[CorrectionHead]:
         return self.clm_head
 
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head
-
     def proposals(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
         return {} if self.config.random_replacements else super().proposals(output, batch)
 
-    def details(
-        self, output: CocoLMOutput, batch: PretrainingBatch, words: Words
-    ) -> Dict[str, List[CorrectionDetail]]:
+    def details(self, output: CocoLMOutput, batch: PretrainingBatch, words: Words) -> Dict[str, List[CorrectionDetail]]:
         """p_LM(x) = 1[x = corrupted] p_copy + (1 - p_copy) softmax(lm)[x], all x  (Sec. 3.3)."""
         if self.clm_head is None:
             return {}
@@ -405,10 +371,8 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         corrected.scatter_add_(1, output.sampled_tokens[:, None], copy[:, None])
         return {"correction": [
             CorrectionDetail(
-                None if self.config.clm_without_copy else copy[row].item(),
-                words.likeliest(language_model[row]),
-                *words.likeliest(corrected[row], 1),
-                words.of_original(row, corrected[row]),
+                None if self.config.clm_without_copy else copy[row].item(), words.likeliest(language_model[row]),
+                *words.likeliest(corrected[row], 1), words.of_original(row, corrected[row]),
             )
             for row in range(len(copy))
         ]}
@@ -419,7 +383,7 @@ def draw_evenly(excluded_tokens: Tensor, noise: Noise) -> Tensor:
     hidden = torch.zeros(len(noise.rows), 1, device=noise.rows.device)
     table = hidden.new_zeros(len(excluded_tokens), 1)
     targets = noise.rows.new_zeros(len(noise.rows))
-    return masked_lm(hidden, table, table.squeeze(1), targets, excluded=excluded_tokens, noise=noise).sampled
+    return ops.masked_lm(hidden, table, table.squeeze(1), targets, excluded=excluded_tokens, noise=noise).sampled
 
 
 def cosine_statistics(views: SequenceViews) -> Dict[str, Mean]:

@@ -115,8 +115,7 @@ def fits(method: "PretrainingMethod", wanted: Mapping[str, Tensor], found: Mappi
 def check_same_shapes(
     network: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, remedy: str
 ) -> None:
-    difference = first_difference(wanted, found)
-    if difference:
+    if difference := first_difference(wanted, found):
         raise ValueError(
             f"{source} does not hold the {network} that the options describe: {difference}; set {remedy} as in that run"
         )

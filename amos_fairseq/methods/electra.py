@@ -9,12 +9,7 @@ from typing import Dict, NamedTuple
 from torch import Tensor
 
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import (
-    GeneratorConfig,
-    GeneratorMethod,
-    PretrainingBatch,
-    Vocabulary,
-)
+from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, PretrainingBatch, Vocabulary
 from amos_fairseq.modules.heads import DetectionHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
 from amos_fairseq.ops import MaskedLMReading
@@ -69,10 +64,3 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
         }
 
     quantities = {**GENERATOR, **RTD, **DETECTION}
-
-    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
-
-    @property
-    def detection_head(self) -> DetectionHead:
-        return self.rtd_head

@@ -25,7 +25,6 @@ class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
         "arXiv:1810.04805"
     )
     short_name = "bert"
-    config_class = PretrainingConfig
     encoder_lm_head_class = MaskedLMHead
     masking = (0.8, 0.1, 0.1)
 
@@ -47,7 +46,3 @@ class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.network_flops(self.encoder, tokens, length, masked) + self.head_flops(self.mlm_head, masked)
-
-    @property
-    def encoder_lm_head(self) -> MaskedLMHead:
-        return self.mlm_head

@@ -13,12 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import (
-    PretrainingBatch,
-    SharedGeneratorConfig,
-    SharedGeneratorMethod,
-    Vocabulary,
-)
+from amos_fairseq.methods.base import PretrainingBatch, SharedGeneratorConfig, SharedGeneratorMethod, Vocabulary
 from amos_fairseq.methods.stages import Words
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, check_partition, level_targets, mlm_loss, quality_levels, tqr_loss
@@ -161,12 +156,8 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""
         config = self.config
         codes = quality_levels(
-            masked_lm.margins,
-            masked_lm.ranks[:, 0],
-            masked_lm.sampled != batch.mlm_targets,
-            config.tqr_partition,
-            config.tqr_top,
-            config.tqr_buffer,
+            masked_lm.margins, masked_lm.ranks[:, 0], masked_lm.sampled != batch.mlm_targets, config.tqr_partition,
+            config.tqr_top, config.tqr_buffer,
         )
         return torch.full_like(batch.original_tokens, 2 * self.levels).masked_scatter(batch.masked_positions, codes)
 
@@ -178,13 +169,8 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         return {
             "mlm": mlm_loss(output.masked_lm),
             "tqr": tqr_loss(
-                output.quality_scores,
-                output.level_thresholds,
-                output.level_codes,
-                positions,
-                0.0 if warming_up else config.level_weight,
-                weight,
-                over,
+                output.quality_scores, output.level_thresholds, output.level_codes, positions,
+                0.0 if warming_up else config.level_weight, weight, over,
             ),
         }
 
@@ -224,13 +210,9 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         ),
         "level_thresholds": ByRun(
             "PEER: thresholds of the quality levels",
-            "The scores that part the levels (Eq. 3); they stay in order by construction.",
-            ("level_threshold",),
+            "The scores that part the levels (Eq. 3); they stay in order by construction.", ("level_threshold",),
         ),
     }
-
-    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         scores = self.tqr_head(self.encoder(tokens, padding_mask))

@@ -13,13 +13,7 @@ from torch import Tensor, nn
 
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import (
-    ENCODER_SIZES,
-    JudgingConfig,
-    PretrainingBatch,
-    PretrainingMethod,
-    Vocabulary,
-)
+from amos_fairseq.methods.base import ENCODER_SIZES, JudgingConfig, PretrainingBatch, PretrainingMethod, Vocabulary
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, critic_loss, mlm_loss
 from amos_fairseq.ops import MaskedLMReading, Noise, linear_logsumexp, soft_embedding, straight_through_gumbel_softmax
@@ -125,12 +119,7 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
             mixtures = soft_embedding(projected, *output_layer, noise, config.gumbel_temperature, excluded)
             embeddings = embeddings.flatten(0, 1).index_copy(0, batch.masked_index, mixtures).view_as(embeddings)
         return straight_through_gumbel_softmax(
-            embeddings,
-            projected,
-            *output_layer,
-            batch.masked_index,
-            noise,
-            config.gumbel_temperature,
+            embeddings, projected, *output_layer, batch.masked_index, noise, config.gumbel_temperature,
             excluded=excluded,
         )
 
@@ -185,10 +174,6 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         return self.criticize(self.encoder.token_embeddings(tokens), padding_mask)
-
-    @property
-    def encoder_lm_head(self) -> MaskedLMHead:
-        return self.mlm_head
 
     def judged_logits(self, output: ScriptOutput) -> Tensor:
         return output.critic_logits

@@ -124,8 +124,7 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         mws_hidden, candidate_embeddings = self.select(mws_states, candidate_tokens, batch)
         rtd_logits = self.rtd_head(rtd_states) if self.rtd_head is not None else None
         return TeamsOutput(
-            masked_lm, sampled_tokens, candidate_tokens, corruption, mws_hidden, candidate_embeddings,
-            rtd_logits,
+            masked_lm, sampled_tokens, candidate_tokens, corruption, mws_hidden, candidate_embeddings, rtd_logits
         )
 
     def candidates(self, batch: PretrainingBatch) -> Optional[Look]:
@@ -155,7 +154,7 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         hidden, layers = encoder.begin(encoder.token_embeddings(tokens), padding_mask)
         trunk = layers.run(hidden, stop=trunk_depth)
         exported = layers.run(trunk, start=trunk_depth)
-        other = exported if self.branch_layer is None else layers.run_other(self.branch_layer, trunk)
+        other = exported if self.branch_layer is None else self.branch_layer(trunk, layers.attention_bias)
         return (exported, other) if self.config.exported_branch == "mws" else (other, exported)
 
     def select(
@@ -186,8 +185,7 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         return statistics
 
     quantities = {
-        **GENERATOR,
-        **RTD,
+        **GENERATOR, **RTD,
         "mws": Quantity("word selection loss", "nats per masked token", LOWER),
         **DETECTION,
         "mws_accuracy": Quantity("word selection accuracy", "% of masked tokens", HIGHER),

@@ -1,7 +1,9 @@
 """Each method as a fairseq model, and each of its sizes as an architecture `<name>_<size>`."""
 
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from omegaconf import OmegaConf
@@ -9,6 +11,8 @@ from omegaconf import OmegaConf
 from amos_fairseq.methods import METHODS, build, for_each_method, size_options
 from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingBatch
 from amos_fairseq.modules.encoder import compile_layers
+
+WORDS_COUNTED = 1000  # words for each token of the vocabulary, after which counts are halved
 
 
 class PretrainingModel(BaseFairseqModel):
@@ -19,6 +23,18 @@ class PretrainingModel(BaseFairseqModel):
     def __init__(self, method):
         super().__init__()
         self.method = method
+        # (2, V) of the run, not of its networks: see `PretrainingMethod.count_tokens`
+        self.register_buffer("token_counts", torch.zeros(2, len(method.excluded_tokens), dtype=torch.long))
+
+    def add_token_counts(self, counts: torch.Tensor) -> None:
+        """Of one update. All are halved as they become many, for an old generator's draws say little."""
+        self.token_counts += counts.to(self.token_counts)
+        self.token_counts >>= (self.token_counts.sum() > WORDS_COUNTED * self.token_counts.size(1)).long()
+
+    def upgrade_state_dict(self, state_dict):
+        """A checkpoint of before tokens were counted has none."""
+        super().upgrade_state_dict(state_dict)
+        state_dict.setdefault("token_counts", torch.zeros_like(self.token_counts))
 
     @classmethod
     def build_model(cls, cfg, task):
@@ -46,14 +62,10 @@ class PretrainingModel(BaseFairseqModel):
         return self.method.config.max_positions
 
 
-def _preset(options: dict):
+def _preset(options: dict, args) -> None:
     """An architecture: options that were not given get the size's values."""
-
-    def fill_in(args) -> None:
-        for key, value in options.items():
-            setattr(args, key, getattr(args, key, value))
-
-    return fill_in
+    for key, value in options.items():
+        setattr(args, key, getattr(args, key, value))
 
 
 @for_each_method
@@ -63,4 +75,4 @@ def _register(name: str) -> None:
     model = type(f"{method.__name__}Model", (PretrainingModel,), {"method_name": name})
     register_model(name, dataclass=config)(model)
     for size in ENCODER_SIZES:
-        register_model_architecture(name, f"{name}_{size}")(_preset(size_options(name, size)))
+        register_model_architecture(name, f"{name}_{size}")(partial(_preset, size_options(name, size)))

@@ -10,19 +10,6 @@ from torch.nn.attention import SDPBackend
 from amos_fairseq.modules.queries import Queries
 
 
-def materialised_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
-) -> Tensor:
-    """The meaning of `F.scaled_dot_product_attention`: softmax(query key^T / sqrt(D) + attn_mask) value, in float32.
-
-    query, key, value: (B, H, T, D)   attn_mask: broadcasts to (B, H, T, T)
-    """
-    scores = (query @ key.transpose(-2, -1)).float() * query.size(-1) ** -0.5
-    if attn_mask is not None:
-        scores = scores + attn_mask
-    return F.dropout(scores.softmax(-1), dropout_p).to(value.dtype) @ value
-
-
 def aligned(attention_bias: Tensor) -> Tensor:
     """The same values in the layout that CUDA's memory-efficient kernel reads.
 
@@ -56,9 +43,7 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None) -> Tensor:
         """hidden: (B, T, C)   attention_bias: (1 or B, 1 or H, T, T), -inf where a key is hidden   ->   (B, T, C)
 
         With `queries` only they ask, of the same keys and values: (M, C).

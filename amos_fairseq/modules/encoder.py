@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amos_fairseq.modules.attention import SelfAttention, aligned
-from amos_fairseq.modules.embeddings import InputEmbeddings
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS, RelativePositionBias
@@ -53,6 +52,26 @@ class EncoderConfig:
         return self.embedding_dim or self.dim
 
 
+class InputEmbeddings(nn.Module):
+    """Adds learned absolute positions 0..T-1, LayerNorm, dropout, and a projection if the table has another width."""
+
+    def __init__(self, max_positions: int, embedding_dim: int, dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.positions = nn.Embedding(max_positions, embedding_dim)
+        self.layer_norm = nn.LayerNorm(embedding_dim, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(embedding_dim, dim) if embedding_dim != dim else nn.Identity()
+
+    def forward(self, token_embeddings: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """token_embeddings: (B, T, E)   padding_mask: (B, T) bool, zero in the result   ->   (B, T, C)"""
+        length, max_positions = token_embeddings.size(1), self.positions.num_embeddings
+        if length > max_positions:
+            raise ValueError(f"input of {length} tokens exceeds max_positions {max_positions}: truncate or raise it")
+        hidden = self.layer_norm(token_embeddings + self.positions.weight[:length])
+        hidden = self.projection(self.dropout(hidden))
+        return hidden if padding_mask is None else hidden.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+
+
 class EncoderLayer(nn.Module):
     """x = LN(x + drop(attention(x)));  x = LN(x + drop(fc2(drop(gelu(fc1(x))))))"""
 
@@ -66,9 +85,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
-    def forward(
-        self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); with `queries` their rows (M, C) of it, and no others are computed."""
         attended = self.self_attn(hidden, attention_bias, queries)
         if queries is not None:
@@ -95,10 +112,6 @@ class LayerRun(NamedTuple):
         for layer in layers if at is None else layers[:-1]:
             hidden = layer(hidden, self.attention_bias)
         return hidden if at is None else layers[-1](hidden, self.attention_bias, at)
-
-    def run_other(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
-        """A layer that is none of the encoder's, but of its shape."""
-        return layer(hidden, self.attention_bias)
 
 
 def compile_layers(network: nn.Module, **options) -> None:
@@ -137,10 +150,7 @@ class Encoder(nn.Module):
         self.relative_position_bias = None
         if config.rel_pos_buckets:
             self.relative_position_bias = RelativePositionBias(
-                config.rel_pos_buckets,
-                config.heads,
-                config.rel_pos_max_distance,
-                config.max_positions,
+                config.rel_pos_buckets, config.heads, config.rel_pos_max_distance, config.max_positions,
                 config.rel_pos_bucketing,
             )
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
@@ -179,15 +189,10 @@ class Encoder(nn.Module):
         hidden = self.embeddings(token_embeddings, padding_mask)
         return hidden, LayerRun(self.layers, self.attention_bias(padding_mask, hidden.size(1)))
 
-    def attention_bias(
-        self, padding_mask: Tensor | None, length: int, dtype: torch.dtype | None = None
-    ) -> Tensor | None:
-        """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T), `aligned`; None if there is neither.
-
-        `dtype` must be that of the queries; by default autocast's where it is on, else the parameters'.
-        """
+    def attention_bias(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
+        """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T), `aligned`; None if there is neither."""
         weight = self.token_embeddings.weight
-        dtype = dtype or compute_dtype(weight)
+        dtype = compute_dtype(weight)  # the queries'
         bias = None
         if self.relative_position_bias is not None:
             bias = self.relative_position_bias(length).to(dtype)

@@ -21,21 +21,7 @@ from amos_fairseq.ops.rows_of_others import rows_of_others
 from amos_fairseq.ops.straight_through import SPARSE_TEMPERATURE, soft_embedding, straight_through_gumbel_softmax
 
 __all__ = [
-    "LinearReading",
-    "MaskedLMReading",
-    "Noise",
-    "SPARSE_TEMPERATURE",
-    "full_precision",
-    "gradient_reversal",
-    "gumbel_noise",
-    "gumbel_softmax",
-    "linear_cross_entropy",
-    "linear_logits",
-    "linear_logsumexp",
-    "masked_lm",
-    "read_linear",
-    "rows_of_others",
-    "soft_embedding",
-    "straight_through_gumbel_softmax",
-    "use",
+    "LinearReading", "MaskedLMReading", "Noise", "SPARSE_TEMPERATURE", "full_precision", "gradient_reversal",
+    "gumbel_noise", "gumbel_softmax", "linear_cross_entropy", "linear_logits", "linear_logsumexp", "masked_lm",
+    "read_linear", "rows_of_others", "soft_embedding", "straight_through_gumbel_softmax", "use",
 ]

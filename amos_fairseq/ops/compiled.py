@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, float32, int32, int64
 
 from amos_fairseq.ops.noise import Noise, check_draw
-from amos_fairseq.ops.readings import RowReading
+from amos_fairseq.ops.pytorch import RowReading
 
 CAPACITY = 1024  # candidates of a row; at temperature 0.3 one row in ten million has more
 BUILD_COMMAND = {kind: f"python -m amos_fairseq.csrc.build {kind}" for kind in ("cpu", "cuda")}
@@ -200,12 +200,9 @@ def _empty_reading(logits: Tensor, draws: bool, lists: bool) -> RowReading:
     rows, heads, _ = logits.shape
     drawn, listed = rows if draws else 0, rows if draws and lists else 0
     return RowReading(
-        losses=logits.new_empty(rows, heads, dtype=float32),
-        predicted=logits.new_empty(rows, heads, dtype=int64),
-        ranks=logits.new_empty(rows, heads, dtype=int64),
-        sampled=logits.new_empty(drawn, dtype=int64),
-        likeliest=logits.new_empty(drawn, dtype=int64),
-        margins=logits.new_empty(drawn, dtype=float32),
+        losses=logits.new_empty(rows, heads, dtype=float32), predicted=logits.new_empty(rows, heads, dtype=int64),
+        ranks=logits.new_empty(rows, heads, dtype=int64), sampled=logits.new_empty(drawn, dtype=int64),
+        likeliest=logits.new_empty(drawn, dtype=int64), margins=logits.new_empty(drawn, dtype=float32),
         candidates=logits.new_empty(listed, CAPACITY if draws and lists else 0, dtype=int32),
         tail=logits.new_empty(listed, dtype=float32),
     )

@@ -9,7 +9,7 @@ from amos_fairseq.ops.chunks import row_chunks
 from amos_fairseq.ops.implementation import row_functions
 from amos_fairseq.ops.noise import Noise, check_draw
 from amos_fairseq.ops.precision import compute_dtype, full_precision
-from amos_fairseq.ops.readings import RowReading
+from amos_fairseq.ops.pytorch import RowReading
 
 
 class MaskedLMReading(NamedTuple):
@@ -47,15 +47,8 @@ class _MaskedLM(torch.autograd.Function):
             if look is not None:
                 looked.append(look(chunk, by_head))
             reading = rows.read_rows(
-                by_head,
-                offset,
-                targets[chunk],
-                None if weights is None else weights[chunk],
-                excluded,
-                None if noise is None else noise[chunk],
-                temperature,
-                candidates,
-                learns,
+                by_head, offset, targets[chunk], None if weights is None else weights[chunk], excluded,
+                None if noise is None else noise[chunk], temperature, candidates, learns,
             )
             readings.append(reading)
             if learns:
@@ -85,16 +78,9 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def masked_lm(
-    hidden: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    weights: Optional[Tensor] = None,
-    excluded: Optional[Tensor] = None,
-    noise: Optional[Noise] = None,
-    temperature: float = 1.0,
-    candidates: bool = False,
-    look: Optional[Callable[[slice, Tensor], Tensor]] = None,
+    hidden: Tensor, table: Tensor, bias: Tensor, targets: Tensor, weights: Optional[Tensor] = None,
+    excluded: Optional[Tensor] = None, noise: Optional[Noise] = None, temperature: float = 1.0,
+    candidates: bool = False, look: Optional[Callable[[slice, Tensor], Tensor]] = None,
 ) -> MaskedLMReading:
     """Losses, predictions and draws of G heads on one vocabulary, logits held by chunks of rows.
 

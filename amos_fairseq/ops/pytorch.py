@@ -4,19 +4,34 @@ Logits come without their bias, z = logits + bias, and everything is computed fr
 """
 
 import math
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from amos_fairseq.ops.noise import WORD, Noise, gumbel, philox
 from amos_fairseq.ops.precision import full_precision
-from amos_fairseq.ops.readings import RowReading
 
 CAPACITY = 128  # candidates of a row; at temperature 0.3 they hold all but 2e-5 of the soft sample
 LEAST = math.log(1e6)  # candidates are at least a millionth as probable as the likeliest
 IN_CACHE = 2**13  # counters at a time on a CPU, where their intermediate words should not leave the cache
 GATHERED = 2**24  # elements of the token table that are gathered at a time
+
+
+class RowReading(NamedTuple):
+    """What a pass over logits tells of M rows with G heads, so that the logits need not be kept.
+
+    The fields from `sampled` on have no rows where nothing was sampled or listed.
+    """
+
+    losses: Tensor  # (M, G) fp32, -log softmax(z_g)[target]
+    predicted: Tensor  # (M, G) argmax z_g, the lowest id among ties
+    ranks: Tensor  # (M, G) 1 + how many logits exceed the target's
+    sampled: Tensor  # (M,) argmax over the tokens that may be drawn of zbar + noise; zbar: the heads' mixture
+    likeliest: Tensor  # (M,) argmax of zbar over the same tokens
+    margins: Tensor  # (M,) fp32, zbar[sampled] - zbar[target]
+    candidates: Tensor  # (M, C) int32 ids of the tokens that hold the soft sample's probability, -1 after the last
+    tail: Tensor  # (M,) fp32, share of that probability which the others hold
 
 
 def gumbel_noise(noise: Noise, vocabulary_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -37,15 +52,8 @@ def _counters(noise: Noise) -> Tuple[Tensor, Tensor, Tensor]:
 
 
 def read_rows(
-    logits: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    weights: Optional[Tensor],
-    excluded: Optional[Tensor],
-    noise: Optional[Noise],
-    temperature: float,
-    candidates: bool,
-    write_gradient: bool,
+    logits: Tensor, bias: Tensor, targets: Tensor, weights: Optional[Tensor], excluded: Optional[Tensor],
+    noise: Optional[Noise], temperature: float, candidates: bool, write_gradient: bool,
 ) -> RowReading:
     """Read (M, G, V) logits, then overwrite them with d losses / d logits if `write_gradient`; see `RowReading`."""
     z = full_precision(logits) + bias
@@ -103,13 +111,7 @@ def gumbel_softmax(logits: Tensor, noise: Noise, temperature: float) -> Tensor:
 
 
 def soft_sample_gradient(
-    gradient: Tensor,
-    hidden: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    candidates: Tensor,
-    noise: Noise,
-    temperature: float,
+    gradient: Tensor, hidden: Tensor, table: Tensor, bias: Tensor, candidates: Tensor, noise: Noise, temperature: float
 ) -> Tensor:
     """d (gradient . sum_t p_t x_t) / d hidden, (M, E), over each row's candidates t: x_t = table[t],
 

@@ -58,15 +58,8 @@ def _soft_samples(hidden, table, bias, noise, temperature, excluded) -> Iterator
 
 
 def straight_through_gumbel_softmax(
-    embeddings: Tensor,
-    hidden: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    positions: Tensor,
-    noise: Noise,
-    temperature: float,
-    candidates: Optional[Tensor] = None,
-    excluded: Optional[Tensor] = None,
+    embeddings: Tensor, hidden: Tensor, table: Tensor, bias: Tensor, positions: Tensor, noise: Noise,
+    temperature: float, candidates: Optional[Tensor] = None, excluded: Optional[Tensor] = None,
 ) -> Tensor:
     """Return `embeddings`, whose gradient at `positions` also flows into `hidden` as if the draw had been soft.
 

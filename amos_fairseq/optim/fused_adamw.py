@@ -45,12 +45,9 @@ def decay_groups(parameters: List[Tensor], weight_decay: float) -> List[dict]:
     groups = []
     for factor in sorted(set(map(lr_factor, parameters)), reverse=True):
         alike = [parameter for parameter in parameters if lr_factor(parameter) == factor]
-        matrices = [parameter for parameter in alike if parameter.dim() > 1]
-        vectors = [parameter for parameter in alike if parameter.dim() < 2]
-        groups += [
-            dict(params=matrices, weight_decay=weight_decay, lr_factor=factor),
-            dict(params=vectors, weight_decay=0.0, lr_factor=factor),
-        ]
+        for is_matrix, decay in ((True, weight_decay), (False, 0.0)):
+            params = [parameter for parameter in alike if (parameter.dim() > 1) == is_matrix]
+            groups.append(dict(params=params, weight_decay=decay, lr_factor=factor))
     return groups
 
 
@@ -126,9 +123,7 @@ class FusedAdamW(FairseqOptimizer):
         for group in groups:
             group["places"] = [place_of[parameter] for parameter in group["params"]]
         self._optimizer = AdamW(
-            groups,
-            fused=all(parameter.is_cuda for parameter in parameters) or None,
-            **self.optimizer_config,
+            groups, fused=all(parameter.is_cuda for parameter in parameters) or None, **self.optimizer_config
         )
         self.set_lr(cfg.lr[0])
 

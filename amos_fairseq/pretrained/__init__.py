@@ -3,6 +3,3 @@
 `loading` says what a path is and loads it, `model` is what one gets, `scoring` its pseudo-log-likelihoods; `exported`,
 `released` and `layouts` know the formats of others.
 """
-
-from amos_fairseq.pretrained.loading import from_pretrained  # noqa: F401
-from amos_fairseq.pretrained.model import Pretrained  # noqa: F401

@@ -14,29 +14,23 @@ MPNET_BUCKETS = (32, 128, "t5")  # constants of its code, whatever its config sa
 MPNET_FIRST_POSITION = PAD + 1
 
 SUFFIXES = {
-    "encoder": "Model",
-    "masked_lm": "ForMaskedLM",
-    "detection": "ForPreTraining",
-    "sequence": "ForSequenceClassification",
-    "span": "ForQuestionAnswering",
+    "encoder": "Model", "masked_lm": "ForMaskedLM", "detection": "ForPreTraining",
+    "sequence": "ForSequenceClassification", "span": "ForQuestionAnswering",
 }
-AUTO_CLASSES = {
-    "encoder": "AutoModel",
-    "masked_lm": "AutoModelForMaskedLM",
-    "detection": "AutoModelForPreTraining",
-    "sequence": "AutoModelForSequenceClassification",
-    "span": "AutoModelForQuestionAnswering",
-}
+AUTO_CLASSES = {task: f"AutoModel{suffix.removeprefix('Model')}" for task, suffix in SUFFIXES.items()}
 
+SHAPE = {  # their options and ours, where these mean the same
+    "vocab_size": "vocab_size", "hidden_size": "dim", "num_hidden_layers": "layers", "num_attention_heads": "heads",
+    "intermediate_size": "ffn_dim", "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}
 BERT_NAMES: Names = {
     "token_embeddings": "embeddings.word_embeddings",
     "embeddings.positions": "embeddings.position_embeddings",
     "embeddings.layer_norm": "embeddings.LayerNorm",
     "embeddings.projection": "embeddings_project",  # ELECTRA's
     "layers.{i}.self_attn.in_proj": [
-        "encoder.layer.{i}.attention.self.query",
-        "encoder.layer.{i}.attention.self.key",
-        "encoder.layer.{i}.attention.self.value",
+        f"encoder.layer.{{i}}.attention.self.{part}" for part in ("query", "key", "value")
     ],
     "layers.{i}.self_attn.out_proj": "encoder.layer.{i}.attention.output.dense",
     "layers.{i}.self_attn_layer_norm": "encoder.layer.{i}.attention.output.LayerNorm",
@@ -59,8 +53,7 @@ ROBERTA_HEADS: Dict[str, Names] = {
 }
 BERT_HEADS: Dict[str, Names] = {
     "masked_lm": {
-        "": "cls.predictions",
-        "dense": "cls.predictions.transform.dense",
+        "": "cls.predictions", "dense": "cls.predictions.transform.dense",
         "layer_norm": "cls.predictions.transform.LayerNorm",
     },
     "sequence": {"dense": "bert.pooler.dense", "out_proj": "classifier"},
@@ -68,9 +61,7 @@ BERT_HEADS: Dict[str, Names] = {
 }
 ELECTRA_HEADS: Dict[str, Names] = {  # its sequence classifier has a GELU where ours has tanh
     "masked_lm": {
-        "": "generator_lm_head",
-        "dense": "generator_predictions.dense",
-        "layer_norm": "generator_predictions.LayerNorm",
+        "": "generator_lm_head", "dense": "generator_predictions.dense", "layer_norm": "generator_predictions.LayerNorm"
     },
     "detection": {"dense": "discriminator_predictions.dense", "score": "discriminator_predictions.dense_prediction"},
     "span": {"out_proj": "qa_outputs"},
@@ -98,26 +89,22 @@ class Layout(NamedTuple):
         return self.class_prefix + SUFFIXES[task]
 
 
-def absolute(config: EncoderConfig) -> bool:
+def is_mpnet(config: EncoderConfig) -> bool:
+    buckets = config.rel_pos_buckets, config.rel_pos_max_distance, config.rel_pos_bucketing
+    return config.embedding_width == config.dim and buckets == MPNET_BUCKETS
+
+
+def is_electra(config: EncoderConfig) -> bool:
     return not config.rel_pos_buckets
 
 
-def unfactorised(config: EncoderConfig) -> bool:
-    return config.embedding_width == config.dim
-
-
-def is_mpnet(config: EncoderConfig) -> bool:
-    buckets = config.rel_pos_buckets, config.rel_pos_max_distance, config.rel_pos_bucketing
-    return unfactorised(config) and buckets == MPNET_BUCKETS
-
-
 def is_bert(config: EncoderConfig) -> bool:
-    return unfactorised(config) and absolute(config)
+    return config.embedding_width == config.dim and is_electra(config)
 
 
 MPNET = Layout("mpnet", "mpnet", "MPNet", is_mpnet, MPNET_NAMES, ROBERTA_HEADS)
 BERT = Layout("bert", "bert", "Bert", is_bert, BERT_NAMES, BERT_HEADS)
-ELECTRA = Layout("electra", "electra", "Electra", absolute, BERT_NAMES, ELECTRA_HEADS)
+ELECTRA = Layout("electra", "electra", "Electra", is_electra, BERT_NAMES, ELECTRA_HEADS)
 AMOS = Layout("amos_encoder", "amos", "Amos", lambda config: True, None, ROBERTA_HEADS)  # modeling_amos.py
 LAYOUTS = {layout.model_type: layout for layout in (MPNET, BERT, ELECTRA, AMOS)}
 
@@ -194,21 +181,10 @@ def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
     """config.json"""
     shape = part.encoder.config
     config = {
-        "model_type": layout.model_type,
-        "architectures": [layout.class_name(part.task)],
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.dim,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": shape.ffn_dim,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": shape.dropout,
-        "attention_probs_dropout_prob": shape.attention_dropout,
+        "model_type": layout.model_type, "architectures": [layout.class_name(part.task)],
+        **{theirs: getattr(shape, ours) for theirs, ours in SHAPE.items()}, "hidden_act": "gelu",
         "max_position_embeddings": shape.max_positions + (MPNET_FIRST_POSITION if layout is MPNET else 0),
-        "layer_norm_eps": LAYER_NORM_EPS,
-        "pad_token_id": PAD,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
+        "layer_norm_eps": LAYER_NORM_EPS, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
         "tie_word_embeddings": True,
     }
     if layout is MPNET:
@@ -219,8 +195,7 @@ def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
         config["embedding_size"] = shape.embedding_width
     if layout is AMOS:
         config |= {
-            "relative_buckets": shape.rel_pos_buckets,
-            "relative_max_distance": shape.rel_pos_max_distance,
+            "relative_buckets": shape.rel_pos_buckets, "relative_max_distance": shape.rel_pos_max_distance,
             "relative_bucketing": shape.rel_pos_bucketing,
         }
         classes = {AUTO_CLASSES[task]: layout.class_name(task) for task in ("encoder", *layout.heads)}
@@ -240,23 +215,12 @@ def encoder_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Enco
     mpnet = layout is MPNET
     none = {"relative_buckets": 0, "relative_max_distance": 128, "relative_bucketing": "t5"}
     buckets, max_distance, bucketing = MPNET_BUCKETS if mpnet else ({**none, **config}[name] for name in none)
-    encoder = Encoder(
-        EncoderConfig(
-            vocab_size=config["vocab_size"],
-            padding_idx=config["pad_token_id"],
-            layers=config["num_hidden_layers"],
-            dim=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            ffn_dim=config["intermediate_size"],
-            embedding_dim=config.get("embedding_size", config["hidden_size"]),
-            max_positions=config["max_position_embeddings"] - (MPNET_FIRST_POSITION if mpnet else 0),
-            dropout=config["hidden_dropout_prob"],
-            attention_dropout=config["attention_probs_dropout_prob"],
-            rel_pos_buckets=buckets,
-            rel_pos_max_distance=max_distance,
-            rel_pos_bucketing=bucketing,
-        )
-    )
+    encoder = Encoder(EncoderConfig(
+        **{ours: config[theirs] for theirs, ours in SHAPE.items()}, padding_idx=config["pad_token_id"],
+        embedding_dim=config.get("embedding_size", config["hidden_size"]),
+        max_positions=config["max_position_embeddings"] - (MPNET_FIRST_POSITION if mpnet else 0),
+        rel_pos_buckets=buckets, rel_pos_max_distance=max_distance, rel_pos_bucketing=bucketing,
+    ))
     prefix = "" if config["architectures"] == [layout.class_name("encoder")] else f"{layout.prefix}."
     state = {
         name: torch.cat([tensors[theirs] for theirs in their_names(name, layout.names, prefix)])

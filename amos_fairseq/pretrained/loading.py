@@ -66,7 +66,7 @@ def load(found: Found, data=None) -> Pretrained:
     if name not in METHODS:
         raise ValueError(f"{folder} is of a run of {name}, none of {', '.join(METHODS)}")
     tokenizer = load_tokenizer(vocabulary_of(state["task_state"], data, folder), str(folder))
-    parameters = {key.removeprefix("method."): tensor for key, tensor in state["model"].items()}
+    parameters = parameters_of(state["model"])
     total_updates = state["cfg"].get("optimization", {}).get("max_update", 0)
     method = build(name, state["cfg"]["model"], Vocabulary.of(tokenizer), total_updates=total_updates)
     try:
@@ -74,6 +74,11 @@ def load(found: Found, data=None) -> Pretrained:
     except RuntimeError as error:
         raise ValueError(f"{folder} is no {name} of these options: {str(error).splitlines()[-1].strip()}") from None
     return Pretrained(str(folder), name, method.exported_encoder().eval(), tokenizer, method.eval())
+
+
+def parameters_of(state: Mapping) -> dict:
+    """The method's, of a checkpoint's `model`, which also holds what training counted."""
+    return {key.removeprefix("method."): tensor for key, tensor in state.items() if key.startswith("method.")}
 
 
 def vocabulary_of(task_state: Mapping, data, source) -> bytes:

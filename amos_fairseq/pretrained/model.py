@@ -83,10 +83,7 @@ class Pretrained:
 
     @torch.no_grad()
     def features(
-        self,
-        texts: Union[str, Sequence[str]],
-        pooling: str = "mean",
-        batch_tokens: int = BATCH_TOKENS,
+        self, texts: Union[str, Sequence[str]], pooling: str = "mean", batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], object] = lambda texts: None,
     ) -> Tensor:
         """(B, C), or (C,) of a single string: each text's hidden states, their mean over tokens or the first, <s>'s."""
@@ -96,10 +93,7 @@ class Pretrained:
 
     @torch.no_grad()
     def pooled(
-        self,
-        sequences: Sequence[Tensor],
-        pooling: str = "mean",
-        batch_tokens: int = BATCH_TOKENS,
+        self, sequences: Sequence[Tensor], pooling: str = "mean", batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], object] = lambda sequences: None,
     ) -> Tensor:
         """`features` of sequences of ids (T,), with <s> and </s>.

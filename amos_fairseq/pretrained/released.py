@@ -30,6 +30,7 @@ from amos_fairseq.methods import build
 from amos_fairseq.methods.base import PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.initialization import INIT_STD, LAYER_NORM_EPS
+from amos_fairseq.pretrained.layouts import SHAPE
 from amos_fairseq.pretrained.model import Pretrained
 
 MODEL_TYPES = {"amos_rtd": "amos", "coco_lm": "cocolm"}  # by method, as in config.json and in front of parameters
@@ -37,11 +38,9 @@ WEIGHTS = {"fairseq": "model.pt", "huggingface": "pytorch_model.bin"}
 READABLE = (*WEIGHTS.values(), "model.safetensors")
 SENTENCEPIECE_NAME, CONFIG_NAME = "sp.model", "config.json"
 GENERATOR_DEPTHS = {8: [4, 6, 8]}  # of AMOS, by layers of the generator: the default of Microsoft's code
-MAX_DISTANCES = {128: 256}  # by buckets, of COCO-LM large; else
-MAX_DISTANCE = 128
-SUPPORTED = dict(  # of config.json, what an encoder of ours is
-    hidden_act="gelu", type_vocab_size=0, layer_norm_eps=LAYER_NORM_EPS, layer_norm_type="post"
-)
+MAX_DISTANCES = {128: 256}  # by buckets, of COCO-LM large; else 128
+# Of config.json, what an encoder of ours is
+SUPPORTED = dict(hidden_act="gelu", type_vocab_size=0, layer_norm_eps=LAYER_NORM_EPS, layer_norm_type="post")
 
 # Our modules and theirs; {i} is a layer.
 EMBEDDINGS = {
@@ -82,14 +81,8 @@ class Weights(NamedTuple):
 
 
 def load(
-    path,
-    sentencepiece=None,
-    dictionary=None,
-    *,
-    name: Optional[str] = None,
-    max_distance: Optional[int] = None,
-    generator_depths: Optional[Sequence[int]] = None,
-    allow_missing: Sequence[str] = (),
+    path, sentencepiece=None, dictionary=None, *, name: Optional[str] = None, max_distance: Optional[int] = None,
+    generator_depths: Optional[Sequence[int]] = None, allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
 ) -> Pretrained:
     """A released checkpoint, or one that was made with Microsoft's code: its file, or the folder that holds it.
@@ -147,11 +140,11 @@ def find(path: Path) -> Path:
     """The file of tensors that `path` is, or the only one in it."""
     if path.is_file():
         return path
-    files = [path / name for name in READABLE if (path / name).is_file()]
-    if len(files) != 1:
-        found = " and ".join(file.name for file in files) or f"none of {', '.join(READABLE)}"
+    names = [name for name in READABLE if (path / name).is_file()]
+    if len(names) != 1:
+        found = " and ".join(names) or f"none of {', '.join(READABLE)}"
         raise ValueError(f"{path} holds {found}: name one file" if path.is_dir() else f"{path} does not exist")
-    return files[0]
+    return path / names[0]
 
 
 def read_config(path: Path) -> Dict[str, Any]:
@@ -176,11 +169,8 @@ def read_weights(file: Path) -> Weights:
         if f"{prefix}embed_tokens.weight" in state:
             own = prefix.removesuffix("sentence_encoder.")
             root = "encoder." if prefix else "encoder.sentence_encoder."
-            names = {
-                parameter: parameter if parameter.startswith(("auxiliary.", *TASK_HEADS))
-                else root + parameter.removeprefix(own)
-                for parameter in state
-            }
+            apart = ("auxiliary.", *TASK_HEADS)
+            names = {name: name if name.startswith(apart) else root + name.removeprefix(own) for name in state}
             return Weights("fairseq", "", renamed(state, names, file))
     raise ValueError(f"{file} is no checkpoint of AMOS or COCO-LM: it has no embed_tokens and no word_embeddings")
 
@@ -245,9 +235,7 @@ def their_name(ours: str, layout: str) -> Optional[str]:
     return f"{EMBEDDINGS[module][1] if layer is None else f'encoder.layer.{layer}.{LAYER[module]}'}.{kind}"
 
 
-def encoder_options(
-    weights: Weights, config: Mapping[str, Any], max_distance: Optional[int], file: Path
-) -> Dict[str, Any]:
+def encoder_options(weights: Weights, config: Mapping[str, Any], max_distance: Optional[int], file: Path) -> Dict:
     """Options of `PretrainingConfig`: sizes as the tensors have them, the rest from config.json or by rule."""
     for key, value in SUPPORTED.items():
         if config.get(key, value) != value:
@@ -261,16 +249,14 @@ def encoder_options(
 
     buckets, heads = shape("encoder.relative_position_bias.weight")
     return dict(
-        encoder_layers=depth("encoder", weights, file),
+        encoder_layers=depth("encoder", weights, file), encoder_attention_heads=heads,
         encoder_embed_dim=shape("encoder.token_embeddings.weight")[1],
         encoder_ffn_embed_dim=shape("encoder.layers.0.fc1.weight")[0],
-        encoder_attention_heads=heads,
         max_positions=shape("encoder.embeddings.positions.weight")[0],
         dropout=config.get("hidden_dropout_prob", 0.1),
         attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
-        rel_pos_buckets=buckets,
-        rel_pos_max_distance=max_distance or config.get("max_rel_pos") or MAX_DISTANCES.get(buckets, MAX_DISTANCE),
-        rel_pos_bucketing="released",
+        rel_pos_buckets=buckets, rel_pos_bucketing="released",
+        rel_pos_max_distance=max_distance or config.get("max_rel_pos") or MAX_DISTANCES.get(buckets, 128),
     )
 
 
@@ -285,11 +271,9 @@ def generator_options(
                 f"{file}: nothing tells which of the generator's {layers} layers have heads: name generator_depths"
             )
         return {"generator_depths": list(depths)}
-    has_clm, has_scl = (
-        any(parameter.startswith(head) for parameter in weights.tensors)
-        for head in ("encoder.lm_head.", "encoder.seq_head.")
-    )
-    return {"generator_layers": layers, "clm_weight": float(has_clm), "scl_weight": float(has_scl)}
+    heads = {"clm_weight": "encoder.lm_head.", "scl_weight": "encoder.seq_head."}
+    trained = {weight: any(name.startswith(head) for name in weights.tensors) for weight, head in heads.items()}
+    return {"generator_layers": layers, **{weight: float(there) for weight, there in trained.items()}}
 
 
 def depth(network: str, weights: Weights, file: Path) -> int:
@@ -416,21 +400,10 @@ def config_bytes(pretrained: Pretrained, whole: bool) -> bytes:
     """config.json of Microsoft's `transformers` model, and what `load` would else have to be told."""
     encoder = pretrained.encoder.config
     config = dict(
-        model_type=MODEL_TYPES[pretrained.name],
-        vocab_size=encoder.vocab_size,
-        hidden_size=encoder.dim,
-        num_hidden_layers=encoder.layers,
-        num_attention_heads=encoder.heads,
-        intermediate_size=encoder.ffn_dim,
-        hidden_dropout_prob=encoder.dropout,
-        attention_probs_dropout_prob=encoder.attention_dropout,
-        cls_dropout_prob=encoder.dropout,
-        max_position_embeddings=encoder.max_positions,
-        initializer_range=INIT_STD,
-        rel_pos_bins=encoder.rel_pos_buckets,
-        max_rel_pos=encoder.rel_pos_max_distance,
-        **SUPPORTED,
-        pre_tokenized=isinstance(pretrained.tokenizer, ReleasedTokenizer),
+        **{theirs: getattr(encoder, ours) for theirs, ours in SHAPE.items()}, **SUPPORTED,
+        model_type=MODEL_TYPES[pretrained.name], cls_dropout_prob=encoder.dropout, initializer_range=INIT_STD,
+        max_position_embeddings=encoder.max_positions, rel_pos_bins=encoder.rel_pos_buckets,
+        max_rel_pos=encoder.rel_pos_max_distance, pre_tokenized=isinstance(pretrained.tokenizer, ReleasedTokenizer),
     )
     if whole and pretrained.name == "amos_rtd":
         config["generator_depths"] = list(pretrained.method.config.generator_depths)

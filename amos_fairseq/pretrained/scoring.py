@@ -18,11 +18,8 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def one_pass_scores(
-    method: PretrainingMethod,
-    sequences: Sequence[Tensor],
-    uncounted_tokens: Sequence[int] = (),
-    batch_tokens: int = BATCH_TOKENS,
-    progress: Callable[[int], object] = lambda sequences: None,
+    method: PretrainingMethod, sequences: Sequence[Tensor], uncounted_tokens: Sequence[int] = (),
+    batch_tokens: int = BATCH_TOKENS, progress: Callable[[int], object] = lambda sequences: None,
 ) -> List[Score]:
     """Of each sequence of ids (T,) sum_t log P(original_t), read unmasked, by a method that `scores_in_one_pass`.
 
@@ -44,12 +41,8 @@ def one_pass_scores(
 
 @torch.no_grad()
 def masked_scores(
-    method: PretrainingMethod,
-    sequences: Sequence[Tensor],
-    mask_token: int,
-    uncounted_tokens: Sequence[int] = (),
-    batch_tokens: int = BATCH_TOKENS,
-    progress: Callable[[int], object] = lambda sequences: None,
+    method: PretrainingMethod, sequences: Sequence[Tensor], mask_token: int, uncounted_tokens: Sequence[int] = (),
+    batch_tokens: int = BATCH_TOKENS, progress: Callable[[int], object] = lambda sequences: None,
 ) -> List[Score]:
     """The masked pseudo-log-likelihood of each sequence (T,): sum_t log P(token_t | all others), position t masked.
 

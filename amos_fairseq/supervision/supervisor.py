@@ -61,12 +61,7 @@ def end() -> None:
         _current = None
 
 
-def _in_fork() -> None:
-    if _current is not None:
-        _current.watch.leave_signals_to_parent()
-
-
-os.register_at_fork(after_in_child=_in_fork)
+os.register_at_fork(after_in_child=lambda: _current is not None and _current.watch.leave_signals_to_parent())
 
 
 @contextlib.contextmanager

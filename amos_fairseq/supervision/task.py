@@ -8,6 +8,7 @@ from fairseq.tasks import FairseqTask
 from amos_fairseq.options import free_names
 from amos_fairseq.supervision import faults, supervisor
 from amos_fairseq.supervision.options import SupervisionConfig
+from amos_fairseq.user_errors import told_in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,11 @@ class SupervisedTask(FairseqTask):
     free_options = free_names(SupervisionConfig)  # of the task and its model, that a resumed run may change
     divides_batches = False  # an update is the same if its micro-batches are made in parts, which `split_batch` makes
     _validation_parts = 1  # that each batch of validation is made in since memory ran out
+
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        with told_in_one_line():
+            return cls(cfg)
 
     def split_batch(self, sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
         """The batch in `parts` parts, or as many as it has sequences; an empty one, or what cannot be split, as it is.

@@ -20,14 +20,7 @@ from amos_fairseq.files import sha256_of
 from amos_fairseq.finetune.evaluation import in_order, of_sequences
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.labelled import PROBLEM, Collater, Examples, read_examples, read_problem
-from amos_fairseq.finetune.model import (
-    Origin,
-    described,
-    learning_rate_factors,
-    load_start,
-    start_from,
-    understood,
-)
+from amos_fairseq.finetune.model import Origin, described, learning_rate_factors, load_start, start_from, understood
 from amos_fairseq.optim.fused_adamw import check_takes_factors, set_lr_factor
 from amos_fairseq.options import Range, free_names, option
 from amos_fairseq.pretrained.loading import FINETUNING, VOCABULARY, vocabulary_of
@@ -101,15 +94,9 @@ class LabelledDataset(FairseqDataset):
             return {}
         batch = self.collate(rows)._asdict()
         lengths = self.sizes[rows].tolist()
-        return {
-            "id": torch.tensor(rows),
-            "split": self.split,
-            "net_input": {name: batch.pop(name) for name in ("tokens", "padding_mask")},
-            **batch,
-            "lengths": lengths,
-            "nsentences": len(rows),
-            "ntokens": sum(lengths),
-        }
+        inputs = {name: batch.pop(name) for name in ("tokens", "padding_mask")}
+        sizes = {"lengths": lengths, "nsentences": len(rows), "ntokens": sum(lengths)}
+        return {"id": torch.tensor(rows), "split": self.split, "net_input": inputs, **batch, **sizes}
 
 
 def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
@@ -126,11 +113,7 @@ class FinetuningTask(SupervisedTask):
     free_options = free_names(FinetuningTaskConfig)
     divides_batches = True
     method_name = FINETUNING  # by which models and criterions of pre-training see that it is not theirs
-
-    @classmethod
-    def setup_task(cls, cfg, **kwargs):
-        with told_in_one_line():
-            return cls(cfg)
+    source_dictionary = target_dictionary = None
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -223,14 +206,6 @@ class FinetuningTask(SupervisedTask):
 
     def max_positions(self):
         return self.origin.encoder.max_positions
-
-    @property
-    def source_dictionary(self):
-        return None
-
-    @property
-    def target_dictionary(self):
-        return None
 
     # Steps
 

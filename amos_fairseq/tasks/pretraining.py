@@ -17,6 +17,7 @@ from omegaconf import II, MISSING
 
 from amos_fairseq import supervision
 from amos_fairseq.checkpoints.training import goes_on_from
+from amos_fairseq.criterions.pretraining import TOKENS
 from amos_fairseq.data import loading
 from amos_fairseq.data.manifest import load_manifest_for, verify_tokens
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens, split
@@ -27,11 +28,20 @@ from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.objectives import COUNTED
 from amos_fairseq.optim.fused_adamw import check_takes_factors, set_lr_factor
 from amos_fairseq.options import COUNT, Range, free_names, option
-from amos_fairseq.pretrained.loading import VOCABULARY
+from amos_fairseq.pooled import mean_cosine
+from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
 
 logger = logging.getLogger(__name__)
+
+COSINE = "hidden_cosine cosine"  # as the criterion logs it
+COLLAPSED = 0.95
+COLLAPSE = (
+    "the encoder has collapsed: its hidden states of different words have a mean cosine of %.3f (hidden_cosine, 1: all "
+    "alike). What can help: a lower --lr, or --init-checkpoint of a run of bert_mlm of the same encoder. See \"It does "
+    "not learn\" in examples/guides/troubleshooting.md"
+)
 
 
 @dataclass
@@ -58,11 +68,6 @@ class PretrainingTaskConfig(MaskingOptions, SupervisionConfig):
 class PretrainingTask(SupervisedTask):
     method_name: str
 
-    @classmethod
-    def setup_task(cls, cfg, **kwargs):
-        with told_in_one_line():
-            return cls(cfg)
-
     def __init__(self, cfg):
         super().__init__(cfg)
         self.masking = MaskingOptions.of(cfg)
@@ -86,6 +91,7 @@ class PretrainingTask(SupervisedTask):
         self.dictionary = self.load_dictionary()
         self.sentencepiece_model = self.read_sentencepiece_model()
         self.term_scales = None
+        self.has_collapsed = False  # as far as validation has seen
         self.iterators = {}  # by split, the current one
 
     def load_dictionary(self) -> Dictionary:
@@ -122,9 +128,14 @@ class PretrainingTask(SupervisedTask):
             model = super().build_model(cfg, from_checkpoint)
             if not from_checkpoint:
                 model.method.start_biases([*self.dictionary.count], self.masking.mask_prob)
-                self.load_earlier_runs(model.method)
+            starts = {} if from_checkpoint else model.method.starts
+            for name, load in starts.items():
+                path = getattr(model.method.config, name)
+                if path and goes_on_from(self.cfg) is None:  # else its own checkpoint holds what was taken
+                    load(model.method, self.earlier_run(path, name))
+            if not from_checkpoint:
                 self.scale_learning_rates(model.method)
-        method = model.method
+        self.model, method = model, model.method
         self.check_batch_size = method.check_batch_size
         self.forward_is_local = method.forward_is_local
         self.divides_batches = method.divides_batches
@@ -139,13 +150,6 @@ class PretrainingTask(SupervisedTask):
             for parameter in group.parameters:
                 if group.factor != 1.0:
                     set_lr_factor(parameter, group.factor)
-
-    def load_earlier_runs(self, method) -> None:
-        """What the options take from other runs' checkpoints, unless this run goes on from its own, which holds it."""
-        for option_name, load in method.starts.items():
-            path = getattr(method.config, option_name)
-            if path and goes_on_from(self.cfg) is None:
-                load(method, self.earlier_run(path, option_name))
 
     def earlier_run(self, path: str, option_name: str) -> EarlierRun:
         source = f"{option_name} {path}"
@@ -167,7 +171,7 @@ class PretrainingTask(SupervisedTask):
                 f"{source} was trained with another vocabulary than {self.cfg.data} has: prepare the text anew with "
                 "`amos-fairseq prepare --vocabulary` and the folder that the run was trained on"
             )
-        state = {key.split(".", 1)[1]: tensor for key, tensor in checkpoint["model"].items()}  # of `model.method`
+        state = parameters_of(checkpoint["model"])
         return EarlierRun(source, state, model)
 
     def state_dict(self):
@@ -191,10 +195,8 @@ class PretrainingTask(SupervisedTask):
             blocks = data_utils.load_indexed_dataset(os.path.join(shard, split), self.dictionary)
         if blocks is None:
             stop(f"{shard} holds no split {split!r}: prepare writes train and valid", os.EX_USAGE)
-        self.datasets[split] = self.masked_blocks(blocks, blocks.sizes)
-
-    def masked_blocks(self, blocks, sizes) -> MaskedBlockDataset:
-        return MaskedBlockDataset(blocks, sizes, self.dictionary, self.masking, self.cfg.seed, self.cropping)
+        options = self.masking, self.cfg.seed, self.cropping
+        self.datasets[split] = MaskedBlockDataset(blocks, blocks.sizes, self.dictionary, *options)
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
         # fairseq drops a last batch that is no multiple of this, in validation, too
@@ -263,16 +265,28 @@ class PretrainingTask(SupervisedTask):
             sample = {**sample, "net_input": {**sample["net_input"], "stand_in": True}}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
 
+    def reduce_metrics(self, logging_outputs, criterion):
+        """Called with the logs of all processes, or with their sum."""
+        counted = [logs.pop(TOKENS) for logs in logging_outputs if TOKENS in logs]
+        if counted:
+            self.model.add_token_counts(sum(counted))
+        super().reduce_metrics(logging_outputs, criterion)
+        if not self.has_collapsed:
+            self.tell_of_collapse(logging_outputs)
+
+    def tell_of_collapse(self, logging_outputs) -> None:
+        """Warn, once, if hidden states of a batch of validation hardly differ."""
+        key = f"pooled {COSINE}"
+        sums = [logs[key] for logs in logging_outputs if key in logs]
+        cosine = mean_cosine(sum(sums)) if sums else None
+        self.has_collapsed = cosine is not None and cosine > COLLAPSED
+        if self.has_collapsed and distributed_utils.get_global_rank() == 0:
+            logger.warning(COLLAPSE, cosine)
+
     def max_positions(self):
         return self.cfg.tokens_per_sample
 
-    @property
-    def source_dictionary(self):
-        return self.dictionary
-
-    @property
-    def target_dictionary(self):
-        return self.dictionary
+    source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
 
 @for_each_method

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amos_fairseq.export.libraries import import_transformers
+from amos_fairseq.export.huggingface import import_transformers
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder, EncoderLayer

@@ -77,7 +77,7 @@ CLAIMS = [
     logged("AMOS", "the mixture leans to the deeper generator", "AMOS Fig. 3a", "weight above 1/2",
            lambda run: run.validation["mixture_weight_2"] - 0.5),
     Claim("the adversary makes replacements harder to detect", "AMOS Fig. 3b", "AUC",
-          lambda runs: [uniform.validation["rtd_auc"] - amos.validation["rtd_auc"]
+          lambda runs: [uniform.validation["rtd_auc_words"] - amos.validation["rtd_auc_words"]
                         for uniform, amos in zip(runs["AMOS, no adversary"], runs["AMOS"])]),
     better("COCO-LM", "ELECTRA", "COCO-LM is better than ELECTRA", "COCO-LM Table 1"),
     better("COCO-LM", "COCO-LM, no SCL", "sequence contrast helps", "COCO-LM Table 3"),
@@ -92,5 +92,5 @@ CLAIMS = [
     better("SCRIPT", "BERT", "SCRIPT is better than BERT", "SCRIPT Table 2"),
     better("SCRIPT", "SCRIPT, no critic", "the self-critic helps", "SCRIPT Sec. 3"),
     logged("SCRIPT", "the critic ranks replaced tokens below originals", "SCRIPT Sec. 2", "AUC above 1/2",
-           lambda run: run.validation["rtd_auc"] - 0.5),
+           lambda run: run.validation["rtd_auc_words"] - 0.5),
 ]

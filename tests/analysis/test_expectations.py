@@ -6,10 +6,10 @@ from amos_fairseq.analysis import expectations
 from amos_fairseq.analysis.run_log import RunLog
 
 ROWS = [
-    {"num_updates": 10.0 * i, "mlm": 20.0, "mlm_4": 10.0 - i / 10, "rtd_accuracy_original": 0.95, "wps": 1234.5}
+    {"num_updates": 10.0 * i, "mlm": 20.0, "mlm_4": 10.0 - i / 10, "rtd_accuracy_original_words": 0.95, "wps": 1234.5}
     for i in range(1, 41)
 ]
-LOG = RunLog(ROWS, [{"num_updates": 400.0, "mlm_4": 5.0, "rtd_auc": 0.75}])
+LOG = RunLog(ROWS, [{"num_updates": 400.0, "mlm_4": 5.0, "rtd_auc_words": 0.75}])
 
 
 def test_measured_value_is_the_mean_of_the_last_tenth_of_training():
@@ -17,15 +17,15 @@ def test_measured_value_is_the_mean_of_the_last_tenth_of_training():
 
 
 def test_what_only_validation_measures_is_taken_from_there():
-    assert expectations.measure_of(LOG, "rtd_auc") == 0.75
+    assert expectations.measure_of(LOG, "rtd_auc_words") == 0.75
 
 
 def test_comparison_marks_what_lies_outside_its_range():
-    expected = {"mlm_4": (5.0, 7.0), "rtd_accuracy_original": (0.96, 1.0)}
+    expected = {"mlm_4": (5.0, 7.0), "rtd_accuracy_original_words": (0.96, 1.0)}
     assert [(row.name, row.measured, row.mark) for row in expectations.compare(LOG, expected)] == [
         ("mlm_4", pytest.approx(6.15), "ok"),
-        ("rtd_accuracy_original", pytest.approx(0.95), "OUTSIDE"),
-        ("rtd_auc", 0.75, ""),
+        ("rtd_accuracy_original_words", pytest.approx(0.95), "OUTSIDE"),
+        ("rtd_auc_words", 0.75, ""),
         ("wps", 1234.5, ""),
     ]
 

@@ -1,12 +1,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from amos_fairseq.analysis import figures, quantities, run_log
 from amos_fairseq.analysis.figures import CURVES
 from amos_fairseq.analysis.run_log import Run, RunLog
 from amos_fairseq.methods import METHODS
-from amos_fairseq.quantities import LOWER, Quantity
+from amos_fairseq.quantities import HIDDEN_STATES, LOWER, Quantity
 
 AMOS = RunLog(
     train=[
@@ -15,7 +16,7 @@ AMOS = RunLog(
         {"num_updates": 20.0, "mlm": 13.5, "mlm_4": 7.0, "mlm_6": 6.5, "rtd": 0.3,
          "mixture_weight_4": 0.4, "mixture_weight_6": 0.6, "rtd_accuracy_replaced": 0.2},
     ],
-    validation=[{"num_updates": 20.0, "mlm_4": 6.9, "mlm_6": 6.4, "rtd": 0.31, "rtd_auc": 0.6}],
+    validation=[{"num_updates": 20.0, "mlm_4": 6.9, "mlm_6": 6.4, "rtd": 0.31, "rtd_auc_words": 0.6}],
 )
 MASKED_LM = RunLog([{"num_updates": 10.0, "mlm": 8.0}, {"num_updates": 20.0, "mlm": 7.0}], [])
 
@@ -106,7 +107,7 @@ def test_compute_of_updates_whose_rate_was_rounded_to_0_is_that_of_the_next():
 
 def test_validation_stands_over_the_compute_spent_until_then():
     rows = [{"num_updates": 10.0 * i, "wpb": 1e6, "wps": 1e3, "tflops": 1.0} for i in (1, 2)]  # 1 GFLOP a token
-    validation = [{"num_updates": 15.0, "rtd_auc": 0.6}, {"num_updates": 20.0, "rtd_auc": 0.7}]
+    validation = [{"num_updates": 15.0, "rtd_auc_words": 0.6}, {"num_updates": 20.0, "rtd_auc_words": 0.7}]
     picture = figures.learning_by_compute(runs(RunLog(rows, validation)))
     (axes,) = picture.figure.axes
     assert drawn(axes)[0][1] == [[pytest.approx(15), 0.6], [pytest.approx(20), 0.7]]  # 15 updates: 1.5e16
@@ -115,7 +116,7 @@ def test_validation_stands_over_the_compute_spent_until_then():
 
 def test_runs_that_differ_in_a_number_are_drawn_over_it():
     def run(depth, negatives, auc):
-        log = RunLog(MASKED_LM.train, [{"num_updates": 20.0, "rtd_auc": auc}])
+        log = RunLog(MASKED_LM.train, [{"num_updates": 20.0, "rtd_auc_words": auc}])
         return Run(f"{depth} {negatives}", Path("."), log, {"generator_layers": depth, "mws_negatives": negatives})
 
     sweep = [run(6, "sampled", 0.7), run(3, "sampled", 0.6), run(3, "hardest", 0.5)]
@@ -154,7 +155,8 @@ def test_a_method_says_of_all_that_it_logs_what_it_is(make_method, batch, name):
         output = method(batch)
         logged |= {**method.losses(output, batch), **method.statistics(output, batch)}
         method.eval()
-    assert {run_log.split_depth(key)[0] for key in logged} == set(method.quantities)
+    logged |= method.validation_statistics(output, batch, torch.zeros(2, len(method.excluded_tokens)))
+    assert {run_log.split_depth(key)[0] for key in logged} == {*method.quantities, *HIDDEN_STATES}
 
 
 def test_methods_agree_on_what_a_name_means():
@@ -193,7 +195,8 @@ def test_names_are_put_in_words():
 
 def test_what_methods_log_is_summarized_in_one_order():
     assert quantities.summarized([MASKED_LM, AMOS]) == [
-        "mlm", "mlm_4", "mlm_6", "rtd", "rtd_accuracy_replaced", "rtd_auc", "mixture_weight_4", "mixture_weight_6",
+        "mlm", "mlm_4", "mlm_6", "rtd", "rtd_accuracy_replaced", "rtd_auc_words",
+        "mixture_weight_4", "mixture_weight_6",
     ]
     assert run_log.names(AMOS, "mlm") == ["mlm_4", "mlm_6"]
 

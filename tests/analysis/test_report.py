@@ -12,7 +12,7 @@ from amos_fairseq.checkpoints import storage
 
 FIRST = RunLog(
     [{"num_updates": 10.0, "mlm": 16.0, "mlm_4": 8.0, "mlm_6": 7.9, "rtd": 0.5, "wps": 100.0, "wpb": 64.0}],
-    [{"num_updates": 10.0, "mlm": 15.0, "mlm_4": 7.5, "mlm_6": 7.25, "rtd": 0.4, "rtd_auc": 0.7, "wps": 900.0}],
+    [{"num_updates": 10.0, "mlm": 15.0, "mlm_4": 7.5, "mlm_6": 7.25, "rtd": 0.4, "rtd_auc_words": 0.7, "wps": 900.0}],
 )
 SECOND = RunLog([{"num_updates": 20.0, "mlm": 6.5, "rtd": 0.30001, "wps": 200.0}], [])
 RUNS = [
@@ -116,7 +116,7 @@ def test_same_runs_give_the_same_page(written, tmp_path):
 
 @pytest.mark.parametrize("name, values, best", [
     ("rtd", [0.4, None, 0.3], [False, False, True]),
-    ("rtd_auc", [0.4, 0.3], [True, False]),
+    ("rtd_auc_words", [0.4, 0.3], [True, False]),
     ("rtd", [0.30001, 0.30004, 0.5], [True, True, False]),  # shown as equal
     ("rtd", [0.30001, 0.30004], [False, False]),
     ("mixture_weight_4", [0.4, 0.3], [False, False]),  # neither is better

@@ -1,5 +1,6 @@
 import argparse
 import errno
+import json
 import subprocess
 import sys
 import types
@@ -8,6 +9,7 @@ import pytest
 
 from amos_fairseq import __version__
 from amos_fairseq.cli import main
+from amos_fairseq.finetune.commands import COMMANDS
 from amos_fairseq.user_errors import Damaged
 
 
@@ -59,6 +61,20 @@ def test_every_command_describes_itself(name, capsys):
         main.main([name, "--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: amos-fairseq {name}")
+
+
+def test_no_help_waits_for_torch():
+    """Each command's but that of `train`, which is fairseq's; of `finetune` that of its sub-commands, too."""
+    lines = [[name, "--help"] for name in main.COMMANDS if name != "train"]
+    lines += [["finetune", name, "--help"] for name in (*COMMANDS, "results")]
+    program = (
+        "import contextlib, json, sys\nfrom amos_fairseq.cli import main\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    with contextlib.suppress(SystemExit): main.main(line)\n"
+        "    assert not {'torch', 'fairseq'} & sys.modules.keys(), line"
+    )
+    done = subprocess.run([sys.executable, "-c", program, json.dumps(lines)], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.count("usage: amos-fairseq") == len(lines)
 
 
 @pytest.mark.parametrize(

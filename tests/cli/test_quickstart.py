@@ -14,7 +14,9 @@ import pytest
 
 from amos_fairseq import methods, pretrained  # noqa: F401  pretrained: not first while a test has fewer methods
 from amos_fairseq.cli import main, processes, quickstart
-from tests.runs import AMOS_FAIRSEQ
+from amos_fairseq.files import claimed
+
+COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +36,13 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(launch, corpus, tmp_path_factory):
+def finished(corpus, tmp_path_factory):
     """A quick start of six updates: its arguments, its folder, what it printed."""
     out = tmp_path_factory.mktemp("quickstart") / "out"
     arguments = ["--corpus", str(corpus), "--out", str(out), "--updates", "6"]
-    done = launch(AMOS_FAIRSEQ, ["quickstart", *arguments])
-    return arguments, out, done.out[0] + done.err[0]
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return arguments, out, done.stdout + done.stderr
 
 
 def test_quickstart_prepares_trains_reports_and_inspects(finished):
@@ -56,10 +59,11 @@ def test_quickstart_prepares_trains_reports_and_inspects(finished):
     assert "\t" not in printed
 
 
-def test_second_run_shows_the_results_without_training(finished, launch):
+def test_second_run_shows_the_results_without_training(finished, capsys):
     arguments, out, printed = finished
     before = (out / "train.log").read_bytes()
-    (shown,) = launch(AMOS_FAIRSEQ, ["quickstart", *arguments]).out
+    assert main.main(["quickstart", *arguments]) == 0
+    shown = capsys.readouterr().out
     assert "is done already" in shown
     assert (out / "train.log").read_bytes() == before
     table = printed[printed.index("measured") : printed.index("figure")]
@@ -101,8 +105,7 @@ def test_interrupted_run_can_go_on(corpus, tmp_path):
     out = tmp_path / "out"
     arguments = ["--corpus", str(corpus), "--out", str(out), "--updates", "100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart", *arguments],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         # a shell's background jobs ignore interrupts, and so would what they start
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -145,7 +148,7 @@ def test_folder_of_something_else_is_refused(tmp_path, capsys):
 def test_folder_at_work_is_refused(tmp_path, capsys):
     out = tmp_path / "out"
     settings = quickstart.check_settings(argparse.Namespace(method="amos_rtd", updates=quickstart.UPDATES, corpus=None))
-    with quickstart.claimed(out, settings):
+    with claimed(out / "quickstart.json", settings, at_work="", begun_with=""):
         assert main.main(["quickstart", "--out", str(out)]) == 64
     assert "another quick start is at work" in capsys.readouterr().err
     assert json.loads((out / "quickstart.json").read_text())["setting"] == "quickstart"

@@ -5,8 +5,7 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 
-from amos_fairseq.data.cropping import crop_block
-from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
+from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, crop_block
 
 BLOCK = np.array([0, *range(100, 118), 2])
 

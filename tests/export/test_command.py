@@ -9,7 +9,7 @@ import pytest
 
 from amos_fairseq import files
 from amos_fairseq.data.vocabulary import train_vocabulary
-from amos_fairseq.export import huggingface, libraries
+from amos_fairseq.export import huggingface
 
 MPNET = dict(rel_pos_buckets=32, rel_pos_max_distance=128)
 
@@ -85,7 +85,7 @@ def test_mistakes_are_told_in_one_line(checkpoint, export, tmp_path):
 
 def test_without_transformers_the_command_that_installs_it_is_told(checkpoint, export, tmp_path, monkeypatch):
     run, _ = checkpoint("bert_mlm", **MPNET)
-    monkeypatch.setattr(libraries, "find_spec", lambda name: None)
+    monkeypatch.setattr(huggingface, "find_spec", lambda name: None)
     expected = "Hugging Face's transformers is not installed: pip install 'transformers>=4.48'"
     assert refused(tmp_path, export, run) == (64, expected)
 

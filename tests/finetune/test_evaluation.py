@@ -8,7 +8,7 @@ from amos_fairseq.finetune.evaluation import predict
 from amos_fairseq.finetune.kinds import KINDS
 from amos_fairseq.finetune.labelled import Examples, Problem, read_examples, read_problem
 from amos_fairseq.finetune.model import Origin, new_network
-from amos_fairseq.modules import EncoderConfig
+from amos_fairseq.modules.encoder import EncoderConfig
 
 MASK = 39
 LENGTHS = np.array([5, 12, 3, 12, 8])

@@ -14,7 +14,7 @@ from amos_fairseq.finetune.kinds.regression import RegressionHead
 from amos_fairseq.finetune.kinds.span import SpanHead
 from amos_fairseq.finetune.labelled import Batch
 from amos_fairseq.finetune.model import Network
-from amos_fairseq.modules import Encoder, EncoderConfig
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "references"))
 from huggingface import MPNET_LAYER, Twins, encoder_names, hide_torchaudio  # noqa: E402

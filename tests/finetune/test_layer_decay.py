@@ -9,7 +9,7 @@ import amos_fairseq.tasks  # noqa: E402, F401 (installs the repairs)
 from amos_fairseq import checkpoints  # noqa: E402
 from amos_fairseq.finetune.labelled import Problem  # noqa: E402
 from amos_fairseq.finetune.model import Origin, learning_rate_factors, new_network  # noqa: E402
-from amos_fairseq.modules import EncoderConfig  # noqa: E402
+from amos_fairseq.modules.encoder import EncoderConfig  # noqa: E402
 
 ENCODER = dict(vocab_size=40, padding_idx=1, layers=3, dim=16, heads=2, ffn_dim=24, max_positions=32)
 PRECISIONS = {

@@ -3,7 +3,7 @@ import torch
 
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.base import detection_accuracy, detection_auc
+from amos_fairseq.methods.base import detection_accuracy, identity_logits
 
 
 def loss(method, batch):
@@ -60,25 +60,41 @@ def test_detection_statistics_on_a_worked_case():
     corruption = Corruption(torch.zeros(1, 6), torch.tensor([[False, True, True, False, False, False]]))
     valid = torch.tensor([[True, True, True, True, True, False]])
     logits = torch.tensor([[2.0, 1.0, -1.0, -3.0, 0.5, 9.0]])
-    means = detection_accuracy(logits, corruption, valid)
+    words = torch.tensor([[False, True, True, True, True, False]])
+    means = detection_accuracy(logits, corruption, valid, words)
     assert {name: float(mean.total) / float(mean.count) for name, mean in means.items()} == pytest.approx(
-        {"replaced_share": 2 / 5, "rtd_accuracy_original": 2 / 3, "rtd_accuracy_replaced": 1 / 2}
+        {
+            "replaced_share": 2 / 5, "rtd_accuracy_original_words": 1 / 2, "rtd_accuracy_original_all": 2 / 3,
+            "rtd_accuracy_replaced": 1 / 2,
+        }
     )
 
 
-def test_auc_counts_rightly_ranked_pairs_and_half_of_ties():
-    corruption = Corruption(torch.zeros(1, 5), torch.tensor([[False, True, True, False, False]]))
-    valid = torch.tensor([[True, True, True, True, False]])
-    # originals 2 and 1, replaced 1 and -1: pairs right (2,1) (2,-1) (1,-1), tied (1,1); the last position is padding
-    auc = detection_auc(torch.tensor([[2.0, 1.0, -1.0, 1.0, -9.0]]), corruption, valid)
-    assert float(auc.total) == 3.5 and float(auc.count) == 4
+def test_tokens_are_counted_where_words_stand_as_originals_and_as_replacements(make_method, batch):
+    method = make_method("electra_rtd")
+    original = batch.original_tokens[:1, :6].clone()
+    original[0] = torch.tensor([0, 7, 8, 7, 2, 1])  # <s>, three words, </s>, padding
+    corrupted = torch.tensor([[0, 7, 7, 9, 2, 1]])
+    padding_mask = torch.tensor([[False] * 5 + [True]])
+    batch = batch._replace(original_tokens=original, masked_positions=original > 6, padding_mask=padding_mask)
+    counts = method.count_tokens(Corruption(corrupted, corrupted != original), batch)
+    assert counts.nonzero().tolist() == [[0, 7], [1, 7], [1, 9]] and counts.sum() == 3
 
 
-def test_auc_equals_a_direct_count_over_all_pairs():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 20, generator=generator).round(decimals=1)
-    replaced = torch.rand(5, 20, generator=generator) < 0.3
-    auc = detection_auc(logits, Corruption(logits, replaced), torch.ones_like(replaced))
-    originals, replacements = logits[~replaced][:, None], logits[replaced][None, :]
-    pairs = (originals > replacements).double() + (originals == replacements).double() / 2
-    assert float(auc.mean) == pytest.approx(pairs.mean().item(), rel=1e-12)
+def test_a_token_alone_is_judged_by_its_counts_and_a_new_one_by_those_of_all():
+    logits = identity_logits(torch.tensor([[3, 0, 0], [0, 1, 0]]))  # priors 0.7 and 0.3
+    expected = torch.tensor([3.7 / 0.3, 0.7 / 1.3, 0.7 / 0.3]).log()
+    torch.testing.assert_close(logits.float(), expected)
+    assert identity_logits(torch.zeros(2, 3, dtype=torch.long)).tolist() == [0, 0, 0]
+
+
+def test_validation_statistics_add_up_over_parts_of_the_batch(make_method, make_batch):
+    method = make_method("electra_rtd", gain=10.0).eval()
+    counts = torch.ones(2, len(method.excluded_tokens), dtype=torch.long)
+    whole, *parts = (make_batch(lengths=(12,) * size, seed=seed) for size, seed in ((1, 1), (1, 1), (2, 2)))
+    found = [method.validation_statistics(method(part), part, counts) for part in (whole, *parts)]
+    assert found[0].keys() == {"rtd_auc_words", "rtd_auc_all", "rtd_auc_identity", "hidden_cosine", "hidden_rank"}
+    assert float(found[0]["rtd_auc_words"].sums.sum()) == 10 and float(found[0]["rtd_auc_all"].sums.sum()) == 12
+    assert found[0]["rtd_auc_identity"].value == 0.5
+    for name, pooled in found[0].items():
+        torch.testing.assert_close(pooled.sums, found[1][name].sums)

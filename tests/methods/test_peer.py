@@ -161,10 +161,12 @@ def test_statistics_of_a_worked_case(make_method, make_batch):
         "level_accuracy_2": (4, 6),  # 6 above, 3 2 -1 below
         "level_threshold_2": (0.4, 1),
         "replaced_share": (4, 6),
-        "rtd_accuracy_original": (1, 2),
+        "rtd_accuracy_original_words": (0, 1),  # without <s>
+        "rtd_accuracy_original_all": (1, 2),
         "rtd_accuracy_replaced": (3, 4),
-        "rtd_auc": (7, 8),
     }
+    validation = method.validation_statistics(output, batch, torch.zeros(2, len(method.excluded_tokens)))
+    assert (validation["rtd_auc_words"].value, validation["rtd_auc_all"].value) == (3 / 4, 7 / 8)
 
 
 def test_dropout_acts_in_the_encoders_pass_only(make_method, batch):

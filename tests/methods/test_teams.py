@@ -85,7 +85,7 @@ def test_branches_are_two_layers_on_one_trunk(make_method, batch):
     mws_states, rtd_states = method.encode(output.corruption.corrupted_tokens, batch.padding_mask)
     assert torch.equal(mws_states, encoder(tokens, batch.padding_mask))
     embedded, layers = encoder.begin(encoder.token_embeddings(tokens), batch.padding_mask)
-    assert torch.equal(rtd_states, layers.run_other(method.branch_layer, layers.run(embedded, 0, 2)))
+    assert torch.equal(rtd_states, method.branch_layer(layers.run(embedded, 0, 2), layers.attention_bias))
     assert torch.equal(output.rtd_logits, method.rtd_head(rtd_states))
 
 
@@ -146,14 +146,14 @@ def test_loss_weighs_detection_five_and_selection_two(make_method, batch):
 def test_statistics_name_what_is_logged(make_method, batch):
     method = make_method("teams_mws")
     trained = {
-        "generator_accuracy", "sampled_accuracy", "mws_accuracy", "replaced_share", "rtd_accuracy_original",
-        "rtd_accuracy_replaced",
+        "generator_accuracy", "sampled_accuracy", "mws_accuracy", "replaced_share",
+        "rtd_accuracy_original_words", "rtd_accuracy_original_all", "rtd_accuracy_replaced",
     }
     assert set(method.statistics(method(batch), batch)) == trained
     method.eval()
     output = method(batch)
     statistics = method.statistics(output, batch)
-    assert set(statistics) == trained | {"rtd_auc"}
+    assert set(statistics) == trained
     dots = (output.candidate_embeddings * output.mws_hidden[:, None]).sum(-1)
     right = (dots[:, 0] > dots[:, 1:].max(-1).values).sum().item()
     assert (statistics["mws_accuracy"].total.item(), statistics["mws_accuracy"].count) == (right, 9)
@@ -202,7 +202,7 @@ def test_a_task_of_no_weight_is_not_there(make_method, batch, options, terms):
     assert {name: term.weight for name, term in method.losses(output, batch).items()} == terms
     assert method.branch_layer is None and len(method.encoder.layers) == 2
     logged = set(method.statistics(output, batch))
-    assert ("mws_accuracy" in logged) == ("mws" in terms) and ("rtd_auc" in logged) == ("rtd" in terms)
+    assert ("mws_accuracy" in logged) == ("mws" in terms) and ("rtd_accuracy_replaced" in logged) == ("rtd" in terms)
 
 
 def test_detection_only_reads_the_encoder(make_method, batch):

@@ -1,10 +1,24 @@
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from amos_fairseq.modules.attention import SelfAttention, aligned, materialised_attention, warn_if_materialised
+from amos_fairseq.modules.attention import SelfAttention, aligned, warn_if_materialised
 
 B, H, T, D = 3, 2, 7, 4
+
+
+def materialised_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    """The meaning of `F.scaled_dot_product_attention`: softmax(query key^T / sqrt(D) + attn_mask) value, in float32.
+
+    query, key, value: (B, H, T, D)   attn_mask: broadcasts to (B, H, T, T)
+    """
+    scores = (query @ key.transpose(-2, -1)).float() * query.size(-1) ** -0.5
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    return F.dropout(scores.softmax(-1), dropout_p).to(value.dtype) @ value
 
 
 def bias_of(kind: str) -> torch.Tensor | None:

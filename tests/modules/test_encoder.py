@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from amos_fairseq.modules import Encoder, EncoderConfig, Queries
-from amos_fairseq.modules.encoder import compile_layers
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig, compile_layers
+from amos_fairseq.modules.queries import Queries
 
 TINY = dict(vocab_size=50, padding_idx=1, layers=3, dim=16, heads=2, ffn_dim=32, max_positions=24)
 TOKENS = torch.randint(2, 50, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ def test_forward_is_begin_and_a_run_of_the_layers_split_anywhere():
     for split in range(4):
         assert torch.equal(layers.run(layers.run(embedded, stop=split), split), expected)
     assert torch.equal(layers.run(embedded, 1, 1), embedded)
-    assert torch.equal(layers.run_other(encoder.layers[0], embedded), layers.run(embedded, stop=1))
+    assert torch.equal(encoder.layers[0](embedded, layers.attention_bias), layers.run(embedded, stop=1))
 
 
 def test_attention_bias_is_one_block_without_padding_and_none_without_anything():

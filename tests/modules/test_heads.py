@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from amos_fairseq.modules import DetectionHead, MaskedLMHead
+from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 
 
 def test_masked_lm_head_scores_by_the_table_it_shares():

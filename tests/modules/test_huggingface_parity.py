@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from amos_fairseq.modules import Encoder, EncoderConfig, MaskedLMHead
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.heads import MaskedLMHead
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "references"))
 from huggingface import MPNET_LAYER, Twins, encoder_names, hide_torchaudio  # noqa: E402

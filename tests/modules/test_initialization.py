@@ -1,7 +1,9 @@
 import torch
 from torch import nn
 
-from amos_fairseq.modules import DetectionHead, Encoder, EncoderConfig, MaskedLMHead, initialize
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
+from amos_fairseq.modules.initialization import initialize
 
 
 def test_initialisation_is_normal_002_with_zero_biases_and_padding_row():

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from amos_fairseq.modules import Encoder, EncoderConfig, Queries
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.queries import Queries
 
 TINY = dict(vocab_size=50, padding_idx=1, layers=2, dim=16, heads=2, ffn_dim=24, max_positions=24)
 COUNTS = {"even": [2, 2, 2], "ragged": [1, 4, 3], "one sequence without": [3, 0, 1], "all without": [0, 0, 0]}

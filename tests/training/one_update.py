@@ -44,7 +44,10 @@ def update_all(first, configs, layouts, out):
 
 
 def one_update(config, micro_batches):
-    """Averaged gradients by parameter, unrounded metrics, drawn tokens by sample, and each micro-batch's own logs."""
+    """Averaged gradients by parameter, unrounded metrics, drawn tokens by sample, and each micro-batch's own logs.
+
+    Also the tokens counted, and what validation on the same samples says of all of them together.
+    """
     utils.set_torch_seed(config.common.seed)
     task = tasks.setup_task(config.task)
     task.load_dataset("train")
@@ -66,7 +69,9 @@ def one_update(config, micro_batches):
             result["sampled"].update(zip(batch["sample_ids"].tolist(), (tokens.tolist() for tokens in drawn)))
 
     def keep_logs(criterion, _, output):
-        result["micro_batches"].append({key: float(value) for key, value in output[2].items()})
+        if criterion.training:
+            scalars = {key: value for key, value in output[2].items() if not torch.is_tensor(value) or not value.dim()}
+            result["micro_batches"].append({key: float(value) for key, value in scalars.items()})
 
     def batch(indices):
         return dataset.collater([dataset[index] for index in indices])
@@ -79,4 +84,9 @@ def one_update(config, micro_batches):
     trainer.train_step([batch(indices) for indices in micro_batches])
     averages = {k: m for k, m in metrics.get_meters("train").items() if isinstance(m, meters.AverageMeter)}
     result["metrics"] = {name: float(meter.avg) for name, meter in averages.items()}
+    result["token_counts"] = model.token_counts.clone()
+    for indices in micro_batches:
+        trainer.valid_step(batch(indices))
+    pooled = {k: m for k, m in metrics.get_meters("valid").items() if hasattr(m, "reading")}
+    result["pooled"] = {name: meter.avg for name, meter in pooled.items()}
     return result

@@ -124,7 +124,7 @@ def two_updates(arguments: List[str], gain: float) -> Run:
     logged, losses, shares = set(), [], []
 
     def keep_names(criterion, _, output):
-        logged.update(key.split()[1] for key in output[2] if key.endswith(" count"))
+        logged.update(key.split()[1] for key in output[2] if key.endswith(" count") or key.startswith("pooled "))
 
     criterion.register_forward_hook(keep_names)
     trainer.begin_epoch(1)

@@ -81,6 +81,14 @@ def test_logged_terms_and_statistics_are_those_of_one_batch(updates, name, layou
         assert result["metrics"] == expected
 
 
+def test_tokens_counted_and_figures_of_a_whole_validation_are_those_of_one_batch(updates, name, layout):
+    (whole,) = updates[name, WHOLE]
+    assert bool(whole["token_counts"].sum()) == ("rtd_auc_words" in whole["pooled"])
+    for result in updates[name, layout]:
+        assert torch.equal(result["token_counts"], whole["token_counts"])
+        assert result["pooled"] == pytest.approx(whole["pooled"], abs=1e-3)  # a rounded logit may change its bin
+
+
 def test_drawn_tokens_are_those_of_one_batch(updates, name, layout):
     (whole,) = updates[name, WHOLE]
     drawn = {}

@@ -19,6 +19,7 @@ from fairseq.logging import meters, metrics
 from fairseq.trainer import Trainer
 
 import amos_fairseq.tasks  # noqa: F401
+from amos_fairseq.criterions.pretraining import PooledMeter
 from amos_fairseq.methods import METHODS
 
 FILE = Path(__file__).with_name("golden.json")
@@ -59,7 +60,8 @@ def record(arguments):
     def logged(step, *batch):
         with metrics.aggregate(new_root=True) as found:
             step(*batch)
-        return {name: float(meter.avg) for name, meter in found.items() if isinstance(meter, meters.AverageMeter)}
+        known = meters.AverageMeter, PooledMeter
+        return {name: float(meter.avg) for name, meter in found.items() if isinstance(meter, known)}
 
     rows = [logged(trainer.train_step, [batch]) for batch in batches]
     validation = logged(trainer.valid_step, batches[0])

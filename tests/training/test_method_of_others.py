@@ -47,7 +47,7 @@ def test_it_trains_validates_and_goes_on(run):
     train, validation = run_log.read(run / "train.log")
     assert [row["num_updates"] for row in train] == list(range(1, 10))
     assert all(row["delta_norm"] > 0 for row in train) and validation[-1]["num_updates"] == 9
-    assert "rtd_auc" in validation[-1] and train[-1]["loss"] < train[0]["loss"]
+    assert "rtd_auc_words" in validation[-1] and train[-1]["loss"] < train[0]["loss"]
 
 
 def test_hydra_knows_it(launch, yaml_config, run, tmp_path):

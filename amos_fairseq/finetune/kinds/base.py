@@ -1,7 +1,6 @@
 """What a kind of downstream problem says of itself; everything that fine-tuning does with a problem asks its kind."""
 
 import json
-import os
 from pathlib import Path
 from typing import Callable, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
@@ -9,9 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.files import durably_written
+from amos_fairseq.files import replace_durably
 from amos_fairseq.finetune import glue
-from amos_fairseq.finetune.commands import Command
 from amos_fairseq.finetune.labelled import Batch, Examples, Problem, read_examples
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.pretrained.model import Pretrained
@@ -27,7 +25,6 @@ class Kind:
                   mean and standard deviation over seeds of what that reaches on the test sets are reported
     note          below a table of results that shows such a problem
     head_class    of transformers' classes, as `pretrained.layouts.SUFFIXES` calls it; None: none equals its network
-    command       its own sub-command of `amos-fairseq finetune`, if it has one
 
     Shapes: N sequences of a split, B of a batch, T tokens of the longest, C channels, L labels.
     """
@@ -38,7 +35,6 @@ class Kind:
     draws_data = False
     note = ""
     head_class: Optional[str] = None
-    command: Optional[Command] = None
 
     # The network
 
@@ -123,8 +119,7 @@ class Kind:
         names = json.loads(indices.read_bytes()) if indices.exists() else range(len(outputs))
         rows = [f"{index}\t{answer}\n" for index, answer in zip(names, self.answers(problem, outputs))]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with durably_written(os.fspath(path)) as stream:
-            stream.write("".join(["index\tprediction\n", *rows]).encode())
+        replace_durably(path, "".join(["index\tprediction\n", *rows]).encode())
 
     def answers(self, problem: Problem, outputs: np.ndarray) -> Iterable[str]:
         """Outputs as the labels are written."""

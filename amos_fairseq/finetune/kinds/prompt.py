@@ -40,7 +40,6 @@ class Prompt(Classification):
     draws_data = True
     note = "Of few examples: mean (standard deviation) over their splits."
     head_class = "masked_lm"
-    command = prompts.COMMAND
 
     def new_head(self, problem, encoder, method, mask_token, dropout):
         """Raises ValueError if the method trains no language model on the encoder itself."""

@@ -30,7 +30,6 @@ class Span(Kind):
     name = "span"
     note = "Of SQuAD, F1 selects."
     head_class = "span"
-    command = squad.COMMAND
 
     def new_head(self, problem, encoder, method, mask_token, dropout):
         return SpanHead(encoder.config.dim)
