@@ -57,7 +57,7 @@ def check(cfg: DictConfig) -> None:
     for group, ranges in RANGES.items():
         for name, allowed in ranges.items():
             allowed.check(name, options_of(cfg[group]).get(name))
-    for group in ("task", "model", "optimizer"):
+    for group in ("task", "model", "optimizer", "lr_scheduler"):
         for option in options_declared(group, cfg[group]):
             option.check(options_of(cfg[group]).get(option.name))
     check_literals({**options_of(cfg.optimizer), **cfg.checkpoint})
@@ -70,6 +70,9 @@ def check(cfg: DictConfig) -> None:
         raise ValueError("max_update 0 has the run never end: give --max-update, as the schedule and methods need it")
     if warmup and total and warmup > total:  # a run that ends within its warm-up is a trial
         raise ValueError(f"warmup_updates {warmup} exceeds total_num_update {total:g}: lower it")
+    decay = options_of(cfg.lr_scheduler).get("decay_share")
+    if warmup and total and decay and warmup > (1 - decay) * total:
+        raise ValueError(f"warmup_updates {warmup} and decay_share {decay} of {total:g} overlap: lower one of them")
     device = "cuda" if torch.cuda.is_available() and not common.cpu else "cpu"
     functions_for(device, torch.bfloat16 if common.bf16 else torch.half if common.fp16 else torch.float)
     check_processes(cfg.distributed_training)
@@ -85,7 +88,7 @@ def options_declared(group: str, component: Any) -> List[Option]:
     """Of a component of the configuration; none of fairseq's older ones, which have no dataclass."""
     registries = {
         "task": tasks.TASK_DATACLASS_REGISTRY, "model": models.MODEL_DATACLASS_REGISTRY,
-        "optimizer": REGISTRIES["optimizer"]["dataclass_registry"],
+        **{name: REGISTRIES[name]["dataclass_registry"] for name in ("optimizer", "lr_scheduler")},
     }
     config_class = registries[group].get(models.ARCH_MODEL_NAME_REGISTRY.get(component._name, component._name))
     return [] if config_class is None else declared(config_class)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from amos_fairseq.ops import LinearReading, MaskedLMReading, full_precision
 
-# What a term's mean is taken over: selected positions, non-padding positions, or sequences.
-COUNTED = SELECTED, VALID, SEQUENCES = "selected", "valid", "sequences"
+# What a term's mean is taken over: selected positions, non-padding positions, of these all but special tokens, or
+# sequences.
+COUNTED = SELECTED, VALID, WORDS, SEQUENCES = "selected", "valid", "words", "sequences"
 
 
 class Mean(NamedTuple):
@@ -50,18 +51,25 @@ def mlm_loss(masked_lm: MaskedLMReading, weight: float = 1.0) -> LossTerm:
     return LossTerm(masked_lm.loss, len(masked_lm.losses), weight, SELECTED)
 
 
-def rtd_loss(rtd_logits: Tensor, replaced_positions: Tensor, valid_positions: Tensor, weight: float = 1.0) -> LossTerm:
+def rtd_loss(
+    rtd_logits: Tensor,
+    replaced_positions: Tensor,
+    valid_positions: Tensor,
+    weight: float = 1.0,
+    over: str = VALID,
+) -> LossTerm:
     """Replaced token detection over the valid positions  (AMOS Eq. 1, COCO-LM Eq. 2, TEAMS Eq. 4).
 
     L = - sum_t [(1 - r_t) log p_t + r_t log(1 - p_t)],   p_t = sigmoid(rtd_logits_t) = P(original)
 
-    rtd_logits: (B, T)   r = replaced_positions: (B, T) bool   valid_positions: (B, T) bool, True = not padding
+    rtd_logits: (B, T)   r = replaced_positions: (B, T) bool   valid_positions: (B, T) bool, True = not padding, or of
+    these the words if `over` says so
     """
     rtd_logits = full_precision(rtd_logits)
     is_original = (~replaced_positions).to(rtd_logits.dtype)
     per_position = F.binary_cross_entropy_with_logits(rtd_logits, is_original, reduction="none")
     total = torch.where(valid_positions, per_position, 0.0).sum()
-    return LossTerm(total, valid_positions.sum(), weight, VALID)
+    return LossTerm(total, valid_positions.sum(), weight, over)
 
 
 def critic_logits(token_logits: Tensor) -> Tensor:
@@ -75,13 +83,17 @@ def critic_logits(token_logits: Tensor) -> Tensor:
 
 
 def critic_loss(
-    critic_logits: Tensor, replaced_positions: Tensor, valid_positions: Tensor, weight: float = 1.0
+    critic_logits: Tensor,
+    replaced_positions: Tensor,
+    valid_positions: Tensor,
+    weight: float = 1.0,
+    over: str = VALID,
 ) -> LossTerm:
     """The self-critic's replaced token detection over the valid positions: `rtd_loss` of its logits  (SCRIPT Eq. 6).
 
     critic_logits: (B, T)   replaced_positions: (B, T) bool   valid_positions: (B, T) bool, True = not padding
     """
-    return rtd_loss(critic_logits, replaced_positions, valid_positions, weight)
+    return rtd_loss(critic_logits, replaced_positions, valid_positions, weight, over)
 
 
 def pseudo_log_likelihood(critic_logits: Tensor, valid_positions: Tensor) -> Tensor:
@@ -169,7 +181,7 @@ def level_targets(level_codes: Tensor, level: int, levels: int) -> Tuple[Tensor,
 
 def tqr_loss(
     quality_scores: Tensor, level_thresholds: Tensor, level_codes: Tensor, valid_positions: Tensor,
-    level_weight: float = 0.5, weight: float = 1.0,
+    level_weight: float = 0.5, weight: float = 1.0, over: str = VALID,
 ) -> LossTerm:
     """Token quality ranking into K levels by K - 1 binary verdicts  (PEER Eq. 5).
 
@@ -190,7 +202,7 @@ def tqr_loss(
         per_position = F.binary_cross_entropy_with_logits(verdict, below.to(verdict.dtype), reduction="none")
         of_level = torch.where(valid_positions & counts, per_position, 0.0).sum()
         total = total + (of_level if level == levels - 1 else level_weight * of_level)
-    return LossTerm(total, valid_positions.sum(), weight, VALID)
+    return LossTerm(total, valid_positions.sum(), weight, over)
 
 
 def corrective_log_probabilities(log_lm: Tensor, copy_logits: Tensor, copied: Tensor) -> Tensor:

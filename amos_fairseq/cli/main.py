@@ -26,6 +26,7 @@ COMMANDS = {
     "embed": "a vector for every line of a text",
     "finetune": "GLUE, SQuAD or your own labelled files, over seeds and settings, from any checkpoint",
     "export": "a folder that Hugging Face's transformers loads, from any checkpoint",
+    "average": "one checkpoint of several: the mean of their parameters",
     "convert": "checkpoints in the layouts of Microsoft's AMOS and COCO-LM, and between them",
     "flops": "what a method costs: FLOPs per token, per sequence and for a whole run",
     "doctor": "what this installation has, which ops are compiled, and how to get what is missing",

@@ -108,8 +108,8 @@ class MaskedBlockDataset(FairseqDataset):
         self.padding = dictionary.pad()
         self.mask_token = dictionary.index("<mask>")
         self.special_tokens = special_tokens(dictionary)
-        excluded = set(excluded_tokens(dictionary))
-        self.regular_tokens = np.array([token for token in range(len(dictionary)) if token not in excluded])
+        self.excluded_tokens = excluded_tokens(dictionary)
+        self.regular_tokens = np.setdiff1d(np.arange(len(dictionary)), self.excluded_tokens)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -135,6 +135,7 @@ class MaskedBlockDataset(FairseqDataset):
             return {}
         blocks = [sample["block"] for sample in samples]
         lengths = [len(block.original_tokens) for block in blocks]
+        words = [int((~np.isin(block.original_tokens, self.excluded_tokens)).sum()) for block in blocks]
         masked_positions = stack([block.masked_positions for block in blocks], False)
         net_input = {
             "original_tokens": stack([block.original_tokens for block in blocks], self.padding).long(),
@@ -148,7 +149,7 @@ class MaskedBlockDataset(FairseqDataset):
             crops = [sample["cropped_tokens"] for sample in samples]
             net_input["cropped_tokens"] = stack(crops, self.padding).long()
             net_input["cropped_padding_mask"] = padding_mask([len(crop) for crop in crops])
-        return counted(net_input, lengths)
+        return counted(net_input, lengths, words)
 
     def size(self, index: int) -> int:
         return int(self.sizes[index])
@@ -174,18 +175,19 @@ def split(sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
 
 def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
     """Some of a collated batch's sequences."""
-    inputs, lengths = sample["net_input"], sample["lengths"][rows]
+    inputs, lengths, words = sample["net_input"], sample["lengths"][rows], sample["words"][rows]
     first, last = (sum(inputs["num_masked"][:row]) for row in (rows.start, rows.stop))
     net_input = {k: v[rows] if isinstance(v, (torch.Tensor, list)) else v for k, v in inputs.items()}
     net_input["masked_index"] = inputs["masked_index"][first:last] - rows.start * inputs["original_tokens"].size(1)
-    return counted(net_input, lengths)
+    return counted(net_input, lengths, words)
 
 
-def counted(net_input: Dict[str, Any], lengths: List[int]) -> Dict[str, Any]:
+def counted(net_input: Dict[str, Any], lengths: List[int], words: List[int]) -> Dict[str, Any]:
     """A batch as fairseq has it, with what losses are divided by."""
-    counts = {"selected": sum(net_input["num_masked"]), "valid": sum(lengths), "sequences": len(lengths)}
-    sizes = {"nsentences": len(lengths), "ntokens": sum(lengths)}
-    return {"net_input": net_input, "counts": counts, "lengths": lengths, **sizes}
+    selected, sequences = sum(net_input["num_masked"]), len(lengths)
+    counts = {"selected": selected, "valid": sum(lengths), "words": sum(words), "sequences": sequences}
+    sizes = {"nsentences": sequences, "ntokens": sum(lengths)}
+    return {"net_input": net_input, "counts": counts, "lengths": lengths, "words": words, **sizes}
 
 
 def stack(rows: Sequence[np.ndarray], fill) -> torch.Tensor:

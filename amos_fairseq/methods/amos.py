@@ -16,6 +16,7 @@ from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.methods.base import DetectionConfig, PretrainingBatch, PretrainingMethod, Vocabulary, accuracy
+from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR
 from amos_fairseq.methods.stages import Proposals
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
@@ -110,6 +111,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
     )
     short_name = "amos"
     config_class = AmosConfig
+    generator_modules = (*MODULES_OF_GENERATOR, "mixture_head")
     sizes = {
         "tiny": dict(generator_depths=[1, 2]),
         "small": dict(generator_depths=[4, 6, 8]),
@@ -229,7 +231,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         replaced = output.corruption.replaced_positions
         return {
             "mlm": mlm_loss(output.masked_lm),
-            "rtd": rtd_loss(output.rtd_logits, replaced, batch.valid_positions, self.config.rtd_weight),
+            "rtd": rtd_loss(output.rtd_logits, replaced, *self.judged(batch, self.config.rtd_weight)),
         }
 
     def statistics(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, Mean]:

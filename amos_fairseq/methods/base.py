@@ -3,8 +3,9 @@
 Shapes: B batch, T time, C channels, E width of the token table, M selected positions of the batch, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Tuple, Type, TypeVar, cast
+from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Sequence, Set, Tuple, Type, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,15 @@ from torch import Tensor, nn
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
-from amos_fairseq.methods.continuation import EarlierRun, start_from
+from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR, EarlierRun, start_from
 from amos_fairseq.methods.stages import Proposals, Words
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
-from amos_fairseq.objectives import LossTerm, Mean
+from amos_fairseq.objectives import VALID, WORDS, LossTerm, Mean
 from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
-from amos_fairseq.options import COUNT, NOT_NEGATIVE, SHARE, check, option
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 from amos_fairseq.pooled import Pooled, ranking, similarity, spread
 from amos_fairseq.quantities import Plan, Quantity
 from amos_fairseq.random import mixed_seed
@@ -41,6 +42,7 @@ Look = Callable[[slice, Tensor], Tensor]
 Config = TypeVar("Config", bound="PretrainingConfig")
 SharedGenerator = TypeVar("SharedGenerator", bound="SharedGeneratorConfig")
 Output = TypeVar("Output")
+LR_FACTOR = "_lr_factor"  # ends the options that multiply the learning rate of a group
 HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 
 
@@ -65,6 +67,10 @@ class PretrainingConfig:
     rel_pos_bucketing: str = option(
         "t5", "t5, or released for that of Microsoft's AMOS and COCO-LM checkpoints", choices=BUCKETINGS, unseen=True
     )
+    rel_pos_lr_factor: float = option(
+        1.0, "times the learning rate for relative position biases, of every network: they start at std 0.02 and move "
+        "by about the rate per update, while useful ones are of size 1; 100 where runs are short", POSITIVE,
+    )
     init_checkpoint: str = option(
         "", "checkpoint of an earlier run, of any method, to start from: its encoder and, where it fits, its generator",
         path=True,
@@ -74,8 +80,19 @@ class PretrainingConfig:
         free=True,
     )
 
+    output_bias_init: str = option(
+        "zero",
+        "start of the masked LM's output bias. log_frequency: log (c + 1) / (sum of c + V), c being a token's count in "
+        "the prepared data, 0 for what is never drawn: specials, <mask>, fillers",
+        choices=("zero", "log_frequency"),
+    )
+
     def __post_init__(self):
         check(self)
+
+    def lr_factors(self) -> Dict[str, float]:
+        """By option: see `PretrainingMethod.learning_rate_groups`."""
+        return {name: value for name, value in vars(self).items() if name.endswith(LR_FACTOR)}
 
     def encoder_config(self, vocabulary: "Vocabulary", **changes) -> EncoderConfig:
         """The encoder's shape; `changes` make a generator's shape of it."""
@@ -91,7 +108,41 @@ class PretrainingConfig:
 
 
 @dataclass
-class DetectionConfig(PretrainingConfig):
+class JudgingConfig(PretrainingConfig):
+    """Options of the methods whose encoder judges replaced tokens, by detection or a relative of it."""
+
+    rtd_warmup_updates: int = option(
+        0, "N, first updates in which the weight of detection, ranking, critic and word selection rises: u / N times "
+        "the whole at update u = 0, 1, ..; 0: whole from the start", NOT_NEGATIVE,
+    )
+    detection_on_words: bool = option(
+        False, "take the mean of detection, ranking or critic over words only: <s> and </s>, never replaced unless "
+        "mask-special-tokens, are 2 of every block's tokens and easy"
+    )
+
+
+@dataclass
+class TwoNetworksConfig(JudgingConfig):
+    """Options of the methods that have a generator beside the encoder."""
+
+    encoder_lr_factor: float = option(
+        1.0, "times the learning rate for the encoder with its heads, but not for what it shares with the generator",
+        POSITIVE,
+    )
+    generator_lr_factor: float = option(
+        1.0, "times the learning rate for the generator with its heads, but not for what it shares with the encoder",
+        POSITIVE,
+    )
+    detection_bias_init: str = option(
+        "zero",
+        "start of the logit of 'original'. prior: log (1 - p) / p with p = mask-prob, about the share of tokens that "
+        "an untrained generator replaces",
+        choices=("zero", "prior"),
+    )
+
+
+@dataclass
+class DetectionConfig(TwoNetworksConfig):
     """Options of the methods whose encoder detects replaced tokens."""
 
     rtd_weight: float = option(50.0, "weight of replaced token detection in the loss", NOT_NEGATIVE)
@@ -110,7 +161,7 @@ class GeneratorConfig(DetectionConfig):
 
 
 @dataclass
-class SharedGeneratorConfig(PretrainingConfig):
+class SharedGeneratorConfig(TwoNetworksConfig):
     """A generator as wide as the encoder, on the encoder's embedding network and bottom layers (TEAMS, Sec. 3.2)."""
 
     generator_layers: int = option(
@@ -134,6 +185,12 @@ class SharedGeneratorConfig(PretrainingConfig):
     def tied_depth(self) -> int:
         """How many layers generator and encoder share."""
         return int(TIED_SHARES[self.tied_layers] * self.generator_depth())
+
+
+class LearningRateGroup(NamedTuple):
+    name: str
+    factor: float  # times the learning rate
+    parameters: List[nn.Parameter]
 
 
 class Vocabulary(NamedTuple):
@@ -200,6 +257,7 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     sizes: Dict[str, dict] = {size: {} for size in ENCODER_SIZES}  # what each size sets beside the encoder's shape
     # options that name an earlier run's checkpoint, and what takes from it
     starts: Dict[str, Callable[["PretrainingMethod", EarlierRun], None]] = {"init_checkpoint": start_from}
+    generator_modules: Tuple[str, ...] = ()  # of its modules, those that are the generator and read it
 
     citation = ""  # of its paper, for model cards
     short_name = ""  # in front of the names of its presets and published results in `finetune.presets`
@@ -211,6 +269,7 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
 
     excluded_tokens: Tensor
     mlm_head: MaskedLMHead
+    rtd_head: Any
 
     def __init__(self, config: Config, vocabulary: Vocabulary, noise_seed: int = 1, total_updates: int = 0):
         super().__init__()
@@ -218,6 +277,9 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         self.noise_seed = noise_seed
         self.total_updates = total_updates
         self.num_updates = 0
+        warmup = getattr(config, "rtd_warmup_updates", 0)
+        if 0 < total_updates < warmup:
+            raise ValueError(f"rtd_warmup_updates {warmup} exceeds max_update {total_updates}: lower it")
         self.encoder = Encoder(config.encoder_config(vocabulary))
         excluded = torch.zeros(vocabulary.size, dtype=torch.bool)
         excluded[vocabulary.excluded] = True
@@ -226,6 +288,68 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def set_num_updates(self, num_updates: int) -> None:
         """Called by fairseq before every update."""
         self.num_updates = num_updates
+
+    def learning_rate_groups(self) -> List[LearningRateGroup]:
+        """What is trained, in the groups of the options `<group>_lr_factor`; the rest has the factor 1.
+
+        rel_pos    the relative position biases, of whichever network
+        encoder    what only the encoder and its heads use
+        generator  what only the generator and its heads use
+        shared     what both do: token table, shared layers, a shared embedding network; it always has the factor 1,
+                   for it gets both networks' gradients
+
+        Raises ValueError for a factor of no parameter.
+        """
+        groups: Dict[nn.Parameter, Set[str]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            path = name.split(".")
+            network = "generator" if path[0] in self.generator_modules else "encoder"
+            if parameter.requires_grad:
+                groups.setdefault(parameter, set()).add("rel_pos" if "relative_position_bias" in path else network)
+        parameters: Dict[str, List[nn.Parameter]] = {}
+        for parameter, names in groups.items():
+            parameters.setdefault("shared" if len(names) > 1 else next(iter(names)), []).append(parameter)
+        factors = self.config.lr_factors()
+        for name, factor in factors.items():
+            if factor != 1.0 and name.removesuffix(LR_FACTOR) not in parameters:
+                raise ValueError(f"{name} {factor} is of no parameter that this run trains: leave it out")
+        return [
+            LearningRateGroup(name, factors.get(f"{name}{LR_FACTOR}", 1.0), alike) for name, alike in parameters.items()
+        ]
+
+    def start_biases(self, token_counts: Sequence[int], mask_prob: float) -> None:
+        """Called on a new method, before it takes anything from an earlier run: what the options draw from the data.
+
+        token_counts: V of the prepared data   mask_prob: share of the words that are selected
+        """
+        if self.config.output_bias_init == "log_frequency":
+            counts = torch.as_tensor(token_counts, device=self.excluded_tokens.device)
+            self.start_output_bias(log_frequencies(counts.masked_fill(self.excluded_tokens, 0)))
+        if getattr(self.config, "detection_bias_init", "zero") == "prior":
+            self.start_detection_bias(math.log((1 - mask_prob) / mask_prob))
+
+    @torch.no_grad()
+    def start_output_bias(self, log_frequencies: Tensor) -> None:
+        self.mlm_head.bias.copy_(log_frequencies)
+
+    @torch.no_grad()
+    def start_detection_bias(self, logit: float) -> None:
+        """So that the logit of 'original' starts near `logit`. TEAMS has no such head with rtd_weight 0."""
+        self.rtd_head.score.bias.fill_(logit)
+
+    def warmed_up(self, weight: float) -> float:
+        """`weight` of a loss by which the encoder judges: in training times u / rtd_warmup_updates up to 1."""
+        updates = cast(JudgingConfig, self.config).rtd_warmup_updates
+        if not self.training or self.num_updates >= updates:
+            return weight
+        return weight * self.num_updates / updates
+
+    def judged(self, batch: PretrainingBatch, weight: float) -> Tuple[Tensor, float, str]:
+        """The (B, T) positions that the encoder's verdicts are averaged over, their weight by now, and their name."""
+        positions, weight = batch.valid_positions, self.warmed_up(weight)
+        if not cast(JudgingConfig, self.config).detection_on_words:
+            return positions, weight, VALID
+        return self.words(batch), weight, WORDS
 
     def check_batch_size(self, sequences: int) -> None:
         """Refuse, with a ValueError, a run whose largest batches hold too few sequences per process."""
@@ -401,6 +525,7 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
     """A method with one generator that has an MLM head, and whose draws pass no gradient."""
 
     config_class: Type[PretrainingConfig] = GeneratorConfig
+    generator_modules = MODULES_OF_GENERATOR
 
     def add_generator(self, vocabulary: Vocabulary, token_embeddings: nn.Embedding, dropout: float) -> None:
         """Make `generator` and `mlm_head` on a token table."""
@@ -484,6 +609,12 @@ class SharedGeneratorMethod(GeneratorMethod[SharedGenerator, Output]):
         """With the papers' discount for tied layers."""
         tied = self.config.tied_depth() * reference.block(self.encoder.config, length)
         return super().reference_flops(length) - reference.TIED_DISCOUNT * tied
+
+
+def log_frequencies(counts: Tensor) -> Tensor:
+    """(V,) -> (V,) in fp32: log (c_v + 1) / (sum of c + V), whose exponentials sum to 1."""
+    smoothed = counts.double() + 1
+    return (smoothed / smoothed.sum()).log().float()
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Mean:

@@ -62,6 +62,11 @@ class CocoLMConfig(GeneratorConfig):
                 f"generator_checkpoint {self.generator_checkpoint!r} is of no use with random_replacements "
                 f"{self.random_replacements}: choose one"
             )
+        if self.output_bias_init != "zero" and (self.generator_checkpoint or self.random_replacements):
+            raise ValueError(
+                f"output_bias_init {self.output_bias_init} is of a generator that is trained: leave it out, or both "
+                "generator_checkpoint and random_replacements"
+            )
         for name in ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens"):
             if getattr(self, name) and not self.clm_weight:
                 raise ValueError(f"{name} changes nothing with clm_weight {self.clm_weight}: leave one out")
@@ -219,7 +224,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         replaced = output.corruption.replaced_positions
         if output.masked_lm is not None and not self.frozen_generator:
             terms["mlm"] = mlm_loss(output.masked_lm)
-        terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, config.rtd_weight)
+        terms["rtd"] = rtd_loss(output.rtd_logits, replaced, *self.judged(batch, config.rtd_weight))
         if config.clm_weight:
             terms["clm"] = self.correction_loss(output, batch)
         if config.scl_weight:

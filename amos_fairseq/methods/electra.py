@@ -54,7 +54,7 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
         replaced = output.corruption.replaced_positions
         return {
             "mlm": mlm_loss(output.masked_lm),
-            "rtd": rtd_loss(output.rtd_logits, replaced, batch.valid_positions, self.config.rtd_weight),
+            "rtd": rtd_loss(output.rtd_logits, replaced, *self.judged(batch, self.config.rtd_weight)),
         }
 
     def statistics(self, output: ElectraOutput, batch: PretrainingBatch) -> Dict[str, Mean]:

@@ -147,6 +147,11 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
             masked_lm, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds, rtd_logits
         )
 
+    @torch.no_grad()
+    def start_detection_bias(self, logit: float) -> None:
+        """The highest threshold, of which all others keep their distance, is what a score of 0 is held against."""
+        self.tqr_head.top_threshold.fill_(-logit)
+
     def label(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
         """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""
         config = self.config
@@ -160,11 +165,12 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         config = self.config
         # Until the generator's word counts, the lower levels weigh nothing but stay in the graph, for DDP.
         warming_up = self.training and self.num_updates < config.tqr_warmup_updates
+        positions, weight, over = self.judged(batch, config.tqr_weight)
         return {
             "mlm": mlm_loss(output.masked_lm),
             "tqr": tqr_loss(
-                output.quality_scores, output.level_thresholds, output.level_codes, batch.valid_positions,
-                0.0 if warming_up else config.level_weight, config.tqr_weight,
+                output.quality_scores, output.level_thresholds, output.level_codes, positions,
+                0.0 if warming_up else config.level_weight, weight, over,
             ),
         }
 

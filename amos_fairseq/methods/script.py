@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingBatch, PretrainingConfig, PretrainingMethod, Vocabulary
+from amos_fairseq.methods.base import ENCODER_SIZES, JudgingConfig, PretrainingBatch, PretrainingMethod, Vocabulary
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, critic_loss, mlm_loss
 from amos_fairseq.ops import MaskedLMReading, Noise, linear_logsumexp, soft_embedding, straight_through_gumbel_softmax
@@ -22,7 +22,7 @@ from amos_fairseq.quantities import DETECTION, GENERATOR, LOWER, ByRun, Quantity
 
 
 @dataclass
-class ScriptConfig(PretrainingConfig):
+class ScriptConfig(JudgingConfig):
     """The critic. Defaults are the paper's, as far as it says."""
 
     critic_weight: float = option(
@@ -31,7 +31,8 @@ class ScriptConfig(PretrainingConfig):
     critic_bias_init: str = option(
         "paper",
         "start of the output bias. paper: 0, the critic starts sure that all is original, at logit log V; "
-        "neutral: -log V, it starts undecided. The masked LM is the same with both",
+        "neutral: -log V, it starts undecided; with output-bias-init, that plus log V or 0. The masked LM is the same "
+        "with both",
         choices=("paper", "neutral"),
     )
     sample_gradient: str = option(
@@ -90,6 +91,12 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         critic_logits = self.criticize(embeddings, batch.padding_mask)
         return ScriptOutput(masked_lm, masked_lm.sampled, corruption, critic_logits)
 
+    @torch.no_grad()
+    def start_output_bias(self, log_frequencies: Tensor) -> None:
+        """Of the critic's logit, which logsumexp of the bias is at the start, `critic_bias_init` still decides."""
+        paper = self.config.critic_bias_init == "paper"
+        self.mlm_head.bias.copy_(log_frequencies + math.log(len(log_frequencies)) * paper)
+
     def generate(self, batch: PretrainingBatch) -> Tensor:
         """(M, E): projected hidden states at the selected positions."""
         return self.mlm_head.project(self.encoder(batch.masked_tokens, batch.padding_mask, batch.queries))
@@ -126,7 +133,7 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         replaced = output.corruption.replaced_positions
         return {
             "mlm": mlm_loss(output.masked_lm),
-            "critic": critic_loss(output.critic_logits, replaced, batch.valid_positions, self.config.critic_weight),
+            "critic": critic_loss(output.critic_logits, replaced, *self.judged(batch, self.config.critic_weight)),
         }
 
     def statistics(self, output: ScriptOutput, batch: PretrainingBatch) -> Dict[str, Mean]:

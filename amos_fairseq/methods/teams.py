@@ -66,6 +66,9 @@ class TeamsConfig(SharedGeneratorConfig, DetectionConfig):
                 f"exported_branch rtd needs two branches, but task_heads {self.task_heads} with {weights} has one"
             )
 
+        if self.detection_bias_init == "prior" and not self.rtd_weight:
+            raise ValueError("detection_bias_init prior changes nothing with rtd_weight 0.0: leave it out")
+
     def has_two_branches(self) -> bool:
         """Whether the tasks read different layers; the encoder's last one serves a single task, or both with ffn."""
         return self.task_heads != "ffn" and bool(self.rtd_weight and self.mws_weight)
@@ -167,9 +170,9 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         terms = {"mlm": mlm_loss(output.masked_lm)}
         if self.rtd_head is not None:
             replaced = output.corruption.replaced_positions
-            terms["rtd"] = rtd_loss(output.rtd_logits, replaced, batch.valid_positions, config.rtd_weight)
+            terms["rtd"] = rtd_loss(output.rtd_logits, replaced, *self.judged(batch, config.rtd_weight))
         if self.mws_head is not None:
-            terms["mws"] = mws_loss(output.mws_hidden, output.candidate_embeddings, config.mws_weight)
+            terms["mws"] = mws_loss(output.mws_hidden, output.candidate_embeddings, self.warmed_up(config.mws_weight))
         return terms
 
     def statistics(self, output: TeamsOutput, batch: PretrainingBatch) -> Dict[str, Mean]:

@@ -1,3 +1,3 @@
-"""Optimizers that fairseq lacks."""
+"""Optimizers and schedules that fairseq lacks."""
 
-from amos_fairseq.optim import fused_adamw  # noqa: F401
+from amos_fairseq.optim import fused_adamw, warmup_stable_decay  # noqa: F401

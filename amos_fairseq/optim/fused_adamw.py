@@ -3,7 +3,7 @@
 import ast
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -20,6 +20,19 @@ def lr_factor(parameter: Tensor) -> float:
     The tag is fairseq's, which hands it on to the fp32 copies that it trains in half precision.
     """
     return getattr(parameter, "optim_overrides", {}).get("lr_factor", 1.0)
+
+
+def set_lr_factor(parameter: Tensor, factor: float) -> None:
+    parameter.optim_overrides = {"lr_factor": factor}  # type: ignore[attr-defined]
+
+
+def check_takes_factors(option: str, factor: float, optimizer: Optional[str]) -> None:
+    """Raises ValueError if an option asks for rates of its own of an optimizer that has one for all parameters."""
+    if factor != 1.0 and optimizer != "fused_adamw":
+        raise ValueError(
+            f"{option} {factor} needs an optimizer with a rate for each layer, which {optimizer} is not: give "
+            "--optimizer fused_adamw"
+        )
 
 
 def decay_groups(parameters: List[Tensor], weight_decay: float) -> List[dict]:
@@ -104,6 +117,11 @@ class FusedAdamW(FairseqOptimizer):
         parameters = list(params)
         groups = decay_groups(parameters, cfg.weight_decay)
         self._lr_factors = [group.pop("lr_factor") for group in groups]  # the command's, not a checkpoint's
+        # `places` number the parameters as torch does where all factors are 1, in checkpoints of any factors
+        alike = sorted(parameters, key=lambda parameter: parameter.dim() < 2)
+        place_of = {parameter: place for place, parameter in enumerate(alike)}
+        for group in groups:
+            group["places"] = [place_of[parameter] for parameter in group["params"]]
         self._optimizer = AdamW(
             groups, fused=all(parameter.is_cuda for parameter in parameters) or None, **self.optimizer_config
         )
@@ -115,7 +133,7 @@ class FusedAdamW(FairseqOptimizer):
         return dict(lr=cfg.lr[0], betas=betas(cfg.adam_betas), eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
 
     def get_lr(self) -> float:
-        """Of the parameters with `lr_factor` 1, which the first group has."""
+        """Of the parameters with `lr_factor` 1."""
         return self._lr
 
     def set_lr(self, lr: float) -> None:
@@ -125,6 +143,18 @@ class FusedAdamW(FairseqOptimizer):
             group["lr"] = factor * lr
 
     def load_state_dict(self, state_dict, optimizer_overrides=None):
+        """Of a run with any factors: `places` tell whose moments are whose."""
+        saved = state_dict["param_groups"]
+        if len(saved) > 2 and "places" not in saved[0]:
+            raise ValueError(f"the checkpoint's {len(saved)} groups do not say of which parameters: --reset-optimizer")
+        places = (zip(group["params"], group.get("places", group["params"])) for group in saved)
+        place_of = {index: place for group in places for index, place in group}
+        moments = {place_of[index]: value for index, value in state_dict["state"].items()}
+        groups = [
+            {**saved[index % 2], "params": group["places"], "places": group["places"]}
+            for index, group in enumerate(self.param_groups)
+        ]
+        state_dict = {**state_dict, "state": moments, "param_groups": groups}
         super().load_state_dict(state_dict, optimizer_overrides)
         for vectors in self.param_groups[1::2]:
             vectors["weight_decay"] = 0.0  # fairseq overrides all groups alike

@@ -21,6 +21,7 @@ from amos_fairseq.finetune.evaluation import in_order, of_sequences
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.labelled import PROBLEM, Collater, Examples, read_examples, read_problem
 from amos_fairseq.finetune.model import Origin, described, learning_rate_factors, load_start, start_from, understood
+from amos_fairseq.optim.fused_adamw import check_takes_factors, set_lr_factor
 from amos_fairseq.options import Range, free_names, option
 from amos_fairseq.pretrained.loading import FINETUNING, VOCABULARY, vocabulary_of
 from amos_fairseq.pretrained.model import Pretrained
@@ -116,11 +117,7 @@ class FinetuningTask(SupervisedTask):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        if cfg.layer_decay != 1.0 and cfg.optimizer != "fused_adamw":
-            raise ValueError(
-                f"layer_decay {cfg.layer_decay} needs an optimizer with a rate for each layer, which {cfg.optimizer} "
-                "is not: give --optimizer fused_adamw"
-            )
+        check_takes_factors("layer_decay", cfg.layer_decay, cfg.optimizer)
         if cfg.max_valid_steps is not None:
             raise ValueError(f"max_valid_steps {cfg.max_valid_steps}: metrics are of whole splits: leave it out")
         self.problem = read_problem(Path(cfg.data))
@@ -145,7 +142,7 @@ class FinetuningTask(SupervisedTask):
         if self.cfg.layer_decay != 1.0:
             factors = learning_rate_factors(model.network, self.cfg.layer_decay)
             for name, parameter in model.network.named_parameters():
-                parameter.optim_overrides = {"lr_factor": factors[name]}  # which fairseq hands on to its fp32 copies
+                set_lr_factor(parameter, factors[name])
         return model
 
     def find_origin(self) -> Optional[Pretrained]:

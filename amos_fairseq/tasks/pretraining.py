@@ -26,6 +26,7 @@ from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.objectives import COUNTED
+from amos_fairseq.optim.fused_adamw import check_takes_factors, set_lr_factor
 from amos_fairseq.options import COUNT, Range, free_names, option
 from amos_fairseq.pooled import mean_cosine
 from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
@@ -38,8 +39,8 @@ COSINE = "hidden_cosine cosine"  # as the criterion logs it
 COLLAPSED = 0.95
 COLLAPSE = (
     "the encoder has collapsed: its hidden states of different words have a mean cosine of %.3f (hidden_cosine, 1: all "
-    "alike). What can help: a lower --lr, or --init-checkpoint of a run of bert_mlm of the same encoder. See \"It does "
-    "not learn\" in examples/guides/troubleshooting.md"
+    "alike). What can help: --encoder-lr-factor 0.2 or a lower --lr, or --init-checkpoint of a run of bert_mlm of the "
+    "same encoder. See \"It does not learn\" in examples/guides/troubleshooting.md"
 )
 
 
@@ -56,6 +57,7 @@ class PretrainingTaskConfig(MaskingOptions, SupervisionConfig):
     )
     allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged", free=True)
     seed: int = II("common.seed")
+    optimizer: Optional[str] = II("optimizer._name")
     max_update: int = II("optimization.max_update")
     max_tokens: Optional[int] = II("dataset.max_tokens")
     max_tokens_valid: Optional[int] = II("dataset.max_tokens_valid")
@@ -124,16 +126,30 @@ class PretrainingTask(SupervisedTask):
     def build_model(self, cfg, from_checkpoint=False):
         with told_in_one_line():
             model = super().build_model(cfg, from_checkpoint)
+            if not from_checkpoint:
+                model.method.start_biases([*self.dictionary.count], self.masking.mask_prob)
             starts = {} if from_checkpoint else model.method.starts
             for name, load in starts.items():
                 path = getattr(model.method.config, name)
                 if path and goes_on_from(self.cfg) is None:  # else its own checkpoint holds what was taken
                     load(model.method, self.earlier_run(path, name))
+            if not from_checkpoint:
+                self.scale_learning_rates(model.method)
         self.model, method = model, model.method
         self.check_batch_size = method.check_batch_size
         self.forward_is_local = method.forward_is_local
         self.divides_batches = method.divides_batches
         return model
+
+    def scale_learning_rates(self, method) -> None:
+        for option_name, factor in method.config.lr_factors().items():
+            check_takes_factors(option_name, factor, self.cfg.optimizer)
+        for group in method.learning_rate_groups():
+            size = sum(parameter.numel() for parameter in group.parameters)
+            logger.info("learning rate x %g: %s, %s parameters", group.factor, group.name, f"{size:,}")
+            for parameter in group.parameters:
+                if group.factor != 1.0:
+                    set_lr_factor(parameter, group.factor)
 
     def earlier_run(self, path: str, option_name: str) -> EarlierRun:
         source = f"{option_name} {path}"
@@ -205,7 +221,7 @@ class PretrainingTask(SupervisedTask):
 
         `term_scales[over]` is (micro-batches / elements of that kind), both summed over the update's micro-batches
         and processes. The counts come with the data, so every mean is exact for any number of processes and
-        micro-batches, ragged ones included, at the price of one reduction of five numbers per update, of which the
+        micro-batches, ragged ones included, at the price of one reduction of six numbers per update, of which the
         last says how many processes were asked to stop.
         """
         self.refuse_impossible(samples)

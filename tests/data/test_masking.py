@@ -125,7 +125,7 @@ def test_a_batch_is_padded_to_a_multiple_of_eight_and_counted(dictionary):
     assert (inputs["original_tokens"][1, 11:] == dictionary.pad()).all()
     assert (inputs["masked_tokens"][1, 11:] == dictionary.pad()).all()
     assert inputs["num_masked"] == [2, 1] and torch.equal(inputs["sample_ids"], torch.tensor([38, 39]))
-    assert batch["counts"] == {"selected": 3, "valid": 27, "sequences": 2}
+    assert batch["counts"] == {"selected": 3, "valid": 27, "words": 23, "sequences": 2} and batch["words"] == [14, 9]
     assert batch["ntokens"] == 27 and batch["nsentences"] == 2
     positions = inputs["masked_positions"].flatten().nonzero().squeeze(-1)
     assert torch.equal(inputs["masked_index"], positions)

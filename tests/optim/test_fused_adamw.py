@@ -129,6 +129,41 @@ def test_factors_are_those_of_the_command_not_of_the_checkpoint():
     assert groups == [(1.0, 0.5), (1.0, 0.0), (0.5, 0.5), (0.5, 0.0)]
 
 
+def test_moments_belong_to_their_parameters_whatever_the_factors_of_the_run_that_goes_on():
+    def trained(factor):
+        parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,), (2, 2), (2,))]
+        for parameter in parameters[2:]:
+            parameter.optim_overrides = {"lr_factor": factor}
+        return parameters, optimizer_of(parameters)
+
+    parameters, optimizer = trained(4.0)
+    for number, parameter in enumerate(parameters, 1):
+        parameter.grad = torch.full_like(parameter, float(number))
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert [group["places"] for group in state["param_groups"]] == [[1], [3], [0], [2]]  # the highest factor first
+    for factor in (4.0, 1.0, 0.5):
+        others, other = trained(factor)
+        other.load_state_dict(state)
+        for number, parameter in enumerate(others, 1):
+            moment = other.optimizer.state[parameter]["exp_avg"]
+            torch.testing.assert_close(moment, torch.full_like(parameter, 0.1 * number))
+
+
+def test_state_of_several_factors_that_does_not_say_whose_it_is_is_refused():
+    optimizer = optimizer_of(parameters_of_two_rates())
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["places"]
+    with pytest.raises(ValueError, match="the checkpoint's 4 groups do not say of which parameters: --reset-optimizer"):
+        optimizer.load_state_dict(state)
+    alike = optimizer_of([nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))])
+    state = alike.state_dict()
+    for group in state["param_groups"]:
+        del group["places"]
+    alike.load_state_dict(state)  # of one factor: as torch numbers them
+
+
 def test_a_parameter_with_half_the_rate_goes_half_as_far():
     parameters = parameters_of_two_rates(0.5)
     optimizer = optimizer_of(parameters, weight_decay=0.0)

@@ -23,7 +23,7 @@ import amos_fairseq.models.pretraining  # noqa: E402, F401
 import amos_fairseq.tasks  # noqa: E402, F401
 from amos_fairseq import fairseq_options  # noqa: E402
 
-NAME = "amos_rtd"
+NAME, WSD = "amos_rtd", "warmup_stable_decay"
 TRAIN, OURS = "fairseq_cli.train:cli_main", "amos_fairseq.cli.main:main"
 
 # what: (options, what the line says), found in the whole configuration
@@ -53,6 +53,7 @@ CONFIGURATIONS = {
     "no heads": (dict(encoder_attention_heads=0), "encoder_attention_heads 0 is out of range: it must be at least 1"),
     "dropout of 1": (dict(dropout=1.0), "dropout 1.0 is out of range: it must be at least 0 and below 1"),
     "rtd_weight nan": (dict(rtd_weight=math.nan), "rtd_weight nan is out of range: it must be at least 0"),
+    "factor 0": (dict(encoder_lr_factor=0.0), "encoder_lr_factor 0.0 is out of range: it must be above 0"),
     "no depth": (dict(generator_depths=[1, 0]), "generator_depths 0 is out of range: it must be at least 1"),
     "unknown bucketing": (dict(rel_pos_bucketing="t6"), "unknown rel_pos_bucketing 't6': choose t5, released"),
     "save_timeout negative": (dict(save_timeout=-1.0), "save_timeout -1.0 is out of range: it must be at least 0"),
@@ -96,6 +97,17 @@ STARTS = {
     "max_tokens_valid below a block": (dict(max_tokens_valid=16), "max_tokens_valid 16 is less than one block of"),
     "gumbel_temperature 0": (dict(gumbel_temperature=0), "gumbel_temperature"),
     "update_timeout negative": (dict(update_timeout=-1), "update_timeout -1.0 is out of range: it must be at least 0"),
+    "decay_share above 1": (dict(lr_scheduler=WSD, decay_share=1.5), "decay_share 1.5 is out of range: it must be at"),
+    "unknown decay_shape": (dict(lr_scheduler=WSD, decay_shape="up"), "up"),
+    "warm-up within the decay": (
+        dict(lr_scheduler=WSD, warmup_updates=11, decay_share=0.5),
+        "warmup_updates 11 and decay_share 0.5 of 20 overlap: lower one of them",
+    ),
+    "factor for adam": (dict(rel_pos_lr_factor=30), "rel_pos_lr_factor 30.0 needs an optimizer with a rate for each"),
+    "detection warm-up beyond the run": (dict(rtd_warmup_updates=9), "rtd_warmup_updates 9 exceeds max_update 8"),
+    "factor of nothing": (
+        dict(rel_pos_lr_factor=30, rel_pos_buckets=0, optimizer="fused_adamw"), "rel_pos_lr_factor 30.0 is of no"
+    ),
     "spikes without checkpoints": (dict(loss_spike_factor=2, no_save=True), "loss_spike_factor 2.0 needs checkpoints"),
     "missing init_checkpoint": (dict(init_checkpoint="gone"), "init_checkpoint gone does not exist"),
     "save_dir below a file": (dict(save_dir="/dev/null/run"), "save_dir /dev/null/run: /dev/null is no folder"),

@@ -21,7 +21,7 @@ def collated(batch):
     """As the loader gives it, of lengths 12, 9, 12."""
     return {
         "net_input": batch._asdict(), "lengths": [12, 9, 12], "nsentences": 3, "ntokens": 33,
-        "counts": {"selected": 9, "valid": 33, "sequences": 3},
+        "counts": {"selected": 9, "valid": 33, "words": 27, "sequences": 3}, "words": [10, 7, 10],
     }
 
 
@@ -30,8 +30,8 @@ def test_parts_of_a_batch_hold_its_sequences_and_their_counts(batch):
     first, second = split(whole, 2)
     assert [part["nsentences"] for part in (first, second)] == [2, 1]
     assert [part["ntokens"] for part in (first, second)] == [21, 12]
-    assert first["counts"] == {"selected": 6, "valid": 21, "sequences": 2}
-    assert second["counts"] == {"selected": 3, "valid": 12, "sequences": 1}
+    assert first["counts"] == {"selected": 6, "valid": 21, "words": 17, "sequences": 2}
+    assert second["counts"] == {"selected": 3, "valid": 12, "words": 10, "sequences": 1}
     for name, value in batch._asdict().items():
         if torch.is_tensor(value) and name != "masked_index":
             assert torch.equal(torch.cat([part["net_input"][name] for part in (first, second)]), value), name

@@ -49,3 +49,34 @@ def test_training_in_every_precision_learns_and_resumes_with_the_same_bits(launc
     for index, moments in state["state"].items():
         for key, value in moments.items():
             assert value.dtype == torch.float32 and torch.equal(same_state["state"][index][key], value)
+
+
+TOLD = {  # 8 buckets and 2 heads of each network
+    "amos_rtd": ["0.5: encoder", "30: rel_pos, 32 parameters", "1: shared", "2: generator"],
+    "bert_mlm": ["1: encoder", "30: rel_pos, 16 parameters"],
+}
+
+
+@pytest.mark.parametrize("name, options", [
+    ("amos_rtd", dict(encoder_lr_factor=0.5, generator_lr_factor=2, update_freq=2)), ("bert_mlm", dict(fp16=True))
+])
+def test_learning_rates_of_groups_are_listed_and_resume_with_the_same_bits(launch, arguments, tmp_path, name, options):
+    options.update(optimizer="fused_adamw", rel_pos_lr_factor=30, save_interval_updates=3, max_update=6)
+
+    def train(save_dir, **changes):
+        fails = changes.pop("fails", False)
+        given = arguments(name, **{**options, "save_dir": tmp_path / save_dir, **changes})
+        return launch("fairseq_cli.train:cli_main", given, 2, fails)
+
+    told = [line.split("rate x ")[1] for line in train("through").out[0].splitlines() if "learning rate x" in line]
+    assert all(line.startswith(start) for line, start in zip(told, TOLD[name])) and len(told) == len(TOLD[name])
+    resume = dict(restore_file=checkpoint(tmp_path / "through", "*_3"))
+    train("resumed", **resume)
+    (model, state), (same_model, same_state) = (last_state(tmp_path / run) for run in ("through", "resumed"))
+    assert all(torch.equal(same_model[key], value) for key, value in model.items())
+    for index, moments in state["state"].items():
+        assert all(torch.equal(same_state["state"][index][key], value) for key, value in moments.items())
+
+    resume.update(rel_pos_lr_factor=10)
+    assert "rel_pos_lr_factor" in train("other", **resume, fails=True).err[0]
+    train("other", **resume, allow_change="rel_pos_lr_factor")
