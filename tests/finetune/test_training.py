@@ -174,7 +174,7 @@ def new_model(tmp_path):
     """new_model(folder, pretrained, from_scratch=False): task and model before the first update."""
 
     def new_model(folder, pretrained, from_scratch=False):
-        options = dict(data=folder, pretrained=pretrained, from_scratch=from_scratch, layer_decay=1.0)
+        options = dict(data=folder, pretrained=pretrained, from_scratch=from_scratch, layer_decay=1.0, optimizer="adam")
         options |= dict(max_valid_steps=None, save_dir=tmp_path / "new", restore_file="checkpoint_last.pt")
         torch.manual_seed(1)
         dropouts = dict(dropout=0.2, attention_dropout=0.3, pooler_dropout=0.4)

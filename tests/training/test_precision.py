@@ -30,4 +30,4 @@ def test_half_precision_trains_near_full_precision(training, launch, arguments, 
         assert {row["loss_scale"] for row in rows} == {DEFAULT_SCALE}
     dtype = {"bf16": torch.bfloat16, "fp16": torch.half}[precision]
     model = checkpoints.read(tmp_path / "checkpoint_last")["model"]
-    assert {value.dtype for value in model.values()} == {dtype}
+    assert {value.dtype for value in model.values() if value.is_floating_point()} == {dtype}

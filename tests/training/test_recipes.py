@@ -101,7 +101,9 @@ def test_recipe_lists_every_option_of_the_task_but_those_of_supervision(recipe):
     options, supervision = (
         {option.name for option in declared(config)} for config in (TASK_DATACLASS_REGISTRY[name], SupervisionConfig)
     )
-    from_other_groups = {"seed", "max_update", "max_tokens", "max_tokens_valid", "save_dir", "restore_file"}
+    from_other_groups = {
+        "seed", "max_update", "max_tokens", "max_tokens_valid", "save_dir", "restore_file", "optimizer"
+    }
     assert set(written.task) == options - from_other_groups - supervision | {"_name"}
 
 
