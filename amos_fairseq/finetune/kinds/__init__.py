@@ -14,9 +14,9 @@ from amos_fairseq.finetune.kinds.base import Kind
 from amos_fairseq.finetune.kinds.classification import Classification
 from amos_fairseq.finetune.kinds.prompt import Prompt
 from amos_fairseq.finetune.kinds.regression import Regression
-from amos_fairseq.finetune.kinds.span import Span
+from amos_fairseq.finetune.kinds.span import QuestionAnswering
 
-KINDS: Dict[str, Kind] = {kind.name: kind for kind in (Classification(), Regression(), Span(), Prompt())}
+KINDS: Dict[str, Kind] = {kind.name: kind for kind in (Classification(), Regression(), QuestionAnswering(), Prompt())}
 
 
 def kind_of(name: str) -> Kind:

@@ -26,7 +26,7 @@ class SpanHead(nn.Module):
         return self.out_proj(hidden)
 
 
-class Span(Kind):
+class QuestionAnswering(Kind):
     name = "span"
     note = "Of SQuAD, F1 selects."
     head_class = "span"
