@@ -1,22 +1,28 @@
 """Claims of the five papers that a small run can speak to, and what a run's numbers say about each."""
 
-from typing import Callable, Dict, List, NamedTuple, Sequence
+import contextlib
+import math
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.05  # of each one-sided test
+LEVEL = 0.05  # of all claims of a table together
+POWER = 0.8
+MOST_SEEDS = 1000
 
 
 class Measured(NamedTuple):
     """Of one pre-training run.
 
-    score       mean accuracy over the labelled tasks and fine-tuning seeds
+    score       mean of the probes and of fine-tuning
+    scores      of each probe and task, and of fine-tuning, the mean of its tasks
     validation  what was logged at the end of pre-training; `first` at its first validation
     seconds     that all of it took
     """
 
     score: float
+    scores: Dict[str, float]
     validation: Dict[str, float]
     first: Dict[str, float]
     seconds: float = 0.0
@@ -36,25 +42,61 @@ class Claim(NamedTuple):
 
 class Verdict(NamedTuple):
     mean: float
-    low: float  # of the 90 % confidence interval, whose ends are the one-sided 95 % bounds
+    low: float  # of the 95 % confidence interval of this difference alone
     high: float
+    p: float  # of Student's t against 0 in either direction, by Holm's correction
     words: str
+    seeds_needed: int = 0  # to decide what is undecided, if the difference and its spread are what was seen
 
 
-def judge(differences: Sequence[float]) -> Verdict:
-    """By a t-test of the mean against 0 over pre-training seeds: seen, not seen (the opposite is), or undecided."""
-    values = np.asarray(differences, dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Verdict(mean, float("nan"), float("nan"), "undecided (one seed)")
-    error = float(values.std(ddof=1) / np.sqrt(len(values)))
-    margin = float(stats.t.ppf(1 - LEVEL, len(values) - 1)) * error
-    low, high = mean - margin, mean + margin
-    return Verdict(mean, low, high, "seen" if low > 0 else "not seen" if high < 0 else "undecided")
+def verdicts(runs: Runs) -> List[Tuple[Claim, Verdict]]:
+    """Of each claim whose variants are there."""
+    differences = {}
+    for claim in CLAIMS:
+        with contextlib.suppress(KeyError):  # of a variant that was left out
+            differences[claim] = claim.differences(runs)
+    return list(zip(differences, judge(list(differences.values()))))
+
+
+def judge(families: Sequence[Sequence[float]]) -> List[Verdict]:
+    """Seen, not seen (the opposite is), or undecided, of each claim of a family by its differences, seed by seed."""
+    ps = holm([float(stats.ttest_1samp(values, 0.0).pvalue) if len(values) > 1 else 1.0 for values in families])
+    return [verdict(np.asarray(values, dtype=float), p, len(families)) for values, p in zip(families, ps)]
+
+
+def verdict(values: np.ndarray, p: float, claims: int) -> Verdict:
+    mean, number = float(values.mean()), len(values)
+    if number < 2:
+        return Verdict(mean, float("nan"), float("nan"), 1.0, "undecided (one seed)")
+    deviation = float(values.std(ddof=1))
+    margin = float(stats.t.ppf(0.975, number - 1)) * deviation / math.sqrt(number)
+    words = "undecided" if p >= LEVEL else "seen" if mean > 0 else "not seen"
+    needed = seeds_needed(mean, deviation, LEVEL / claims) if words == "undecided" else 0
+    return Verdict(mean, mean - margin, mean + margin, p, words, needed)
+
+
+def holm(ps: Sequence[float]) -> List[float]:
+    """Corrected for their number (Holm, 1979): the k-th smallest of n times n - k + 1, never below a smaller one's."""
+    corrected, highest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def seeds_needed(mean: float, deviation: float, level: float) -> int:
+    """The fewest seeds at which t exceeds its two-sided quantile of `level` with POWER; MOST_SEEDS if more."""
+    if deviation == 0:
+        return 2
+    for seeds in range(2, MOST_SEEDS):
+        shift = abs(mean) / deviation * math.sqrt(seeds)
+        if stats.nct.sf(stats.t.ppf(1 - level / 2, seeds - 1), seeds - 1, shift) >= POWER:
+            return seeds
+    return MOST_SEEDS
 
 
 def better(first: str, second: str, text: str, source: str) -> Claim:
-    """Downstream score of one variant minus that of another, seed by seed."""
+    """Score of one variant minus that of another, seed by seed."""
     def differences(runs: Runs) -> List[float]:
         return [100 * (a.score - b.score) for a, b in zip(runs[first], runs[second])]
 

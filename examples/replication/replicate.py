@@ -2,10 +2,11 @@
 
     python examples/replication/replicate.py cpu --out runs/replication
 
-All variants are pre-trained with the same FLOPs on the same text with several seeds, then fine-tuned on labelled tasks
-made from text that pre-training has not seen. Writes OUT/results.json, OUT/results.md and OUT/results.png. What is
-finished is not done again: the same command goes on where an interrupted one stopped. Budgets: smoke (minutes), cpu
-(two cores, an hour or two), gpu (one GPU).
+All variants are pre-trained with the same FLOPs on the same text with several seeds, then judged as protocol.md says: by
+probes of the frozen encoder, and by fine-tuning on labelled tasks made from text that pre-training has not seen. Writes
+OUT/results.json, OUT/results.md and OUT/results.png. What is finished is not done again: the same command goes on where
+an interrupted one stopped. Budgets: smoke (minutes), search (of the recipe), cpu (two cores, hours), amos (its ablations
+with four times the FLOPs), gpu (one GPU).
 """
 
 import argparse
@@ -17,64 +18,70 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
-from claims import CLAIMS, Measured, Runs, judge
+import variants
+from claims import Measured, Runs, verdicts
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from variants import ENCODER, VARIANTS, Variant, arguments
 
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.figures import COLORS
-from amos_fairseq.analysis.flops import Geometry, hardware_flops
+from amos_fairseq.analysis.flops import Geometry, update_flops
 from amos_fairseq.cli.processes import available_cores, started, stoppable
+from amos_fairseq.demo import recipe
 from amos_fairseq.demo.documentation_tasks import COLUMNS
 from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import results
-from amos_fairseq.methods import METHODS, size_options
+from amos_fairseq.methods import build, size_options
 from amos_fairseq.methods.base import Vocabulary
 
-CHANCE = 12.5  # %, of eight classes
-DETECTION_WEIGHTS = ("rtd_weight", "tqr_weight", "critic_weight")  # a method has one of them, but for BERT
+PROBES = ("swap", "acceptability")
+TASKS = {"package": "valid.tsv", "cloze": "test.tsv"}  # and what fine-tuning is judged on
+DEVELOPMENT, HELD_OUT = "development", "held_out"  # items of the probes
 
 
 @dataclass(frozen=True)
 class Budget:
-    """flops: of each pre-training run, forward and backward, matrix products alone
-    detection_weight: of detection, ranking or the critic in every method's loss; None: each paper's
-    """
+    """flops: of each pre-training run, forward and backward, matrix products alone"""
 
     flops: float
-    seeds: int
+    seeds: Tuple[int, ...]
+    items: str = HELD_OUT
     size: str = "tiny"
     megabytes: float = 12
-    vocab_size: int = 512
-    tokens_per_sample: int = 16
-    batch_size: int = 64
-    lr: float = 1e-3
-    detection_weight: Optional[float] = None
+    vocab_size: int = recipe.VOCAB_SIZE
+    tokens_per_sample: int = recipe.TOKENS_PER_SAMPLE
+    batch_size: int = recipe.BATCH_SIZE
     examples: int = 1600
     epochs: int = 3
     finetuning_lr: float = 1e-3
     finetuning_seeds: int = 2
 
 
+SEARCHED, CONFIRMED = (1, 2), (11, 12, 13, 14, 15)  # seeds
 BUDGETS = {
-    "smoke": Budget(flops=2e10, seeds=2, megabytes=0.3, vocab_size=300, examples=64, epochs=1, finetuning_seeds=1),
-    "cpu": Budget(flops=8e12, seeds=3, detection_weight=5.0),
+    "smoke": Budget(
+        flops=2e10, seeds=SEARCHED, items=DEVELOPMENT, megabytes=0.3, vocab_size=300, examples=64, epochs=1,
+        finetuning_seeds=1,
+    ),
+    "search": Budget(flops=3e12, seeds=SEARCHED, items=DEVELOPMENT, finetuning_seeds=1),
+    "cpu": Budget(flops=6e12, seeds=CONFIRMED),
+    "amos": Budget(flops=2.4e13, seeds=CONFIRMED),
     "gpu": Budget(
-        flops=2e14, seeds=3, megabytes=100, vocab_size=2048, tokens_per_sample=32, batch_size=512, detection_weight=5.0
+        flops=2e14, seeds=CONFIRMED[:3], megabytes=100, vocab_size=2048, tokens_per_sample=32, batch_size=512
     ),
 }
+VARIANTS_OF = {"search": variants.SEARCH, "amos": variants.AMOS}  # the others: all methods
 
 
 class Replication:
     """The work of one budget in the folder `out`."""
 
-    def __init__(self, budget: Budget, variants: Dict[str, Variant], out: Path, jobs: int):
+    def __init__(self, budget: Budget, variants: Dict[str, variants.Variant], out: Path, jobs: int):
         self.budget, self.variants, self.out, self.jobs = budget, variants, out, jobs
         self.processes: List[subprocess.Popen] = []
         self.stopped = threading.Event()
@@ -115,61 +122,56 @@ class Replication:
             "--tokens-per-sample", budget.tokens_per_sample,
         )
 
-    def options(self, variant: Variant) -> Dict[str, object]:
-        """Of its network and objectives, beside those of the size."""
-        weight = self.budget.detection_weight
-        known = {field.name for field in fields(METHODS[variant.method].config_class)}
-        weights = {name: weight for name in DETECTION_WEIGHTS if weight is not None and name in known}
-        return {**ENCODER, **weights, **variant.options}
-
-    def updates(self, variant: Variant) -> int:
-        """As many as the FLOPs allow."""
+    def updates(self, variant: variants.Variant) -> int:
+        """As many as the FLOPs allow, those of the generator alone being cheaper."""
         if not variant.pretrained:
             return 1
-        budget = self.budget
-        geometry = Geometry(budget.batch_size, budget.tokens_per_sample, 1)
-        config = METHODS[variant.method].config_class(
-            **{**size_options(variant.method, budget.size), **self.options(variant)}
-        )
+        budget, most = self.budget, 10**6
+        batch_size = variant.batch_size or budget.batch_size
+        geometry = Geometry(batch_size, budget.tokens_per_sample, most, **variant.masking())
+        options = {**size_options(variant.method, budget.size), **variant.options(most)}
         with torch.device("meta"):
-            method = METHODS[variant.method](config, Vocabulary(budget.vocab_size, 1, [0, 1, 2, 3]), total_updates=1)
-        update = hardware_flops(method, geometry) * budget.batch_size * budget.tokens_per_sample
-        return max(4, round(budget.flops / update))
+            method = build(variant.method, options, Vocabulary(budget.vocab_size, 1, [0, 1, 2, 3]), total_updates=most)
+        alone, joint = update_flops(method, geometry)
+        share = variant.generator_alone if alone else 0.0
+        return max(4, round(budget.flops / (share * alone + (1 - share) * joint)))
 
     def measure(self, name: str, seed: int) -> Measured:
-        """Pre-train, fine-tune, read what both say."""
+        """Pre-train, probe, fine-tune, read what all say."""
         run = self.out / "runs" / name.replace(", ", "-").replace(" ", "_") / str(seed)
         done = run / "measured.json"
         if not done.exists():
-            start = time.monotonic()
-            self.pretrain(self.variants[name], seed, run)
-            scores = self.finetune(run, *([] if self.variants[name].pretrained else ["--from-scratch"]))
+            start, variant = time.monotonic(), self.variants[name]
+            self.pretrain(variant, seed, run)
+            scores = {**self.probe(run), **self.finetune(run, *([] if variant.pretrained else ["--from-scratch"]))}
+            scores["fine-tuning"] = statistics.mean(scores[task] for task in TASKS)
+            score = statistics.mean(scores[name] for name in (*PROBES, "fine-tuning"))
             validation = run_log.read(run / run_log.FILE_NAME).validation
-            seconds = round(time.monotonic() - start, 1)
-            measured = Measured(statistics.mean(scores.values()), {**validation[-1], **scores}, validation[0], seconds)
+            measured = Measured(score, scores, validation[-1], validation[0], round(time.monotonic() - start, 1))
             with durably_written(os.fspath(done)) as stream:
                 stream.write(json.dumps(measured._asdict()).encode())
         return Measured(**json.loads(done.read_text()))
 
     def pretrain(self, variant: Variant, seed: int, run: Path) -> None:
         budget, updates = self.budget, self.updates(variant)
-        precision = ["--bf16"] if torch.cuda.is_available() else ["--cpu"]
-        self.call(
-            run / run_log.FILE_NAME, "train", self.out / "data",
-            *arguments(variant.method, budget.size, self.options(variant)), *precision,
-            "--seed", seed, "--tokens-per-sample", budget.tokens_per_sample, "--batch-size", budget.batch_size,
-            "--optimizer", "fused_adamw", "--adam-betas", "(0.9, 0.999)", "--adam-eps", 1e-6, "--weight-decay", 0.01,
-            "--clip-norm", 2.0, "--lr", budget.lr, "--lr-scheduler", "polynomial_decay",
-            "--warmup-updates", max(1, updates // 5), "--total-num-update", updates, "--max-update", updates,
-            "--validate-interval-updates", max(1, updates // 4), "--save-interval-updates", max(1, updates // 2),
-            "--keep-interval-updates", 1, "--no-epoch-checkpoints", "--log-format", "json",
-            "--log-interval", max(1, updates // 40), "--num-workers", 0, "--save-dir", run,
-        )
+        options = {**variant.options(updates), **variant.masking()}
+        self.call(run / run_log.FILE_NAME, *recipe.training(
+            self.out / "data", run, variant.method, options, updates, budget.size, budget.tokens_per_sample,
+            variant.batch_size or budget.batch_size, seed, validations=4, logs=40, gpu=torch.cuda.is_available(),
+        ))
+
+    def probe(self, run: Path) -> Dict[str, float]:
+        """By task, the share of items that are right."""
+        log = run / "probe.json"
+        log.unlink(missing_ok=True)
+        self.call(log, "probe", run, "--tasks", ",".join(PROBES), "--part", self.budget.items, "--json")
+        rows = json.loads(log.read_text().splitlines()[-1])["probes"]
+        return {row["task"]: row["accuracy"] for row in rows if row["network"] == str(run)}
 
     def finetune(self, run: Path, *options: str) -> Dict[str, float]:
         """By task, the mean accuracy over seeds."""
         budget, found = self.budget, []
-        for name, valid in {"package": "valid.tsv", "cloze": "test.tsv"}.items():
+        for name, valid in TASKS.items():
             tables = self.out / "tasks" / name
             self.call(
                 run / "finetune.log", "finetune", "file", "--train", tables / "train.tsv", "--valid", tables / valid,
@@ -181,11 +183,12 @@ class Replication:
         scores: Dict[str, List[float]] = {}
         for result in found:
             scores.setdefault(result.task, []).append(result.score)
-        return {f"finetuned_{task}": statistics.mean(values) for task, values in scores.items()}
+        return {task: statistics.mean(values) for task, values in scores.items()}
 
     def run(self) -> Runs:
         self.prepare()
-        work = [(name, seed) for seed in range(1, self.budget.seeds + 1) for name in self.variants]
+        seeds = self.budget.seeds
+        work = [(name, seed) for seed in seeds for name in self.variants]
         measured = {}
         with ThreadPoolExecutor(self.jobs) as pool, tqdm(total=len(work), unit="run", disable=None) as bar:
             futures = {pool.submit(self.measure, *item): item for item in work}
@@ -199,7 +202,7 @@ class Replication:
                 self.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
-        return {name: [measured[name, seed] for seed in range(1, self.budget.seeds + 1)] for name in self.variants}
+        return {name: [measured[name, seed] for seed in seeds] for name in self.variants}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -210,31 +213,44 @@ def spread(values: Sequence[float]) -> str:
 def markdown(replication: Replication, runs: Runs) -> str:
     budget = replication.budget
     seconds = sum(run.seconds for measured in runs.values() for run in measured) / replication.jobs
-    tasks = [name for name in next(iter(runs.values()))[0].validation if name.startswith("finetuned_")]
-    header = ["variant", "updates", *(task.removeprefix("finetuned_") for task in tasks), "mean"]
+    columns = [*PROBES, *TASKS, "fine-tuning"]
+    header = ["variant", "updates", "nats", "AUC words", "identity", "cosine", "rank", *columns, "score"]
     lines = [
-        f"{budget.flops:.1e} FLOPs for each of {budget.seeds} pre-training seeds, {budget.finetuning_seeds} seeds of "
-        f"fine-tuning; {seconds / 60:.0f} minutes, {replication.jobs} runs at a time. Mean ± standard deviation over "
-        f"pre-training seeds of the accuracy in percent; chance is {CHANCE}.", "",
+        f"{budget.flops:.1e} FLOPs for each pre-training seed of {', '.join(map(str, budget.seeds))}; "
+        f"{budget.finetuning_seeds} of fine-tuning; {budget.items} items of the probes; {seconds / 60:.0f} minutes, "
+        f"{replication.jobs} runs at a time. Mean ± standard deviation over pre-training seeds, in percent from the AUC "
+        "on but for the rank.", "",
         "| " + " | ".join(header) + " |", "|" + "---|" * len(header),
     ]
     for name, measured in runs.items():
-        cells = [spread([run.validation[task] for run in measured]) for task in tasks]
+        logged = [logged_of([run.validation for run in measured], *quantity) for quantity in LOGGED]
+        cells = [spread([run.scores[column] for run in measured]) for column in columns]
         updates = replication.updates(replication.variants[name])
-        lines.append("| " + " | ".join([name, f"{updates:,}", *cells, spread([run.score for run in measured])]) + " |")
-    lines += ["", "| claim | source | difference | 90 % interval | verdict |", "|---|---|---|---|---|"]
-    for claim in CLAIMS:
-        try:
-            verdict = judge(claim.differences(runs))
-        except KeyError:  # of a variant that this call leaves out
-            continue
+        score = spread([run.score for run in measured])
+        lines.append("| " + " | ".join([name, f"{updates:,}", *logged, *cells, score]) + " |")
+    found = verdicts(runs)
+    if found:
+        lines += ["", "| claim | source | difference | 95 % interval | p, corrected | verdict |",
+                  "|---|---|---|---|---|---|"]
+    for claim, verdict in found:
+        decided = f" ({verdict.seeds_needed} seeds would decide)" if verdict.seeds_needed else ""
         lines.append(
             f"| {claim.text} | {claim.source} | {verdict.mean:+.3g} {claim.unit} | {verdict.low:+.3g} to "
-            f"{verdict.high:+.3g} | **{verdict.words}** |"
+            f"{verdict.high:+.3g} | {verdict.p:.2g} | **{verdict.words}**{decided} |"
         )
-    lines += ["", "A claim is seen, or not seen, if a t-test over pre-training seeds finds the difference above, or "
-              "below, zero at the 5 % level; else it is undecided at this size."]
     return "\n".join(lines) + "\n"
+
+
+LOGGED = [  # names in the log, digits, factor
+    (("mlm", "mlm_2"), 2, 1), (("rtd_auc_words",), 1, 100), (("rtd_auc_identity",), 1, 100), (("hidden_cosine",), 1, 100),
+    (("hidden_rank",), 1, 1),
+]
+
+
+def logged_of(validations: Sequence[Dict[str, float]], names: Sequence[str], digits: int, factor: float) -> str:
+    """The mean of what was logged, by the first of the names that is there; nothing if none is."""
+    name = next((name for name in names if name in validations[0]), None)
+    return "" if name is None else f"{factor * statistics.mean(row[name] for row in validations):.{digits}f}"
 
 
 def picture(runs: Runs) -> Figure:
@@ -245,39 +261,47 @@ def picture(runs: Runs) -> Figure:
         scores = [100 * run.score for run in measured]
         axes.plot(scores, [row] * len(scores), "o", color=COLORS[0], alpha=0.6, markersize=5)
         axes.plot(statistics.mean(scores), row, "|", color="black", markersize=13, markeredgewidth=2)
-    axes.axvline(CHANCE, color="0.5", linestyle=":", label="chance")
     if "untrained" in runs:
         mean = statistics.mean(100 * run.score for run in runs["untrained"])
         axes.axvline(mean, color="0.5", linestyle="--", label="untrained, mean")
     axes.set_yticks(range(len(runs)), list(runs))
     axes.invert_yaxis()
-    axes.set_xlabel("% right after fine-tuning (dots: pre-training seeds, bar: their mean)")
+    axes.set_xlabel("score, % (dots: pre-training seeds, bar: their mean)")
     axes.grid(axis="x", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
+def chosen(option: str, given: Optional[str], separator: str, known: List[str]) -> List[str]:
+    names = [name.strip() for name in given.split(separator)] if given else known
+    for name in names:
+        if name not in known:
+            sys.exit(f"replicate: error: {option} {name!r} is none of {f'{separator} '.join(known)}")
+    return names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("budget", choices=BUDGETS)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything goes")
-    parser.add_argument("--variants", help=f"some of: {'; '.join(VARIANTS)}, separated by semicolons (default: all)")
+    parser.add_argument("--variants", metavar="NAME;..", help="some of the budget's (default: all)")
+    parser.add_argument("--seeds", metavar="N,..", help="some of the budget's pre-training seeds (default: all)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: a core each, three on a GPU)")
     args = parser.parse_args()
-    names = [name.strip() for name in args.variants.split(";")] if args.variants else list(VARIANTS)
-    for name in names:
-        if name not in VARIANTS:
-            sys.exit(f"replicate: error: --variants {name!r} is none of {'; '.join(VARIANTS)}")
-    jobs = args.jobs or (3 if torch.cuda.is_available() else available_cores())
     budget = BUDGETS[args.budget]
+    known = VARIANTS_OF.get(args.budget, variants.METHODS)
+    names = chosen("--variants", args.variants, ";", list(known))
+    seeds = chosen("--seeds", args.seeds, ",", list(map(str, budget.seeds)))
+    jobs = args.jobs or (3 if torch.cuda.is_available() else available_cores())
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "budget.json"
-    if kept.exists() and json.loads(kept.read_text()) != asdict(budget):
+    if kept.exists() and json.loads(kept.read_text()) != json.loads(json.dumps(asdict(budget))):
         sys.exit(f"replicate: error: --out {args.out} holds another budget: choose another folder, or delete it")
     kept.write_text(json.dumps(asdict(budget)))
 
-    replication = Replication(budget, {name: VARIANTS[name] for name in names}, args.out, jobs)
+    budget = replace(budget, seeds=tuple(map(int, seeds)))
+    replication = Replication(budget, {name: known[name] for name in names}, args.out, jobs)
     try:
         with stoppable(args.out):
             runs = replication.run()

@@ -1,34 +1,34 @@
-"""What is trained: the seven methods and their central ablations, on one encoder."""
+"""What is trained: the seven methods with the recipe, their central ablations, and the recipe with one thing changed."""
 
-from typing import Dict, NamedTuple, Tuple
+from typing import Any, Dict, NamedTuple, Optional
 
-# The same encoder for all: relative positions for TEAMS, PEER and SCRIPT, too, and for all the same dropout.
-ENCODER = dict(rel_pos_buckets=32, dropout=0.0, attention_dropout=0.0)
+from amos_fairseq.demo import recipe
 
 
 class Variant(NamedTuple):
+    """A method, and what is otherwise than in the recipe."""
+
     method: str
-    options: Dict[str, object] = {}
+    changes: Dict[str, Any] = {}  # of the model and of masking
     pretrained: bool = True
+    generator_alone: float = recipe.GENERATOR_ALONE  # share of the updates
+    ramp: float = 0.0  # share of the updates in which the weight of detection rises
+    batch_size: Optional[int] = None
+
+    def options(self, updates: int) -> Dict[str, Any]:
+        """Of the model."""
+        alone, ramp = round(self.generator_alone * updates), round(self.ramp * updates)
+        changes = {"generator_warmup_updates": alone, "rtd_warmup_updates": ramp, **self.changes}
+        return recipe.model_options(self.method, updates, **changes)
+
+    def masking(self) -> Dict[str, Any]:
+        return {name: self.changes.get(name, value) for name, value in recipe.MASKING.items()}
 
 
-def arguments(method: str, size: str, options: Dict[str, object]) -> Tuple[str, ...]:
-    """Of fairseq-train."""
-    names = ("--task", method, "--arch", f"{method}_{size}", "--criterion", method)
-    return (*names, *(part for name, value in options.items() for part in argument(name, value)))
-
-
-def argument(name: str, value: object) -> Tuple[str, ...]:
-    option = f"--{name.replace('_', '-')}"
-    if value is True:
-        return (option,)
-    return (option, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
-
-
-VARIANTS: Dict[str, Variant] = {
+METHODS: Dict[str, Variant] = {
     "untrained": Variant("bert_mlm", pretrained=False),
     "BERT": Variant("bert_mlm"),
-    "ELECTRA": Variant("electra_rtd", dict(generator_embed_dim=0, generator_layers=1)),
+    "ELECTRA": Variant("electra_rtd"),
     "AMOS": Variant("amos_rtd"),
     "AMOS, no adversary": Variant("amos_rtd", dict(mixture="uniform")),
     "AMOS, random layer": Variant("amos_rtd", dict(mixture="random_layer")),
@@ -42,3 +42,33 @@ VARIANTS: Dict[str, Variant] = {
     "SCRIPT": Variant("script_selfcritic"),
     "SCRIPT, no critic": Variant("script_selfcritic", dict(critic_weight=0.0)),
 }
+AMOS = {name: METHODS[name] for name in METHODS if name.startswith("AMOS")}  # the claims of its own budget
+
+SEARCH: Dict[str, Variant] = {
+    "untrained": METHODS["untrained"],
+    "AMOS": Variant("amos_rtd"),
+    "- position bias rate": Variant("amos_rtd", dict(rel_pos_lr_factor=1.0)),
+    "- generator alone": Variant("amos_rtd", generator_alone=0.0),
+    "- copy": Variant("amos_rtd", dict(generator_warmup_without_copy=True)),
+    "- mask .3": Variant("amos_rtd", dict(mask_prob=0.15)),
+    "- encoder rate": Variant("amos_rtd", dict(encoder_lr_factor=1.0)),
+    "- words only": Variant("amos_rtd", dict(detection_on_words=False)),
+    "- prior": Variant("amos_rtd", dict(detection_bias_init="zero")),
+    "- log frequency": Variant("amos_rtd", dict(output_bias_init="zero")),
+    "+ gdes": Variant("amos_rtd", dict(token_table="gdes")),
+    "+ separate tables": Variant("amos_rtd", dict(token_table="separate")),
+    "+ ramp": Variant("amos_rtd", ramp=0.16),
+    "+ joined blocks": Variant("amos_rtd", dict(join_blocks=True)),
+    "+ 512 tokens per update": Variant("amos_rtd", batch_size=32),
+    "ELECTRA": METHODS["ELECTRA"],
+    "BERT": METHODS["BERT"],
+    "BERT - position bias rate": Variant("bert_mlm", dict(rel_pos_lr_factor=1.0)),
+    "BERT - mask .3": Variant("bert_mlm", dict(mask_prob=0.15)),
+    "BERT - log frequency": Variant("bert_mlm", dict(output_bias_init="zero")),
+    "BERT + 512 tokens per update": Variant("bert_mlm", batch_size=32),
+}
+TODAY = dict(  # the quick start before
+    rel_pos_lr_factor=1.0, encoder_lr_factor=1.0, detection_on_words=False, detection_bias_init="zero",
+    output_bias_init="zero", mask_prob=0.15,
+)
+SEARCH["nothing of it"] = Variant("amos_rtd", TODAY, generator_alone=0.0)

@@ -5,37 +5,54 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/replication"))
-from claims import CLAIMS, Measured, judge  # noqa: E402
-from variants import VARIANTS, argument  # noqa: E402
+from claims import CLAIMS, Measured, holm, judge, seeds_needed  # noqa: E402
+from variants import METHODS, SEARCH  # noqa: E402
 
 
 def test_a_mean_clearly_above_or_below_zero_is_seen_or_not_seen():
-    assert judge([1.0, 1.1, 0.9]).words == "seen"
-    assert judge([-1.0, -1.1, -0.9]).words == "not seen"
-    assert judge([1.0, -1.1, 0.9]).words == "undecided"
-    assert judge([1.0]).words == "undecided (one seed)"
+    words = [verdict.words for verdict in judge([[1.0, 1.1, 0.9], [-1.0, -1.1, -0.9], [1.0, -1.1, 0.9], [1.0]])]
+    assert words == ["seen", "not seen", "undecided", "undecided (one seed)"]
 
 
-def test_the_interval_is_students():
-    verdict = judge([1.0, 2.0, 3.0])  # mean 2, standard error 1 / sqrt(3), t(0.95, 2 degrees) = 2.919986
-    assert (verdict.mean, verdict.low, verdict.high) == pytest.approx((2.0, 0.314145, 3.685855), abs=1e-5)
+def test_the_interval_and_p_are_students():
+    (verdict,) = judge([[1.0, 2.0, 3.0]])  # mean 2, standard error 1 / sqrt(3), t(0.975, 2 degrees) = 4.302653
+    assert (verdict.mean, verdict.low, verdict.high) == pytest.approx((2.0, -0.484138, 4.484138), abs=1e-5)
+    assert verdict.p == pytest.approx(0.074180, abs=1e-6)  # of t = 3.464102
+
+
+def test_ps_are_corrected_for_the_number_of_claims_as_holm_does():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
+    alone, *_ = judge([[1.0, 1.5, 1.2]])
+    first, *_ = judge([[1.0, 1.5, 1.2], *[[1.0, -1.0, 0.1]] * 9])
+    assert alone.words == "seen" and first.words == "undecided" and first.p == pytest.approx(10 * alone.p)
+
+
+def test_seeds_that_would_decide_have_the_power_that_was_asked_for():
+    # a difference of one deviation, two-sided 5 %, power 0.8: ten pairs, as tables of Cohen (1988) have it
+    assert seeds_needed(1.0, 1.0, 0.05) == 10
+    assert seeds_needed(1.0, 0.0, 0.05) == 2
+    assert seeds_needed(0.001, 1.0, 0.05) == 1000
 
 
 def test_differences_are_taken_seed_by_seed_and_in_points():
     claim = next(claim for claim in CLAIMS if claim.text == "COCO-LM is better than ELECTRA")
-    runs = {"COCO-LM": [Measured(0.8, {}, {}), Measured(0.7, {}, {})], "ELECTRA": [Measured(0.5, {}, {})] * 2}
+    runs = {"COCO-LM": [Measured(0.8, {}, {}, {}), Measured(0.7, {}, {}, {})], "ELECTRA": [Measured(0.5, {}, {}, {})] * 2}
     assert claim.differences(runs) == pytest.approx([30.0, 20.0])
 
 
 def test_every_claim_speaks_of_variants_that_are_trained():
     numbers = {name: 0.25 for name in ("mlm_1", "mlm_2", "mixture_weight_2", "rtd_auc_words", "scl_cosine_positive",
                                        "scl_cosine_negative", "unknown_share")}
-    runs = {name: [Measured(0.5, numbers, numbers)] * 2 for name in VARIANTS}
+    runs = {name: [Measured(0.5, {}, numbers, numbers)] * 2 for name in METHODS}
     for claim in CLAIMS:
         assert len(claim.differences(runs)) == 2, claim.text
 
 
-def test_options_become_arguments():
-    assert argument("scl_weight", 0.0) == ("--scl-weight", "0.0")
-    assert argument("generator_depths", [2]) == ("--generator-depths", "2")
-    assert argument("join_blocks", True) == ("--join-blocks",)
+def test_a_variant_is_the_recipe_but_for_its_changes_and_has_shares_in_updates():
+    amos = SEARCH["AMOS"].options(1000)
+    assert amos["generator_warmup_updates"] == 680 and amos["rel_pos_lr_factor"] == 100.0
+    assert SEARCH["AMOS"].masking() == {"mask_prob": 0.3} and SEARCH["- mask .3"].masking() == {"mask_prob": 0.15}
+    assert SEARCH["- generator alone"].options(1000) == {**amos, "generator_warmup_updates": 0}
+    assert SEARCH["+ ramp"].options(1000) == {**amos, "rtd_warmup_updates": 160}
+    assert "generator_warmup_updates" not in SEARCH["BERT"].options(1000)

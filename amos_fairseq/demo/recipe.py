@@ -1,0 +1,54 @@
+"""What lets a tiny network learn within minutes, with any method: the quick start trains so, and so does the replication.
+
+The encoder is started from a generator that has learned alone, relative position biases learn faster than the rest, and
+detection looks at words only. How it was found, and what each part is worth, is in examples/replication.
+"""
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping
+
+from amos_fairseq.methods import METHODS
+from amos_fairseq.options import declared
+
+MODEL: Dict[str, Any] = dict(
+    rel_pos_buckets=32, dropout=0.0, attention_dropout=0.0, generator_embed_dim=0, generator_layers=2,
+    rel_pos_lr_factor=100.0, encoder_lr_factor=0.5, detection_on_words=True, detection_bias_init="prior",
+    output_bias_init="log_frequency",
+)
+GENERATOR_ALONE = 0.68  # share of the updates
+MASKING: Dict[str, Any] = dict(mask_prob=0.3)
+VOCAB_SIZE, TOKENS_PER_SAMPLE, BATCH_SIZE = 1024, 16, 64
+
+
+def model_options(method: str, updates: int, **changes: Any) -> Dict[str, Any]:
+    """Of the recipe, with `changes`, what the method has."""
+    wanted = {**MODEL, "generator_warmup_updates": round(GENERATOR_ALONE * updates), **changes}
+    names = {option.name for option in declared(METHODS[method].config_class)}
+    return {name: value for name, value in wanted.items() if name in names}
+
+
+def training(
+    data: Path, run: Path, method: str, options: Mapping[str, Any], updates: int, size: str = "tiny",
+    tokens_per_sample: int = TOKENS_PER_SAMPLE, batch_size: int = BATCH_SIZE, seed: int = 1, validations: int = 8,
+    logs: int = 160, gpu: bool = False,
+) -> List[Any]:
+    """Arguments of `amos-fairseq`. `options`: of the model and of masking"""
+    interval = max(1, updates // validations)
+    return [
+        "train", data.resolve(), "--task", method, "--arch", f"{method}_{size}", "--criterion", method,
+        "--bf16" if gpu else "--cpu", *(word for option in options.items() for word in argument(*option)),
+        "--tokens-per-sample", tokens_per_sample, "--batch-size", batch_size, "--optimizer", "fused_adamw",
+        "--adam-betas", "(0.9, 0.999)", "--adam-eps", 1e-6, "--weight-decay", 0.01, "--clip-norm", 2.0, "--lr", 1e-3,
+        "--lr-scheduler", "polynomial_decay", "--warmup-updates", max(1, updates // 10), "--total-num-update", updates,
+        "--max-update", updates, "--save-dir", run, "--no-epoch-checkpoints", "--save-interval-updates", interval,
+        "--keep-interval-updates", 1, "--validate-interval-updates", interval, "--log-format", "json",
+        "--log-interval", max(1, updates // logs), "--num-workers", 0, "--seed", seed,
+    ]
+
+
+def argument(name: str, value: Any) -> List[str]:
+    """An option as fairseq-train reads it; one that is False is left out."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag] if value else []
+    return [flag, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
