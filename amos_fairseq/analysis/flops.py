@@ -36,12 +36,6 @@ def hardware_flops(method: PretrainingMethod, geometry: Geometry) -> float:
     return total / (geometry.updates * geometry.sequences * geometry.length)
 
 
-def updates_within(method: PretrainingMethod, geometry: Geometry, flops: float) -> int:
-    """How many updates cost so many FLOPs, as the trainer's MFU counts them; `geometry.updates` does not matter."""
-    first, then = update_flops(method, geometry)
-    return round(method.generator_warmup + (flops - method.generator_warmup * first) / then)
-
-
 def update_flops(method: PretrainingMethod, geometry: Geometry) -> Tuple[int, int]:
     """Of an update in the generator's warm-up, 0 without one, and of one after it."""
     shape = geometry.sequences, geometry.length

@@ -152,7 +152,7 @@ class Replication:
                 stream.write(json.dumps(measured._asdict()).encode())
         return Measured(**json.loads(done.read_text()))
 
-    def pretrain(self, variant: Variant, seed: int, run: Path) -> None:
+    def pretrain(self, variant: variants.Variant, seed: int, run: Path) -> None:
         budget, updates = self.budget, self.updates(variant)
         options = {**variant.options(updates), **variant.masking()}
         self.call(run / run_log.FILE_NAME, *recipe.training(
