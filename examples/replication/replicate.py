@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
-import variants
 from claims import Measured, Runs, verdicts
 from matplotlib.figure import Figure
 from tqdm import tqdm
+from variants import AMOS, METHODS, SEARCH, Variant
 
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.figures import COLORS
@@ -75,13 +75,13 @@ BUDGETS = {
         flops=2e14, seeds=CONFIRMED[:3], megabytes=100, vocab_size=2048, tokens_per_sample=32, batch_size=512
     ),
 }
-VARIANTS_OF = {"search": variants.SEARCH, "amos": variants.AMOS}  # the others: all methods
+VARIANTS_OF = {"search": SEARCH, "amos": AMOS}  # the others: all methods
 
 
 class Replication:
     """The work of one budget in the folder `out`."""
 
-    def __init__(self, budget: Budget, variants: Dict[str, variants.Variant], out: Path, jobs: int):
+    def __init__(self, budget: Budget, variants: Dict[str, Variant], out: Path, jobs: int):
         self.budget, self.variants, self.out, self.jobs = budget, variants, out, jobs
         self.processes: List[subprocess.Popen] = []
         self.stopped = threading.Event()
@@ -122,7 +122,7 @@ class Replication:
             "--tokens-per-sample", budget.tokens_per_sample,
         )
 
-    def updates(self, variant: variants.Variant) -> int:
+    def updates(self, variant: Variant) -> int:
         """As many as the FLOPs allow, those of the generator alone being cheaper."""
         if not variant.pretrained:
             return 1
@@ -152,7 +152,7 @@ class Replication:
                 stream.write(json.dumps(measured._asdict()).encode())
         return Measured(**json.loads(done.read_text()))
 
-    def pretrain(self, variant: variants.Variant, seed: int, run: Path) -> None:
+    def pretrain(self, variant: Variant, seed: int, run: Path) -> None:
         budget, updates = self.budget, self.updates(variant)
         options = {**variant.options(updates), **variant.masking()}
         self.call(run / run_log.FILE_NAME, *recipe.training(
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="runs at a time (default: a core each, three on a GPU)")
     args = parser.parse_args()
     budget = BUDGETS[args.budget]
-    known = VARIANTS_OF.get(args.budget, variants.METHODS)
+    known = VARIANTS_OF.get(args.budget, METHODS)
     names = chosen("--variants", args.variants, ";", list(known))
     seeds = chosen("--seeds", args.seeds, ",", list(map(str, budget.seeds)))
     jobs = args.jobs or (3 if torch.cuda.is_available() else available_cores())
