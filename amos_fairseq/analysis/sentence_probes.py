@@ -1,13 +1,14 @@
-"""Do an encoder's frozen states tell whether words stand as they were written? A linear probe, without a seed.
+"""Do an encoder's frozen states tell words as they were written from words that were moved? A probe without a seed.
 
-    texts -> passages -> each as written, and changed -> mean of the last hidden states -> logistic regression
+    texts -> passages -> pairs, as written and changed -> mean of the last hidden states of each -> difference of both
+    -> logistic regression: which of the two stands as it was written?
 
-    swap            8 neighbouring words of a sentence: did two neighbours change places?
-    acceptability   sentences of 6 to 24 words: was half of one shuffled? As in the task of `corpus --tasks`.
+    swap            8 neighbouring words of a sentence: two neighbours changed places
+    acceptability   sentences of 6 to 24 words: half of one was shuffled, as in the task of `corpus --tasks`
 
 The words of a passage, in any order, decide by their hash which part it is in, and it decides what is changed: the same
-text makes the same items for every encoder, and what is made of one passage is on one side. Each is there in both
-forms, so that words without their order are right for exactly half of the items.
+text makes the same pairs for every encoder, and what is made of one passage is on one side. Both of a pair have the
+same words, so that without their order half of the pairs are right.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from amos_fairseq.pretrained.model import Pretrained
 DEVELOPMENT, HELD_OUT = PARTS = ("development", "held_out")  # of the items to be tested on
 TRAIN = "train"
 SIDES = (TRAIN, TRAIN, *PARTS)  # a quarter each
-ITEMS, FEWEST_ITEMS = 2000, 200
+ITEMS, FEWEST_ITEMS = 2000, 200  # pairs
 BLOCK_WORDS = 8  # 16 tokens of a small vocabulary: what the quick start trains on
 TEXT_BYTES = 8 << 20  # read of a text at most, from all over it
 
@@ -42,10 +43,10 @@ class Task(NamedTuple):
 
 
 class Items(NamedTuple):
-    """Passages as written and changed in turns, train twice as many as test if there is text for them."""
+    """Passages, each as it was written and changed."""
 
-    train: List[str]
-    test: List[str]
+    train: List[Tuple[str, str]]
+    test: List[Tuple[str, str]]
 
 
 class Result(NamedTuple):
@@ -93,7 +94,7 @@ def sentences(texts: Sequence[str]) -> Iterator[str]:
 
 
 def make_items(task: str, texts: Sequence[str], part: str = DEVELOPMENT, most: int = ITEMS) -> Items:
-    """Items of the two sides, of texts whose paragraphs are separated by blank lines. `part` is what is tested on.
+    """At most `most` items to learn from, and of `part` to be tested on; a blank line ends a text's paragraph.
 
     Raises ValueError for an unknown task or part, or a text that makes fewer than FEWEST_ITEMS.
     """
@@ -108,14 +109,14 @@ def make_items(task: str, texts: Sequence[str], part: str = DEVELOPMENT, most: i
         for passage in passages(sentence):
             words = " ".join(sorted(passage.casefold().split()))
             found.setdefault(hashlib.sha256(words.encode()).digest(), passage)
-    sides: Dict[str, List[str]] = {side: [] for side in SIDES}
+    sides: Dict[str, List[Tuple[str, str]]] = {side: [] for side in SIDES}
     for digest in sorted(found):
         side = sides[SIDES[digest[-1] % len(SIDES)]]
-        if len(side) < 2 * most:
+        if len(side) < most:
             passage = found[digest]
             changed = change(passage, random.Random(f"{task} {passage}"))
-            side += [passage, changed] if changed.casefold() != passage.casefold() else []
-    train, test = sides[TRAIN], sides[part][: most // 2 * 2]
+            side += [(passage, changed)] if changed.casefold() != passage.casefold() else []
+    train, test = sides[TRAIN], sides[part]
     if len(test) < FEWEST_ITEMS:
         raise ValueError(
             f"the text makes {len(test)} items of {task}, {unit}, but {FEWEST_ITEMS} are needed: give more text"
@@ -124,20 +125,23 @@ def make_items(task: str, texts: Sequence[str], part: str = DEVELOPMENT, most: i
 
 
 def probe_items(
-    encoder: Encoder, tokenizer: Tokenizer, items: Items, progress: Callable[[int], object] = lambda items: None
+    encoder: Encoder, tokenizer: Tokenizer, items: Items, progress: Callable[[int], object] = lambda texts: None
 ) -> Result:
-    """Of an encoder in evaluation mode. Of an item longer than it reads, the end is left out."""
+    """Of an encoder in evaluation mode. Of a text longer than it reads, the end is left out."""
     if encoder.training:
         raise ValueError("the encoder is in training mode, in which dropout is at work: call eval() first")
     most = encoder.config.max_positions - 2
     model = Pretrained("", "", encoder, tokenizer)
 
-    def features(texts: List[str]) -> np.ndarray:
+    def differences(pairs: List[Tuple[str, str]]) -> np.ndarray:
+        texts = [text for pair in pairs for text in pair]
         sequences = [torch.tensor(tokenizer.sequence(tokenizer.encode(text)[:most])) for text in texts]
-        return model.pooled(sequences, progress=progress).float().cpu().numpy()
+        states = model.pooled(sequences, progress=progress).float().cpu().numpy()
+        written_first = states[::2] - states[1::2]
+        return np.concatenate([written_first, -written_first])  # in both orders: neither is favoured
 
-    labels = [np.arange(len(texts)) % 2 for texts in items]
-    accuracy, _ = probe(features(items.train), labels[0], features(items.test), labels[1])
+    labels = [np.repeat([1, 0], len(pairs)) for pairs in items]
+    accuracy, _ = probe(differences(items.train), labels[0], differences(items.test), labels[1])
     count = len(items.test)
     return Result(accuracy, wilson(round(accuracy * count), count), count)
 
@@ -148,7 +152,7 @@ def probe_texts(encoder: Encoder, tokenizer: Tokenizer, task: str, texts: Sequen
 
 
 def wilson(right: int, items: int) -> Tuple[float, float]:
-    """95 % interval of a share, `items` being independent (Wilson, 1927)."""
+    """95 % interval of a share of independent items (Wilson, 1927)."""
     interval = scipy.stats.binomtest(right, items).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 

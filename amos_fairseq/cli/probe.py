@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        "(default: documentation of this machine that `amos-fairseq corpus` leaves out)")
     order.add_argument("--part", help="development (the default) or held_out: what is tested on, to search with the "
                        "first and to confirm with the second")
-    order.add_argument("--items", type=int, metavar="N", help="to be tested on, at most (default: 2000), and twice as "
+    order.add_argument("--items", type=int, metavar="N", help="pairs to be tested on, at most (default: 2000), and as "
                        "many to learn from")
 
 
@@ -77,8 +77,8 @@ def probe_order(args: argparse.Namespace) -> None:
     for name, encoder, tokenizer in shapes.values():
         networks.append((f"{name}, untrained", sentence_probes.untrained(encoder), tokenizer))
 
-    total = len(networks) * sum(len(side) for items in tasks.values() for side in items)
-    with tqdm(total=total, unit="item", desc="probe", disable=None) as bar:
+    total = 2 * len(networks) * sum(len(side) for items in tasks.values() for side in items)
+    with tqdm(total=total, unit="text", desc="probe", disable=None) as bar:
         results = {
             name: {
                 task: sentence_probes.probe_items(encoder, tokenizer, items, bar.update)
@@ -98,10 +98,11 @@ def probe_order(args: argparse.Namespace) -> None:
     print((" " * width + "".join(f"{task:<22}" for task in tasks)).rstrip())
     for name, of_network in results.items():
         print(f"{name:<{width}}" + "".join(f"{percent(result):<22}" for result in of_network.values()).rstrip())
-    print(f"\n% of {part} items right and Wilson's 95 % interval; a bag of words has 50. Untrained: with new weights.")
+    print(f"\n% of {part} pairs of which the text as written is told from the changed one, and Wilson's 95 % interval.")
+    print("A bag of words has 50. Untrained: the same network with new weights.")
     for task, items in tasks.items():
-        few = f"; the text makes no more, {most:,} were asked for" if len(items.test) < most - 1 else ""
-        print(f"{task}: {len(items.train):,} items to learn from, {len(items.test):,} to be tested on{few}. "
+        few = f"; the text makes no more, {most:,} were asked for" if len(items.test) < most else ""
+        print(f"{task}: {len(items.train):,} pairs to learn from, {len(items.test):,} to be tested on{few}. "
               f"Favours {sentence_probes.TASKS[task].favours}.")
 
 

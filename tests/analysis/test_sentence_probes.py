@@ -38,16 +38,15 @@ def test_one_pair_of_neighbours_that_differ_changes_places_and_the_first_word_st
 
 
 def test_items_are_literally_these():
-    texts = [f"{word} the quick brown fox jumps over dogs{number}." for word in WORDS for number in range(10)]
+    texts = [f"{word} the quick brown fox jumps over dogs{number}." for word in WORDS for number in range(20)]
     items = make_items("swap", texts, DEVELOPMENT, 200)
-    assert len(items.test) == 200 and items.test[:6] == [
-        "su the quick brown fox jumps over dogs3", "su the quick fox brown jumps over dogs3",
-        "ke the quick brown fox jumps over dogs7", "ke the brown quick fox jumps over dogs7",
-        "ku the quick brown fox jumps over dogs4", "ku the quick brown fox jumps dogs4 over",
+    assert len(items.test) == 200 and items.test[:2] == [
+        ("ba the quick brown fox jumps over dogs13", "ba quick the brown fox jumps over dogs13"),
+        ("te the quick brown fox jumps over dogs16", "te the brown quick fox jumps over dogs16"),
     ]
-    assert make_items("acceptability", texts, HELD_OUT, 200).test[:4] == [
-        "tu the quick brown fox jumps over dogs7", "tu brown the quick fox jumps over dogs7",
-        "po the quick brown fox jumps over dogs0", "po the quick fox brown over jumps dogs0",
+    assert make_items("acceptability", texts, HELD_OUT, 200).test[:2] == [
+        ("fo the quick brown fox jumps over dogs18", "fo the fox jumps brown quick over dogs18"),
+        ("tu the quick brown fox jumps over dogs7", "tu brown the quick fox jumps over dogs7"),
     ]
 
 
@@ -61,10 +60,8 @@ def test_what_is_made_of_the_same_words_is_on_one_side(task, texts):
     sides = [make_items(task, [*texts, *map(str.upper, texts), *backwards], part) for part in PARTS]
     assert sides[0].train == sides[1].train
     parts = (sides[0].train, sides[0].test, sides[1].test)
-    assert len(set().union(*(map(bag, part) for part in parts))) == sum(map(len, parts)) / 2
-    for side in parts:
-        for written, changed in zip(side[::2], side[1::2]):
-            assert bag(written) == bag(changed) and written != changed
+    assert len({bag(written) for part in parts for written, _ in part}) == sum(map(len, parts))
+    assert all(bag(written) == bag(changed) and written != changed for part in parts for written, changed in part)
 
 
 def test_the_order_of_texts_and_other_text_change_no_item(texts):
@@ -106,7 +103,7 @@ class OfWords:
 def test_a_bag_of_words_gets_half_and_an_encoder_that_sees_the_order_all(task, texts):
     words, order = (Reading(sees_order).eval() for sees_order in (False, True))
     result = sentence_probes.probe_texts(words, OfWords(), task, texts)
-    assert result.items >= 800 and result.accuracy == pytest.approx(0.5, abs=0.01)
+    assert result.items >= 400 and result.accuracy == 0.5
     result = sentence_probes.probe_texts(order, OfWords(), task, texts, HELD_OUT)
     assert result.accuracy > 0.99 and result.interval == sentence_probes.wilson(
         round(result.accuracy * result.items), result.items
@@ -130,8 +127,8 @@ def test_what_is_longer_than_the_encoder_reads_loses_its_end():
     encoder, seen = Reading(sees_order=False).eval(), []
     encoder.config.max_positions = 6
     encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
-    texts = [" ".join(WORDS[i % 5 : 8 + i % 5]) for i in range(8)]
-    sentence_probes.probe_items(encoder, OfWords(), Items(texts, texts))
+    pairs = [(" ".join(WORDS[i : i + 8]), " ".join(WORDS[i + 1 : i + 9])) for i in range(8)]
+    sentence_probes.probe_items(encoder, OfWords(), Items(pairs, pairs))
     assert set(seen) == {6}
 
 
@@ -151,5 +148,5 @@ def test_what_makes_no_items_is_refused(texts):
         make_items("swap", texts, most=100)
     with pytest.raises(ValueError, match="the text makes 0 items of swap, blocks of 8 neighbouring words, but 200 are"):
         make_items("swap", [])
-    with pytest.raises(ValueError, match="makes 38 items of acceptability, sentences of 6 to 24 words, but 200 are"):
+    with pytest.raises(ValueError, match="makes 19 items of acceptability, sentences of 6 to 24 words, but 200 are"):
         make_items("acceptability", texts[:12])
