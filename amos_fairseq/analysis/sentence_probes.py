@@ -13,6 +13,7 @@ same words, so that without their order half of the pairs are right.
 
 import hashlib
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -24,7 +25,7 @@ from amos_fairseq.analysis.linear_probes import TWIN_SEED, probe
 from amos_fairseq.data.corpus import BLANK_LINE, check_text, list_inputs, sample_text
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.demo.documentation_tasks import WORDS_OF_SENTENCE, split_sentences, with_half_shuffled
-from amos_fairseq.modules.encoder import Encoder
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.pretrained.model import Pretrained
 
 DEVELOPMENT, HELD_OUT = PARTS = ("development", "held_out")  # of the items to be tested on
@@ -157,11 +158,16 @@ def wilson(right: int, items: int) -> Tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def shape(encoder: Encoder) -> EncoderConfig:
+    """What an untrained network depends on."""
+    return replace(encoder.config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+
+
 def untrained(encoder: Encoder) -> Encoder:
     """A network of the same shape with new weights, which are always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(TWIN_SEED)
-        twin = Encoder(encoder.config)
+        twin = Encoder(shape(encoder))
     return twin.to(encoder.token_embeddings.weight.device).eval()
 
 

@@ -73,7 +73,7 @@ def probe_order(args: argparse.Namespace) -> None:
     for path in args.run:
         model = trained.load(args, path)
         networks.append((str(path), model.encoder, model.tokenizer))
-        shapes.setdefault((model.encoder.config, model.tokenizer.sha256), networks[-1])
+        shapes.setdefault((sentence_probes.shape(model.encoder), model.tokenizer.sha256), networks[-1])
     for name, encoder, tokenizer in shapes.values():
         networks.append((f"{name}, untrained", sentence_probes.untrained(encoder), tokenizer))
 
