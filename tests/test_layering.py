@@ -44,7 +44,7 @@ ARROWS = {
     | {"models", "criterions", "optim"},  # all that is registered
 }
 # on top: imported by nothing in ARROWS
-ARROWS["analysis"] = BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune"}
+ARROWS["analysis"] = BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "demo"}
 ARROWS["cli"] = set(ARROWS) - {"optim", "models", "criterions", "tasks"}
 # None of these needs fairseq; of `data` and `checkpoints`, some files do.
 WITHOUT_FAIRSEQ = BOTTOM | CORE | {"csrc", "demo", "pretrained", "finetune", "export"}

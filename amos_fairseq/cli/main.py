@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "fairseq-train (or fairseq-hydra-train) with this package filled in",
     "report": "a page of figures and a summary table of training runs",
     "inspect": "follow a text through a model: masked, proposed, drawn, corrupted, judged",
-    "probe": "what each frozen layer knows about labelled words",
+    "probe": "what frozen layers know: of labelled words, or of the order of words",
     "score": "pseudo-log-likelihoods of sentences and n-best lists",
     "fill-mask": "what a run's masked language model puts in the place of <mask>",
     "detect": "mark the tokens of a text that a run's encoder takes for replaced",

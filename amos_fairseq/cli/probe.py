@@ -1,4 +1,4 @@
-"""`amos-fairseq probe`: what each frozen layer of a model knows about labelled words."""
+"""`amos-fairseq probe`: what frozen layers know, of labelled words or of the order of words."""
 import argparse
 import json
 from pathlib import Path
@@ -9,18 +9,30 @@ from amos_fairseq.cli import trained
 HELP = (
     "Train a linear probe on the frozen hidden states of each layer of a run's generator and encoder, beside the "
     "commonest label and the same network untrained. Files have a word, a tab and its label on each line; a blank line "
-    "ends a sentence, and a word labelled _ is read but not probed. `amos-fairseq corpus --tasks` makes such files."
+    "ends a sentence, and a word labelled _ is read but not probed. `amos-fairseq corpus --tasks` makes such files. "
+    "Without files of labelled words: probe the encoders of runs, beside each other and untrained, for whether words "
+    "stand as they were written, on documentation of this machine or any text. It takes seconds and no seed."
 )
+OF_WORDS, OF_SENTENCES = ("train", "test", "layers", "network", "png"), ("tasks", "text", "part", "items")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    trained.add_run(parser)
-    parser.add_argument("--train", type=Path, required=True, metavar="FILE", help="labelled words to learn from")
-    parser.add_argument("--test", type=Path, required=True, metavar="FILE", help="labelled words to be tested on")
-    parser.add_argument("--layers", type=layers, default=None, metavar="N,..", help="0: embeddings (default: all)")
-    parser.add_argument("--network", help="encoder or generator (default: each that the method has)")
+    trained.add_run(parser, nargs="+")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="also draw accuracy over layers")
+    words = parser.add_argument_group("labelled words, of one RUN")
+    words.add_argument("--train", type=Path, metavar="FILE", help="labelled words to learn from")
+    words.add_argument("--test", type=Path, metavar="FILE", help="labelled words to be tested on")
+    words.add_argument("--layers", type=layers, default=None, metavar="N,..", help="0: embeddings (default: all)")
+    words.add_argument("--network", help="encoder or generator (default: each that the method has)")
+    words.add_argument("--png", type=Path, metavar="FILE", help="also draw accuracy over layers")
+    order = parser.add_argument_group("order of words, of one RUN or more")
+    order.add_argument("--tasks", metavar="TASK,..", help="swap,acceptability (the default) or one of them")
+    order.add_argument("--text", type=Path, metavar="PATH", help="held-out text, a file or a folder of *.txt "
+                       "(default: documentation of this machine that `amos-fairseq corpus` leaves out)")
+    order.add_argument("--part", help="development (the default) or held_out: what is tested on, to search with the "
+                       "first and to confirm with the second")
+    order.add_argument("--items", type=int, metavar="N", help="pairs to be tested on, at most (default: 2000), and as "
+                       "many to learn from")
 
 
 def layers(text: str) -> Optional[List[int]]:
@@ -32,6 +44,74 @@ def layers(text: str) -> Optional[List[int]]:
 
 
 def run(args: argparse.Namespace) -> None:
+    of_words = args.train is not None or args.test is not None
+    for name in OF_SENTENCES if of_words else OF_WORDS:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} goes {'without' if of_words else 'with'} --train and --test")
+    if not of_words:
+        return probe_order(args)
+    if args.train is None or args.test is None:
+        raise ValueError("--train and --test go together: name both")
+    if len(args.run) > 1:
+        raise ValueError(f"labelled words are probed in one RUN, got {len(args.run)}")
+    (args.run,) = args.run
+    probe_words(args)
+
+
+def probe_order(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from amos_fairseq.analysis import sentence_probes
+    from amos_fairseq.demo.documentation import held_out_paragraphs
+
+    names = list(sentence_probes.TASKS) if args.tasks is None else args.tasks.split(",")
+    part = sentence_probes.DEVELOPMENT if args.part is None else args.part
+    most = sentence_probes.ITEMS if args.items is None else args.items
+    texts = held_out_paragraphs() if args.text is None else sentence_probes.read_texts(args.text)
+    tasks = {name: sentence_probes.make_items(name, texts, part, most) for name in names}
+    networks, shapes = [], {}
+    for path in args.run:
+        model = trained.load(args, path)
+        networks.append((str(path), model.encoder, model.tokenizer))
+        shapes.setdefault((sentence_probes.shape(model.encoder), model.tokenizer.sha256), networks[-1])
+    for name, encoder, tokenizer in shapes.values():
+        networks.append((f"{name}, untrained", sentence_probes.untrained(encoder), tokenizer))
+
+    total = 2 * len(networks) * sum(len(side) for items in tasks.values() for side in items)
+    with tqdm(total=total, unit="text", desc="probe", disable=None) as bar:
+        results = {
+            name: {
+                task: sentence_probes.probe_items(encoder, tokenizer, items, bar.update)
+                for task, items in tasks.items()
+            }
+            for name, encoder, tokenizer in networks
+        }
+    if args.json:
+        counts = {task: {"train": len(items.train), "test": len(items.test)} for task, items in tasks.items()}
+        rows = [
+            {"network": name, "task": task, **result._asdict()}
+            for name, of_network in results.items() for task, result in of_network.items()
+        ]
+        print(json.dumps({"part": part, "items": counts, "probes": rows}, ensure_ascii=False))
+        return
+    width = max(map(len, results)) + 2
+    print((" " * width + "".join(f"{task:<22}" for task in tasks)).rstrip())
+    for name, of_network in results.items():
+        print(f"{name:<{width}}" + "".join(f"{percent(result):<22}" for result in of_network.values()).rstrip())
+    print(f"\n% of {part} pairs of which the text as written is told from the changed one, and Wilson's 95 % interval.")
+    print("A bag of words has 50. Untrained: the same network with new weights.")
+    for task, items in tasks.items():
+        few = f"; the text makes no more, {most:,} were asked for" if len(items.test) < most else ""
+        print(f"{task}: {len(items.train):,} pairs to learn from, {len(items.test):,} to be tested on{few}. "
+              f"Favours {sentence_probes.TASKS[task].favours}.")
+
+
+def percent(result) -> str:
+    low, high = result.interval
+    return f"{100 * result.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def probe_words(args: argparse.Namespace) -> None:
     if args.png and args.png.exists():
         raise ValueError(f"--png {args.png} exists: name a new file")
 

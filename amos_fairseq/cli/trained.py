@@ -3,10 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Optional
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="run, one of its checkpoints, or an exported folder")
+def add_run(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
+    parser.add_argument("run", type=Path, nargs=nargs, metavar="RUN",
+                        help="run, one of its checkpoints, or an exported folder")
     parser.add_argument("--data", type=Path, help="prepared data, for a checkpoint that holds no vocabulary")
 
 
@@ -16,13 +18,13 @@ def add_text(parser: argparse.ArgumentParser, help: str, required: bool = False)
     text.add_argument("--file", help="text to read, line by line; - for standard input")
 
 
-def load(args: argparse.Namespace):
-    """The model of `add_run`'s arguments, on a GPU if there is one."""
+def load(args: argparse.Namespace, run: Optional[Path] = None):
+    """The model of `add_run`'s arguments, of several the one named, on a GPU if there is one."""
     import torch
 
     from amos_fairseq.pretrained.loading import from_pretrained
 
-    return from_pretrained(args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
+    return from_pretrained(run or args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read(path: str) -> str:

@@ -107,6 +107,11 @@ def module_paragraphs(path: str) -> list[str]:
     return [] if tree is None else [paragraph for text in texts_of(tree) for paragraph in prose_paragraphs(text)]
 
 
+def held_out_paragraphs() -> list[str]:
+    """Of the modules that are no part of the corpus."""
+    return [text for source in sources() if source.held_out for text in module_paragraphs(source.path)]
+
+
 def syntax_tree(path: str) -> Optional[ast.Module]:
     """None if the file is not Python."""
     try:

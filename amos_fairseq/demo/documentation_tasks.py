@@ -98,12 +98,16 @@ def read_held_out() -> Dict[str, HeldOut]:
                 seen.add(entry.summary)
                 entries.append(entry)
         for paragraph in module_paragraphs(source.path):
-            for text in paragraph.split(". "):
-                text = text.rstrip(".")
+            for text in split_sentences(paragraph):
                 if len(text.split()) in WORDS_OF_SENTENCE and "\t" not in text and ("s", text) not in seen:
                     seen.add(("s", text))
                     sentences.append(Sentence(source.package, text))
     return held_out
+
+
+def split_sentences(paragraph: str) -> List[str]:
+    """Without their full stops."""
+    return [text.rstrip(".") for text in paragraph.split(". ")]
 
 
 def module_entries(path: str, package: str) -> List[Entry]:

@@ -1,9 +1,14 @@
 """probe as a user runs it."""
 import json
+import random
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
 from amos_fairseq.cli import main
+from amos_fairseq.demo import documentation
 from amos_fairseq.methods.base import Vocabulary
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
@@ -21,10 +26,14 @@ def command(tmp_path, make_method, tokenizer, save_checkpoint, capsys):
 
     def command(*arguments):
         files = ["--train", tmp_path / "train", "--test", tmp_path / "test"]
-        status = main.main(["probe", *map(str, [tmp_path / "run", *files, *arguments])])
+        return probe(tmp_path / "run", *files, *arguments)
+
+    def probe(*arguments):
+        status = main.main(["probe", *map(str, arguments)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err.replace(f"{tmp_path}/", "")
 
+    command.without_files = probe
     return command
 
 
@@ -72,3 +81,57 @@ def test_mistakes_are_told_in_one_line(command, tmp_path, arguments, message):
     (tmp_path / "long").write_text("alpha\tvowel\n" * 40)
     status, out, err = command(*(argument.replace("FOLDER", str(tmp_path)) for argument in arguments))
     assert status != 0 and (out, err) == ("", f"amos-fairseq probe: error: {message}\n")
+
+
+@pytest.fixture
+def order(command, tmp_path):
+    """order(*arguments): exit status, output and error, for two runs of one shape and a text of 2,000 sentences."""
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    draw = random.Random(1)
+    (tmp_path / "text.txt").write_text("\n".join(f"{' '.join(draw.choices(WORDS, k=16))}." for _ in range(2000)))
+    return lambda *arguments: command.without_files(*(tmp_path / name for name in ("run", "copy")), *arguments)
+
+
+def test_encoders_and_their_shape_untrained_are_beside_each_other(order, tmp_path):
+    text = ["--text", tmp_path / "text.txt", "--items", 400]
+    status, out, _ = order(*text)
+    table, _, notes = out.replace(f"{tmp_path}/", "").partition("\n\n")
+    rows = [re.split("  +", line) for line in table.splitlines()]
+    assert status == 0 and rows[0][1:] == ["swap", "acceptability"]
+    assert [row[0] for row in rows[1:]] == ["run", "copy", "run, untrained"]
+    assert rows[1][1:] == rows[2][1:] and re.fullmatch(r"\d+\.\d \(\d+\.\d to \d+\.\d\)", rows[1][1])
+    assert "acceptability: 400 pairs to learn from, 400 to be tested on. Favours order over half of a sentence" in notes
+
+    document = json.loads(order(*text, "--part", "held_out", "--tasks", "swap", "--json")[1])
+    assert document["part"] == "held_out" and document["items"] == {"swap": {"train": 400, "test": 400}}
+    assert [Path(row["network"]).name for row in document["probes"]] == ["run", "copy", "run, untrained"]
+    for row in document["probes"]:
+        low, high = row["interval"]
+        assert row["task"] == "swap" and row["items"] == 400 and 0 < low < row["accuracy"] < high < 1
+
+
+def test_a_text_that_makes_fewer_items_than_asked_for_is_told(order, tmp_path):
+    _, out, _ = order("--text", tmp_path / "text.txt", "--items", 10**6, "--tasks", "swap")
+    assert re.search(r"^swap: .* to be tested on; the text makes no more, 1,000,000 were asked for\. Fav", out, re.M)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--text", "FOLDER/empty"], "the text makes 0 items of swap, blocks of 8 neighbouring words, but 200 are"),
+        (["--text", "FOLDER/none"], "FOLDER/none does not exist"),
+        (["--tasks", "spelling"], "task spelling is none of swap, acceptability"),
+        (["--part", "test"], "part test is none of development, held_out"),
+        (["--items", "0"], "0 items are too few to tell anything: take at least 200"),
+        (["--layers", "1"], "--layers goes with --train and --test"),
+        (["--train", "FOLDER/train"], "--train and --test go together: name both"),
+        (["--train", "FOLDER/train", "--test", "FOLDER/test"], "labelled words are probed in one RUN, got 2"),
+        (["--train", "FOLDER/train", "--text", "FOLDER/empty"], "--text goes without --train and --test"),
+    ],
+)
+def test_mistakes_about_the_order_of_words_are_told_in_one_line(order, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(documentation, "held_out_paragraphs", lambda: ["alpha beta"])
+    (tmp_path / "empty").write_bytes(b"")
+    status, out, err = order(*(argument.replace("FOLDER", str(tmp_path)) for argument in arguments))
+    assert status == 64 and out == "" and err.count("\n") == 1
+    assert err.startswith(f"amos-fairseq probe: error: {message.replace('FOLDER/', '')}")

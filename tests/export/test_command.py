@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from amos_fairseq import files
 from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.export import huggingface
+from amos_fairseq.pretrained.averaging import average
 
 MPNET = dict(rel_pos_buckets=32, rel_pos_max_distance=128)
 
@@ -158,3 +160,11 @@ def test_folders_of_others_are_left_alone(checkpoint, export, tmp_path):
     status, *_, folder = export(run)
     assert status == 0 and (tmp_path / "exported.tmp" / "mine").read_text() == "kept"
     assert folder.stat().st_mode & 0o777 == 0o755 and not list(tmp_path.glob(".exported*"))
+
+
+def test_a_mean_of_checkpoints_is_exported(checkpoint, export, tmp_path):
+    path = checkpoint("bert_mlm", **MPNET)[0] / "checkpoint_1_7"
+    shutil.copytree(path, tmp_path / "other")
+    average([path, tmp_path / "other"], tmp_path / "mean")
+    status, out, _, folder = export(tmp_path / "mean")
+    assert status == 0 and "MPNet" in out and (folder / "model.safetensors").exists()

@@ -15,6 +15,7 @@ from amos_fairseq.finetune.kinds import KINDS
 from amos_fairseq.finetune.labelled import read_examples, read_problem
 from amos_fairseq.finetune.model import load_finetuned
 from amos_fairseq.methods import METHODS
+from amos_fairseq.pretrained.averaging import average
 
 pytest.importorskip("fairseq")
 import amos_fairseq.models.finetuned  # noqa: E402, F401
@@ -329,3 +330,11 @@ def test_another_task_is_not_taken_up_by_a_resumed_run(toy, checkpoint, finetune
     assert "was trained otherwise than this command says" in outcome.err[0] and "data" in outcome.err[0]
 
 
+
+
+def test_a_mean_of_checkpoints_is_fine_tuned(toy, checkpoint, finetune, tmp_path):
+    paths = [checkpoint(), tmp_path / "other"]
+    shutil.copytree(*paths)
+    average(paths, tmp_path / "mean")
+    finetune(toy("classification"), tmp_path / "mean", save_dir=tmp_path / "run", max_update=2)
+    assert load_finetuned(tmp_path / "run").problem.kind == "classification"

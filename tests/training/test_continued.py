@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amos_fairseq import checkpoints
+from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.preparation import prepare
 
 TRAIN = "fairseq_cli.train:cli_main"
@@ -101,3 +102,12 @@ def test_mistake_ends_the_run_with_one_line(earlier, files, launch, arguments, t
     message = outcome.err[0].splitlines()[-1]
     assert message.startswith("amos_fairseq: error: init_checkpoint ") and told in message, message
     assert "Traceback" not in outcome.out[0] + outcome.err[0] and not list(tmp_path.glob("run/*"))
+
+
+def test_a_checkpoint_of_before_tokens_were_counted_goes_on(training, launch, arguments, tmp_path):
+    state = checkpoints.read(training(NAME).folder / "checkpoint_last")
+    assert state["model"].pop("token_counts").sum() > 0
+    storage.write(tmp_path / "older", state, dict(number=1, score=None, purposes=[]))
+    options = dict(restore_file=tmp_path / "older", save_dir=tmp_path / "run", max_update=10)
+    assert [row["num_updates"] for row in launch(TRAIN, arguments(NAME, **options)).log.train] == [9, 10]
+    assert parameters(tmp_path / "run/checkpoint_last")["token_counts"].sum() > 0
