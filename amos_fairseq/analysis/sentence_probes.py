@@ -39,6 +39,7 @@ TEXT_BYTES = 8 << 20  # read of a text at most, from all over it
 class Task(NamedTuple):
     passages: Callable[[str], List[str]]  # of a sentence
     change: Callable[[str, random.Random], str]
+    question: str
     unit: str  # what a passage is
     favours: str
 
@@ -77,11 +78,12 @@ def with_neighbours_swapped(block: str, draw: random.Random) -> str:
 
 TASKS = {
     "swap": Task(
-        blocks, with_neighbours_swapped, f"blocks of {BLOCK_WORDS} neighbouring words",
+        blocks, with_neighbours_swapped, "in which of two texts did two neighbouring words change places?",
+        f"blocks of {BLOCK_WORDS} neighbouring words",
         "local order, hence encoders that were trained to detect replaced tokens",
     ),
     "acceptability": Task(
-        whole, with_half_shuffled,
+        whole, with_half_shuffled, "of which of two sentences was half shuffled?",
         f"sentences of {WORDS_OF_SENTENCE.start} to {WORDS_OF_SENTENCE.stop - 1} words",
         "order over half of a sentence, local order included",
     ),
@@ -104,7 +106,7 @@ def make_items(task: str, texts: Sequence[str], part: str = DEVELOPMENT, most: i
             raise ValueError(f"{what} {name} is none of {', '.join(known)}")
     if most < FEWEST_ITEMS:
         raise ValueError(f"{most} items are too few to tell anything: take at least {FEWEST_ITEMS}")
-    passages, change, unit, _ = TASKS[task]
+    passages, change, _, unit, _ = TASKS[task]
     found: Dict[bytes, str] = {}
     for sentence in sentences(texts):
         for passage in passages(sentence):

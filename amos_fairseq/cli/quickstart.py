@@ -8,33 +8,44 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import resource
 import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Sequence
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 from amos_fairseq.analysis import expectations, quantities, run_log
+from amos_fairseq.cli import recipe
 from amos_fairseq.cli.main import run_command
+from amos_fairseq.cli.probe import percent
 from amos_fairseq.cli.processes import available_cores, held_interrupts, started, stoppable
 from amos_fairseq.data.corpus import list_inputs
+from amos_fairseq.analysis.sentence_probes import Result, wilson
 from amos_fairseq.files import claimed
+from amos_fairseq.flops import peak_flops
 
 HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
 
-# A model this small learns within minutes from short blocks and short words: near neighbours tell it most.
-UPDATES = 4000  # about four minutes on two cores
-BATCH_SIZE, TOKENS_PER_SAMPLE, VOCAB_SIZE = 64, 16, 1024
+FLOPS = 8e12  # of the training, matrix products alone
+MFU = 0.55  # of training, the share of what a large product reaches
+OTHER_FLOPS = 5e12  # all else takes as long as so many would by themselves
 SMALLEST_CORPUS = 200_000  # bytes; enough words for the vocabulary
-SAVE_INTERVAL, LOG_INTERVAL = 500, 25
-HELD_OUT_BLOCKS = 10
+EXAMPLES_SHOWN = 10
+WORDS_ONLY = re.compile(r"[A-Z][a-z]+( [a-z]+){4,}")  # a sentence that reads as English
 POLL_SECONDS = 0.5
 
 ALL = "all"  # --method
 CORPUS, DATA, CHECKPOINT = "corpus.txt", "data", "checkpoint_last"
 TASKS, HUGGINGFACE = "tasks", "huggingface"
-EXAMPLES = 800
+EXAMPLES = 1600
+FINETUNED = {  # by task, what it asks, and the file of its answers
+    "package": ("which of eight packages is a sentence from?", "valid.tsv"),
+    "cloze": ("which of eight words was left out of a sentence?", "test.tsv"),
+}
+FINETUNING_SEEDS = "1,2"
+NETWORKS = ("untrained", "pre-trained")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where everything goes (default: runs/quickstart-METHOD)"
     )
-    parser.add_argument("--updates", type=int, default=UPDATES, help=f"length of the training (default: {UPDATES})")
+    parser.add_argument(
+        "--updates", type=int, help=f"length of the training (default: as many as cost {FLOPS / 1e12:g} TFLOPs)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,24 +81,29 @@ def make(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None
     from amos_fairseq.methods import METHODS
 
     runs = {method: out / method for method in METHODS} if args.method == ALL else {args.method: out}
-    missing = {method: run for method, run in runs.items() if not is_trained(run, args.updates)}
+    lengths = {method: args.updates or recipe_updates(method) for method in runs}
+    missing = {method: run for method, run in runs.items() if not is_trained(run, lengths[method])}
     if missing:
+        tell_time(missing, lengths)
         corpus = args.corpus or out / CORPUS
         if not corpus.exists():
             command("corpus", "--out", corpus)
-        command("prepare", corpus, "--out", out / DATA, "--vocab-size", VOCAB_SIZE, "--tokens-per-sample",
-                TOKENS_PER_SAMPLE)
+        command("prepare", corpus, "--out", out / DATA, "--uncased", "--vocab-size", recipe.VOCAB_SIZE,
+                "--tokens-per-sample", recipe.TOKENS_PER_SAMPLE)
         for method, run in missing.items():
             run.mkdir(exist_ok=True)
-            train({**settings, "method": method}, out / DATA, run, lock)
+            train(method, lengths[method], out / DATA, run, lock)
     else:
         print(f"{out} is done already: these are its results. Delete it to start anew.\n")
     command("report", *runs.values(), "--out", out / "report")
+    for method, run in runs.items():
+        if args.method == ALL:
+            print(f"\n{method}", flush=True)
+        texts = held_out_text(run, out / DATA, args.corpus)
+        if args.method != ALL:
+            show_examples(run, texts)
+        judge(run, texts, documentation=args.corpus is None)
     if args.method != ALL:
-        print()
-        command("inspect", out, "--count", HELD_OUT_BLOCKS, "--threshold", "matched")
-        if args.corpus is None:  # the labelled sentences are of the documentation, too
-            finetune(out, args.method)
         export(out)
 
 
@@ -94,27 +112,27 @@ def command(name: str, *arguments: object) -> None:
     run_command(name, list(map(str, arguments)))
 
 
-def train(settings: Dict, data: Path, out: Path, lock: int) -> None:
+def recipe_updates(method: str) -> int:
+    return recipe.updates_within(FLOPS, method, recipe.model_options(method, 10**6))
+
+
+def tell_time(runs: Iterable[str], lengths: Dict[str, int]) -> None:
+    """From how fast a large product is here, before the work begins."""
+    import torch
+
+    speed = peak_flops(torch.device("cpu"))
+    wanted = sum(lengths[method] / recipe_updates(method) for method in runs) * FLOPS / MFU + OTHER_FLOPS
+    print(f"about {max(1, round(wanted / speed / 60))} minutes: {available_cores()} CPU cores multiply matrices at "
+          f"{speed / 1e9:.0f} GFLOP/s", flush=True)
+
+
+def train(method: str, updates: int, data: Path, out: Path, lock: int) -> None:
     """fairseq-train in a process of its own, its words in train.log, a progress bar here."""
     log = out / run_log.FILE_NAME
-    print(f"training  {settings['method']}_tiny on {available_cores()} CPU cores, log in {log}", flush=True)
-    with progress(log, settings["updates"]) as show:
-        run_logged("the training", training_arguments(settings, data, out), log, show, pass_fds=[lock])
-
-
-def training_arguments(settings: Dict, data: Path, out: Path) -> List:
-    """The training as a shell would start it."""
-    method, updates = settings["method"], settings["updates"]
-    return [
-        "train", data.resolve(), "--task", method, "--arch", f"{method}_tiny", "--criterion", method, "--cpu",
-        "--tokens-per-sample", TOKENS_PER_SAMPLE, "--batch-size", BATCH_SIZE, "--optimizer", "adam", "--adam-betas",
-        "(0.9, 0.98)", "--adam-eps", 1e-6, "--weight-decay", 0.01, "--clip-norm", 2.0, "--lr", 1e-3, "--dropout", 0.0,
-        "--attention-dropout", 0.0, "--lr-scheduler", "polynomial_decay", "--warmup-updates", max(1, updates // 10),
-        "--total-num-update", updates, "--max-update", updates, "--save-dir", out, "--no-epoch-checkpoints",
-        "--save-interval-updates", SAVE_INTERVAL, "--keep-interval-updates", 1, "--validate-interval-updates",
-        SAVE_INTERVAL, "--log-format", "json", "--log-interval", min(LOG_INTERVAL, max(1, updates // 5)),
-        "--num-workers", 0, "--seed", 1,
-    ]
+    print(f"training  {method}_tiny on {available_cores()} CPU cores, log in {log}", flush=True)
+    options = {**recipe.model_options(method, updates), **recipe.MASKING}
+    with progress(log, updates) as show:
+        run_logged("the training", recipe.training(data, out, method, options, updates), log, show, pass_fds=[lock])
 
 
 @contextlib.contextmanager
@@ -139,40 +157,102 @@ def progress(log: Path, updates: int) -> Iterator[Callable[[], None]]:
             losses = "  ".join(f"{name} {value:.2f}" for name, value in terms.items())
             bar.update(done - before)
             bar.set_postfix_str(losses)
-            if not watched and done * 10 // updates > (done - LOG_INTERVAL) * 10 // updates:  # a line each tenth
+            if not watched and done * 10 // updates > before * 10 // updates:  # a line each tenth
                 print(f"  update {done} of {updates}  {losses}", flush=True)
 
         yield show
 
 
-def finetune(out: Path, method: str) -> None:
-    """What pre-training is worth: the network of this run and the same one untrained, on a task of held-out text."""
-    from amos_fairseq.demo.documentation_tasks import COLUMNS, LEFT_OUT, write_tasks
+def held_out_text(run: Path, data: Path, corpus: Optional[Path]) -> List[str]:
+    """What no training has seen: other documentation, or the validation blocks of the user's corpus, in a row."""
+    if corpus is None:
+        from amos_fairseq.demo.documentation import held_out_paragraphs
+
+        return list(held_out_paragraphs())
+    from amos_fairseq.analysis.checkpoint import held_out_blocks
+    from amos_fairseq.pretrained.loading import from_pretrained
+
+    model = from_pretrained(run)
+    blocks, _ = held_out_blocks(str(data), model, sys.maxsize)
+    return [model.tokenizer.decode([token for block in blocks for token in block.tolist()[1:-1]])]
+
+
+def show_examples(out: Path, texts: Sequence[str]) -> None:
+    """Sentences as long as the blocks of training, with the generator's replacements and the encoder's verdicts."""
+    from amos_fairseq.analysis.sentence_probes import sentences
+    from amos_fairseq.pretrained.loading import from_pretrained
+
+    tokenizer, longest = from_pretrained(out).tokenizer, recipe.TOKENS_PER_SAMPLE
+    found = {text: None for text in sentences(texts) if WORDS_ONLY.fullmatch(text)}
+    short = [text for text in found if len(tokenizer.sequence(tokenizer.encode(text))) == longest]
+    chosen = [short[len(short) * i // EXAMPLES_SHOWN] for i in range(min(len(short), EXAMPLES_SHOWN))]
+    lines = out / "examples.txt"
+    lines.write_text("".join(f"{text}\n" for text in chosen), encoding="utf-8")
+    print()
+    if chosen:
+        command("inspect", out, "--file", lines, "--no-stages")
+    else:
+        command("inspect", out, "--count", EXAMPLES_SHOWN)
+
+
+def judge(out: Path, texts: Sequence[str], documentation: bool) -> None:
+    """What pre-training is worth: this encoder and the same one untrained, on text that it has not seen, in one table.
+
+    documentation: whether the text is, whose labelled tasks are fine-tuned on
+    """
+    rows = {**probed(out, texts), **(finetuned(out) if documentation else {})}
+    width = max(map(len, rows), default=0)
+    print(f"\n{'':<{width}}  {'untrained':<22}pre-trained        % right, 95 % interval", flush=True)
+    for name, scores in rows.items():
+        print((f"{name:<{width}}  " + "".join(f"{percent(scores[network]):<22}" for network in NETWORKS)).rstrip())
+    log = run_log.read(out / run_log.FILE_NAME).validation[-1]
+    if "rtd_auc_words" in log:
+        print(f"\nReplaced words are ranked before originals in {100 * log['rtd_auc_words']:.1f} % of pairs (AUC, "
+              f"50: by chance); by each token alone in {100 * log['rtd_auc_identity']:.1f} %.")
+
+
+def probed(out: Path, texts: Sequence[str]) -> Dict[str, Dict[str, Result]]:
+    """By probe and network. What the text makes too few items of is told, and left out."""
+    from amos_fairseq.analysis import sentence_probes
+    from amos_fairseq.pretrained.loading import from_pretrained
+
+    model = from_pretrained(out)
+    networks = dict(zip(NETWORKS, (sentence_probes.untrained(model.encoder), model.encoder)))
+    rows = {}
+    for task, about in sentence_probes.TASKS.items():
+        try:
+            items = sentence_probes.make_items(task, texts, sentence_probes.HELD_OUT)
+        except ValueError as error:
+            print(f"\nprobe: {error}")
+            continue
+        rows[f"{task}: {about.question}"] = {
+            name: sentence_probes.probe_items(network, model.tokenizer, items) for name, network in networks.items()
+        }
+    return rows
+
+
+def finetuned(out: Path) -> Dict[str, Dict[str, Result]]:
+    """By task and network, the mean over seeds."""
+    from amos_fairseq.demo.documentation_tasks import COLUMNS, write_tasks
     from amos_fairseq.finetune import results
-    from amos_fairseq.methods import METHODS
 
     tasks = out / TASKS
     if not tasks.exists():
         write_tasks(tasks, EXAMPLES)
-    if METHODS[method].encoder_lm_head_class is not None:  # the encoder itself can say it
-        question, split = "which of eight words was left out of a sentence?", "test"
-        task = ["prompt", "--train", tasks / "cloze/train.tsv", "--test", tasks / "cloze/test.tsv", *COLUMNS["cloze"],
-                "--template", "{text} {mask} {text_b}", "--label-words", ",".join(f"{w}={w}" for w in LEFT_OUT),
-                "--samples", 0, "--per-class", 50, "--epochs", 1]
-    else:
-        question, split = "which of eight packages is a sentence from?", "valid"
-        task = ["file", "--train", tasks / "package/train.tsv", "--valid", tasks / "package/valid.tsv",
-                *COLUMNS["package"], "--epochs", 3]
-    print(f"\nFine-tuning: {question} Accuracy, median of three seeds (chance 0.125)", flush=True)
-    for kind, options in (("pre-trained", []), ("untrained", ["--from-scratch"])):
-        folder = out / f"finetuned-{kind}"
-        common = ["--model", out, "--out", folder, "--cpu", "--seeds", "1,2,3", "--batch-size", 16, "--lr", 5e-4,
-                  "--max-length", 64]
-        run_logged("fine-tuning", ["finetune", *task, *common, *options], out / f"finetuned-{kind}.log")
-        scores = [result.scores[split]["accuracy"] for result in results.read_all(folder).values()]
-        print(f"  {kind:<12}{statistics.median(scores):.3f}  ({min(scores):.3f} to {max(scores):.3f})", flush=True)
-    if METHODS[method].encoder_lm_head_class is None:
-        print("  (An encoder that learns by detection alone takes a longer run than this to be worth starting from.)")
+    rows: Dict[str, Dict[str, Result]] = {}
+    for task, (question, test) in FINETUNED.items():
+        items = len((tasks / task / test).read_text(encoding="utf-8").splitlines()) - 1
+        for network, options in zip(NETWORKS, (["--from-scratch"], [])):
+            folder = out / "finetuned" / f"{task}-{network}"
+            run_logged("fine-tuning", [
+                "finetune", "file", "--train", tasks / task / "train.tsv", "--valid", tasks / task / test,
+                *COLUMNS[task], "--model", out, "--out", folder, "--cpu", "--seeds", FINETUNING_SEEDS, "--epochs", 3,
+                "--batch-size", 32, "--lr", 1e-3, "--max-length", 64, *options,
+            ], out / "finetune.log")
+            score = statistics.mean(result.score for result in results.read_all(folder).values())
+            found = Result(score, wilson(round(score * items), items), items)
+            rows.setdefault(f"{task}: {question}", {})[network] = found
+    return rows
 
 
 def export(out: Path) -> None:
@@ -209,7 +289,7 @@ def check_settings(args: argparse.Namespace) -> Dict:
 
     if args.method not in (*METHODS, ALL):
         raise ValueError(f"unknown --method {args.method}: choose one of {', '.join(METHODS)}, or {ALL}")
-    if args.updates < 1:
+    if args.updates is not None and args.updates < 1:
         raise ValueError(f"--updates must be at least 1, got {args.updates}")
     if args.corpus:
         size = sum(os.path.getsize(file) for file in list_inputs([str(args.corpus)]))
@@ -217,9 +297,10 @@ def check_settings(args: argparse.Namespace) -> Dict:
             raise ValueError(
                 f"--corpus {args.corpus} has {size:,} bytes, too few to learn from; {SMALLEST_CORPUS:,} is the least"
             )
-    usual = args.corpus is None and args.updates == UPDATES
+    usual = args.corpus is None and args.updates is None
     return {
-        "method": args.method, "corpus": str(args.corpus.resolve()) if args.corpus else "", "updates": args.updates,
+        "method": args.method, "corpus": str(args.corpus.resolve()) if args.corpus else "",
+        "updates": args.updates or f"for {FLOPS / 1e12:g} TFLOPs",
         "setting": expectations.QUICKSTART if usual else "custom",
     }
 

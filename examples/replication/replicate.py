@@ -2,11 +2,11 @@
 
     python examples/replication/replicate.py cpu --out runs/replication
 
-All variants are pre-trained with the same FLOPs on the same text with several seeds, then judged as protocol.md says: by
-probes of the frozen encoder, and by fine-tuning on labelled tasks made from text that pre-training has not seen. Writes
-OUT/results.json, OUT/results.md and OUT/results.png. What is finished is not done again: the same command goes on where
-an interrupted one stopped. Budgets: smoke (minutes), search (of the recipe), cpu (two cores, hours), amos (its ablations
-with four times the FLOPs), gpu (one GPU).
+All variants are pre-trained with the same FLOPs on the same text with several seeds, then judged as protocol.md says:
+by probes of the frozen encoder, and by fine-tuning on labelled tasks made from text that pre-training has not seen.
+Writes OUT/results.json, OUT/results.md and OUT/results.png. What is finished is not done again: the same command goes
+on where an interrupted one stopped. Budgets: smoke (minutes), search (of the recipe), cpu (two cores, hours), amos (its
+ablations with four times the FLOPs), gpu (one GPU).
 """
 
 import argparse
@@ -30,14 +30,11 @@ from variants import AMOS, METHODS, SEARCH, Variant
 
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.figures import COLORS
-from amos_fairseq.analysis.flops import Geometry, update_flops
+from amos_fairseq.cli import recipe
 from amos_fairseq.cli.processes import available_cores, started, stoppable
-from amos_fairseq.demo import recipe
 from amos_fairseq.demo.documentation_tasks import COLUMNS
 from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import results
-from amos_fairseq.methods import build, size_options
-from amos_fairseq.methods.base import Vocabulary
 
 PROBES = ("swap", "acceptability")
 TASKS = {"package": "valid.tsv", "cloze": "test.tsv"}  # and what fine-tuning is judged on
@@ -68,7 +65,7 @@ BUDGETS = {
         flops=2e10, seeds=SEARCHED, items=DEVELOPMENT, megabytes=0.3, vocab_size=300, examples=64, epochs=1,
         finetuning_seeds=1,
     ),
-    "search": Budget(flops=3e12, seeds=SEARCHED, items=DEVELOPMENT, finetuning_seeds=1),
+    "search": Budget(flops=4e12, seeds=SEARCHED, items=DEVELOPMENT, finetuning_seeds=1),
     "cpu": Budget(flops=6e12, seeds=CONFIRMED),
     "amos": Budget(flops=2.4e13, seeds=CONFIRMED),
     "gpu": Budget(
@@ -126,15 +123,11 @@ class Replication:
         """As many as the FLOPs allow, those of the generator alone being cheaper."""
         if not variant.pretrained:
             return 1
-        budget, most = self.budget, 10**6
-        batch_size = variant.batch_size or budget.batch_size
-        geometry = Geometry(batch_size, budget.tokens_per_sample, most, **variant.masking())
-        options = {**size_options(variant.method, budget.size), **variant.options(most)}
-        with torch.device("meta"):
-            method = build(variant.method, options, Vocabulary(budget.vocab_size, 1, [0, 1, 2, 3]), total_updates=most)
-        alone, joint = update_flops(method, geometry)
-        share = variant.generator_alone if alone else 0.0
-        return max(4, round(budget.flops / (share * alone + (1 - share) * joint)))
+        budget = self.budget
+        return recipe.updates_within(
+            budget.flops, variant.method, variant.options(10**6), variant.generator_alone, budget.size,
+            budget.vocab_size, budget.tokens_per_sample, variant.batch_size or budget.batch_size, **variant.masking(),
+        )
 
     def measure(self, name: str, seed: int) -> Measured:
         """Pre-train, probe, fine-tune, read what all say."""
@@ -218,8 +211,8 @@ def markdown(replication: Replication, runs: Runs) -> str:
     lines = [
         f"{budget.flops:.1e} FLOPs for each pre-training seed of {', '.join(map(str, budget.seeds))}; "
         f"{budget.finetuning_seeds} of fine-tuning; {budget.items} items of the probes; {seconds / 60:.0f} minutes, "
-        f"{replication.jobs} runs at a time. Mean ± standard deviation over pre-training seeds, in percent from the AUC "
-        "on but for the rank.", "",
+        f"{replication.jobs} runs at a time. Mean ± standard deviation over pre-training seeds, from the AUC on in "
+        "percent but for the rank.", "",
         "| " + " | ".join(header) + " |", "|" + "---|" * len(header),
     ]
     for name, measured in runs.items():
@@ -242,8 +235,8 @@ def markdown(replication: Replication, runs: Runs) -> str:
 
 
 LOGGED = [  # names in the log, digits, factor
-    (("mlm", "mlm_2"), 2, 1), (("rtd_auc_words",), 1, 100), (("rtd_auc_identity",), 1, 100), (("hidden_cosine",), 1, 100),
-    (("hidden_rank",), 1, 1),
+    (("mlm_2", "mlm"), 2, 1), (("rtd_auc_words",), 1, 100), (("rtd_auc_identity",), 1, 100),
+    (("hidden_cosine",), 1, 100), (("hidden_rank",), 1, 1),
 ]
 
 

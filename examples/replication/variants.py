@@ -1,8 +1,8 @@
-"""What is trained: the seven methods with the recipe, their central ablations, and the recipe with one thing changed."""
+"""What is trained: the methods with the recipe, their central ablations, and the recipe with one thing changed."""
 
 from typing import Any, Dict, NamedTuple, Optional
 
-from amos_fairseq.demo import recipe
+from amos_fairseq.cli import recipe
 
 
 class Variant(NamedTuple):
@@ -17,7 +17,7 @@ class Variant(NamedTuple):
 
     def options(self, updates: int) -> Dict[str, Any]:
         """Of the model."""
-        alone, ramp = round(self.generator_alone * updates), round(self.ramp * updates)
+        alone, ramp = int(self.generator_alone * updates), int(self.ramp * updates)
         changes = {"generator_warmup_updates": alone, "rtd_warmup_updates": ramp, **self.changes}
         return recipe.model_options(self.method, updates, **changes)
 
@@ -59,13 +59,13 @@ SEARCH: Dict[str, Variant] = {
     "+ separate tables": Variant("amos_rtd", dict(token_table="separate")),
     "+ ramp": Variant("amos_rtd", ramp=0.16),
     "+ joined blocks": Variant("amos_rtd", dict(join_blocks=True)),
-    "+ 512 tokens per update": Variant("amos_rtd", batch_size=32),
+    "- 512 tokens per update": Variant("amos_rtd", batch_size=64),
     "ELECTRA": METHODS["ELECTRA"],
     "BERT": METHODS["BERT"],
     "BERT - position bias rate": Variant("bert_mlm", dict(rel_pos_lr_factor=1.0)),
     "BERT - mask .3": Variant("bert_mlm", dict(mask_prob=0.15)),
     "BERT - log frequency": Variant("bert_mlm", dict(output_bias_init="zero")),
-    "BERT + 512 tokens per update": Variant("bert_mlm", batch_size=32),
+    "BERT - 512 tokens per update": Variant("bert_mlm", batch_size=64),
 }
 TODAY = dict(  # the quick start before
     rel_pos_lr_factor=1.0, encoder_lr_factor=1.0, detection_on_words=False, detection_bias_init="zero",

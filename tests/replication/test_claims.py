@@ -37,7 +37,8 @@ def test_seeds_that_would_decide_have_the_power_that_was_asked_for():
 
 def test_differences_are_taken_seed_by_seed_and_in_points():
     claim = next(claim for claim in CLAIMS if claim.text == "COCO-LM is better than ELECTRA")
-    runs = {"COCO-LM": [Measured(0.8, {}, {}, {}), Measured(0.7, {}, {}, {})], "ELECTRA": [Measured(0.5, {}, {}, {})] * 2}
+    coco_lm, electra = ([Measured(score, {}, {}, {}) for score in scores] for scores in ((0.8, 0.7), (0.5, 0.5)))
+    runs = {"COCO-LM": coco_lm, "ELECTRA": electra}
     assert claim.differences(runs) == pytest.approx([30.0, 20.0])
 
 

@@ -1,13 +1,17 @@
-"""What lets a tiny network learn within minutes, with any method: the quick start trains so, and so does the replication.
+"""What lets a tiny network learn within minutes, with any method: so the quick start trains, and the replication.
 
-The encoder is started from a generator that has learned alone, relative position biases learn faster than the rest, and
+The encoder starts from a generator that has learned alone, relative position biases learn faster than the rest, and
 detection looks at words only. How it was found, and what each part is worth, is in examples/replication.
 """
 
 from pathlib import Path
 from typing import Any, Dict, List, Mapping
 
-from amos_fairseq.methods import METHODS
+import torch
+
+from amos_fairseq.analysis.flops import Geometry, update_flops
+from amos_fairseq.methods import METHODS, build, size_options
+from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.options import declared
 
 MODEL: Dict[str, Any] = dict(
@@ -17,14 +21,32 @@ MODEL: Dict[str, Any] = dict(
 )
 GENERATOR_ALONE = 0.68  # share of the updates
 MASKING: Dict[str, Any] = dict(mask_prob=0.3)
-VOCAB_SIZE, TOKENS_PER_SAMPLE, BATCH_SIZE = 1024, 16, 64
+VOCAB_SIZE, TOKENS_PER_SAMPLE, BATCH_SIZE = 1024, 16, 32
 
 
 def model_options(method: str, updates: int, **changes: Any) -> Dict[str, Any]:
     """Of the recipe, with `changes`, what the method has."""
-    wanted = {**MODEL, "generator_warmup_updates": round(GENERATOR_ALONE * updates), **changes}
+    wanted = {**MODEL, "generator_warmup_updates": int(GENERATOR_ALONE * updates), **changes}
     names = {option.name for option in declared(METHODS[method].config_class)}
     return {name: value for name, value in wanted.items() if name in names}
+
+
+def updates_within(
+    flops: float, method: str, options: Mapping[str, Any], alone: float = GENERATOR_ALONE, size: str = "tiny",
+    vocab_size: int = VOCAB_SIZE, length: int = TOKENS_PER_SAMPLE, batch_size: int = BATCH_SIZE,
+    mask_prob: float = MASKING["mask_prob"],
+) -> int:
+    """The length of a run of so many FLOPs, in a share `alone` of which only the generator learns, which costs less.
+
+    options: of the model, for any length
+    """
+    most = 10**6
+    options = {**size_options(method, size), **options}
+    with torch.device("meta"):
+        network = build(method, options, Vocabulary(vocab_size, 1, [0, 1, 2, 3]), total_updates=most)
+    first, then = update_flops(network, Geometry(batch_size, length, most, mask_prob))
+    share = alone if first else 0.0
+    return max(4, round(flops / (share * first + (1 - share) * then)))
 
 
 def training(
