@@ -14,17 +14,17 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 from amos_fairseq.analysis import expectations, quantities, run_log
-from amos_fairseq.cli import recipe
 from amos_fairseq.cli.main import run_command
 from amos_fairseq.cli.probe import percent
 from amos_fairseq.cli.processes import available_cores, held_interrupts, started, stoppable
 from amos_fairseq.data.corpus import list_inputs
-from amos_fairseq.analysis.sentence_probes import Result, wilson
 from amos_fairseq.files import claimed
-from amos_fairseq.flops import peak_flops
+
+if TYPE_CHECKING:
+    from amos_fairseq.analysis.sentence_probes import Result
 
 HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
 
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
 def make(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None:
     """All that is not there yet, one command after the other; of all methods each has a folder of its own."""
+    from amos_fairseq.cli import recipe
     from amos_fairseq.methods import METHODS
 
     runs = {method: out / method for method in METHODS} if args.method == ALL else {args.method: out}
@@ -113,12 +114,16 @@ def command(name: str, *arguments: object) -> None:
 
 
 def recipe_updates(method: str) -> int:
+    from amos_fairseq.cli import recipe
+
     return recipe.updates_within(FLOPS, method, recipe.model_options(method, 10**6))
 
 
 def tell_time(runs: Iterable[str], lengths: Dict[str, int]) -> None:
     """From how fast a large product is here, before the work begins."""
     import torch
+
+    from amos_fairseq.flops import peak_flops
 
     speed = peak_flops(torch.device("cpu"))
     wanted = sum(lengths[method] / recipe_updates(method) for method in runs) * FLOPS / MFU + OTHER_FLOPS
@@ -128,6 +133,8 @@ def tell_time(runs: Iterable[str], lengths: Dict[str, int]) -> None:
 
 def train(method: str, updates: int, data: Path, out: Path, lock: int) -> None:
     """fairseq-train in a process of its own, its words in train.log, a progress bar here."""
+    from amos_fairseq.cli import recipe
+
     log = out / run_log.FILE_NAME
     print(f"training  {method}_tiny on {available_cores()} CPU cores, log in {log}", flush=True)
     options = {**recipe.model_options(method, updates), **recipe.MASKING}
@@ -180,6 +187,7 @@ def held_out_text(run: Path, data: Path, corpus: Optional[Path]) -> List[str]:
 def show_examples(out: Path, texts: Sequence[str]) -> None:
     """Sentences as long as the blocks of training, with the generator's replacements and the encoder's verdicts."""
     from amos_fairseq.analysis.sentence_probes import sentences
+    from amos_fairseq.cli import recipe
     from amos_fairseq.pretrained.loading import from_pretrained
 
     tokenizer, longest = from_pretrained(out).tokenizer, recipe.TOKENS_PER_SAMPLE
@@ -211,7 +219,7 @@ def judge(out: Path, texts: Sequence[str], documentation: bool) -> None:
               f"50: by chance); by each token alone in {100 * log['rtd_auc_identity']:.1f} %.")
 
 
-def probed(out: Path, texts: Sequence[str]) -> Dict[str, Dict[str, Result]]:
+def probed(out: Path, texts: Sequence[str]) -> Dict[str, Dict[str, "Result"]]:
     """By probe and network. What the text makes too few items of is told, and left out."""
     from amos_fairseq.analysis import sentence_probes
     from amos_fairseq.pretrained.loading import from_pretrained
@@ -231,15 +239,16 @@ def probed(out: Path, texts: Sequence[str]) -> Dict[str, Dict[str, Result]]:
     return rows
 
 
-def finetuned(out: Path) -> Dict[str, Dict[str, Result]]:
+def finetuned(out: Path) -> Dict[str, Dict[str, "Result"]]:
     """By task and network, the mean over seeds."""
+    from amos_fairseq.analysis.sentence_probes import Result, wilson
     from amos_fairseq.demo.documentation_tasks import COLUMNS, write_tasks
     from amos_fairseq.finetune import results
 
     tasks = out / TASKS
     if not tasks.exists():
         write_tasks(tasks, EXAMPLES)
-    rows: Dict[str, Dict[str, Result]] = {}
+    rows: Dict[str, Dict[str, "Result"]] = {}
     for task, (question, test) in FINETUNED.items():
         items = len((tasks / task / test).read_text(encoding="utf-8").splitlines()) - 1
         for network, options in zip(NETWORKS, (["--from-scratch"], [])):
