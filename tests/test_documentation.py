@@ -62,10 +62,20 @@ def test_guide_to_choosing_has_the_cost_of_each_method(name):
     assert f"| `{name}` | {ratio:.2f} |" in CHOOSING
 
 
+@pytest.mark.parametrize("name", ["amos_rtd", "coco_lm", "teams_mws", "peer_tqr", "electra_rtd"])
+def test_guide_to_choosing_has_the_cost_with_a_frozen_generator(name):
+    untied = dict(tied_layers="none") if name in ("teams_mws", "peer_tqr") else {}
+    geometry = Geometry(2048, 512, 1)
+    frozen = without_memory(name, "base", LARGE_VOCABULARY, geometry, generator_checkpoint="its", **untied)
+    both = flops_per_token(name, LARGE_VOCABULARY), hardware_flops(frozen, geometry)
+    trained, frozen = (cost / flops_per_token("bert_mlm", LARGE_VOCABULARY) for cost in both)
+    assert f"| `{name}` | {trained:.2f} | {frozen:.2f} |" in CHOOSING
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_guide_to_choosing_has_the_class_that_each_method_is_exported_as(name):
     method = without_memory(name, "base", LARGE_VOCABULARY, Geometry(1, 512, 1))
     encoder, *_ = choose(candidates(Pretrained("", name, method.encoder, None, method)), ())
-    table = CHOOSING.partition("exported as |")[2]
+    table = CHOOSING.partition("exported as |")[2].partition("\n\n")[0]
     (row,) = [line for line in table.splitlines() if f"`{name}`" in line]
     assert f"`{encoder.class_name}`" in row.split("|")[-2]

@@ -37,8 +37,8 @@ def hardware_flops(method: PretrainingMethod, geometry: Geometry) -> float:
     return method.training_flops(batch) / tokens.numel()
 
 
-def without_memory(name: str, size: str, vocab_size: int, geometry: Geometry) -> PretrainingMethod:
+def without_memory(name: str, size: str, vocab_size: int, geometry: Geometry, **options) -> PretrainingMethod:
     """The method of a size, its parameters without values."""
-    options = {**size_options(name, size), "max_positions": geometry.length}
+    options = {**size_options(name, size), "max_positions": geometry.length, **options}
     with torch.device("meta"):
         return build(name, options, Vocabulary(vocab_size, 1, [0, 1, 2, 3]), total_updates=geometry.updates)

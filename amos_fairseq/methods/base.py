@@ -123,7 +123,7 @@ class JudgingConfig(PretrainingConfig):
     )
     sampling_temperature: float = option(
         1.0, "T, replacements are drawn from softmax(logits / T) in training: above 1 the generator's worse guesses, "
-        "which are easier to detect, as Fast-ELECTRA starts with (arXiv:2310.07347); validation: 1", POSITIVE,
+        "which are easier to detect (Fast-ELECTRA, arXiv:2310.07347, lets T fall); validation: 1", POSITIVE,
     )
     sampling_temperature_decay: float = option(
         0.0, "tau, lets the temperature fall to 1: at update u of U it is 1 + (T - 1) exp(-u / (tau U)); 0: constant",

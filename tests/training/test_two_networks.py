@@ -1,4 +1,4 @@
-"""Runs whose encoder has a token table of its own, or whose generator is an earlier run's: started, stopped, gone on."""
+"""Runs whose encoder has a table of its own, or whose generator is an earlier run's: started, stopped, gone on."""
 
 import pytest
 import torch
