@@ -113,7 +113,11 @@ class AmosOutput(NamedTuple):
 
 
 class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
-    """One generator tower whose MLM head is read at several depths; an encoder with an RTD head; one token table."""
+    """One generator tower whose MLM head is read at several depths; an encoder with an RTD head; one token table.
+
+    With `token_table` gdes or separate, detection trains the encoder's table and the masked LM the generator's, which
+    the reversed gradient reaches, too, as it does whatever computes f_d.
+    """
 
     citation = (
         "Meng et al., Pretraining Text Encoders with Adversarial Mixture of Training Signal Generators, ICLR 2022, "

@@ -161,15 +161,15 @@ class TwoNetworksConfig(JudgingConfig):
         "shared",
         "token table of the encoder. shared: the generator's, with the gradients of both; separate: its own, equal to "
         "the generator's at the start; gdes: stop_gradient(the generator's) + a difference of its own that starts at 0 "
-        "(DeBERTaV3, arXiv:2111.09543, Sec. 3.3). Of the last two each adds a table's parameters, and no module is "
-        "shared at all", choices=("shared", "separate", "gdes"),
+        "(DeBERTaV3, arXiv:2111.09543, Sec. 3.3). Either of the last two costs a table's parameters, and no other "
+        "module is shared then", choices=("shared", "separate", "gdes"),
     )
     gdes_positions: bool = option(
         False, "with token_table gdes: also the encoder's positions are the generator's and a difference"
     )
     generator_checkpoint: str = option(
         "", "checkpoint of a run whose generator is used without dropout and no longer trained (COCO-LM, Table 3, "
-        "converged auxiliary; Fast-ELECTRA, arXiv:2310.07347): nothing but gdes then shares its table", path=True,
+        "converged auxiliary; Fast-ELECTRA, arXiv:2310.07347); the encoder's table is then its own, or gdes", path=True,
     )
 
     def __post_init__(self):
@@ -178,8 +178,8 @@ class TwoNetworksConfig(JudgingConfig):
             raise ValueError(f"gdes_positions needs token_table gdes, got {self.token_table}: set it, or leave it out")
         if self.generator_checkpoint and self.output_bias_init != "zero":
             raise ValueError(
-                f"output_bias_init {self.output_bias_init} is of a generator that is trained: leave out it or "
-                "generator_checkpoint"
+                f"output_bias_init {self.output_bias_init} is of a generator that is trained, not of "
+                f"generator_checkpoint {self.generator_checkpoint!r}: leave one out"
             )
         if self.generator_checkpoint and self.init_checkpoint and self.token_table == "gdes":
             raise ValueError(

@@ -105,6 +105,9 @@ STARTS = {
     ),
     "factor for adam": (dict(rel_pos_lr_factor=30), "rel_pos_lr_factor 30.0 needs an optimizer with a rate for each"),
     "detection warm-up beyond the run": (dict(rtd_warmup_updates=9), "rtd_warmup_updates 9 exceeds max_update 8"),
+    "sampling_temperature 0": (dict(sampling_temperature=0), "sampling_temperature 0.0 is out of range: it must be"),
+    "positions without gdes": (dict(gdes_positions=True), "gdes_positions needs token_table gdes, got shared: set it"),
+    "missing generator_checkpoint": (dict(generator_checkpoint="gone"), "generator_checkpoint gone does not exist"),
     "factor of nothing": (
         dict(rel_pos_lr_factor=30, rel_pos_buckets=0, optimizer="fused_adamw"), "rel_pos_lr_factor 30.0 is of no"
     ),
