@@ -67,6 +67,11 @@ class CocoLMConfig(GeneratorConfig):
                 f"output_bias_init {self.output_bias_init} is of a generator that is trained: leave it out, or both "
                 "generator_checkpoint and random_replacements"
             )
+        if self.generator_warmup_updates and (self.generator_checkpoint or self.random_replacements):
+            raise ValueError(
+                f"generator_warmup_updates {self.generator_warmup_updates} is of a generator that is trained: leave it "
+                "out, or both generator_checkpoint and random_replacements"
+            )
         for name in ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens"):
             if getattr(self, name) and not self.clm_weight:
                 raise ValueError(f"{name} changes nothing with clm_weight {self.clm_weight}: leave one out")
