@@ -135,7 +135,7 @@ REFUSED = {
         "rtd_warmup_updates 7 exceeds max_update 10 less generator_warmup_updates 4: lower it",
     ),
     "no generator": ("coco_lm", dict(random_replacements=True), "generator_warmup_updates 4 is of a generator that is"),
-    "frozen": ("coco_lm", dict(generator_checkpoint="run"), "generator_warmup_updates 4 is of a generator that is trai"),
+    "frozen": ("coco_lm", dict(generator_checkpoint="run"), "generator_warmup_updates 4 is of a generator that"),
     "started encoder": (
         "amos_rtd", dict(init_checkpoint="run"), "generator_warmup_updates 4 would replace the encoder of "
         "init_checkpoint 'run': leave one out, or set generator_warmup_without_copy",
