@@ -5,7 +5,8 @@ as much as the forward pass. `hardware` is what MFU is measured with (see `amos_
 a backward pass of twice the forward pass, lookups for nothing.
 """
 
-from typing import NamedTuple, Tuple
+from types import MappingProxyType
+from typing import Any, Mapping, NamedTuple, Tuple
 
 import torch
 
@@ -53,8 +54,10 @@ def update_flops(method: PretrainingMethod, geometry: Geometry) -> Tuple[int, in
     return alone, method.training_flops(batch)
 
 
-def without_memory(name: str, size: str, vocab_size: int, geometry: Geometry) -> PretrainingMethod:
-    """The method of a size, its parameters without values."""
-    options = {**size_options(name, size), "max_positions": geometry.length}
+def without_memory(
+    name: str, size: str, vocab_size: int, geometry: Geometry, changes: Mapping[str, Any] = MappingProxyType({})
+) -> PretrainingMethod:
+    """The method of a size, with options that differ from it, its parameters without values."""
+    options = {**size_options(name, size), "max_positions": geometry.length, **changes}
     with torch.device("meta"):
         return build(name, options, Vocabulary(vocab_size, 1, [0, 1, 2, 3]), total_updates=geometry.updates)
