@@ -136,6 +136,12 @@ def test_the_log_tells_of_the_copy_once_and_of_the_encoder_from_then_on(train, k
     assert counts[0] == 0 < counts[1]
 
 
+def test_the_guard_against_loss_spikes_does_not_compare_the_two_losses(train):
+    folder, _ = train("fp32", loss_spike_factor=2)
+    counts = [len(saved(folder, update).state["extra_state"]["recent_losses"]) for update in (3, 4, 5)]
+    assert counts == [3, 1, 2]  # the loss of an update is noted after it
+
+
 def test_without_the_copy_the_encoder_starts_as_it_was(train):
     folder, outcome = train("fp32", generator_warmup_without_copy=True)
     first, last = saved(folder, 1), saved(folder, WARMUP)
