@@ -5,12 +5,14 @@ as much as the forward pass. `hardware` is what MFU is measured with (see `amos_
 a backward pass of twice the forward pass, lookups for nothing.
 """
 
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, Mapping, NamedTuple, Tuple
 
 import torch
 
 from amos_fairseq.methods import build, size_options
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod, Vocabulary
+from amos_fairseq.methods.generator_first import GeneratorAlone
 
 
 class Geometry(NamedTuple):
@@ -28,17 +30,34 @@ def electra_flops(method: PretrainingMethod, length: int) -> float:
 
 
 def hardware_flops(method: PretrainingMethod, geometry: Geometry) -> float:
-    """Training FLOPs per token, as the trainer's MFU counts them."""
+    """Training FLOPs per token, as the trainer's MFU counts them: the mean over the run's updates."""
+    first, then = update_flops(method, geometry)
+    alone = min(method.generator_warmup, geometry.updates)
+    total = alone * first + (geometry.updates - alone) * then
+    return total / (geometry.updates * geometry.sequences * geometry.length)
+
+
+def updates_within(method: PretrainingMethod, geometry: Geometry, flops: float) -> int:
+    """How many updates cost so many FLOPs, as the trainer's MFU counts them; `geometry.updates` does not matter."""
+    first, then = update_flops(method, geometry)
+    return round(method.generator_warmup + (flops - method.generator_warmup * first) / then)
+
+
+def update_flops(method: PretrainingMethod, geometry: Geometry) -> Tuple[int, int]:
+    """Of an update in the generator's warm-up, 0 without one, and of one after it."""
     shape = geometry.sequences, geometry.length
     tokens = torch.empty(shape, dtype=torch.long, device="meta")
     cropped = tokens[:, : round(method.cropping * geometry.length)] if method.cropping else None
     masked = round(geometry.mask_prob * tokens.numel())
     batch = PretrainingBatch(tokens, tokens, tokens.bool(), tokens[0, :0], [masked], [], cropped_tokens=cropped)
-    return method.training_flops(batch) / tokens.numel()
+    alone = GeneratorAlone(method).training_flops(batch) if method.generator_warmup else 0
+    return alone, method.training_flops(batch)
 
 
-def without_memory(name: str, size: str, vocab_size: int, geometry: Geometry, **options) -> PretrainingMethod:
-    """The method of a size, its parameters without values."""
-    options = {**size_options(name, size), "max_positions": geometry.length, **options}
+def without_memory(
+    name: str, size: str, vocab_size: int, geometry: Geometry, changes: Mapping[str, Any] = MappingProxyType({})
+) -> PretrainingMethod:
+    """The method of a size, with options that differ from it, its parameters without values."""
+    options = {**size_options(name, size), "max_positions": geometry.length, **changes}
     with torch.device("meta"):
         return build(name, options, Vocabulary(vocab_size, 1, [0, 1, 2, 3]), total_updates=geometry.updates)

@@ -73,17 +73,17 @@ class PretrainingCriterion(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         batch = PretrainingBatch(**sample["net_input"])
-        method = model.method
+        method = model.method.learner
         output = model(**sample["net_input"])
         terms = method.losses(output, batch)
         logs = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
         with torch.no_grad():
             statistics = method.statistics(output, batch)
             if not model.training:
-                for name, pooled in method.validation_statistics(output, batch, model.token_counts).items():
+                for name, pooled in model.method.validation_statistics(output, batch, model.token_counts).items():
                     logs[f"pooled {name} {pooled.reading}"] = pooled.sums
             elif method.judged_logits(output) is not None:
-                logs[TOKENS] = method.count_tokens(output.corruption, batch)
+                logs[TOKENS] = model.method.count_tokens(output.corruption, batch)
 
         if model.training:
             scales = self.task.term_scales

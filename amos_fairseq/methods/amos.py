@@ -200,7 +200,8 @@ class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
             drawn = ops.gumbel_noise(self.sampling_noise(batch, stream=1), depths).argmax(dim=-1)
             return F.one_hot(drawn, depths).float()
         if self.config.mixture == "layer_switch":  # shallow to deep in equal parts of the run (Sec. 5.1)
-            part = min(depths - 1, depths * self.num_updates // max(1, self.total_updates))
+            updates = max(1, self.total_updates - self.generator_warmup)
+            part = min(depths - 1, depths * self.joint_updates // updates)
             return F.one_hot(torch.full((masked,), part, device=hidden.device), depths).float()
         return hidden.new_full((masked, depths), 1 / depths, dtype=torch.float32)
 
@@ -255,14 +256,19 @@ class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
     def statistics(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, Mean]:
         masked_lm, masked = output.masked_lm, len(batch.masked_index)
         statistics = self.generator_statistics(masked_lm.likeliest, output.sampled_tokens, batch)
-        by_depth = masked_lm.losses.T, masked_lm.predicted.T, output.mixture_weights.T
-        for depth, losses, predicted, weights in zip(self.config.depth_names(), *by_depth):
-            statistics[f"mlm_{depth}"] = Mean(losses.sum(), masked)
-            statistics[f"mlm_accuracy_{depth}"] = accuracy(predicted, batch.mlm_targets)
+        statistics.update(self.masked_lm_statistics(masked_lm, batch))
+        for depth, weights in zip(self.config.depth_names(), output.mixture_weights.T):
             statistics[f"mixture_weight_{depth}"] = Mean(weights.sum(), masked)
         if self.lists_candidates and self.training:
             statistics["candidate_tail"] = Mean(masked_lm.tail.sum(), masked)
         return {**statistics, **self.detection_statistics(output.rtd_logits, output.corruption, batch)}
+
+    def masked_lm_statistics(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Dict[str, Mean]:
+        statistics = {}
+        for depth, losses, predicted in zip(self.config.depth_names(), masked_lm.losses.T, masked_lm.predicted.T):
+            statistics[f"mlm_{depth}"] = Mean(losses.sum(), len(losses))
+            statistics[f"mlm_accuracy_{depth}"] = accuracy(predicted, batch.mlm_targets)
+        return statistics
 
     quantities = {
         **MASKED_LM, **GENERATOR, **RTD, **DETECTION,
@@ -298,6 +304,13 @@ class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
     @property
     def masked_lm_encoder(self) -> Encoder:
         return self.generators[-1]
+
+    @property
+    def generator_tower(self) -> Encoder:
+        return max(self.generators, key=lambda generator: len(generator.layers))
+
+    def masked_lm_states(self, batch: PretrainingBatch) -> Tensor:
+        return self.generate(batch)
 
     def networks(self) -> Dict[str, Encoder]:
         """Of separate generators one for each depth."""

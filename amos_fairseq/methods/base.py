@@ -15,6 +15,14 @@ from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
 from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR, EarlierRun, load_generator, start_from
+from amos_fairseq.methods.generator_first import (
+    GeneratorAlone,
+    Start,
+    check_same_width,
+    heads_of,
+    start_from_generator,
+    start_of,
+)
 from amos_fairseq.methods.stages import Proposals, Words
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
@@ -45,7 +53,6 @@ Config = TypeVar("Config", bound="PretrainingConfig")
 SharedGenerator = TypeVar("SharedGenerator", bound="SharedGeneratorConfig")
 Output = TypeVar("Output")
 LR_FACTOR = "_lr_factor"  # ends the options that multiply the learning rate of a group
-HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 
 
 # fairseq reads these annotations: typing's List and Optional, never `list[int]` or `int | None`.
@@ -77,6 +84,11 @@ class PretrainingConfig:
         "", "checkpoint of an earlier run, of any method, to start from: its encoder and, where it fits, its generator",
         path=True,
     )
+    init_encoder_from_generator: str = option(
+        "", "checkpoint of an earlier run, of any method, whose generator the encoder starts from: embeddings, "
+        "relative position bias and layers from the bottom up; it must be as wide as the encoder",
+        path=True,
+    )
     compile_layers: bool = option(
         False, "torch.compile the layers (torch 2.5, a C++ compiler): less memory traffic, for minutes of compilation",
         free=True,
@@ -91,6 +103,11 @@ class PretrainingConfig:
 
     def __post_init__(self):
         check(self)
+        if self.init_checkpoint and self.init_encoder_from_generator:
+            raise ValueError(
+                f"init_encoder_from_generator {self.init_encoder_from_generator!r} would replace the encoder of "
+                f"init_checkpoint {self.init_checkpoint!r}: leave one out"
+            )
 
     def lr_factors(self) -> Dict[str, float]:
         """By option: see `PretrainingMethod.learning_rate_groups`."""
@@ -115,7 +132,8 @@ class JudgingConfig(PretrainingConfig):
 
     rtd_warmup_updates: int = option(
         0, "N, first updates in which the weight of detection, ranking, critic and word selection rises: u / N times "
-        "the whole at update u = 0, 1, ..; 0: whole from the start", NOT_NEGATIVE,
+        "the whole at update u = 0, 1, .., counted from the end of generator-warmup-updates; 0: whole from the start",
+        NOT_NEGATIVE,
     )
     detection_on_words: bool = option(
         False, "take the mean of detection, ranking or critic over words only: <s> and </s>, never replaced unless "
@@ -143,6 +161,14 @@ class JudgingConfig(PretrainingConfig):
 class TwoNetworksConfig(JudgingConfig):
     """Options of the methods that have a generator beside the encoder."""
 
+    generator_warmup_updates: int = option(
+        0, "first updates in which only the generator runs and learns (validation shows the untrained encoder, too); "
+        "then its tower is copied into the encoder, as far as it goes, and all learn. 0: all from the start",
+        NOT_NEGATIVE,
+    )
+    generator_warmup_without_copy: bool = option(
+        False, "leave the encoder as it is when the generator's warm-up ends"
+    )
     encoder_lr_factor: float = option(
         1.0, "times the learning rate for the encoder with its heads, but not for what it shares with the generator",
         POSITIVE,
@@ -174,12 +200,28 @@ class TwoNetworksConfig(JudgingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("init_checkpoint", "init_encoder_from_generator"):
+            if getattr(self, name) and self.generator_warmup_updates and not self.generator_warmup_without_copy:
+                raise ValueError(
+                    f"generator_warmup_updates {self.generator_warmup_updates} would replace the encoder of {name} "
+                    f"{getattr(self, name)!r}: leave one out, or set generator_warmup_without_copy"
+                )
+        if self.generator_warmup_without_copy and not self.generator_warmup_updates:
+            raise ValueError(
+                "generator_warmup_without_copy changes nothing with generator_warmup_updates 0: leave it out"
+            )
         if self.gdes_positions and self.token_table != "gdes":
             raise ValueError(f"gdes_positions needs token_table gdes, got {self.token_table}: set it, or leave it out")
-        if self.generator_checkpoint and self.output_bias_init != "zero":
+        for name, unset in (("output_bias_init", "zero"), ("generator_warmup_updates", 0)):
+            if self.generator_checkpoint and getattr(self, name) != unset:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is of a generator that is trained, not of generator_checkpoint "
+                    f"{self.generator_checkpoint!r}: leave one out"
+                )
+        if self.init_encoder_from_generator and self.token_table == "gdes":
             raise ValueError(
-                f"output_bias_init {self.output_bias_init} is of a generator that is trained, not of "
-                f"generator_checkpoint {self.generator_checkpoint!r}: leave one out"
+                f"token_table gdes follows this run's generator, not that of init_encoder_from_generator "
+                f"{self.init_encoder_from_generator!r}: leave one out, or choose separate"
             )
         if self.generator_checkpoint and self.init_checkpoint and self.token_table == "gdes":
             raise ValueError(
@@ -310,7 +352,9 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     batchwise_terms: Tuple[str, ...] = ()  # loss terms that depend on which sequences share a micro-batch
     sizes: Dict[str, dict] = {size: {} for size in ENCODER_SIZES}  # what each size sets beside the encoder's shape
     # options that name an earlier run's checkpoint, and what takes from it
-    starts: Dict[str, Callable[["PretrainingMethod", EarlierRun], None]] = {"init_checkpoint": start_from}
+    starts: Dict[str, Callable[["PretrainingMethod", EarlierRun], None]] = {
+        "init_checkpoint": start_from, "init_encoder_from_generator": start_from_generator,
+    }
     generator_modules: Tuple[str, ...] = ()  # of its modules, those that are the generator and read it
 
     citation = ""  # of its paper, for model cards
@@ -331,9 +375,16 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         self.noise_seed = noise_seed
         self.total_updates = total_updates
         self.num_updates = 0
-        warmup = getattr(config, "rtd_warmup_updates", 0)
-        if 0 < total_updates < warmup:
-            raise ValueError(f"rtd_warmup_updates {warmup} exceeds max_update {total_updates}: lower it")
+        self.generator_warmup = getattr(config, "generator_warmup_updates", 0)
+        if 0 < total_updates <= self.generator_warmup:
+            raise ValueError(
+                f"generator_warmup_updates {self.generator_warmup} leaves the encoder nothing of max_update "
+                f"{total_updates}: lower it"
+            )
+        warmup, left = getattr(config, "rtd_warmup_updates", 0), total_updates - self.generator_warmup
+        if 0 < left < warmup:
+            after = f" less generator_warmup_updates {self.generator_warmup}" if self.generator_warmup else ""
+            raise ValueError(f"rtd_warmup_updates {warmup} exceeds max_update {total_updates}{after}: lower it")
         if getattr(config, "sampling_temperature_decay", 0.0) and total_updates < 1:
             raise ValueError("sampling_temperature_decay is a share of the run: give its length with --max-update")
         self.encoder = Encoder(config.encoder_config(vocabulary))
@@ -344,6 +395,27 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def set_num_updates(self, num_updates: int) -> None:
         """Called by fairseq before every update."""
         self.num_updates = num_updates
+
+    @property
+    def joint_updates(self) -> int:
+        """How many updates all of it has learned in: `num_updates` but for the generator's warm-up."""
+        return max(0, self.num_updates - self.generator_warmup)
+
+    @property
+    def learner(self) -> "PretrainingMethod | GeneratorAlone":
+        """What runs now: in training, during its warm-up, the generator alone; in validation always all of it."""
+        return GeneratorAlone(self) if self.training and self.num_updates < self.generator_warmup else self
+
+    def idle_parameters(self) -> List[nn.Parameter]:
+        """What does not learn while the generator learns alone."""
+        named = self.named_parameters(remove_duplicate=False)
+        learn = {parameter for name, parameter in named if name.split(".")[0] in MODULES_OF_GENERATOR}
+        return [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in learn]
+
+    def encoder_start(self) -> Start:
+        """What the encoder takes from the generator when the warm-up of that ends."""
+        copied = not cast(TwoNetworksConfig, self.config).generator_warmup_without_copy
+        return start_of(self.encoder, dict(self.generator_tower.named_parameters()) if copied else {})
 
     def learning_rate_groups(self) -> List[LearningRateGroup]:
         """What is trained, in the groups of the options `<group>_lr_factor`; the rest has the factor 1.
@@ -396,9 +468,9 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def warmed_up(self, weight: float) -> float:
         """`weight` of a loss by which the encoder judges: in training times u / rtd_warmup_updates up to 1."""
         updates = cast(JudgingConfig, self.config).rtd_warmup_updates
-        if not self.training or self.num_updates >= updates:
+        if not self.training or self.joint_updates >= updates:
             return weight
-        return weight * self.num_updates / updates
+        return weight * self.joint_updates / updates
 
     def judged(self, batch: PretrainingBatch, weight: float) -> Tuple[Tensor, float, str]:
         """The (B, T) positions that the encoder's verdicts are averaged over, their weight by now, and their name."""
@@ -442,6 +514,10 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         """Matrix-product FLOPs of one forward pass over `tokens` positions, `masked` of them selected."""
+        raise NotImplementedError
+
+    def generator_flops(self, tokens: int, length: int, masked: int) -> int:
+        """Of these, the generator's and its head's."""
         raise NotImplementedError
 
     def reference_flops(self, length: int) -> float:
@@ -545,6 +621,19 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         return self.encoder
 
     @property
+    def generator_tower(self) -> Encoder:
+        """The generator, of several the deepest."""
+        return self.masked_lm_encoder
+
+    def masked_lm_states(self, batch: PretrainingBatch) -> Tensor:
+        """(M, C), or (G, M, C) of several: what `mlm_head` reads at the selected positions."""
+        return self.masked_lm_encoder(batch.masked_tokens, batch.padding_mask, batch.queries)
+
+    def masked_lm_statistics(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Dict[str, Mean]:
+        """Of `statistics`, those of a generator that learns alone."""
+        return {"generator_accuracy": accuracy(masked_lm.predicted[:, 0], batch.mlm_targets)}
+
+    @property
     def encoder_lm_head(self) -> Optional[nn.Module]:
         """The language model on the encoder itself, of which prompts ask: `mlm_head`, unless the class says None."""
         return None if self.encoder_lm_head_class is None else self.mlm_head
@@ -567,10 +656,8 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
 
     def proposals(self, output, batch: PretrainingBatch) -> Dict[str, Proposals]:
         """What each masked language model proposes at the selected positions, by name; {} without one."""
-        network = self.masked_lm_encoder
-        hidden = network(batch.masked_tokens, batch.padding_mask, batch.queries)
-        name = "encoder" if network is self.encoder else "generator"
-        return {name: Proposals(full_precision(self.mlm_head(hidden)))}
+        name = "encoder" if self.masked_lm_encoder is self.encoder else "generator"
+        return {name: Proposals(full_precision(self.mlm_head(self.masked_lm_states(batch))))}
 
     def judged_logits(self, output) -> Optional[Tensor]:
         """(B, T) `detection_logits` of the corrupted tokens, None without any."""
@@ -661,10 +748,12 @@ class GeneratorMethod(TwoNetworksMethod[Config, Output]):
         dim = config.generator_embed_dim or config.encoder_embed_dim
         generator_config = config.encoder_config(
             vocabulary, layers=config.generator_layers or config.encoder_layers, dim=dim,
-            heads=max(1, dim // HEAD_WIDTH) if config.generator_embed_dim else config.encoder_attention_heads,
+            heads=heads_of(dim) if config.generator_embed_dim else config.encoder_attention_heads,
             ffn_dim=4 * dim if config.generator_embed_dim else config.encoder_ffn_embed_dim, dropout=dropout,
             attention_dropout=dropout, activation_dropout=0.0,
         )
+        if config.generator_warmup_updates and not config.generator_warmup_without_copy:
+            check_same_width("generator_warmup_updates", generator_config, self.encoder.config)
         self.generator = Encoder(generator_config, token_embeddings)
         self.mlm_head = MaskedLMHead(dim, token_embeddings)
         self.finish_generator()
@@ -678,11 +767,9 @@ class GeneratorMethod(TwoNetworksMethod[Config, Output]):
 
     def generate(self, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
         """The generator's losses and predictions at the selected positions, and a draw; `look`: see `masked_lm`."""
-        hidden = self.generator(batch.masked_tokens, batch.padding_mask, batch.queries)
-        projected = self.mlm_head.project(hidden)
         return self.mlm_head.read(
-            projected, batch.mlm_targets, excluded=self.excluded_tokens, noise=self.sampling_noise(batch),
-            draw_temperature=self.draw_temperature, look=look,
+            self.mlm_head.project(self.masked_lm_states(batch)), batch.mlm_targets, excluded=self.excluded_tokens,
+            noise=self.sampling_noise(batch), draw_temperature=self.draw_temperature, look=look,
         )
 
     @property
@@ -729,11 +816,11 @@ class SharedGeneratorMethod(GeneratorMethod[SharedGenerator, Output]):
         self.mlm_head = MaskedLMHead(config.encoder_embed_dim, table)
         self.finish_generator()
 
-    def generate(self, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
+    def masked_lm_states(self, batch: PretrainingBatch) -> Tensor:
         self.generator.eval()  # the layers shared with the encoder have its dropout
-        masked_lm = super().generate(batch, look)
+        states = super().masked_lm_states(batch)
         self.generator.train(self.training)
-        return masked_lm
+        return states
 
     def reference_flops(self, length: int) -> float:
         """With the papers' discount for tied layers."""

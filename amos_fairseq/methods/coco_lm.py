@@ -54,7 +54,7 @@ class CocoLMConfig(GeneratorConfig):
         super().__post_init__()
         for name, unset in (
             ("generator_checkpoint", ""), ("output_bias_init", "zero"), ("token_table", "shared"),
-            ("sampling_temperature", 1.0),
+            ("sampling_temperature", 1.0), ("generator_warmup_updates", 0),
         ):
             if self.random_replacements and getattr(self, name) != unset:
                 raise ValueError(

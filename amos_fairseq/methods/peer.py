@@ -164,7 +164,7 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
     def losses(self, output: PeerOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         config = self.config
         # Until the generator's word counts, the lower levels weigh nothing but stay in the graph, for DDP.
-        warming_up = self.training and self.num_updates < config.tqr_warmup_updates
+        warming_up = self.training and self.joint_updates < config.tqr_warmup_updates
         positions, weight, over = self.judged(batch, config.tqr_weight)
         return {
             **self.generator_terms(output.masked_lm),

@@ -56,7 +56,7 @@ class PretrainingModel(BaseFairseqModel):
         return cls(method)
 
     def forward(self, **net_input):
-        return self.method(PretrainingBatch(**net_input))
+        return self.method.learner(PretrainingBatch(**net_input))
 
     def max_positions(self):
         return self.method.config.max_positions

@@ -35,6 +35,36 @@ def check_takes_factors(option: str, factor: float, optimizer: Optional[str]) ->
         )
 
 
+def check_takes_pauses(option: str, updates: int, optimizer: Optional[str]) -> None:
+    """Raises ValueError if an option asks for updates without some parameters of an optimizer that may move them."""
+    if updates and optimizer != "fused_adamw":
+        raise ValueError(
+            f"{option} {updates} needs an optimizer that leaves parameters without a gradient as they are, which "
+            f"{optimizer} may not: give --optimizer fused_adamw"
+        )
+
+
+def trained_copies(optimizer: FairseqOptimizer, parameters: List[Tensor]) -> List[Tensor]:
+    """What the optimizer, wrapped or not, moves for each of the model's parameters: its fp32 copy, or itself."""
+    copies = dict(zip(getattr(optimizer, "fp16_params", ()), getattr(optimizer, "fp32_params", ())))
+    return [copies.get(parameter, parameter) for parameter in parameters]
+
+
+def pause(optimizer: FairseqOptimizer, parameters: List[Tensor]) -> None:
+    """Called before a step: it neither moves these parameters nor begins their moments."""
+    for parameter in trained_copies(optimizer, parameters):
+        parameter.grad = None
+
+
+@torch.no_grad()
+def copy_values(optimizer: FairseqOptimizer, copies: List[Tuple[Tensor, Tensor]]) -> None:
+    """Give parameters the values of others, and their fp32 copies those of the others' copies."""
+    parameters, values = ([pair[side] for pair in copies] for side in (0, 1))
+    of_copies = zip(trained_copies(optimizer, parameters), trained_copies(optimizer, values))
+    for parameter, value in [*copies, *of_copies]:
+        parameter.copy_(value)
+
+
 def decay_groups(parameters: List[Tensor], weight_decay: float) -> List[dict]:
     """Two parameter groups: what has two or more dimensions decays; biases and LayerNorm weights do not.
 

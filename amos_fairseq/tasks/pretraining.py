@@ -26,7 +26,7 @@ from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.objectives import COUNTED
-from amos_fairseq.optim.fused_adamw import check_takes_factors, set_lr_factor
+from amos_fairseq.optim.fused_adamw import check_takes_factors, check_takes_pauses, copy_values, pause, set_lr_factor
 from amos_fairseq.options import COUNT, Range, free_names, option
 from amos_fairseq.pooled import mean_cosine
 from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
@@ -144,6 +144,7 @@ class PretrainingTask(SupervisedTask):
     def scale_learning_rates(self, method) -> None:
         for option_name, factor in method.config.lr_factors().items():
             check_takes_factors(option_name, factor, self.cfg.optimizer)
+        check_takes_pauses("generator_warmup_updates", method.generator_warmup, self.cfg.optimizer)
         for group in method.learning_rate_groups():
             size = sum(parameter.numel() for parameter in group.parameters)
             logger.info("learning rate x %g: %s, %s parameters", group.factor, group.name, f"{size:,}")
@@ -264,6 +265,22 @@ class PretrainingTask(SupervisedTask):
             sample = split(sample, sample["nsentences"])[0]
             sample = {**sample, "net_input": {**sample["net_input"], "stand_in": True}}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
+
+    def optimizer_step(self, optimizer, model, update_num):
+        """The first updates may leave out the encoder, which then starts from the generator.
+
+        It does so with the last of these updates, so every checkpoint has what the run goes on from.
+        """
+        method = self.model.method
+        if update_num < method.generator_warmup:
+            pause(optimizer, method.idle_parameters())
+        super().optimizer_step(optimizer, model, update_num)
+        if update_num + 1 == method.generator_warmup:
+            start = method.encoder_start()
+            copy_values(optimizer, start.copies)
+            if supervision.current() is not None:
+                supervision.current().losses.forget()
+            logger.info("generator -> encoder after %d updates: %s", method.generator_warmup, start.words)
 
     def reduce_metrics(self, logging_outputs, criterion):
         """Called with the logs of all processes, or with their sum."""

@@ -29,7 +29,7 @@ from variants import ENCODER, VARIANTS, Variant, arguments
 
 from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.figures import COLORS
-from amos_fairseq.analysis.flops import Geometry, hardware_flops
+from amos_fairseq.analysis.flops import Geometry, updates_within
 from amos_fairseq.cli.processes import available_cores, started, stoppable
 from amos_fairseq.demo.documentation_tasks import COLUMNS
 from amos_fairseq.files import durably_written
@@ -132,9 +132,9 @@ class Replication:
             **{**size_options(variant.method, budget.size), **self.options(variant)}
         )
         with torch.device("meta"):
-            method = METHODS[variant.method](config, Vocabulary(budget.vocab_size, 1, [0, 1, 2, 3]), total_updates=1)
-        update = hardware_flops(method, geometry) * budget.batch_size * budget.tokens_per_sample
-        return max(4, round(budget.flops / update))
+            vocabulary = Vocabulary(budget.vocab_size, 1, [0, 1, 2, 3])
+            method = METHODS[variant.method](config, vocabulary, total_updates=sys.maxsize)
+        return max(4, updates_within(method, geometry, budget.flops))
 
     def measure(self, name: str, seed: int) -> Measured:
         """Pre-train, fine-tune, read what both say."""

@@ -1,0 +1,134 @@
+"""The generator first: it learns alone, and the encoder starts from its tower."""
+
+import logging
+from typing import TYPE_CHECKING, Dict, Iterable, List, Mapping, NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+from amos_fairseq.flops import BACKWARD_AND_FORWARD
+from amos_fairseq.methods.continuation import DELTA, EarlierRun, check_same_options, check_same_shapes, generators
+from amos_fairseq.modules.encoder import EncoderConfig
+from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
+from amos_fairseq.ops import MaskedLMReading
+
+if TYPE_CHECKING:
+    from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
+
+logger = logging.getLogger(__name__)
+
+HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
+SHAPE = {"dim": "embed_dim", "heads": "attention_heads", "ffn_dim": "ffn_embed_dim"}  # in the words of the options
+
+
+class GeneratorAlone:
+    """What trains in a method's first `generator_warmup_updates`: masked -> generator -> MLM head, loss = mlm.
+
+    It answers for the method what is asked of one in a step of training.
+    """
+
+    def __init__(self, method: "PretrainingMethod"):
+        self.method = method
+
+    def __call__(self, batch: "PretrainingBatch") -> MaskedLMReading:
+        """Nothing is drawn. All else gets a gradient of 0, which DDP waits for and no step of the optimizer sees."""
+        method = self.method
+        projected = method.mlm_head.project(method.masked_lm_states(batch))
+        heads_last = projected.transpose(0, 1) if projected.dim() == 3 else projected
+        masked_lm = method.mlm_head.read(heads_last, batch.mlm_targets)
+        no_gradient = sum((parameter.flatten()[0] * 0 for parameter in method.idle_parameters()), start=0)
+        return masked_lm._replace(loss=masked_lm.loss + no_gradient)
+
+    def losses(self, masked_lm: MaskedLMReading, batch: "PretrainingBatch") -> Dict[str, LossTerm]:
+        return {"mlm": mlm_loss(masked_lm)}
+
+    def statistics(self, masked_lm: MaskedLMReading, batch: "PretrainingBatch") -> Dict[str, Mean]:
+        return self.method.masked_lm_statistics(masked_lm, batch)
+
+    def judged_logits(self, masked_lm: MaskedLMReading) -> None:
+        """There is no encoder that judges."""
+
+    def training_flops(self, batch: "PretrainingBatch") -> int:
+        tokens, length = batch.original_tokens.numel(), batch.original_tokens.size(1)
+        return BACKWARD_AND_FORWARD * self.method.generator_flops(tokens, length, sum(batch.num_masked))
+
+
+class Start(NamedTuple):
+    """What an encoder takes from a generator's tower."""
+
+    copies: List[Tuple[Tensor, Tensor]]  # (parameter of the encoder, value), without those that are one already
+    words: str
+
+
+def start_of(encoder: torch.nn.Module, tower: Mapping[str, Tensor]) -> Start:
+    """Parameters of the same name: embeddings, relative position bias, and layers from the bottom up.
+
+    A token table of the encoder's own, too; one that is a difference to the generator's has learned nothing by then.
+    """
+    parameters = {name: value for name, value in encoder.named_parameters() if not name.endswith(DELTA)}
+    copied = [name for name in parameters if name in tower and tower[name] is not parameters[name]]
+    new = [name for name in parameters if name not in tower]
+    words = f"copied {listed(copied)}; new: {listed(new)}"
+    return Start([(parameters[name], tower[name]) for name in copied], words)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Modules of an encoder, its layers as a range."""
+    paths = [name.split(".") for name in names]
+    modules = list(dict.fromkeys(path[0] for path in paths if path[0] != "layers"))
+    layers = sorted({int(path[1]) for path in paths if path[0] == "layers"})
+    if layers:
+        modules.append(f"layers {layers[0]}-{layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}")
+    return ", ".join(modules) or "nothing"
+
+
+def check_same_width(option: str, generator: EncoderConfig, encoder: EncoderConfig) -> None:
+    """Raises ValueError for an `option` by which an encoder is to start from a generator that is not as wide."""
+    for field, name in SHAPE.items():
+        own, others = getattr(generator, field), getattr(encoder, field)
+        if own != others:
+            raise ValueError(
+                f"{option} starts the encoder from the generator, but generator_{name} is {own} against encoder_{name} "
+                f"{others}: set generator_embed_dim 0, or generator_warmup_without_copy"
+            )
+
+
+@torch.no_grad()
+def start_from_generator(method: "PretrainingMethod", run: EarlierRun) -> None:
+    """Give a new `method`'s encoder the generator of an earlier run, of several the deepest: see `start_of`.
+
+    Raises ValueError that names the first difference if the generator is not as wide as the encoder.
+    """
+    parameters = dict(method.encoder.named_parameters())
+    towers = []
+    for name in generators(run.state):
+        prefix = f"{name}."
+        values = {key.removeprefix(prefix): run.state[key] for key in run.state if key.startswith(prefix)}
+        towers.append((depth(values), values))
+    if not towers:
+        raise ValueError(f"{run.source} holds no generator: name a run of a method that has one")
+    layers, tower = max(towers, key=lambda tower: tower[0])
+    common = min(layers, depth(parameters))
+    wanted, found = (
+        {key: value for key, value in state.items() if depth([key]) <= common} for state in (parameters, tower)
+    )
+    check_same_shapes(
+        "generator", wanted, found, run.source, "the encoder's options (generator_embed_dim 0 there) and the vocabulary"
+    )
+    if run.options.get("generator_embed_dim"):
+        run = run._replace(options={**run.options, "encoder_attention_heads": heads_of(method.encoder.config.dim)})
+    check_same_options(method.config, run)
+    start = start_of(method.encoder, tower)
+    for parameter, value in start.copies:
+        parameter.copy_(value)
+    logger.info("%s: generator -> encoder: %s", run.source, start.words)
+
+
+def heads_of(dim: int) -> int:
+    """Attention heads of a generator of its own width."""
+    return max(1, dim // HEAD_WIDTH)
+
+
+def depth(names: Iterable[str]) -> int:
+    """Of the network whose parameters these are."""
+    return max((1 + int(name.split(".")[1]) for name in names if name.startswith("layers.")), default=0)
