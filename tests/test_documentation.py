@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from amos_fairseq.analysis.flops import Geometry, hardware_flops, without_memory
+from amos_fairseq.analysis.flops import Geometry, hardware_flops, update_flops, without_memory
 from amos_fairseq.export.choices import candidates, choose
 from amos_fairseq.methods import METHODS
 from amos_fairseq.pretrained.model import Pretrained
@@ -33,6 +33,16 @@ def test_links_resolve(page):
             linked = page.parent / path if path else page
             assert linked.exists(), target
             assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].generator_modules])
+def test_cards_tell_the_cost_of_the_generator_alone(name):
+    cost = (EXAMPLES / name / "README.md").read_text().partition("## Cost\n\n")[2].partition("\n\n")[0]
+    vocab_size, geometry = BERT_VOCABULARY if "--vocab-size 30522" in cost else LARGE_VOCABULARY, Geometry(1, 512, 2)
+    options = dict(generator_warmup_updates=1, generator_warmup_without_copy=True)
+    alone, joint = update_flops(without_memory(name, "base", vocab_size, geometry, options), geometry)
+    told = f"(`--generator-warmup-updates`) costs {100 * alone / joint:.0f} % of a whole one's FLOPs"
+    assert told in " ".join(cost.split())
 
 
 def flops_per_token(name: str, vocab_size: int) -> float:
@@ -62,10 +72,20 @@ def test_guide_to_choosing_has_the_cost_of_each_method(name):
     assert f"| `{name}` | {ratio:.2f} |" in CHOOSING
 
 
+@pytest.mark.parametrize("name", ["amos_rtd", "coco_lm", "teams_mws", "peer_tqr", "electra_rtd"])
+def test_guide_to_choosing_has_the_cost_with_a_frozen_generator(name):
+    untied = dict(tied_layers="none") if name in ("teams_mws", "peer_tqr") else {}
+    geometry = Geometry(2048, 512, 1)
+    frozen = without_memory(name, "base", LARGE_VOCABULARY, geometry, dict(generator_checkpoint="its", **untied))
+    both = flops_per_token(name, LARGE_VOCABULARY), hardware_flops(frozen, geometry)
+    trained, frozen = (cost / flops_per_token("bert_mlm", LARGE_VOCABULARY) for cost in both)
+    assert f"| `{name}` | {trained:.2f} | {frozen:.2f} |" in CHOOSING
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_guide_to_choosing_has_the_class_that_each_method_is_exported_as(name):
     method = without_memory(name, "base", LARGE_VOCABULARY, Geometry(1, 512, 1))
     encoder, *_ = choose(candidates(Pretrained("", name, method.encoder, None, method)), ())
-    table = CHOOSING.partition("exported as |")[2]
+    table = CHOOSING.partition("exported as |")[2].partition("\n\n")[0]
     (row,) = [line for line in table.splitlines() if f"`{name}`" in line]
     assert f"`{encoder.class_name}`" in row.split("|")[-2]

@@ -89,7 +89,7 @@ def test_names_with_a_rule_of_their_own():
     found = {each.name for method in METHODS.values() for each in declared(method.config_class) if each.unseen}
     assert found == {"encoder_attention_heads", "rel_pos_max_distance", "rel_pos_bucketing"}
     free = frozenset.union(*(free_names(method.config_class) for method in METHODS.values()))
-    assert free == {"init_checkpoint", "generator_checkpoint", "compile_layers"}
+    assert free == {"init_checkpoint", "init_encoder_from_generator", "generator_checkpoint", "compile_layers"}
 
 
 def test_options_of_the_tasks_that_a_resumed_run_may_change():
@@ -102,7 +102,7 @@ def test_options_of_the_tasks_that_a_resumed_run_may_change():
     }
     assert TASK_REGISTRY["finetuning"].free_options == common | {"pretrained"}
     assert TASK_REGISTRY["coco_lm"].free_options == common | {
-        "verify_data", "init_checkpoint", "generator_checkpoint", "compile_layers"
+        "verify_data", "init_checkpoint", "init_encoder_from_generator", "generator_checkpoint", "compile_layers"
     }
 
 

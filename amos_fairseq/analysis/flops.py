@@ -5,7 +5,8 @@ as much as the forward pass. `hardware` is what MFU is measured with (see `amos_
 a backward pass of twice the forward pass, lookups for nothing.
 """
 
-from typing import NamedTuple, Tuple
+from types import MappingProxyType
+from typing import Any, Mapping, NamedTuple, Tuple
 
 import torch
 
@@ -36,6 +37,12 @@ def hardware_flops(method: PretrainingMethod, geometry: Geometry) -> float:
     return total / (geometry.updates * geometry.sequences * geometry.length)
 
 
+def updates_within(method: PretrainingMethod, geometry: Geometry, flops: float) -> int:
+    """How many updates cost so many FLOPs, as the trainer's MFU counts them; `geometry.updates` does not matter."""
+    first, then = update_flops(method, geometry)
+    return round(method.generator_warmup + (flops - method.generator_warmup * first) / then)
+
+
 def update_flops(method: PretrainingMethod, geometry: Geometry) -> Tuple[int, int]:
     """Of an update in the generator's warm-up, 0 without one, and of one after it."""
     shape = geometry.sequences, geometry.length
@@ -47,8 +54,10 @@ def update_flops(method: PretrainingMethod, geometry: Geometry) -> Tuple[int, in
     return alone, method.training_flops(batch)
 
 
-def without_memory(name: str, size: str, vocab_size: int, geometry: Geometry) -> PretrainingMethod:
-    """The method of a size, its parameters without values."""
-    options = {**size_options(name, size), "max_positions": geometry.length}
+def without_memory(
+    name: str, size: str, vocab_size: int, geometry: Geometry, changes: Mapping[str, Any] = MappingProxyType({})
+) -> PretrainingMethod:
+    """The method of a size, with options that differ from it, its parameters without values."""
+    options = {**size_options(name, size), "max_positions": geometry.length, **changes}
     with torch.device("meta"):
         return build(name, options, Vocabulary(vocab_size, 1, [0, 1, 2, 3]), total_updates=geometry.updates)

@@ -1,11 +1,14 @@
 """`amos-fairseq flops`: what methods cost, in the papers' convention and in the hardware's."""
 import argparse
+import ast
+import contextlib
 import json
-from typing import Dict, List
+from typing import Any, Dict, List
 
 HELP = (
     "Training FLOPs, forward and backward, per token, per sequence and for a run. hardware: matrix products, what MFU "
-    "counts; electra: google ELECTRA's convention, for comparison with the papers' tables."
+    "counts; electra: google ELECTRA's convention, for comparison with the papers' tables, without warm-ups of the "
+    "generator alone. Or the groups of parameters that have learning rates of their own."
 )
 
 
@@ -16,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens of a sequence (default: 512)")
     parser.add_argument("--sequences", type=int, default=2048, help="sequences of an update (default: 2048)")
     parser.add_argument("--updates", type=int, default=125000, help="updates of the run (default: 125000)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE",
+        help="an option of the methods, as encoder_lr_factor=0.5; may be given again",
+    )
+    parser.add_argument("--groups", action="store_true", help="list the groups of learning rates, not FLOPs")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
 
 
@@ -34,15 +42,49 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
 
     geometry = Geometry(args.sequences, args.length, args.updates)
-    rows = []
+    rows: List[Dict[str, Any]] = []
     for name in args.methods or METHODS:
-        method = without_memory(name, args.size, args.vocab_size, geometry)
+        options = dict(option_of(METHODS[name].config_class, name, given) for given in args.set)
+        method = without_memory(name, args.size, args.vocab_size, geometry, options)
+        if args.groups:
+            for group in method.learning_rate_groups():
+                size = sum(parameter.numel() for parameter in group.parameters)
+                rows.append({"method": name, "group": group.name, "factor": group.factor, "parameters": size})
+            continue
         costs = {"hardware": hardware_flops(method, geometry), "electra": electra_flops(method, args.length)}
         for mode, token in costs.items():
             sequence = token * args.length
             total = sequence * args.sequences * args.updates
             rows.append({"method": name, "mode": mode, "token": token, "sequence": sequence, "run": total})
-    print("\n".join(map(json.dumps, rows)) if args.json else table(rows))
+    print("\n".join(map(json.dumps, rows)) if args.json else (group_table if args.groups else table)(rows))
+
+
+def option_of(config_class: type, method: str, given: str):
+    """(name, value) of OPTION=VALUE, the value as fairseq's command line and its configurations write it."""
+    from amos_fairseq.options import declared
+
+    name, _, text = given.partition("=")
+    name = name.replace("-", "_")
+    defaults = {option.name: option.default for option in declared(config_class)}
+    if name not in defaults or not text:
+        raise ValueError(f"--set {given}: write OPTION=VALUE with an option of {method}, as encoder_layers=6")
+    value: Any = {"true": True, "false": False}.get(text, text)
+    with contextlib.suppress(ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+    kind = type(defaults[name])
+    if kind is list:
+        value = list(value) if isinstance(value, (list, tuple)) else [value]
+    elif kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ValueError(f"--set {given}: {text} is no value of {name}, whose default is {defaults[name]!r}")
+    return name, value
+
+
+def group_table(rows: List[Dict]) -> str:
+    lines = [f"{'method':<18}{'group':<12}{'learning rate x':>16}{'parameters':>14}"]
+    lines += [f"{row['method']:<18}{row['group']:<12}{row['factor']:>16g}{row['parameters']:>14,}" for row in rows]
+    return "\n".join(lines)
 
 
 def table(rows: List[Dict]) -> str:

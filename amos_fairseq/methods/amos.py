@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import DetectionConfig, PretrainingBatch, PretrainingMethod, Vocabulary, accuracy
+from amos_fairseq.methods.base import DetectionConfig, PretrainingBatch, TwoNetworksMethod, Vocabulary, accuracy
 from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR
 from amos_fairseq.methods.stages import Proposals
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
-from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
+from amos_fairseq.objectives import LossTerm, Mean, rtd_loss
 from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, MASKED_LM, RTD, ByRun, Quantity
@@ -67,6 +67,16 @@ class AmosConfig(DetectionConfig):
             raise ValueError(
                 f"adversarial_mlm_scale {self.adversarial_mlm_scale} needs mixture learned, got {self.mixture!r}"
             )
+        for name in ("adversarial_mlm_scale", "join_blocks"):
+            if getattr(self, name) and self.generator_checkpoint:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} trains the generator, which generator_checkpoint "
+                    f"{self.generator_checkpoint!r} freezes: leave one out"
+                )
+        if self.gdes_positions and self.separate_generators:
+            raise ValueError(
+                "gdes_positions follow those of one generator, not those of separate_generators: leave one out"
+            )
         self.fixed_mixture()
 
     def fixed_mixture(self) -> Optional[List[float]]:
@@ -102,8 +112,12 @@ class AmosOutput(NamedTuple):
     rtd_logits: Tensor  # (B, T) positive = original (Eq. 1)
 
 
-class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
-    """One generator tower whose MLM head is read at several depths; an encoder with an RTD head; one token table."""
+class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
+    """One generator tower whose MLM head is read at several depths; an encoder with an RTD head; one token table.
+
+    With `token_table` gdes or separate, detection trains the encoder's table and the masked LM the generator's, which
+    the reversed gradient reaches, too, as it does whatever computes f_d.
+    """
 
     citation = (
         "Meng et al., Pretraining Text Encoders with Adversarial Mixture of Training Signal Generators, ICLR 2022, "
@@ -123,7 +137,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
 
     def __init__(self, config: AmosConfig, vocabulary: Vocabulary, **schedule):
         super().__init__(config, vocabulary, **schedule)
-        dim, table = config.encoder_embed_dim, self.encoder.token_embeddings
+        dim, table = config.encoder_embed_dim, self.table_of_generator()
         towers = config.generator_depths if config.separate_generators else config.generator_depths[-1:]
         # No dropout in the generator, trained or sampled from (Sec. 4).
         no_dropout = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
@@ -131,6 +145,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
             Encoder(config.encoder_config(vocabulary, layers=layers, **no_dropout), table) for layers in towers
         )
         self.mlm_head = MaskedLMHead(dim, table)
+        self.finish_generator()
         self.rtd_head = DetectionHead(dim, config.rtd_head_hidden_layer)
         if config.mixture == "layer_switch" and self.total_updates < 1:
             raise ValueError("mixture layer_switch divides the run in equal parts: give its length with --max-update")
@@ -205,7 +220,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         """Losses of (G, M, E) projected states by depth, and draws from their mixture, in one pass over the logits."""
         return self.mlm_head.read(
             projected.transpose(0, 1), mlm_targets, weights=mixture_weights, excluded=self.excluded_tokens, noise=noise,
-            temperature=self.config.gumbel_temperature,
+            temperature=self.config.gumbel_temperature, draw_temperature=self.draw_temperature,
             candidates=self.lists_candidates and mixture_weights.requires_grad,
         )
 
@@ -215,15 +230,18 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         """(B, T) logits of the encoder on the corrupted sequence.
 
         Its input is the drawn tokens' embeddings; their gradient also reaches the mixture, reversed, as if the draw
-        had been soft (Sec. 3.3). The reversal's scale is 1, for the loss already carries `rtd_weight`.
+        had been soft (Sec. 3.3): of softmax((logits / T + noise) / tau), where T is the draw's own temperature. The
+        tokens' probabilities are by the generator's table, what they put in by the encoder's, if these are two. The
+        reversal's scale is 1, for the loss already carries `rtd_weight`.
         """
-        table = self.encoder.token_embeddings
-        embeddings = table(corruption.corrupted_tokens)
+        table, temperature = self.mlm_head.token_embeddings, self.draw_temperature
+        embeddings = self.encoder.token_embeddings(corruption.corrupted_tokens)
         if mixed.requires_grad:
             embeddings = ops.straight_through_gumbel_softmax(
-                embeddings, ops.gradient_reversal(mixed), table.weight, self.mlm_head.bias, batch.masked_index, noise,
-                self.config.gumbel_temperature, masked_lm.candidates if self.lists_candidates else None,
-                self.excluded_tokens,
+                embeddings, ops.gradient_reversal(mixed) / temperature, table.weight, self.mlm_head.bias / temperature,
+                batch.masked_index, noise, self.config.gumbel_temperature,
+                masked_lm.candidates if self.lists_candidates else None, self.excluded_tokens,
+                None if table is self.encoder.token_embeddings else self.encoder.token_embeddings.weight,
             )
         hidden, layers = self.encoder.begin(embeddings, batch.padding_mask)
         return self.rtd_head(layers.run(hidden))
@@ -231,7 +249,7 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
     def losses(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
         return {
-            "mlm": mlm_loss(output.masked_lm),
+            **self.generator_terms(output.masked_lm),
             "rtd": rtd_loss(output.rtd_logits, replaced, *self.judged(batch, self.config.rtd_weight)),
         }
 
@@ -278,9 +296,6 @@ class Amos(PretrainingMethod[AmosConfig, AmosOutput]):
         soft_sample = 2 * encoder.embedding_width * encoder.vocab_size if self.mixture_head is not None else 0
         networks = sum(reference.network(network.config, length) for network in self.networks().values())
         return networks + reference.PREDICTED * (heads + soft_sample) + reference.detection_head(encoder)
-
-    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
 
     def generator_flops(self, tokens: int, length: int, masked: int) -> int:
         generators = sum(self.network_flops(network, tokens, length, masked) for network in self.generators)

@@ -3,6 +3,7 @@
 Shapes: B batch, T time, C channels, E width of the token table, M selected positions of the batch, V vocabulary.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Sequence, Set, Tuple, Type, TypeVar, cast
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
-from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR, EarlierRun, start_from
+from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR, EarlierRun, load_generator, start_from
 from amos_fairseq.methods.generator_first import (
     GeneratorAlone,
     Start,
@@ -27,7 +28,8 @@ from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
-from amos_fairseq.objectives import VALID, WORDS, LossTerm, Mean
+from amos_fairseq.modules.token_table import DisentangledTable, folded
+from amos_fairseq.objectives import VALID, WORDS, LossTerm, Mean, mlm_loss
 from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 from amos_fairseq.pooled import Pooled, ranking, similarity, spread
@@ -137,6 +139,22 @@ class JudgingConfig(PretrainingConfig):
         False, "take the mean of detection, ranking or critic over words only: <s> and </s>, never replaced unless "
         "mask-special-tokens, are 2 of every block's tokens and easy"
     )
+    sampling_temperature: float = option(
+        1.0, "T, replacements are drawn from softmax(logits / T) in training: above 1 the generator's worse guesses, "
+        "which are easier to detect (Fast-ELECTRA, arXiv:2310.07347, lets T fall); validation: 1", POSITIVE,
+    )
+    sampling_temperature_decay: float = option(
+        0.0, "tau, lets the temperature fall to 1: at update u of U it is 1 + (T - 1) exp(-u / (tau U)); 0: constant",
+        NOT_NEGATIVE,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sampling_temperature_decay and self.sampling_temperature == 1.0:
+            raise ValueError(
+                f"sampling_temperature_decay {self.sampling_temperature_decay} changes nothing with "
+                "sampling_temperature 1.0: leave it out"
+            )
 
 
 @dataclass
@@ -165,6 +183,20 @@ class TwoNetworksConfig(JudgingConfig):
         "an untrained generator replaces",
         choices=("zero", "prior"),
     )
+    token_table: str = option(
+        "shared",
+        "token table of the encoder. shared: the generator's, with the gradients of both; separate: its own, equal to "
+        "the generator's at the start; gdes: stop_gradient(the generator's) + a difference of its own that starts at 0 "
+        "(DeBERTaV3, arXiv:2111.09543, Sec. 3.3). Either of the last two costs a table's parameters, and no other "
+        "module is shared then", choices=("shared", "separate", "gdes"),
+    )
+    gdes_positions: bool = option(
+        False, "with token_table gdes: also the encoder's positions are the generator's and a difference"
+    )
+    generator_checkpoint: str = option(
+        "", "checkpoint of a run whose generator is used without dropout and no longer trained (COCO-LM, Table 3, "
+        "converged auxiliary; Fast-ELECTRA, arXiv:2310.07347); the encoder's table is then its own, or gdes", path=True,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -178,6 +210,28 @@ class TwoNetworksConfig(JudgingConfig):
             raise ValueError(
                 "generator_warmup_without_copy changes nothing with generator_warmup_updates 0: leave it out"
             )
+        if self.gdes_positions and self.token_table != "gdes":
+            raise ValueError(f"gdes_positions needs token_table gdes, got {self.token_table}: set it, or leave it out")
+        for name, unset in (("output_bias_init", "zero"), ("generator_warmup_updates", 0)):
+            if self.generator_checkpoint and getattr(self, name) != unset:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is of a generator that is trained, not of generator_checkpoint "
+                    f"{self.generator_checkpoint!r}: leave one out"
+                )
+        if self.init_encoder_from_generator and self.token_table == "gdes":
+            raise ValueError(
+                f"token_table gdes follows this run's generator, not that of init_encoder_from_generator "
+                f"{self.init_encoder_from_generator!r}: leave one out, or choose separate"
+            )
+        if self.generator_checkpoint and self.init_checkpoint and self.token_table == "gdes":
+            raise ValueError(
+                f"token_table gdes cannot start from the tables of both init_checkpoint {self.init_checkpoint!r} and "
+                f"generator_checkpoint {self.generator_checkpoint!r}: leave one out, or choose separate"
+            )
+
+    def shares_table(self) -> bool:
+        """Whether the generator trains the encoder's token table, and may share more with it."""
+        return self.token_table == "shared" and not self.generator_checkpoint
 
 
 @dataclass
@@ -217,6 +271,9 @@ class SharedGeneratorConfig(TwoNetworksConfig):
                 f"generator_layers {self.generator_layers} with tied_layers {self.tied_layers} are {self.tied_depth()} "
                 f"layers to tie, more than encoder_layers {self.encoder_layers}: lower generator_layers or tie fewer"
             )
+        if self.tied_layers != "none" and not self.shares_table():
+            cause = "generator_checkpoint" if self.generator_checkpoint else f"token_table {self.token_table}"
+            raise ValueError(f"{cause} leaves no layers to share: set tied_layers none, not {self.tied_layers}")
 
     def generator_depth(self) -> int:
         return self.generator_layers or max(1, self.encoder_layers // 2)
@@ -328,6 +385,8 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         if 0 < left < warmup:
             after = f" less generator_warmup_updates {self.generator_warmup}" if self.generator_warmup else ""
             raise ValueError(f"rtd_warmup_updates {warmup} exceeds max_update {total_updates}{after}: lower it")
+        if getattr(config, "sampling_temperature_decay", 0.0) and total_updates < 1:
+            raise ValueError("sampling_temperature_decay is a share of the run: give its length with --max-update")
         self.encoder = Encoder(config.encoder_config(vocabulary))
         excluded = torch.zeros(vocabulary.size, dtype=torch.bool)
         excluded[vocabulary.excluded] = True
@@ -419,6 +478,15 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         if not cast(JudgingConfig, self.config).detection_on_words:
             return positions, weight, VALID
         return self.words(batch), weight, WORDS
+
+    @property
+    def draw_temperature(self) -> float:
+        """T_u of the draws of this update: 1 + (T - 1) exp(-u / (tau U)) in training, 1 in validation."""
+        config = cast(JudgingConfig, self.config)
+        start, decay = config.sampling_temperature, config.sampling_temperature_decay
+        if not self.training or not decay:
+            return start if self.training else 1.0
+        return 1 + (start - 1) * math.exp(-self.num_updates / (decay * self.total_updates))
 
     def check_batch_size(self, sequences: int) -> None:
         """Refuse, with a ValueError, a run whose largest batches hold too few sequences per process."""
@@ -605,15 +673,78 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         return {} if corruption is None else {"generator": corruption}
 
 
-class GeneratorMethod(PretrainingMethod[Config, Output]):
+class TwoNetworksMethod(PretrainingMethod[Config, Output]):
+    """A method with a generator beside the encoder: what they share, and whether the generator is trained."""
+
+    config_class: Type[PretrainingConfig] = TwoNetworksConfig
+    starts = {**PretrainingMethod.starts, "generator_checkpoint": load_generator}
+    generator_modules: Tuple[str, ...] = MODULES_OF_GENERATOR
+
+    @property
+    def samples_in_second_pass(self) -> bool:
+        """Whether the logits of training, having dropout, are not those to draw from."""
+        return False
+
+    @property
+    def two_networks(self) -> TwoNetworksConfig:
+        return cast(TwoNetworksConfig, self.config)
+
+    @property
+    def frozen_generator(self) -> bool:
+        """Whether the generator is an earlier run's, which this one does not train."""
+        return bool(self.two_networks.generator_checkpoint)
+
+    def table_of_generator(self) -> nn.Embedding:
+        """The token table to make the generator on; heads on the encoder's table are made afterwards."""
+        table, config = cast(nn.Embedding, self.encoder.token_embeddings), self.two_networks
+        if config.token_table == "gdes":
+            self.encoder.token_embeddings = DisentangledTable(table)
+        elif not config.shares_table():
+            return copy.deepcopy(table)
+        return table
+
+    def finish_generator(self) -> None:
+        """Called once the generator and its head are made."""
+        if self.two_networks.gdes_positions:
+            positions = cast(nn.Embedding, self.masked_lm_encoder.embeddings.positions)
+            self.encoder.embeddings.positions = DisentangledTable(positions)
+        if self.frozen_generator:
+            for name in MODULES_OF_GENERATOR:
+                if hasattr(self, name):
+                    getattr(self, name).requires_grad_(False)
+
+    def generator_terms(self, masked_lm: MaskedLMReading) -> Dict[str, LossTerm]:
+        """The generator's loss; none if it is frozen."""
+        return {} if self.frozen_generator else {"mlm": mlm_loss(masked_lm)}
+
+    def exported_encoder(self) -> Encoder:
+        return folded(self.encoder) if self.two_networks.token_table == "gdes" else self.encoder
+
+    def generator_flops(self, tokens: int, length: int, masked: int) -> int:
+        """Of one forward pass of the generator and its heads."""
+        raise NotImplementedError
+
+    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
+        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
+
+    def training_flops(self, batch: PretrainingBatch) -> int:
+        """Of a frozen generator the forward pass alone; of one with dropout also the pass that is sampled from."""
+        flops, length = super().training_flops(batch), batch.original_tokens.size(1)
+        passes = 1 - BACKWARD_AND_FORWARD if self.frozen_generator else int(self.samples_in_second_pass)
+        if passes:
+            flops += passes * self.generator_flops(batch.original_tokens.numel(), length, sum(batch.num_masked))
+        return flops
+
+
+class GeneratorMethod(TwoNetworksMethod[Config, Output]):
     """A method with one generator that has an MLM head, and whose draws pass no gradient."""
 
     config_class: Type[PretrainingConfig] = GeneratorConfig
-    generator_modules = MODULES_OF_GENERATOR
 
-    def add_generator(self, vocabulary: Vocabulary, token_embeddings: nn.Embedding, dropout: float) -> None:
-        """Make `generator` and `mlm_head` on a token table."""
-        config = cast(GeneratorConfig, self.config)
+    def add_generator(self, vocabulary: Vocabulary) -> None:
+        """Make `generator` and `mlm_head`."""
+        config, token_embeddings = cast(GeneratorConfig, self.config), self.table_of_generator()
+        dropout = 0.0 if self.frozen_generator else config.generator_dropout
         dim = config.generator_embed_dim or config.encoder_embed_dim
         generator_config = config.encoder_config(
             vocabulary, layers=config.generator_layers or config.encoder_layers, dim=dim,
@@ -625,6 +756,7 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
             check_same_width("generator_warmup_updates", generator_config, self.encoder.config)
         self.generator = Encoder(generator_config, token_embeddings)
         self.mlm_head = MaskedLMHead(dim, token_embeddings)
+        self.finish_generator()
 
     @property
     def masked_lm_encoder(self) -> Encoder:
@@ -635,9 +767,10 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
 
     def generate(self, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
         """The generator's losses and predictions at the selected positions, and a draw; `look`: see `masked_lm`."""
-        projected = self.mlm_head.project(self.masked_lm_states(batch))
-        draw = dict(excluded=self.excluded_tokens, noise=self.sampling_noise(batch))
-        return self.mlm_head.read(projected, batch.mlm_targets, **draw, look=look)
+        return self.mlm_head.read(
+            self.mlm_head.project(self.masked_lm_states(batch)), batch.mlm_targets, excluded=self.excluded_tokens,
+            noise=self.sampling_noise(batch), draw_temperature=self.draw_temperature, look=look,
+        )
 
     @property
     def samples_in_second_pass(self) -> bool:
@@ -658,9 +791,6 @@ class GeneratorMethod(PretrainingMethod[Config, Output]):
         """ELECTRA's: also a detection head on the encoder."""
         return super().reference_flops(length) + reference.detection_head(self.encoder.config)
 
-    def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)
-
     def generator_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.network_flops(self.generator, tokens, length, masked) + self.head_flops(self.mlm_head, masked)
 
@@ -679,9 +809,12 @@ class SharedGeneratorMethod(GeneratorMethod[SharedGenerator, Output]):
         super().__init__(config, vocabulary, **schedule)
         no_dropout = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
         generator_config = config.encoder_config(vocabulary, layers=config.generator_depth(), **no_dropout)
-        self.generator = Encoder(generator_config, self.encoder.token_embeddings)
-        self.generator.share_bottom(self.encoder, config.tied_depth())
-        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings)
+        table = self.table_of_generator()
+        self.generator = Encoder(generator_config, table)
+        if config.shares_table():
+            self.generator.share_bottom(self.encoder, config.tied_depth())
+        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, table)
+        self.finish_generator()
 
     def masked_lm_states(self, batch: PretrainingBatch) -> Tensor:
         self.generator.eval()  # the layers shared with the encoder have its dropout

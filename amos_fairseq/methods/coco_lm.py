@@ -5,7 +5,6 @@
     loss = mlm + rtd_weight * rtd + clm_weight * clm + scl_weight * scl  (Eq. 4); no gradient passes through the sample
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Dict, List, NamedTuple, Optional
 
@@ -18,11 +17,11 @@ from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
 from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, Look, PretrainingBatch, Vocabulary, accuracy
-from amos_fairseq.methods.continuation import load_generator
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import CorrectionHead, DetectionHead, ProjectionHead
-from amos_fairseq.objectives import LossTerm, Mean, clm_loss, corrected_tokens, cosines, mlm_loss, rtd_loss, scl_loss
+from amos_fairseq.modules.token_table import folded
+from amos_fairseq.objectives import LossTerm, Mean, clm_loss, corrected_tokens, cosines, rtd_loss, scl_loss
 from amos_fairseq.ops import LinearReading, MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import NOT_NEGATIVE, POSITIVE, SHARE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, ByRun, Overlay, Quantity
@@ -36,10 +35,6 @@ class CocoLMConfig(GeneratorConfig):
     generator_embed_dim: int = option(0, "width of the generator; 0: the encoder's", NOT_NEGATIVE)
     generator_dropout: float = option(
         0.1, "dropout of the generator; above 0 a second pass without it is sampled from", SHARE
-    )
-    generator_checkpoint: str = option(
-        "", "checkpoint of a run whose generator is used and no longer trained (Table 3, converged auxiliary)",
-        path=True,
     )
     random_replacements: bool = option(False, "draw all words equally often, without a generator (Table 3)")
     clm_weight: float = option(
@@ -57,21 +52,15 @@ class CocoLMConfig(GeneratorConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.generator_checkpoint and self.random_replacements:
-            raise ValueError(
-                f"generator_checkpoint {self.generator_checkpoint!r} is of no use with random_replacements "
-                f"{self.random_replacements}: choose one"
-            )
-        if self.output_bias_init != "zero" and (self.generator_checkpoint or self.random_replacements):
-            raise ValueError(
-                f"output_bias_init {self.output_bias_init} is of a generator that is trained: leave it out, or both "
-                "generator_checkpoint and random_replacements"
-            )
-        if self.generator_warmup_updates and (self.generator_checkpoint or self.random_replacements):
-            raise ValueError(
-                f"generator_warmup_updates {self.generator_warmup_updates} is of a generator that is trained: leave it "
-                "out, or both generator_checkpoint and random_replacements"
-            )
+        for name, unset in (
+            ("generator_checkpoint", ""), ("output_bias_init", "zero"), ("token_table", "shared"),
+            ("sampling_temperature", 1.0), ("generator_warmup_updates", 0),
+        ):
+            if self.random_replacements and getattr(self, name) != unset:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is of a generator, which random_replacements "
+                    f"{self.random_replacements} does without: choose one"
+                )
         for name in ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens"):
             if getattr(self, name) and not self.clm_weight:
                 raise ValueError(f"{name} changes nothing with clm_weight {self.clm_weight}: leave one out")
@@ -138,7 +127,6 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     )
     short_name = "coco_lm"
     config_class = CocoLMConfig
-    starts = {**GeneratorMethod.starts, "generator_checkpoint": load_generator}
     encoder_lm_head_class = CorrectionHead
     cropping = 0.9  # Sec. 3.3
     batchwise_terms = ("scl",)
@@ -151,18 +139,14 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
 
     def __init__(self, config: CocoLMConfig, vocabulary: Vocabulary, **schedule):
         super().__init__(config, vocabulary, **schedule)
-        dim, table = config.encoder_embed_dim, self.encoder.token_embeddings
-        self.frozen_generator = bool(config.generator_checkpoint)
-        if self.frozen_generator:  # a table of its own, without dropout
-            self.add_generator(vocabulary, copy.deepcopy(table), dropout=0.0)
-            self.generator.requires_grad_(False)
-            self.mlm_head.requires_grad_(False)
-        elif not config.random_replacements:
-            self.add_generator(vocabulary, table, config.generator_dropout)
-            if not config.generator_embed_dim:  # as wide as the encoder: one embedding network, as in the author's code
+        dim = config.encoder_embed_dim
+        if not config.random_replacements:
+            self.add_generator(vocabulary)
+            # As wide as the encoder: one embedding network, as in the author's code.
+            if config.shares_table() and not config.generator_embed_dim:
                 self.generator.share_bottom(self.encoder, layers=0)
         self.rtd_head = DetectionHead(dim, config.rtd_head_hidden_layer)
-        self.clm_head = CorrectionHead(dim, table) if config.clm_weight else None
+        self.clm_head = CorrectionHead(dim, self.encoder.token_embeddings) if config.clm_weight else None
         has_scl_head = config.scl_weight and not config.scl_without_head
         self.scl_head = ProjectionHead(dim, dim) if has_scl_head else nn.Identity()
 
@@ -227,8 +211,8 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     def losses(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         config, terms = self.config, {}
         replaced = output.corruption.replaced_positions
-        if output.masked_lm is not None and not self.frozen_generator:
-            terms["mlm"] = mlm_loss(output.masked_lm)
+        if output.masked_lm is not None:
+            terms.update(self.generator_terms(output.masked_lm))
         terms["rtd"] = rtd_loss(output.rtd_logits, replaced, *self.judged(batch, config.rtd_weight))
         if config.clm_weight:
             terms["clm"] = self.correction_loss(output, batch)
@@ -326,24 +310,27 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         return flops
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        """What is trained on the corrupted sequences: the rest depends on the batch, see `training_flops`."""
-        flops = self.network_flops(self.encoder, tokens, length)
-        if not self.config.random_replacements and not self.frozen_generator:
-            flops += self.generator_flops(tokens, length, masked)
+        """Without the cropped sequences, which depend on the batch: see `training_flops`."""
+        flops = super().forward_flops(tokens, length, masked)
         if self.clm_head is not None:
             corrected = tokens if self.config.clm_all_tokens else masked
-            flops += 2 * corrected * self.encoder.token_embeddings.weight.numel()
+            encoder = self.encoder.config
+            flops += 2 * corrected * encoder.vocab_size * encoder.embedding_width
         return flops
 
+    def generator_flops(self, tokens: int, length: int, masked: int) -> int:
+        return 0 if self.config.random_replacements else super().generator_flops(tokens, length, masked)
+
+    @property
+    def samples_in_second_pass(self) -> bool:
+        return not self.config.random_replacements and super().samples_in_second_pass
+
     def training_flops(self, batch: PretrainingBatch) -> int:
-        """With the encoder's pass over the cropped sequences, and the generator's pass that is only sampled from."""
+        """With the encoder's pass over the cropped sequences."""
         flops = super().training_flops(batch)
         if self.config.scl_weight:
             tokens, length = batch.cropped_tokens.numel(), batch.cropped_tokens.size(1)
             flops += BACKWARD_AND_FORWARD * self.network_flops(self.encoder, tokens, length)
-        if self.frozen_generator or not self.config.random_replacements and self.samples_in_second_pass:
-            tokens, length = batch.original_tokens.numel(), batch.original_tokens.size(1)
-            flops += self.generator_flops(tokens, length, sum(batch.num_masked))
         return flops
 
     @property
@@ -357,7 +344,8 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
 
     @property
     def encoder_lm_head(self) -> Optional[CorrectionHead]:
-        return self.clm_head
+        disentangled = self.clm_head is not None and self.config.token_table == "gdes"
+        return folded(self.clm_head) if disentangled else self.clm_head
 
     def proposals(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, Proposals]:
         return {} if self.config.random_replacements else super().proposals(output, batch)

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 GENERATOR = re.compile(r"^(generators\.\d+|generator)\.")  # how the methods call their generators
 MODULES_OF_GENERATOR = ("generators", "generator", "mlm_head")
+TABLES, WEIGHT, DELTA = ("token_embeddings", "positions"), ".weight", ".delta"  # of ordinary and disentangled tables
+DISENTANGLED = tuple(f"{table}{DELTA}" for table in TABLES)
 
 
 class EarlierRun(NamedTuple):
@@ -32,13 +34,17 @@ def start_from(method: "PretrainingMethod", run: EarlierRun) -> None:
     encoder    all of it, token table and relative bias included: it must be the same network
     generator  with its MLM head, if the run had one of the same shape, and what it shares with the encoder here (the
                token table, in some methods bottom layers) was shared there, too
+    tables     the encoder's, token or position, as ordinary or as disentangled ones (`DisentangledTable`), as they are
+               here: a difference is added to the generator's table that it was taken to; an ordinary one becomes the
+               difference to the generator's if that is taken, else both have its values and the difference is 0
     heads      only if the two methods' parameters are alike throughout: a head is of use on the networks that it was
                trained on, and one name may stand for heads of two, as `mlm_head` does for BERT's and for ELECTRA's
 
     What is not taken keeps its start. Logs once which is which. If the encoder is not the same, raises ValueError that
     names the first difference, and changes nothing. Whether the ids mean the same words is the caller's to know.
     """
-    wanted, state = method.state_dict(), named_alike(run.state, method.state_dict())
+    wanted = method.state_dict()
+    state, followed = with_tables_of(wanted, named_alike(run.state, wanted))
     encoder, generator = part(state, ["encoder"]), part(state, MODULES_OF_GENERATOR)
     check_same_options(method.config, run)
     check_same_shapes(
@@ -50,7 +56,7 @@ def start_from(method: "PretrainingMethod", run: EarlierRun) -> None:
         taken = {**encoder, **generator}
     else:
         taken = encoder
-    method.load_state_dict(taken, strict=False)
+    method.load_state_dict({**taken, **followed}, strict=False)
     new = [module for module in modules(wanted) if module not in modules(taken)]
     logger.info("%s: took %s; new: %s", run.source, ", ".join(modules(taken)), ", ".join(new) or "nothing")
 
@@ -76,6 +82,31 @@ def named_alike(state: Mapping[str, Tensor], wanted: Iterable[str]) -> Dict[str,
     there, here = generators(state), generators(wanted)
     names = dict(zip(there, here)) if len(there) == len(here) else {}
     return {GENERATOR.sub(lambda match: f"{names.get(match[1], match[1])}.", key): state[key] for key in state}
+
+
+def with_tables_of(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], ...]:
+    """`state` with the encoder's tables as `wanted` has them, and the generator's that these are differences to."""
+    followed: Dict[str, Tensor] = {}
+    state = dict(state)
+    there, here = ([key for key in keys if key.endswith(DISENTANGLED)] for keys in (state, wanted))
+    same_generator = not first_difference(part(wanted, MODULES_OF_GENERATOR), part(state, MODULES_OF_GENERATOR))
+    if there == here and same_generator:
+        return state, followed
+    for key in there:
+        state[key.removesuffix(DELTA) + WEIGHT] = state[followed_by(key, state)] + state.pop(key)
+    for key in here:
+        weight, name = state.pop(key.removesuffix(DELTA) + WEIGHT, None), followed_by(key, wanted)
+        if weight is not None:
+            known = same_generator and state[name].shape == weight.shape
+            followed[name] = state[name] if known else weight
+            state[key] = weight - followed[name]
+    return state, followed
+
+
+def followed_by(delta: str, keys: Iterable[str]) -> str:
+    """Of `keys`, the generator's table that the difference `delta` is added to."""
+    table = delta.removesuffix(DELTA).split(".")[-1]
+    return next(key for key in keys if GENERATOR.match(key) and key.endswith(f".{table}{WEIGHT}"))
 
 
 def generators(keys: Iterable[str]) -> List[str]:

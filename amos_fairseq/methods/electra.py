@@ -11,7 +11,7 @@ from torch import Tensor
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, PretrainingBatch, Vocabulary
 from amos_fairseq.modules.heads import DetectionHead
-from amos_fairseq.objectives import LossTerm, Mean, mlm_loss, rtd_loss
+from amos_fairseq.objectives import LossTerm, Mean, rtd_loss
 from amos_fairseq.ops import MaskedLMReading
 from amos_fairseq.quantities import DETECTION, GENERATOR, RTD
 
@@ -40,7 +40,7 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
 
     def __init__(self, config: GeneratorConfig, vocabulary: Vocabulary, **schedule):
         super().__init__(config, vocabulary, **schedule)
-        self.add_generator(vocabulary, self.encoder.token_embeddings, config.generator_dropout)
+        self.add_generator(vocabulary)
         self.rtd_head = DetectionHead(config.encoder_embed_dim, config.rtd_head_hidden_layer)
 
     def forward(self, batch: PretrainingBatch) -> ElectraOutput:
@@ -53,7 +53,7 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
     def losses(self, output: ElectraOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         replaced = output.corruption.replaced_positions
         return {
-            "mlm": mlm_loss(output.masked_lm),
+            **self.generator_terms(output.masked_lm),
             "rtd": rtd_loss(output.rtd_logits, replaced, *self.judged(batch, self.config.rtd_weight)),
         }
 

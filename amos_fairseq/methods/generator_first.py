@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
-from amos_fairseq.methods.continuation import EarlierRun, check_same_options, check_same_shapes, generators
+from amos_fairseq.methods.continuation import DELTA, EarlierRun, check_same_options, check_same_shapes, generators
 from amos_fairseq.modules.encoder import EncoderConfig
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
 from amos_fairseq.ops import MaskedLMReading
@@ -61,8 +61,11 @@ class Start(NamedTuple):
 
 
 def start_of(encoder: torch.nn.Module, tower: Mapping[str, Tensor]) -> Start:
-    """Parameters of the same name: embeddings, relative position bias, and layers from the bottom up."""
-    parameters = dict(encoder.named_parameters())
+    """Parameters of the same name: embeddings, relative position bias, and layers from the bottom up.
+
+    A token table of the encoder's own, too; one that is a difference to the generator's has learned nothing by then.
+    """
+    parameters = {name: value for name, value in encoder.named_parameters() if not name.endswith(DELTA)}
     copied = [name for name in parameters if name in tower and tower[name] is not parameters[name]]
     new = [name for name in parameters if name not in tower]
     words = f"copied {listed(copied)}; new: {listed(new)}"

@@ -16,7 +16,7 @@ from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.methods.base import PretrainingBatch, SharedGeneratorConfig, SharedGeneratorMethod, Vocabulary
 from amos_fairseq.methods.stages import Words
 from amos_fairseq.modules.initialization import initialize
-from amos_fairseq.objectives import LossTerm, Mean, check_partition, level_targets, mlm_loss, quality_levels, tqr_loss
+from amos_fairseq.objectives import LossTerm, Mean, check_partition, level_targets, quality_levels, tqr_loss
 from amos_fairseq.ops import MaskedLMReading, full_precision
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, ByRun, Overlay, Quantity
@@ -167,7 +167,7 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         warming_up = self.training and self.joint_updates < config.tqr_warmup_updates
         positions, weight, over = self.judged(batch, config.tqr_weight)
         return {
-            "mlm": mlm_loss(output.masked_lm),
+            **self.generator_terms(output.masked_lm),
             "tqr": tqr_loss(
                 output.quality_scores, output.level_thresholds, output.level_codes, positions,
                 0.0 if warming_up else config.level_weight, weight, over,

@@ -85,7 +85,10 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
     def forward(self, batch: PretrainingBatch) -> ScriptOutput:
         projected = self.generate(batch)
         noise = self.sampling_noise(batch)
-        masked_lm = self.mlm_head.read(projected, batch.mlm_targets, excluded=self.excluded_tokens, noise=noise)
+        masked_lm = self.mlm_head.read(
+            projected, batch.mlm_targets, excluded=self.excluded_tokens, noise=noise,
+            draw_temperature=self.draw_temperature,
+        )
         corruption = corrupt(batch.original_tokens, batch.masked_positions, masked_lm.sampled)
         embeddings = self.corrupted_embeddings(corruption, projected, noise, batch)
         critic_logits = self.criticize(embeddings, batch.padding_mask)
@@ -113,8 +116,8 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         embeddings = table(corruption.corrupted_tokens)
         if config.sample_gradient == "none":
             return embeddings
-        excluded = self.excluded_tokens
-        output_layer = table.weight, self.mlm_head.bias
+        excluded, temperature = self.excluded_tokens, self.draw_temperature
+        projected, output_layer = projected / temperature, (table.weight, self.mlm_head.bias / temperature)
         if config.sample_gradient == "soft":
             mixtures = soft_embedding(projected, *output_layer, noise, config.gumbel_temperature, excluded)
             embeddings = embeddings.flatten(0, 1).index_copy(0, batch.masked_index, mixtures).view_as(embeddings)

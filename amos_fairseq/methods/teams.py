@@ -27,7 +27,7 @@ from amos_fairseq.methods.stages import TokenProbability, Words
 from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer
 from amos_fairseq.modules.heads import DetectionHead, ProjectionHead
 from amos_fairseq.modules.initialization import initialize
-from amos_fairseq.objectives import LossTerm, Mean, candidate_logits, mlm_loss, mws_loss, rtd_loss
+from amos_fairseq.objectives import LossTerm, Mean, candidate_logits, mws_loss, rtd_loss
 from amos_fairseq.ops import MaskedLMReading, full_precision, gumbel_noise
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, Overlay, Quantity
@@ -130,7 +130,7 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
     def candidates(self, batch: PretrainingBatch) -> Optional[Look]:
         """What makes the (M, 1 + K) candidates of the generator's logits while these exist, a chunk of rows at a time.
 
-        They come from the generator, independent of what replaces the original (Sec. 3.2).
+        They come from the generator, independent of what replaces the original (Sec. 3.2) and at a temperature of 1.
         """
         if self.mws_head is None:
             return None
@@ -167,7 +167,7 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
 
     def losses(self, output: TeamsOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         config = self.config
-        terms = {"mlm": mlm_loss(output.masked_lm)}
+        terms = self.generator_terms(output.masked_lm)
         if self.rtd_head is not None:
             replaced = output.corruption.replaced_positions
             terms["rtd"] = rtd_loss(output.rtd_logits, replaced, *self.judged(batch, config.rtd_weight))

@@ -11,6 +11,7 @@ from amos_fairseq.modules.attention import SelfAttention, aligned
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS, RelativePositionBias
+from amos_fairseq.modules.token_table import TokenTable
 from amos_fairseq.ops.precision import compute_dtype
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, SHARE, check, option
 
@@ -57,7 +58,7 @@ class InputEmbeddings(nn.Module):
 
     def __init__(self, max_positions: int, embedding_dim: int, dim: int, dropout: float = 0.0):
         super().__init__()
-        self.positions = nn.Embedding(max_positions, embedding_dim)
+        self.positions: TokenTable = nn.Embedding(max_positions, embedding_dim)
         self.layer_norm = nn.LayerNorm(embedding_dim, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(embedding_dim, dim) if embedding_dim != dim else nn.Identity()
@@ -155,7 +156,7 @@ class Encoder(nn.Module):
             )
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.apply(initialize)
-        self.token_embeddings = token_embeddings  # after `apply`: a shared table is not drawn again
+        self.token_embeddings: TokenTable = token_embeddings  # after `apply`: a shared table is not drawn again
 
     def share_bottom(self, other: "Encoder", layers: int) -> "Encoder":
         """Take `other`'s embedding network (tokens, positions, LayerNorm, projection) and its first `layers` layers.
@@ -191,7 +192,7 @@ class Encoder(nn.Module):
 
     def attention_bias(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
         """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T), `aligned`; None if there is neither."""
-        weight = self.token_embeddings.weight
+        weight = self.embeddings.layer_norm.weight
         dtype = compute_dtype(weight)  # the queries'
         bias = None
         if self.relative_position_bias is not None:

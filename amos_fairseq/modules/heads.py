@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
+from amos_fairseq.modules.token_table import TokenTable
 from amos_fairseq.ops import MaskedLMReading, masked_lm
 
 
@@ -30,11 +31,11 @@ class ProjectionHead(nn.Module):
 class MaskedLMHead(ProjectionHead):
     """A projection to the width of the token table, whose rows (tied) and a bias give the logits."""
 
-    def __init__(self, dim: int, token_embeddings: nn.Embedding):
+    def __init__(self, dim: int, token_embeddings: TokenTable):
         vocab_size, width = token_embeddings.weight.shape
         super().__init__(dim, width)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
-        self.token_embeddings = token_embeddings
+        self.token_embeddings: TokenTable = token_embeddings
 
     def output_layer(self, hidden: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """(..., C) -> (..., E), (V, E), (V,), as `CorrectionHead.output_layer`."""
@@ -58,13 +59,13 @@ class CorrectionHead(nn.Module):
     A factorised table, narrower than the hidden state, needs a linear map to its width.
     """
 
-    def __init__(self, dim: int, token_embeddings: nn.Embedding):
+    def __init__(self, dim: int, token_embeddings: TokenTable):
         super().__init__()
         vocab_size, width = token_embeddings.weight.shape
         self.narrow = nn.Linear(dim, width, bias=False) if width != dim else nn.Identity()
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.apply(initialize)
-        self.token_embeddings = token_embeddings  # after `apply`: a shared table is not drawn again
+        self.token_embeddings: TokenTable = token_embeddings  # after `apply`: a shared table is not drawn again
 
     def output_layer(self, hidden: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """(..., C) -> (..., E), (V, E), (V,), whose `linear_...` the logits are: no (..., V) is made."""

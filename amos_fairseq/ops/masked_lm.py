@@ -80,16 +80,18 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def masked_lm(
     hidden: Tensor, table: Tensor, bias: Tensor, targets: Tensor, weights: Optional[Tensor] = None,
     excluded: Optional[Tensor] = None, noise: Optional[Noise] = None, temperature: float = 1.0,
-    candidates: bool = False, look: Optional[Callable[[slice, Tensor], Tensor]] = None,
+    candidates: bool = False, look: Optional[Callable[[slice, Tensor], Tensor]] = None, draw_temperature: float = 1.0,
 ) -> MaskedLMReading:
     """Losses, predictions and draws of G heads on one vocabulary, logits held by chunks of rows.
 
         z = hidden @ table.T + bias                                   (M, G, V), never all at once
         losses = -z.log_softmax(-1)[targets],   loss = losses.sum()
-        zbar = sum_g weights_g z_g;   sampled = argmax(zbar + gumbel_noise(noise)) over the tokens not `excluded`
+        zbar = sum_g weights_g z_g / draw_temperature
+        sampled = argmax(zbar + gumbel_noise(noise)) over the tokens not `excluded`
 
     With `candidates` the tokens that carry the gradient of the soft draw softmax((zbar + noise) / temperature) are
-    listed for `straight_through_gumbel_softmax`, and what their list leaves out. The products are taken in the type
+    listed for `straight_through_gumbel_softmax`, and what their list leaves out. `margins` are those of sum_g
+    weights_g z_g, without the temperature. The products are taken in the type
     of `hidden` (of autocast, where it is on), all that follows in full precision. The gradient of `loss` is computed
     here, if anything needs one, and kept in place of the logits: (M, G, E), (V, E), (V,).
 
@@ -100,13 +102,17 @@ def masked_lm(
     """
     hidden = hidden.unsqueeze(1) if hidden.dim() == 2 else hidden
     _check(hidden, table, bias, targets, weights, excluded, noise, temperature)
+    check_draw(draw_temperature)
     dtype = compute_dtype(hidden)
     weights = None if weights is None else full_precision(weights.detach()).contiguous()
+    if draw_temperature != 1.0:  # to read_rows a mixture whose weights do not add up to 1
+        weights = (full_precision(hidden).new_ones(hidden.shape[:2]) if weights is None else weights) / draw_temperature
     learned = hidden.to(dtype), table.to(dtype), bias
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned)
     targets = targets.contiguous()
     outputs = _MaskedLM.apply(*learned, targets, weights, excluded, noise, temperature, candidates, look, learns)
-    return MaskedLMReading(*outputs)
+    reading = MaskedLMReading(*outputs)
+    return reading if draw_temperature == 1.0 else reading._replace(margins=reading.margins * draw_temperature)
 
 
 def _check(hidden, table, bias, targets, weights, excluded, noise, temperature) -> None:

@@ -17,22 +17,26 @@ SPARSE_TEMPERATURE = 0.5
 
 class _StraightThroughGumbelSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, embeddings, hidden, table, bias, positions, noise, temperature, candidates, excluded):
-        ctx.save_for_backward(hidden, table, bias, positions, candidates, excluded)
+    def forward(ctx, embeddings, hidden, table, bias, positions, noise, temperature, candidates, excluded, looked_up):
+        ctx.save_for_backward(hidden, table, bias, positions, candidates, excluded, looked_up)
         ctx.noise, ctx.temperature = noise, temperature
         return embeddings.view_as(embeddings)
 
     @staticmethod
     def backward(ctx, gradient):
-        hidden, table, bias, positions, candidates, excluded = ctx.saved_tensors
-        of_rows = gradient.flatten(0, 1)[positions]
+        hidden, table, bias, positions, candidates, excluded, looked_up = ctx.saved_tensors
+        of_rows, width = gradient.flatten(0, 1)[positions], hidden.size(1)
+        if looked_up is not None:  # products with one table of both: [x, y] . [h, 0] and [x, y] . [0, g]
+            table, no_rows = torch.cat([table, looked_up.to(table.dtype)], dim=1), torch.zeros_like(hidden)
+            hidden = torch.cat([hidden, no_rows], dim=1)
+            of_rows = torch.cat([no_rows.to(of_rows.dtype), of_rows], dim=1)
         if candidates is None:
             result = _dense_gradient(of_rows, hidden, table, bias, ctx.noise, ctx.temperature, excluded)
         else:
             result = row_functions(table).soft_sample_gradient(
                 of_rows, hidden, table, full_precision(bias), candidates, ctx.noise, ctx.temperature
             )
-        return gradient, result.to(hidden.dtype), *[None] * 7
+        return gradient, result[:, :width].to(hidden.dtype), *[None] * 8
 
 
 def _dense_gradient(of_rows, hidden, table, bias, noise, temperature, excluded) -> Tensor:
@@ -60,6 +64,7 @@ def _soft_samples(hidden, table, bias, noise, temperature, excluded) -> Iterator
 def straight_through_gumbel_softmax(
     embeddings: Tensor, hidden: Tensor, table: Tensor, bias: Tensor, positions: Tensor, noise: Noise,
     temperature: float, candidates: Optional[Tensor] = None, excluded: Optional[Tensor] = None,
+    looked_up: Optional[Tensor] = None,
 ) -> Tensor:
     """Return `embeddings`, whose gradient at `positions` also flows into `hidden` as if the draw had been soft.
 
@@ -67,9 +72,11 @@ def straight_through_gumbel_softmax(
     and noise held constant:
 
         p = softmax((hidden @ table.T + bias + gumbel_noise(noise)) / temperature), 0 at the tokens `excluded`
-        dL/dhidden = sum_t p_t (s_t - sum_u p_u s_u) x_t / temperature,   s_t = x_t . g,   g = dL/dembeddings
+        dL/dhidden = sum_t p_t (s_t - sum_u p_u s_u) x_t / temperature,   s_t = y_t . g,   g = dL/dembeddings
 
-    for x_t the rows of `table`. Neither a one-hot nor the product p @ table is made, and nothing of size (M, V) kept.
+    for x_t the rows of `table` and y_t those of `looked_up` (V, E), the table that `embeddings` are rows of, if it is
+    another one: then p @ looked_up is the soft draw, and the two tables are put side by side in the backward pass.
+    Neither a one-hot nor the product p @ table is made, and nothing of size (M, V) kept.
     The table gets no gradient from here: it gets the ordinary one of the lookup that made `embeddings`.
 
     With `candidates` (M, C), from `masked_lm` with the same noise and temperature, the sum runs over a row's candidates
@@ -84,7 +91,8 @@ def straight_through_gumbel_softmax(
             "leave them out"
         )
     return _StraightThroughGumbelSoftmax.apply(
-        embeddings, hidden, table.detach(), bias.detach(), positions, noise, temperature, candidates, excluded
+        embeddings, hidden, table.detach(), bias.detach(), positions, noise, temperature, candidates, excluded,
+        None if looked_up is None else looked_up.detach(),
     )
 
 

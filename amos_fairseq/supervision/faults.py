@@ -50,6 +50,10 @@ class RecentLosses:
         self.factor = factor
         self.losses = collections.deque(losses, maxlen=LOSS_WINDOW)
 
+    def forget(self) -> None:
+        """What follows is another loss."""
+        self.losses.clear()
+
     def spikes(self, loss: float) -> bool:
         """Whether loss > factor * median(losses), which is never before the window is full; else it joins them."""
         if self.factor and len(self.losses) == LOSS_WINDOW and loss > self.factor * statistics.median(self.losses):

@@ -278,6 +278,8 @@ class PretrainingTask(SupervisedTask):
         if update_num + 1 == method.generator_warmup:
             start = method.encoder_start()
             copy_values(optimizer, start.copies)
+            if supervision.current() is not None:
+                supervision.current().losses.forget()
             logger.info("generator -> encoder after %d updates: %s", method.generator_warmup, start.words)
 
     def reduce_metrics(self, logging_outputs, criterion):

@@ -93,10 +93,12 @@ def literal_detection_loss(method, batch, reversal=True):
         h = method.mlm_head.project(hidden)
     v = method.mixture_head.weight.detach().clone().requires_grad_()
     f = hidden.clone().requires_grad_()
-    table, bias = method.encoder.token_embeddings.weight.detach(), method.mlm_head.bias.detach()
+    table, read = (part.token_embeddings.weight.detach() for part in (method.mlm_head, method.encoder))
+    bias = method.mlm_head.bias.detach()
     gamma = torch.softmax((f @ v.T).squeeze(-1).T, dim=-1)  # (M, G)
     logits = torch.stack([h_d @ table.T + bias for h_d in h], dim=-1)  # (M, V, G)
-    allowed = (logits * gamma[:, None, :]).sum(-1).masked_fill(method.excluded_tokens, -torch.inf)
+    mixed = (logits * gamma[:, None, :]).sum(-1) / method.draw_temperature
+    allowed = mixed.masked_fill(method.excluded_tokens, -torch.inf)
     noise = gumbel_noise(method.sampling_noise(batch), len(table), torch.double)
     soft = torch.softmax((allowed.log_softmax(-1) + noise) / method.config.gumbel_temperature, dim=-1)
     hard = F.one_hot(soft.argmax(-1), len(table)).to(soft.dtype)
@@ -105,7 +107,7 @@ def literal_detection_loss(method, batch, reversal=True):
         sample.register_hook(lambda gradient: -gradient)
     tokens = corrupt(batch.original_tokens, batch.masked_positions, hard.argmax(-1))
     embeddings = F.one_hot(tokens.corrupted_tokens, len(table)).to(soft.dtype)
-    embeddings = embeddings.flatten(0, 1).index_copy(0, batch.masked_index, sample).view_as(embeddings) @ table
+    embeddings = embeddings.flatten(0, 1).index_copy(0, batch.masked_index, sample).view_as(embeddings) @ read
     encoder = method.encoder
     hidden, layers = encoder.begin(embeddings, batch.padding_mask)
     hidden = layers.run(hidden)
@@ -130,13 +132,23 @@ def detection_gradients(method, batch):
 LARGE = Vocabulary(size=1009, padding=1, excluded=[0, 1, 2, 3, 1008])
 
 
-@pytest.mark.parametrize("temperature, tolerance", [(0.3, 1e-4), (0.5, 1e-2), (0.501, 1e-9), (1.0, 1e-9)])
+OPTIONS = dict(
+    shared={}, separate=dict(token_table="separate"), gdes=dict(token_table="gdes"), hot=dict(sampling_temperature=3.0),
+    both=dict(token_table="separate", sampling_temperature=0.7),
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("temperature, tolerance", [(0.3, 1e-4), (0.5, 2e-2), (0.501, 1e-9), (1.0, 1e-9)])
 def test_gradient_of_the_mixture_equals_autograd_on_a_literal_float64_transcription(
-    make_method, make_batch, temperature, tolerance
+    make_method, make_batch, temperature, tolerance, options
 ):
     """Up to a temperature of 0.5 the sum is over each row's candidates, above it over all tokens."""
-    options = dict(gumbel_temperature=temperature, vocabulary=LARGE)
+    options = dict(gumbel_temperature=temperature, vocabulary=LARGE, **options)
     method, batch = make_method("amos_rtd", dtype=torch.double, gain=10.0, **options), make_batch(num_masked=7)
+    if method.config.token_table != "shared":  # two tables that have parted
+        table = method.encoder.token_embeddings
+        getattr(table, "delta", table.weight).data += 0.2 * torch.sin(torch.arange(1009.0 * 16)).view(1009, 16)
     loss, *expected = literal_detection_loss(method, batch)
     loss.backward()
     value, *found = detection_gradients(method, batch)

@@ -88,6 +88,14 @@ COPIED = {  # of 3 layers of the encoder
     "deeper than the encoder": (
         dict(generator_depths=[1, 5]), "copied embeddings, relative_position_bias, layers 0-2; new: nothing"
     ),
+    "separate tables": (
+        dict(token_table="separate"),
+        "copied embeddings, relative_position_bias, token_embeddings, layers 0-1; new: layer 2",
+    ),
+    "gdes": (  # the differences are 0 by then
+        dict(token_table="gdes", gdes_positions=True),
+        "copied embeddings, relative_position_bias, layers 0-1; new: layer 2",
+    ),
     "without": (
         dict(generator_warmup_without_copy=True),
         "copied nothing; new: embeddings, relative_position_bias, token_embeddings, layers 0-2",
@@ -134,8 +142,8 @@ REFUSED = {
         "amos_rtd", dict(total_updates=10, rtd_warmup_updates=7),
         "rtd_warmup_updates 7 exceeds max_update 10 less generator_warmup_updates 4: lower it",
     ),
-    "no generator": ("coco_lm", dict(random_replacements=True), "generator_warmup_updates 4 is of a generator that is"),
-    "frozen": ("coco_lm", dict(generator_checkpoint="run"), "generator_warmup_updates 4 is of a generator that is trai"),
+    "no generator": ("coco_lm", dict(random_replacements=True), "generator_warmup_updates 4 is of a generator, which"),
+    "frozen": ("coco_lm", dict(generator_checkpoint="run"), "generator_warmup_updates 4 is of a generator that"),
     "started encoder": (
         "amos_rtd", dict(init_checkpoint="run"), "generator_warmup_updates 4 would replace the encoder of "
         "init_checkpoint 'run': leave one out, or set generator_warmup_without_copy",
@@ -163,6 +171,8 @@ def test_an_encoder_has_one_start(make_method):
     words = "init_encoder_from_generator 'a' would replace the encoder of init_checkpoint 'b': leave one out"
     with pytest.raises(ValueError, match=words):
         make_method("bert_mlm", init_encoder_from_generator="a", init_checkpoint="b")
+    with pytest.raises(ValueError, match="gdes follows this run's generator, not that of init_enc"):
+        make_method("amos_rtd", init_encoder_from_generator="a", token_table="gdes")
 
 
 @pytest.mark.parametrize("options", [

@@ -54,7 +54,7 @@ def test_detection_starts_at_the_share_that_is_not_replaced(make_method, batch, 
     ("electra_rtd", dict(detection_bias_init="high"), "unknown detection_bias_init 'high': choose zero, prior"),
     ("bert_mlm", dict(output_bias_init="frequency"), "unknown output_bias_init 'frequency': choose zero, log_f"),
     ("teams_mws", dict(detection_bias_init="prior", rtd_weight=0.0), "prior changes nothing with rtd_weight 0.0"),
-    ("coco_lm", dict(output_bias_init="log_frequency", random_replacements=True), "of a generator that is trained"),
+    ("coco_lm", dict(output_bias_init="log_frequency", random_replacements=True), "of a generator, which random_repl"),
     ("coco_lm", dict(output_bias_init="log_frequency", generator_checkpoint="run"), "of a generator that is trained"),
 ])
 def test_what_cannot_be_meant_is_refused(make_method, name, options, words):

@@ -71,6 +71,45 @@ def test_draws_are_the_argmax_of_the_mixture_and_its_noise(case):
         assert reading.tail[row].item() == pytest.approx(1 - soft[row, listed].sum().item(), abs=1e-7)
 
 
+@pytest.mark.parametrize("heads", [1, G])
+def test_at_a_temperature_draws_are_the_argmax_of_cooler_logits_and_nothing_else_changes(case, heads):
+    hidden, table, bias = case["hidden"][:, :heads], case["table"], case["bias"]
+    weights = WEIGHTS if heads > 1 else None
+    with torch.no_grad():
+        logits = hidden @ table.T + bias
+        mixed = torch.einsum("mg,mgv->mv", torch.ones(M, 1).double() if weights is None else weights.double(), logits)
+    given = hidden, table, bias, TARGETS, weights, EXCLUDED, NOISE, 0.3
+    plain, found = (masked_lm(*given, candidates=True, draw_temperature=t) for t in (1.0, 4.0))
+    perturbed = mixed.masked_fill(EXCLUDED, -torch.inf) / 4 + gumbel_noise(NOISE, V, torch.double)
+    assert torch.equal(found.sampled, perturbed.argmax(dim=-1)) and not torch.equal(found.sampled, plain.sampled)
+    rows = torch.arange(M)
+    margins = mixed[rows, found.sampled] - mixed[rows, TARGETS]
+    torch.testing.assert_close(found.margins.double(), margins, rtol=1e-6, atol=1e-6)
+    for name in ("loss", "losses", "predicted", "ranks", "likeliest"):
+        assert torch.equal(getattr(found, name), getattr(plain, name))
+    soft = (perturbed / 0.3).softmax(dim=-1)
+    for row in range(M):
+        listed = sorted(token for token in found.candidates[row].tolist() if token >= 0)
+        assert listed == (soft[row] > 1e-6 * soft[row].max()).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("temperature, shares", [(0.5, [1 / 10, 9 / 10]), (1.0, [1 / 4, 3 / 4]), (2.0, [0.366, 0.634])])
+def test_draws_follow_the_softmax_at_their_temperature(temperature, shares):
+    """Logits 0 and log 3, of fixed noise: chi-square with one degree of freedom, .1 % of which lie above 10.8."""
+    rows = 4000
+    hidden, table = torch.ones(rows, 1), torch.tensor([[0.0], [math.log(3)]])
+    noise = Noise(3, torch.stack([torch.arange(rows), torch.arange(rows) % 7], dim=1))
+    targets = torch.zeros(rows, dtype=torch.long)
+    drawn = masked_lm(hidden, table, torch.zeros(2), targets, noise=noise, draw_temperature=temperature).sampled
+    expected = torch.tensor(shares) * rows
+    assert ((drawn.bincount(minlength=2) - expected).square() / expected).sum() < 10.8
+
+
+def test_a_draw_without_temperature_is_refused(case):
+    with pytest.raises(ValueError, match="temperature must be positive, got 0.0"):
+        masked_lm(*case.values(), TARGETS, WEIGHTS, noise=NOISE, draw_temperature=0.0)
+
+
 def test_without_noise_nothing_is_drawn(case):
     reading = masked_lm(*case.values(), TARGETS)
     assert all(len(field) == 0 for field in reading[4:-1])

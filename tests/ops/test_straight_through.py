@@ -18,28 +18,29 @@ def case():
     return dict(embeddings=randn(B, T, E), hidden=randn(M, E), table=randn(V, E), bias=randn(V))
 
 
-def literal(hidden, table, bias, temperature, excluded=None):
-    """The hard one-hot of the argmax with the soft one's gradient, times the table."""
+def literal(hidden, table, bias, temperature, excluded=None, looked_up=None):
+    """The hard one-hot of the argmax with the soft one's gradient, times the table that is looked up."""
     logits = hidden @ table.T + bias + gumbel_noise(NOISE, len(table), torch.double)
     if excluded is not None:
         logits = logits.masked_fill(excluded, -torch.inf)
     soft = (logits / temperature).softmax(-1)
     hard = torch.nn.functional.one_hot(logits.argmax(-1), len(table)).to(soft.dtype)
-    return (hard - soft.detach() + soft) @ table
+    return (hard - soft.detach() + soft) @ (table if looked_up is None else looked_up)
 
 
-def gradients(case, temperature, excluded=None, candidates=None):
+def gradients(case, temperature, excluded=None, candidates=None, looked_up=None):
     """Of hidden: by autograd on the literal estimator, and ours."""
     upstream = torch.randn(B, T, E, dtype=torch.double, generator=torch.Generator().manual_seed(1))
     table, bias = case["table"], case["bias"]
     expected_hidden = case["hidden"].clone().requires_grad_()
-    drawn = literal(expected_hidden, table, bias, temperature, excluded)
+    drawn = literal(expected_hidden, table, bias, temperature, excluded, looked_up)
     expected = case["embeddings"].flatten(0, 1).index_copy(0, POSITIONS, drawn)
     (expected.view(B, T, E) * upstream).sum().backward()
 
     hidden = case["hidden"].clone().requires_grad_()
     embeddings = straight_through_gumbel_softmax(
-        expected.detach().view(B, T, E), hidden, table, bias, POSITIONS, NOISE, temperature, candidates, excluded
+        expected.detach().view(B, T, E), hidden, table, bias, POSITIONS, NOISE, temperature, candidates, excluded,
+        looked_up,
     )
     (embeddings * upstream).sum().backward()
     assert torch.equal(embeddings, expected.view(B, T, E))
@@ -59,6 +60,15 @@ def test_excluded_tokens_take_no_part(case):
     excluded[[0, 4, 12]] = True
     expected, found = gradients(case, 1.0, excluded)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("candidates, tolerance", [(None, 1e-11), (torch.arange(V).int().expand(M, V), 1e-11)])
+def test_the_embeddings_may_be_of_another_table_than_the_logits(case, candidates, tolerance):
+    looked_up = torch.randn(V, E, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    expected, found = gradients(case, 0.4, candidates=candidates, looked_up=looked_up)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-12)
+    of_one_table, _ = gradients(case, 0.4)
+    assert (expected - of_one_table).abs().max() > 0.1
 
 
 def test_candidates_give_the_gradient_but_for_their_tail(case):

@@ -517,6 +517,7 @@ def test_dict_txt_beside_has_fairseqs_ids(trained, tmp_path):
         (dict(token_embed_dim=4), "no place for encoder.embeddings.projection"),
         (dict(rtd_head_hidden_layer=True), "no place for rtd_head.dense"),
         (dict(separate_generators=True), r"no place for generators.1\."),
+        (dict(token_table="gdes"), r"no place for encoder.token_embeddings.delta; the encoder alone may have"),
         (dict(mixture="uniform"), "no learned mixture"),
     ],
 )

@@ -105,6 +105,18 @@ STARTS = {
     ),
     "factor for adam": (dict(rel_pos_lr_factor=30), "rel_pos_lr_factor 30.0 needs an optimizer with a rate for each"),
     "detection warm-up beyond the run": (dict(rtd_warmup_updates=9), "rtd_warmup_updates 9 exceeds max_update 8"),
+    "sampling_temperature 0": (dict(sampling_temperature=0), "sampling_temperature 0.0 is out of range: it must be"),
+    "positions without gdes": (dict(gdes_positions=True), "gdes_positions needs token_table gdes, got shared: set it"),
+    "missing generator_checkpoint": (dict(generator_checkpoint="gone"), "generator_checkpoint gone does not exist"),
+    "generator's warm-up for adam": (
+        dict(generator_warmup_updates=2), "generator_warmup_updates 2 needs an optimizer that leaves parameters without"
+    ),
+    "generator's warm-up of the whole run": (
+        dict(generator_warmup_updates=8), "generator_warmup_updates 8 leaves the encoder nothing of max_update 8: lower"
+    ),
+    "encoder from nothing": (
+        dict(init_encoder_from_generator="gone"), "init_encoder_from_generator gone does not exist"
+    ),
     "factor of nothing": (
         dict(rel_pos_lr_factor=30, rel_pos_buckets=0, optimizer="fused_adamw"), "rel_pos_lr_factor 30.0 is of no"
     ),

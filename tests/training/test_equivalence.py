@@ -22,6 +22,11 @@ LAYOUTS = {  # [processes][micro-batches][samples]
     "2 processes, 2 micro-batches": [[range(3), range(3, 7)], [[7], range(8, 10)]],
 }
 SAME_SAMPLES = [[range(4)], [range(4)]]
+SHARED = "2 processes, 2 micro-batches"
+VARIANTS = {  # of methods, with the layouts WHOLE and SHARED
+    "on words": ("electra_rtd", dict(detection_on_words=True)),
+    "generator alone": ("amos_rtd", dict(generator_warmup_updates=1, optimizer="fused_adamw")),
+}
 
 
 def options(name, dropout=0.0):
@@ -35,13 +40,19 @@ def options(name, dropout=0.0):
 def updates(launch, arguments, tmp_path_factory):
     """{(name, layout): one result per process}, and (name, dropout) for the same samples on two processes."""
     wanted = {(name, layout): (options(name), LAYOUTS[layout]) for name in METHODS for layout in LAYOUTS}
+    for variant, (name, changes) in VARIANTS.items():
+        named = {**options(name), **changes}
+        wanted.update({(variant, layout): (named, LAYOUTS[layout]) for layout in (WHOLE, SHARED)})
     for name in METHODS:
         wanted.update({(name, dropout): (options(name, dropout), SAME_SAMPLES) for dropout in (0.0, 0.5)})
     folder, found = tmp_path_factory.mktemp("updates"), {}
     for processes in (1, 2):
         part = {key: value for key, value in wanted.items() if len(value[1]) == processes}
         jobs = [
-            dict(options=arguments(name, **named), layout=[[list(batch) for batch in batches] for batches in layout])
+            dict(
+                options=arguments(VARIANTS.get(name, (name,))[0], **named),
+                layout=[[list(batch) for batch in batches] for batches in layout],
+            )
             for (name, _), (named, layout) in part.items()
         ]
         (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -62,6 +73,10 @@ def test_every_layout_holds_ten_samples_once():
 
 
 def test_gradients_are_those_of_one_batch(updates, name, layout):
+    check_gradients(updates, name, layout)
+
+
+def check_gradients(updates, name, layout):
     (whole,) = updates[name, WHOLE]
     scale = max(gradient.norm() for gradient in whole["gradients"].values())
     for result in updates[name, layout]:
@@ -73,6 +88,18 @@ def test_gradients_are_those_of_one_batch(updates, name, layout):
 
 
 def test_logged_terms_and_statistics_are_those_of_one_batch(updates, name, layout):
+    check_metrics(updates, name, layout)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_over_words_and_of_the_generator_alone_are_those_of_one_batch(updates, variant):
+    check_gradients(updates, variant, SHARED)
+    check_metrics(updates, variant, SHARED)
+    terms = updates[variant, WHOLE][0]["metrics"].keys() & {"mlm", "rtd"}
+    assert terms == ({"mlm"} if variant == "generator alone" else {"mlm", "rtd"})
+
+
+def check_metrics(updates, name, layout):
     (whole,) = updates[name, WHOLE]
     expected = {
         key: pytest.approx(value, rel=TOLERANCE, abs=ABSOLUTE.get(key, 0.0)) for key, value in whole["metrics"].items()

@@ -39,6 +39,25 @@ def test_resumed_run_ends_with_the_same_parameters_and_moments(
             assert torch.equal(resumed_moments[parameter][key], state[key]), (parameter, key)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_taken_up_while_the_weight_of_detection_on_words_rises_ends_with_the_same_bits(
+    launch, arguments, tmp_path, processes
+):
+    options = dict(rtd_warmup_updates=6, detection_on_words=True, batch_size=8 // processes, save_interval_updates=3)
+    options.update(max_update=7, disable_validation=True)
+
+    def train(save_dir, **changes):
+        given = arguments("electra_rtd", **options, save_dir=tmp_path / save_dir, **changes)
+        rows = launch("fairseq_cli.train:cli_main", given, processes).log.train
+        return [row["loss"] for row in rows], load(tmp_path / save_dir / "checkpoint_last")
+
+    losses, through = train("through")
+    resumed_losses, resumed = train("resumed", restore_file=tmp_path / "through" / "checkpoint_1_3")
+    assert resumed_losses == losses[3:]
+    for values, found in zip(through, resumed):
+        torch.testing.assert_close(found, values, rtol=0, atol=0)
+
+
 def test_two_processes_saw_the_samples_of_one(training, name):
     """The same number of updates an epoch, and the same sizes of all but the ragged last ones."""
     one, two = (training(name, processes).outcome.log.train for processes in (1, 2))
