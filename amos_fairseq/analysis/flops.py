@@ -37,10 +37,13 @@ def hardware_flops(method: PretrainingMethod, geometry: Geometry) -> float:
     return total / (geometry.updates * geometry.sequences * geometry.length)
 
 
-def updates_within(method: PretrainingMethod, geometry: Geometry, flops: float) -> int:
-    """How many updates cost so many FLOPs, as the trainer's MFU counts them; `geometry.updates` does not matter."""
+def updates_within(method: PretrainingMethod, geometry: Geometry, flops: float, alone: float = 0.0) -> int:
+    """How many updates cost so many FLOPs, as the trainer's MFU counts them; `geometry.updates` does not matter.
+
+    alone: share of them in which the generator learns alone, of a method with some warm-up of it
+    """
     first, then = update_flops(method, geometry)
-    return round(method.generator_warmup + (flops - method.generator_warmup * first) / then)
+    return round(flops / (alone * first + (1 - alone) * then))
 
 
 def update_flops(method: PretrainingMethod, geometry: Geometry) -> Tuple[int, int]:

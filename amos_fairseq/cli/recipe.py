@@ -7,11 +7,9 @@ detection looks at words only. How it was found, and what each part is worth, is
 from pathlib import Path
 from typing import Any, Dict, List, Mapping
 
-import torch
-
-from amos_fairseq.analysis.flops import Geometry, update_flops
-from amos_fairseq.methods import METHODS, build, size_options
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.analysis.flops import Geometry, without_memory
+from amos_fairseq.analysis.flops import updates_within as updates_of
+from amos_fairseq.methods import METHODS
 from amos_fairseq.options import declared
 
 MODEL: Dict[str, Any] = dict(
@@ -41,12 +39,9 @@ def updates_within(
     options: of the model, for any length
     """
     most = 10**6
-    options = {**size_options(method, size), **options}
-    with torch.device("meta"):
-        network = build(method, options, Vocabulary(vocab_size, 1, [0, 1, 2, 3]), total_updates=most)
-    first, then = update_flops(network, Geometry(batch_size, length, most, mask_prob))
-    share = alone if first else 0.0
-    return max(4, round(flops / (share * first + (1 - share) * then)))
+    geometry = Geometry(batch_size, length, most, mask_prob)
+    network = without_memory(method, size, vocab_size, geometry, options)
+    return max(4, updates_of(network, geometry, flops, alone if network.generator_warmup else 0.0))
 
 
 def training(
