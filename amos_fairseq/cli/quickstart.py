@@ -14,11 +14,10 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from amos_fairseq.analysis import expectations, quantities, run_log
 from amos_fairseq.cli.main import run_command
-from amos_fairseq.cli.probe import percent
 from amos_fairseq.cli.processes import available_cores, held_interrupts, started, stoppable
 from amos_fairseq.data.corpus import list_inputs
 from amos_fairseq.files import claimed
@@ -33,7 +32,7 @@ MFU = 0.55  # of training, the share of what a large product reaches
 OTHER_FLOPS = 5e12  # all else takes as long as so many would by themselves
 SMALLEST_CORPUS = 200_000  # bytes; enough words for the vocabulary
 EXAMPLES_SHOWN = 10
-WORDS_ONLY = re.compile(r"[A-Z][a-z]+( [a-z]+){4,}")  # a sentence that reads as English
+WORDS_ONLY = re.compile(r"[A-Za-z][a-z]*( [a-z]+){4,}")  # a sentence that reads as English
 POLL_SECONDS = 0.5
 
 ALL = "all"  # --method
@@ -45,7 +44,7 @@ FINETUNED = {  # by task, what it asks, and the file of its answers
     "cloze": ("which of eight words was left out of a sentence?", "test.tsv"),
 }
 FINETUNING_SEEDS = "1,2"
-NETWORKS = ("untrained", "pre-trained")
+UNTRAINED = "untrained"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,13 +96,11 @@ def make(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None
     else:
         print(f"{out} is done already: these are its results. Delete it to start anew.\n")
     command("report", *runs.values(), "--out", out / "report")
-    for method, run in runs.items():
-        if args.method == ALL:
-            print(f"\n{method}", flush=True)
-        texts = held_out_text(run, out / DATA, args.corpus)
-        if args.method != ALL:
-            show_examples(run, texts)
-        judge(run, texts, documentation=args.corpus is None)
+    one = next(iter(runs.values()))
+    texts = held_out_text(one, out / DATA, args.corpus)
+    if args.method != ALL:
+        show_examples(out, texts)
+    judge(runs, texts, args.corpus is None, out)
     if args.method != ALL:
         export(out)
 
@@ -203,65 +200,85 @@ def show_examples(out: Path, texts: Sequence[str]) -> None:
         command("inspect", out, "--count", EXAMPLES_SHOWN)
 
 
-def judge(out: Path, texts: Sequence[str], documentation: bool) -> None:
-    """What pre-training is worth: this encoder and the same one untrained, on text that it has not seen, in one table.
+def judge(runs: Dict[str, Path], texts: Sequence[str], documentation: bool, out: Path) -> None:
+    """What pre-training is worth: encoders and one untrained, on text that none has seen, in one table.
 
     documentation: whether the text is, whose labelled tasks are fine-tuned on
     """
-    rows = {**probed(out, texts), **(finetuned(out) if documentation else {})}
-    width = max(map(len, rows), default=0)
-    print(f"\n{'':<{width}}  {'untrained':<22}pre-trained        % right, 95 % interval", flush=True)
-    for name, scores in rows.items():
-        print((f"{name:<{width}}  " + "".join(f"{percent(scores[network]):<22}" for network in NETWORKS)).rstrip())
-    log = run_log.read(out / run_log.FILE_NAME).validation[-1]
-    if "rtd_auc_words" in log:
-        print(f"\nReplaced words are ranked before originals in {100 * log['rtd_auc_words']:.1f} % of pairs (AUC, "
-              f"50: by chance); by each token alone in {100 * log['rtd_auc_identity']:.1f} %.")
+    questions, rows = probed(runs, texts)
+    if documentation:
+        for task, (question, _) in FINETUNED.items():
+            questions[task] = f"fine-tuned: {question}"
+            for network, result in finetuned(runs, task, out).items():
+                rows[network][task] = result
+    width = max(map(len, rows)) + 2
+    if questions:
+        print("\n" + " " * width + "".join(f"{task:<15}" for task in questions).rstrip())
+        for network, results in rows.items():
+            cells = (cell(results[task], rows[UNTRAINED][task]) for task in questions)
+            print((f"{network:<{width}}" + "".join(f"{text:<15}" for text in cells)).rstrip())
+        print("% right and 95 % interval; *: above untrained, the intervals apart")
+        for task, question in questions.items():
+            print(f"  {task:<15}{question}")
+    for network, run in runs.items():
+        log = run_log.read(run / run_log.FILE_NAME).validation[-1]
+        if "rtd_auc_words" in log:
+            print(f"{network}: of a replaced and an original word it finds the replaced one in "
+                  f"{100 * log['rtd_auc_words']:.1f} % (AUC; 50: by chance), the token alone tells it in "
+                  f"{100 * log['rtd_auc_identity']:.1f} %")
 
 
-def probed(out: Path, texts: Sequence[str]) -> Dict[str, Dict[str, "Result"]]:
-    """By probe and network. What the text makes too few items of is told, and left out."""
+def cell(result: "Result", untrained: "Result") -> str:
+    low, high = result.interval
+    mark = "*" if low > untrained.interval[1] else ""
+    return f"{100 * result.accuracy:.1f} ± {50 * (high - low):.1f}{mark}"
+
+
+def probed(runs: Dict[str, Path], texts: Sequence[str]) -> Tuple[Dict[str, str], Dict[str, Dict[str, "Result"]]]:
+    """By probe, its question; by network and probe, the result. A probe of too little text is told, and left out."""
     from amos_fairseq.analysis import sentence_probes
     from amos_fairseq.pretrained.loading import from_pretrained
 
-    model = from_pretrained(out)
-    networks = dict(zip(NETWORKS, (sentence_probes.untrained(model.encoder), model.encoder)))
-    rows = {}
+    models = {network: from_pretrained(run) for network, run in runs.items()}
+    tokenizer = next(iter(models.values())).tokenizer
+    encoders = {network: model.encoder for network, model in models.items()}
+    encoders = {UNTRAINED: sentence_probes.untrained(next(iter(encoders.values()))), **encoders}
+    questions: Dict[str, str] = {}
+    rows: Dict[str, Dict[str, Result]] = {network: {} for network in encoders}
     for task, about in sentence_probes.TASKS.items():
         try:
             items = sentence_probes.make_items(task, texts, sentence_probes.HELD_OUT)
         except ValueError as error:
             print(f"\nprobe: {error}")
             continue
-        rows[f"{task}: {about.question}"] = {
-            name: sentence_probes.probe_items(network, model.tokenizer, items) for name, network in networks.items()
-        }
-    return rows
+        questions[task] = about.question
+        for network, encoder in encoders.items():
+            rows[network][task] = sentence_probes.probe_items(encoder, tokenizer, items)
+    return questions, rows
 
 
-def finetuned(out: Path) -> Dict[str, Dict[str, "Result"]]:
-    """By task and network, the mean over seeds."""
+def finetuned(runs: Dict[str, Path], task: str, out: Path) -> Dict[str, "Result"]:
+    """By network, the mean over seeds on labelled sentences that are in `out`."""
     from amos_fairseq.analysis.sentence_probes import Result, wilson
     from amos_fairseq.demo.documentation_tasks import COLUMNS, write_tasks
     from amos_fairseq.finetune import results
 
-    tasks = out / TASKS
-    if not tasks.exists():
-        write_tasks(tasks, EXAMPLES)
-    rows: Dict[str, Dict[str, "Result"]] = {}
-    for task, (question, test) in FINETUNED.items():
-        items = len((tasks / task / test).read_text(encoding="utf-8").splitlines()) - 1
-        for network, options in zip(NETWORKS, (["--from-scratch"], [])):
-            folder = out / "finetuned" / f"{task}-{network}"
-            run_logged("fine-tuning", [
-                "finetune", "file", "--train", tasks / task / "train.tsv", "--valid", tasks / task / test,
-                *COLUMNS[task], "--model", out, "--out", folder, "--cpu", "--seeds", FINETUNING_SEEDS, "--epochs", 3,
-                "--batch-size", 32, "--lr", 1e-3, "--max-length", 64, *options,
-            ], out / "finetune.log")
-            score = statistics.mean(result.score for result in results.read_all(folder).values())
-            found = Result(score, wilson(round(score * items), items), items)
-            rows.setdefault(f"{task}: {question}", {})[network] = found
-    return rows
+    if not (out / TASKS).exists():
+        write_tasks(out / TASKS, EXAMPLES)
+    train, test = (out / TASKS / task / name for name in ("train.tsv", FINETUNED[task][1]))
+    items = len(test.read_text(encoding="utf-8").splitlines()) - 1
+    one = next(iter(runs.values()))
+    found = {}
+    for network, run in {UNTRAINED: one, **runs}.items():
+        folder = out / "finetuned" / f"{task}-{network}"
+        run_logged("fine-tuning", [
+            "finetune", "file", "--train", train, "--valid", test, *COLUMNS[task], "--model", run, "--out", folder,
+            "--cpu", "--seeds", FINETUNING_SEEDS, "--epochs", 3, "--batch-size", 32, "--lr", 1e-3, "--max-length", 64,
+            *(["--from-scratch"] if network == UNTRAINED else []),
+        ], out / "finetune.log")
+        score = statistics.mean(result.score for result in results.read_all(folder).values())
+        found[network] = Result(score, wilson(round(score * items), items), items)
+    return found
 
 
 def export(out: Path) -> None:

@@ -13,7 +13,9 @@ import time
 import pytest
 
 from amos_fairseq import methods, pretrained  # noqa: F401  pretrained: not first while a test has fewer methods
-from amos_fairseq.cli import main, processes, quickstart
+from amos_fairseq.analysis.flops import Geometry, hardware_flops, without_memory
+from amos_fairseq.analysis.sentence_probes import Result, wilson
+from amos_fairseq.cli import main, processes, quickstart, recipe
 from amos_fairseq.files import claimed
 
 COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]
@@ -48,12 +50,13 @@ def finished(corpus, tmp_path_factory):
 def test_quickstart_prepares_trains_reports_and_inspects(finished):
     _, out, printed = finished
     assert {"data", "train.log", "checkpoint_last", "report", "huggingface", "quickstart.json"} <= set(os.listdir(out))
-    assert "huggingface  MPNetModel; loaded again, it differs by" in printed and "Fine-tuning" not in printed
+    assert "huggingface  MPNetModel; loaded again, it differs by" in printed and "fine-tuned" not in printed
     figures = {path.stem for path in (out / "report").glob("*.png")}
     assert {"losses", "detection", "mixture_weights", "sequence_cosines"} <= figures
     assert "<h2>Summary</h2>" in (out / "report" / "report.html").read_text()
     for text in ("masked LM loss (nats), layer 2", "mean mixture weight, layer 1", "[original -> drawn p]", " -> "):
         assert text in printed
+    assert "items of swap" in printed and "of a replaced and an original word it finds" in printed
     assert "expected" not in printed  # of these settings, nothing is
     assert "INFO" not in printed and "DEBUG" not in printed
     assert "\t" not in printed
@@ -78,7 +81,7 @@ def test_all_methods_train_on_one_corpus_and_end_in_one_report(corpus, tmp_path,
     printed = capfd.readouterr().out.splitlines()
     header = next(number for number, line in enumerate(printed) if line.split() == list(few))
     losses = next(line for line in printed[header:] if line.startswith("masked LM loss (nats)"))
-    assert all(6 < float(loss) < 8 for loss in losses.replace("*", "").split()[-2:])  # near log(1024)
+    assert all(5 < float(loss) < 8 for loss in losses.replace("*", "").split()[-2:])  # near that of frequencies alone
     page = (tmp_path / "out" / "report" / "report.html").read_text()
     assert "electra_rtd" in page and "bert_mlm" in page
     assert not (tmp_path / "out" / "bert_mlm" / "data").exists()
@@ -147,7 +150,7 @@ def test_folder_of_something_else_is_refused(tmp_path, capsys):
 
 def test_folder_at_work_is_refused(tmp_path, capsys):
     out = tmp_path / "out"
-    settings = quickstart.check_settings(argparse.Namespace(method="amos_rtd", updates=quickstart.UPDATES, corpus=None))
+    settings = quickstart.check_settings(argparse.Namespace(method="amos_rtd", updates=None, corpus=None))
     with claimed(out / "quickstart.json", settings, at_work="", begun_with=""):
         assert main.main(["quickstart", "--out", str(out)]) == 64
     assert "another quick start is at work" in capsys.readouterr().err
@@ -158,25 +161,42 @@ def test_failed_training_shows_its_last_words(tmp_path, monkeypatch, capsys):
     failing = [sys.executable, "-c", "import sys; print('no space'); sys.exit(3)"]
     monkeypatch.setattr(processes, "PROGRAM", failing)
     with open(tmp_path / "lock", "w") as lock, pytest.raises(SystemExit) as ended:
-        quickstart.train({"method": "amos_rtd", "updates": 5}, tmp_path / "data", tmp_path, lock.fileno())
+        quickstart.train("amos_rtd", 5, tmp_path / "data", tmp_path, lock.fileno())
     assert "no space" in capsys.readouterr().err
     assert "the training ended with status 3" in ended.value.code and "train.log" in ended.value.code
 
 
-@pytest.mark.parametrize("method, task", [("electra_rtd", "packages"), ("script_selfcritic", "left out")])
-def test_finetuning_compares_with_the_untrained_network(tmp_path, make_method, tokenizer, save_checkpoint, monkeypatch,
-                                                        capsys, method, task):
-    vocabulary = methods.base.Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
-    built = make_method(method, vocabulary=vocabulary, max_positions=64)
-    save_checkpoint(tmp_path / "checkpoint_1_2", method, built, tokenizer)
+def test_finetuning_compares_with_the_untrained_network(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(quickstart, "run_logged", lambda what, arguments, log: called.append(list(map(str, arguments))))
-    score = {"valid": {"accuracy": 0.25}, "test": {"accuracy": 0.5}}
-    result = argparse.Namespace(scores=score)
-    monkeypatch.setattr("amos_fairseq.finetune.results.read_all", lambda folder: {folder: result})
-    quickstart.finetune(tmp_path, method)
-    assert [("--from-scratch" in arguments) for arguments in called] == [False, True]
-    out = capsys.readouterr().out
-    assert task in out and f"  untrained   {0.5 if task == 'left out' else 0.25:.3f}" in out
+    scores = {f"cloze-{name}": score for name, score in (("untrained", 0.25), ("a", 0.5), ("b", 0.75))}
+    monkeypatch.setattr(
+        "amos_fairseq.finetune.results.read_all",
+        lambda folder: {seed: argparse.Namespace(score=scores[folder.name] + seed / 10) for seed in (-1, 1)},
+    )
+    found = quickstart.finetuned({"a": tmp_path / "a", "b": tmp_path / "b"}, "cloze", tmp_path)
+    assert {name: result.accuracy for name, result in found.items()} == {"untrained": 0.25, "a": 0.5, "b": 0.75}
+    items, half = found["a"].items, 0.98 / found["a"].items ** 0.5
+    assert items > 400 and found["a"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.001)
+    assert [("--from-scratch" in arguments) for arguments in called] == [True, False, False]
     for arguments in called:  # every file that is named is there
         assert all(os.path.exists(path) for path in arguments if path.endswith(".tsv"))
+
+
+def test_a_cell_is_marked_where_it_is_clearly_above_untrained():
+    low, high, near = (Result(share, wilson(round(1000 * share), 1000), 1000) for share in (0.5, 0.6, 0.54))
+    assert quickstart.cell(high, low) == "60.0 ± 3.0*" and quickstart.cell(near, low) == "54.0 ± 3.1"
+    assert quickstart.cell(low, low) == "50.0 ± 3.1"
+
+
+def test_the_recipe_of_a_method_has_what_it_knows_and_costs_what_was_asked_for():
+    for name in methods.METHODS:
+        updates = recipe.updates_within(8e12, name, recipe.model_options(name, 10**6))
+        options = recipe.model_options(name, updates)
+        geometry = Geometry(32, 16, updates, 0.3)
+        method = without_memory(name, "tiny", 1024, geometry, options)
+        cost = hardware_flops(method, geometry) * 32 * 16 * updates
+        assert cost == pytest.approx(8e12, rel=0.002), name
+        assert ("generator_warmup_updates" in options) == (name not in ("bert_mlm", "script_selfcritic"))
+    assert recipe.argument("generator_depths", [1, 2]) == ["--generator-depths", "1,2"]
+    assert recipe.argument("join_blocks", True) == ["--join-blocks"] and recipe.argument("join_blocks", False) == []
