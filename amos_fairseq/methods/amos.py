@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import DetectionConfig, PretrainingBatch, TwoNetworksMethod, Vocabulary, accuracy
+from amos_fairseq.methods.base import PretrainingBatch, Vocabulary, accuracy
 from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR
 from amos_fairseq.methods.stages import Proposals
+from amos_fairseq.methods.two_networks import DetectionConfig, TwoNetworksMethod
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, rtd_loss

@@ -16,8 +16,9 @@ from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
-from amos_fairseq.methods.base import GeneratorConfig, GeneratorMethod, Look, PretrainingBatch, Vocabulary, accuracy
+from amos_fairseq.methods.base import Look, PretrainingBatch, Vocabulary, accuracy
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
+from amos_fairseq.methods.two_networks import GeneratorConfig, GeneratorMethod
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import CorrectionHead, DetectionHead, ProjectionHead
 from amos_fairseq.modules.token_table import folded

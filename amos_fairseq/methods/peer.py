@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import PretrainingBatch, SharedGeneratorConfig, SharedGeneratorMethod, Vocabulary
+from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
 from amos_fairseq.methods.stages import Words
+from amos_fairseq.methods.two_networks import SharedGeneratorConfig, SharedGeneratorMethod
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, check_partition, level_targets, quality_levels, tqr_loss
 from amos_fairseq.ops import MaskedLMReading, full_precision

@@ -13,8 +13,8 @@ from torch import nn
 
 import amos_fairseq.tasks  # noqa: F401 (for fairseq: with `fairseq-train --user-dir` nothing else imports it)
 from amos_fairseq.methods import register
-from amos_fairseq.methods.base import GeneratorConfig
 from amos_fairseq.methods.electra import Electra, ElectraOutput
+from amos_fairseq.methods.two_networks import GeneratorConfig
 from amos_fairseq.objectives import Mean
 from amos_fairseq.options import NOT_NEGATIVE, option
 from amos_fairseq.quantities import Quantity
