@@ -56,7 +56,7 @@ class Budget:
     examples: int = 1600
     epochs: int = 3
     finetuning_lr: float = 1e-3
-    finetuning_seeds: int = 2
+    finetuning_seeds: int = 2  # 0: judged by the probes alone
 
 
 SEARCHED, CONFIRMED = (1, 2), (11, 12, 13, 14, 15)  # seeds
@@ -65,7 +65,7 @@ BUDGETS = {
         flops=2e10, seeds=SEARCHED, items=DEVELOPMENT, megabytes=0.3, vocab_size=300, examples=64, epochs=1,
         finetuning_seeds=1,
     ),
-    "search": Budget(flops=4e12, seeds=SEARCHED, items=DEVELOPMENT, finetuning_seeds=1),
+    "search": Budget(flops=4e12, seeds=SEARCHED, items=DEVELOPMENT, finetuning_seeds=0),
     "cpu": Budget(flops=6e12, seeds=CONFIRMED),
     "amos": Budget(flops=2.4e13, seeds=CONFIRMED),
     "gpu": Budget(
@@ -136,9 +136,11 @@ class Replication:
         if not done.exists():
             start, variant = time.monotonic(), self.variants[name]
             self.pretrain(variant, seed, run)
-            scores = {**self.probe(run), **self.finetune(run, *([] if variant.pretrained else ["--from-scratch"]))}
-            scores["fine-tuning"] = statistics.mean(scores[task] for task in TASKS)
-            score = statistics.mean(scores[name] for name in (*PROBES, "fine-tuning"))
+            scores = self.probe(run)
+            if self.budget.finetuning_seeds:
+                scores.update(self.finetune(run, *([] if variant.pretrained else ["--from-scratch"])))
+                scores["fine-tuning"] = statistics.mean(scores[task] for task in TASKS)
+            score = statistics.mean(scores[name] for name in (*PROBES, "fine-tuning") if name in scores)
             validation = run_log.read(run / run_log.FILE_NAME).validation
             measured = Measured(score, scores, validation[-1], validation[0], round(time.monotonic() - start, 1))
             with durably_written(os.fspath(done)) as stream:
@@ -206,7 +208,7 @@ def spread(values: Sequence[float]) -> str:
 def markdown(replication: Replication, runs: Runs) -> str:
     budget = replication.budget
     seconds = sum(run.seconds for measured in runs.values() for run in measured) / replication.jobs
-    columns = [*PROBES, *TASKS, "fine-tuning"]
+    columns = [*PROBES, *([*TASKS, "fine-tuning"] if budget.finetuning_seeds else [])]
     header = ["variant", "updates", "nats", "AUC words", "identity", "cosine", "rank", *columns, "score"]
     lines = [
         f"{budget.flops:.1e} FLOPs for each pre-training seed of {', '.join(map(str, budget.seeds))}; "
