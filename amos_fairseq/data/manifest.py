@@ -49,7 +49,7 @@ class Split:
 
 @dataclass
 class Manifest:
-    """What a prepared folder holds and what it was made from."""
+    """What a prepared folder holds and what it was made from. not_read: by reason, files of the folders given"""
 
     version: int
     tokens_per_sample: int
@@ -61,6 +61,7 @@ class Manifest:
     splits: dict[str, Split]
     dropped: dict[str, int]
     repaired: dict[str, int]
+    not_read: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def index_header(dtype: np.dtype, blocks: int) -> bytes:

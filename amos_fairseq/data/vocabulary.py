@@ -16,6 +16,7 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four symbols, in
 MASK = "<mask>"  # the training task appends it: always the last symbol
 BOS, PAD, EOS, UNK = range(4)
 PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
+NORMALIZATIONS = ("nmt_nfkc", "nfkc", "identity")  # SentencePiece's, of which the first two have one that folds case
 MODEL_NAME, DICTIONARY_NAME = "sentencepiece.model", "dict.txt"
 # Of a line at most 1000 characters, not blank. SentencePiece skips lines of more than 4192 bytes: longer ones are cut,
 # between words where there are any.
@@ -99,7 +100,9 @@ def read_vocabulary(path: str) -> SubwordVocabulary:
     return vocabulary
 
 
-def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> SubwordVocabulary:
+def train_vocabulary(
+    texts: Iterable[str], vocab_size: int, uncased: bool, normalization: str = NORMALIZATIONS[0]
+) -> SubwordVocabulary:
     """Byte-pair encoding of `vocab_size` symbols in all, specials and `<mask>` included."""
     if vocab_size <= len(SPECIALS) + 1:
         raise ValueError(f"a vocabulary of {vocab_size} is too small: {len(SPECIALS) + 1} symbols are special")
@@ -112,7 +115,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> Su
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.chain([first], sentences), model_writer=model, model_type="bpe",
-            vocab_size=vocab_size, normalization_rule_name="nmt_nfkc_cf" if uncased else "nmt_nfkc",
+            vocab_size=vocab_size, normalization_rule_name=f"{normalization}_cf" if uncased else normalization,
             bos_id=BOS, pad_id=PAD, eos_id=EOS, unk_id=UNK,
             bos_piece=SPECIALS[BOS], pad_piece=SPECIALS[PAD], eos_piece=SPECIALS[EOS], unk_piece=SPECIALS[UNK],
             control_symbols=[MASK],  # control symbols are never the encoding of a text
