@@ -9,6 +9,7 @@ from typing import NamedTuple, Optional
 
 from amos_fairseq.data.sources import STREAMED
 from amos_fairseq.data.streams import split_extension
+from amos_fairseq.user_errors import seen_from
 
 STANDARD_INPUT = "-"
 FORMATS = {
@@ -33,11 +34,6 @@ class Inputs:
 
     def leave(self, path: str, reason: str) -> None:
         self.not_read.setdefault(reason, []).append(path)
-
-
-def seen_from(path: str) -> str:
-    """A path for a message, with what it is relative to: programs change their working directory."""
-    return path if os.path.isabs(path) else f"{path} (in {os.getcwd()})"
 
 
 def format_of(path: str) -> Optional[str]:

@@ -41,6 +41,7 @@ from amos_fairseq.data.packing import (
     Survey,
     held_out,
 )
+from amos_fairseq.data.sentencepiece_model import parse
 from amos_fairseq.data.sources import open_source
 from amos_fairseq.data.vocabulary import (
     DICTIONARY_NAME,
@@ -174,6 +175,11 @@ def prepare(
         if not is_stream(path):
             open_source(path, path, format, reading).check()
     given = read_vocabulary(chosen.vocabulary) if chosen.vocabulary is not None else None
+    if given is not None and (obstacle := parse(given.model).obstacle):
+        logger.warning(
+            "%s: %s, which Hugging Face's tokenizers have no equal for: what is trained with it can be exported with "
+            "--no-tokenizer only", chosen.vocabulary, obstacle
+        )
     if given is None:
         chosen.vocab_size = chosen.vocab_size or DEFAULT_VOCAB_SIZE
         chosen.normalization = chosen.normalization or NORMALIZATIONS[0]

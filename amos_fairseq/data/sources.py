@@ -272,11 +272,15 @@ def _loads(text: str, number: int) -> Any:
         return DECODER.decode(text)
     except RecursionError:
         raise _NotJson("is JSON nested too deeply", number) from None
-    except ValueError as error:
-        raise _NotJson(f"is no JSON ({error})", number) from None
+    except json.JSONDecodeError as error:
+        raise _NotJson(f"is no JSON ({error.msg}, character {error.pos + 1})", number) from None
 
 
-DECODER = json.JSONDecoder(parse_int=float)  # int refuses numbers of many digits
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 1000 else float(digits)  # int refuses many digits
+
+
+DECODER = json.JSONDecoder(parse_int=_number)
 
 
 class JsonLines(_Json):
@@ -367,27 +371,28 @@ class JsonArray(_Json):
 def _elements(read: Callable[[int], str], name: str) -> Iterator[tuple[int, Any]]:
     """Elements of the JSON array that `read` gives parts of, with the line that each begins on, from 0."""
     buffer = read(corpus.CHUNK_BYTES)
-    place, line = buffer.index("[") + 1, buffer.count("\n", 0, buffer.index("["))
+    place = buffer.index("[") + 1
+    line = buffer.count("\n", 0, place)
     while True:
         begin = SEPARATORS.match(buffer, place).end()  # type: ignore[union-attr]  # it matches nothing, too
         line += buffer.count("\n", place, begin)
-        buffer, place = buffer[begin:], 0
-        if buffer.startswith("]"):
-            if (buffer[1:] + read(corpus.CHUNK_BYTES)).strip():
+        if buffer.startswith("]", begin):
+            if (buffer[begin + 1 :] + read(corpus.CHUNK_BYTES)).strip():
                 raise Damaged(f"{name}, line {line + 1}: more follows the end of the array")
             return
         try:
-            record, place = DECODER.raw_decode(buffer)
+            record, place = DECODER.raw_decode(buffer, begin)
         except RecursionError:
             raise Damaged(f"{name}, line {line + 1}: is JSON nested too deeply") from None
-        except ValueError as error:  # it is broken, or goes on
-            more = read(max(corpus.CHUNK_BYTES, len(buffer))) if len(buffer) < RECORD_BYTES else ""
+        except json.JSONDecodeError as error:  # it is broken, or goes on
+            rest = buffer[begin:]
+            more = read(max(corpus.CHUNK_BYTES, len(rest))) if len(rest) < RECORD_BYTES else ""
             if not more:
-                raise Damaged(f"{name}, line {line + 1}: is no JSON ({error})") from None
-            buffer += more
+                raise Damaged(f"{name}, line {line + 1}: is no JSON ({error.msg})") from None
+            buffer, place = rest + more, 0
             continue
         yield line, record
-        line += buffer.count("\n", 0, place)
+        line += buffer.count("\n", begin, place)
 
 
 class _Columns(Source):

@@ -30,7 +30,7 @@ def test_special_tokens_are_fairseqs_first_four_and_the_mask_is_last(tokenizer, 
 
 
 def test_ids_are_those_of_preparation(tokenizer, vocabulary):
-    encoder = TextEncoder(vocabulary, "blank")
+    encoder = TextEncoder(vocabulary)
     for text in ["alpha beta", "Gamma, alpha\nbeta", ODD]:
         pieces = encoder.processor.encode(text.replace("\n", " "))
         assert tokenizer.encode(text) == encoder.symbol_of_piece[pieces].tolist()

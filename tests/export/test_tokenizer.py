@@ -7,9 +7,9 @@ import unicodedata
 import pytest
 import sentencepiece
 
+from amos_fairseq.data.sentencepiece_model import BPE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, fields, parse
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import train_vocabulary
-from amos_fairseq.export.sentencepiece_model import BPE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, fields, parse
 from amos_fairseq.export.tokenizer import fast_tokenizer, merges, write_tokenizer
 
 pytest.importorskip("tokenizers")
