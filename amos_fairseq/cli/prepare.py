@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-field", default="text", metavar="NAME",
         help="field or column that holds the text of a document; a.b is b in a (default: text)",
     )
+    parser.add_argument(
+        "--id-field", metavar="NAME", help="field or column whose value tells records that are there twice: left out"
+    )
     parser.add_argument("--encoding", metavar="NAME", help="of text and JSON, as Python calls it (default: UTF-8)")
     parser.add_argument(
         "--documents", choices=["blank-line", "line"], default="blank-line", help="what separates documents in text"

@@ -46,11 +46,12 @@ class Block(NamedTuple):
 
 
 class Passages(NamedTuple):
-    """Documents in parts; `kinds` says what each starts; `repaired` how often each of REPAIRED."""
+    """Documents in parts. kinds: what each starts; repaired: how often each of REPAIRED; ids: digests, 0 for none"""
 
     texts: list[str]
     kinds: list[int]
     repaired: Sequence[int]
+    ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Reading:
 
     documents: str = "blank-line"  # or "line": what separates documents in text
     text_field: str = "text"
+    id_field: Optional[str] = None  # whose value tells records that are there twice
     format: Optional[str] = None  # None: as names say
     encoding: Optional[str] = None  # None: UTF-8, and refused if it is clearly something else
 

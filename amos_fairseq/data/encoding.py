@@ -8,6 +8,7 @@ that are there already are read, but not encoded, again. So are those of the oth
 encode a slice.
 """
 
+import functools
 import itertools
 import multiprocessing
 import os
@@ -36,6 +37,7 @@ class EncodedText(NamedTuple):
     token_ids: of all parts
     kinds, lengths, characters: (parts,) CONTINUES or what the part starts, its tokens, its characters
     repaired: (5,) how often each of REPAIRED
+    ids: (parts,) digests of what identifies the documents, 0 for nothing
     """
 
     token_ids: np.ndarray
@@ -43,6 +45,7 @@ class EncodedText(NamedTuple):
     lengths: np.ndarray
     characters: np.ndarray
     repaired: np.ndarray
+    ids: np.ndarray
 
 
 class TextEncoder:
@@ -58,7 +61,7 @@ class TextEncoder:
         return EncodedText(
             self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)],
             np.array(passages.kinds, dtype=np.uint8), _lengths(pieces), _lengths(passages.texts),
-            np.array(passages.repaired, dtype=np.int64),
+            np.array(passages.repaired, dtype=np.int64), np.array(passages.ids, dtype=np.uint64),
         )
 
 
@@ -111,8 +114,8 @@ def _before_last(path: str) -> list[str]:
 
 
 def joined(encoded: Sequence[EncodedText]) -> EncodedText:
-    *parts, repaired = zip(*encoded)
-    return EncodedText(*[*map(np.concatenate, parts), np.sum(repaired, axis=0)])
+    join = {name: np.concatenate for name in EncodedText._fields} | {"repaired": functools.partial(np.sum, axis=0)}
+    return EncodedText(**{name: join[name](parts) for name, parts in zip(EncodedText._fields, zip(*encoded))})
 
 
 def write_encoded(path: str, encoded: EncodedText) -> None:

@@ -34,7 +34,9 @@ class SeenDocuments:
         digest = hashlib.blake2b(digest_size=8)
         for part in token_ids:
             digest.update(part)
-        number = int.from_bytes(digest.digest(), "big")
+        return self.add_digest(int.from_bytes(digest.digest(), "big"))
+
+    def add_digest(self, number: int) -> bool:
         bucket = self.buckets[number >> 48]
         place = bisect_left(bucket, number)
         if place < len(bucket) and bucket[place] == number:
@@ -46,15 +48,15 @@ class SeenDocuments:
 class Survey:
     """Of all documents before any is written: lengths, which are left out, how many hold nothing.
 
-    With `seen`, a document whose tokens are those of an earlier one is left out.
+    With `seen`, a document whose tokens are those of an earlier one is left out. So is one with the id of an earlier.
     """
 
     def __init__(self, seen: Optional[SeenDocuments] = None):
-        self.seen = seen
+        self.seen, self.seen_ids = seen, SeenDocuments()
         self.lengths = array("Q")  # in tokens, by document; 0 of one that is left out
-        self.files = self.files_with_text = self.empty_documents = self.duplicate_documents = 0
+        self.files = self.files_with_text = self.empty_documents = self.duplicate_documents = self.repeated_ids = 0
         self.held: list[np.ndarray] = []  # parts of the open document
-        self.length = self.characters = 0  # of it
+        self.length = self.characters = self.id = 0  # of it
         self.file_has_text = False
 
     @property
@@ -62,14 +64,15 @@ class Survey:
         return self.files - self.files_with_text
 
     def add_all(self, encoded: EncodedText) -> None:
-        sizes = encoded.lengths.tolist(), encoded.characters.tolist()
-        for kind, length, characters, end in zip(encoded.kinds.tolist(), *sizes, np.cumsum(encoded.lengths).tolist()):
-            self.add(kind, length, characters, encoded.token_ids[end - length : end])
+        columns = (encoded.kinds, encoded.lengths, encoded.characters, encoded.ids, np.cumsum(encoded.lengths))
+        for kind, length, characters, identity, end in zip(*(column.tolist() for column in columns)):
+            self.add(kind, length, characters, identity, encoded.token_ids[end - length : end])
 
-    def add(self, kind: int, length: int, characters: int, token_ids: np.ndarray) -> None:
+    def add(self, kind: int, length: int, characters: int, identity: int, token_ids: np.ndarray) -> None:
         if kind != CONTINUES:
             self.end_document()
             self.lengths.append(0)
+            self.id = identity
         if kind == STARTS_FILE:
             self.files += 1
             self.file_has_text = False
@@ -84,7 +87,9 @@ class Survey:
     def end_document(self) -> None:
         if self.length:
             comparable = self.seen is not None and self.length <= LONGEST_COMPARED
-            if comparable and not self.seen.add(self.held):  # type: ignore[union-attr]
+            if self.id and not self.seen_ids.add_digest(self.id):
+                self.repeated_ids += 1
+            elif comparable and not self.seen.add(self.held):  # type: ignore[union-attr]
                 self.duplicate_documents += 1
             else:
                 self.lengths[-1] = self.length

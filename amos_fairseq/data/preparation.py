@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -63,6 +63,8 @@ ENCODED_NAME = "encoded"
 COMPLETE_NAME, REPLACED_NAME = "complete", "replaced"  # the prepared folder to be, and the one that it replaces
 OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{MODEL_NAME}|data\d+")
 DEFAULT_VOCAB_SIZE = 32768
+DROPPED = ("empty_files", "empty_documents", "duplicate_documents", "repeated_ids")
+READING = tuple(field.name for field in fields(Reading))  # options that are also its
 logger = logging.getLogger(__name__)
 
 
@@ -74,6 +76,7 @@ class Options:
     format: Optional[str] = None  # one of NAMES; None: as names of files say
     encoding: Optional[str] = None  # of text and JSON; None: UTF-8
     text_field: str = "text"  # of a record; a dotted path leads into objects
+    id_field: Optional[str] = None  # of a record that is left out if an earlier one has the same
     vocab_size: Optional[int] = None  # specials and <mask> included; DEFAULT_VOCAB_SIZE unless a vocabulary is given
     uncased: bool = False
     normalization: Optional[str] = None  # one of NORMALIZATIONS; the first unless a vocabulary is given
@@ -170,7 +173,7 @@ def prepare(
     files = [*inputs_found.files, *(valid_found.files if valid_found else [])]
     for path in (path for path, _ in files if is_stream(path) and part is not None):
         raise ValueError(f"--part needs input that can be read again, which {path} cannot")
-    reading = Reading(chosen.documents, chosen.text_field, chosen.format, chosen.encoding)
+    reading = Reading(**{name: getattr(chosen, name) for name in READING})
     for path, format in files:
         if not is_stream(path):
             open_source(path, path, format, reading).check()
@@ -287,8 +290,7 @@ def _set_up(
     lock = _Lock(os.path.join(partial, SETUP_LOCK_NAME), shared=False)
     with lock.stream:
         lock.take(wait=True)
-        reading = ("documents", "format", "encoding", "text_field")
-        names = (*reading, "vocabulary", "vocab_size", "uncased", "normalization", "vocabulary_sample")
+        names = (*READING, "vocabulary", "vocab_size", "uncased", "normalization", "vocabulary_sample")
         plan = json.dumps({**{name: options[name] for name in names}, "inputs": inputs}, indent=1).encode()
         plan_path, model_path = os.path.join(partial, PLAN_NAME), os.path.join(partial, MODEL_NAME)
         kept = _read_if_there(plan_path)
@@ -462,6 +464,6 @@ def _pack(slices: Slices, folder: str, vocabulary: SubwordVocabulary, options: O
         dictionary_sha256=hashlib.sha256(dictionary).hexdigest(), sentencepiece_sha256=vocabulary.sha256,
         options={}, inputs=[],
         splits={"train": train.close(), "valid": valid.close()},
-        dropped={name: getattr(survey, name) for name in ("empty_files", "empty_documents", "duplicate_documents")},
+        dropped={name: getattr(survey, name) for name in DROPPED},
         repaired=dict(zip(REPAIRED, repaired.tolist())),
     )

@@ -10,7 +10,9 @@
 import codecs
 import contextlib
 import functools
+import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -119,7 +121,8 @@ class Text(_Streamed):
         kinds[0] = corpus.STARTS_FILE if chunk.starts_file else corpus.CONTINUES
         splits_line = chunk.cuts_line and not chunk.continues_line
         return Passages(
-            texts, kinds, [clean.invalid_bytes, clean.nul_characters, chunk.byte_order_mark, splits_line, 0]
+            texts, kinds, [clean.invalid_bytes, clean.nul_characters, chunk.byte_order_mark, splits_line, 0],
+            [0] * len(texts),
         )
 
     def sample(self, block: Block, most: int) -> str:
@@ -139,8 +142,9 @@ class Text(_Streamed):
             )
         self.checked(clean.text, clean.invalid_bytes, probe)
         lines = [line for line in probe.split(b"\n") if line.strip()][:10]
-        if self.reading.format is None and lines and all(map(JSON_START.match, lines)):
-            kind = "json" if lines[0].lstrip()[:1] == b"[" else "jsonl"
+        is_array = probe.lstrip()[:1] == b"[" and JSON_START.match(probe)
+        if self.reading.format is None and lines and (is_array or all(map(JSON_START.match, lines))):
+            kind = "json" if is_array else "jsonl"
             raise ValueError(
                 f"{self.name} holds records of JSON, not plain text: add --format {kind}, or --format text to have "
                 "them taken as they are"
@@ -164,18 +168,21 @@ class _Records:
 
     def __init__(self, starts_file: bool, invalid_bytes: int = 0, byte_order_mark: bool = False):
         self.texts, self.kinds = ([""], [corpus.STARTS_FILE]) if starts_file else ([], [])
+        self.ids = [0] * len(self.texts)
         self.repaired = dict.fromkeys(corpus.REPAIRED, 0)
         self.repaired.update(invalid_utf8_bytes=invalid_bytes, byte_order_marks=int(byte_order_mark))
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, identity: Any = None) -> None:
         text, surrogates = corpus.without_surrogates(text)
         self.repaired["nul_characters"] += text.count("\0")
         self.repaired["lone_surrogates"] += surrogates
         text = text.replace("\0", "").strip()
         kind = corpus.STARTS_DOCUMENT
+        number = 0 if identity is None else _digest(identity)
         for part in [text] if len(text) <= corpus.CHUNK_BYTES else self._cut(text):
             self.texts.append(part)
             self.kinds.append(kind)
+            self.ids.append(number)
             kind = corpus.CONTINUES
 
     def _cut(self, text: str) -> Iterator[str]:
@@ -184,7 +191,11 @@ class _Records:
             yield chunk.data.decode().strip()
 
     def passages(self) -> Passages:
-        return Passages(self.texts, self.kinds, list(self.repaired.values()))
+        return Passages(self.texts, self.kinds, list(self.repaired.values()), self.ids)
+
+
+def _digest(identity: Any) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest(), "big")
 
 
 class _Json(_Streamed):
@@ -198,30 +209,24 @@ class _Json(_Streamed):
     def start_of(self, block: Block) -> tuple[bool, int, bool]:
         """Whether it starts the file; its invalid bytes; whether it has a byte order mark."""
 
-    @functools.cached_property
-    def keys(self) -> list[str]:
-        return self.reading.text_field.split(".")
-
     def text_of(self, record: Any) -> str:
         """Raises _NoText, _NotText."""
-        field, value = self.reading.text_field, record
-        if not isinstance(record, dict):
-            raise _NotText("is no JSON object")
-        for key in [field] if field in record else self.keys:
-            if isinstance(value, list):
-                raise _NotText(f"field {field!r} leads through a list: name a field of objects with --text-field")
-            value = value.get(key) if isinstance(value, dict) else None
+        field = self.reading.text_field
+        value = _value_of(record, field, "--text-field")
         if value is None:
             raise _NoText
         if not isinstance(value, str):
             raise _NotText(f"field {field!r} is {json.dumps(value)[:40]}, no text: name another with --text-field")
         return value
 
+    def id_of(self, record: Any) -> Any:
+        return None if self.reading.id_field is None else _value_of(record, self.reading.id_field, "--id-field")
+
     def passages(self, block: Block) -> Passages:
         gathered = _Records(*self.start_of(block))
         try:
             for _, record in self.records(block):
-                gathered.add(self.text_of(record))
+                gathered.add(self.text_of(record), self.id_of(record))
         except (_NotJson, _NotText, _NoText):
             self.refuse()
         return gathered.passages()
@@ -237,6 +242,7 @@ class _Json(_Streamed):
                     records += 1
                     with contextlib.suppress(_NoText):
                         self.text_of(record)
+                        self.id_of(record)
                         continue
                     missing += 1
                     first = first or (line + number, record)
@@ -265,6 +271,20 @@ class _Json(_Streamed):
         for block in self.blocks(next(self.spans(corpus.CHUNK_BYTES))):
             self.passages(block)
             return
+
+
+def _value_of(record: Any, field: str, option: str) -> Any:
+    """Of a field, or at the end of a dotted path through objects; None if there is none. Raises _NotText."""
+    if not isinstance(record, dict):
+        raise _NotText("is no JSON object")
+    if field in record:
+        return record[field]
+    value: Any = record
+    for key in field.split("."):
+        if isinstance(value, list):
+            raise _NotText(f"field {field!r} leads through a list: name a field of objects with {option}")
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _loads(text: str, number: int) -> Any:
@@ -296,17 +316,17 @@ class JsonLines(_Json):
                 while (line := read.readline(corpus.CHUNK_BYTES)) and not line.endswith(b"\n"):
                     place += len(line)
                 place += len(line)
-            starts_file = span.begin == 0
-            while place < end or starts_file:
-                data = read.read(min(corpus.CHUNK_BYTES, end - place))
+            starts_file, is_first = span.begin == 0, True
+            while place < end or is_first:
+                data = read.read(max(0, min(corpus.CHUNK_BYTES, end - place)))
                 if data and not data.endswith(b"\n"):
                     data += read.readline(RECORD_BYTES)
                     if len(data) > RECORD_BYTES and not data.endswith(b"\n"):
                         self.refuse_size()
-                if not data and not starts_file:
+                if not data and not is_first:
                     return
                 yield Block((data, starts_file), len(data), done(len(data)))
-                starts_file, place = False, place + len(data)
+                starts_file, is_first, place = False, False, place + len(data)
 
     def refuse_size(self) -> NoReturn:
         raise Damaged(f"{self.name} has a line longer than {RECORD_BYTES >> 20} MB, which is no record of JSON")
@@ -396,7 +416,7 @@ def _elements(read: Callable[[int], str], name: str) -> Iterator[tuple[int, Any]
 
 
 class _Columns(Source):
-    """A column of texts. Data of a block: the texts, and whether they start the file."""
+    """A column of texts. Data of a block: the texts, their ids or None, and whether they start the file."""
 
     @abstractmethod
     def batches(self, span: Span) -> Iterator[Any]:
@@ -409,19 +429,19 @@ class _Columns(Source):
         starts_file = span.begin == 0
         with self.whole():
             for batch in self.batches(span):
-                column = self.column(batch)
+                column = self.column(batch, self.reading.text_field)
+                ids = None if self.reading.id_field is None else self.column(batch, self.reading.id_field)
                 rows = max(1, corpus.CHUNK_BYTES * len(column) // max(1, column.nbytes))
                 for begin in range(0, len(column), rows):
                     part = column.slice(begin, rows)
-                    yield Block((part, starts_file), part.nbytes, part.nbytes)
+                    yield Block((part, ids and ids.slice(begin, rows), starts_file), part.nbytes, part.nbytes)
                     starts_file = False
             if starts_file:
-                yield Block(([], True), 0, 0)
+                yield Block(([], None, True), 0, 0)
 
-    def column(self, batch: Any) -> Any:
+    def column(self, batch: Any, field: str) -> Any:
         from pyarrow import compute
 
-        field = self.reading.text_field
         if field in batch.schema.names:
             column = batch.column(field)
         else:
@@ -440,18 +460,19 @@ class _Columns(Source):
             raise Damaged(f"{self.name} is no whole {type(self).__name__} file ({reason}): fetch it again") from None
 
     def passages(self, block: Block) -> Passages:
-        column, starts_file = block.data
+        column, ids, starts_file = block.data
         gathered = _Records(starts_file)
-        for text in column.to_pylist() if len(column) else []:
+        texts = column.to_pylist() if len(column) else []
+        for text, identity in zip(texts, itertools.repeat(None) if ids is None else ids.to_pylist()):
             if text is None:
                 self.refuse()
-            gathered.add(text)
+            gathered.add(text, identity)
         return gathered.passages()
 
     def refuse(self) -> NoReturn:
         rows = missing = first = 0
         for block in (block for span in self.spans(1 << 62) for block in self.blocks(span)):
-            column, _ = block.data
+            column = block.data[0]
             if len(column) and column.null_count:
                 missing += column.null_count
                 first = first or rows + 1 + column.to_pylist().index(None)
@@ -467,26 +488,37 @@ class _Columns(Source):
         with self.whole():
             schema = self.schema()
         field = self.reading.text_field
-        names = list(schema.names)
-        kind: Any = None
-        if field in names:
-            kind = schema.field(field).type
-        else:
-            for key in field.split("."):
-                if kind is not None and not pyarrow.types.is_struct(kind):
-                    raise ValueError(f"{self.name}: column {field!r} leads through {kind}: name one of structs")
-                if key not in names:
-                    raise ValueError(
-                        f"{self.name} has no column {field!r}, only {', '.join(map(repr, names))[:200]}: name the "
-                        "column of the text with --text-field"
-                    )
-                kind = schema.field(key).type if kind is None else kind.field(key).type
-                names = [kind.field(index).name for index in range(kind.num_fields)]
+        kind = self.kind_of(schema, field, "--text-field")
         if pyarrow.types.is_dictionary(kind):
             kind = kind.value_type
         views = getattr(pyarrow.types, "is_string_view", lambda kind: False)
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or views(kind)):
             raise ValueError(f"{self.name}: column {field!r} is {kind}, no text: name another with --text-field")
+        if self.reading.id_field is not None:
+            field = self.reading.id_field
+            kind = self.kind_of(schema, field, "--id-field")
+            if pyarrow.types.is_nested(kind) or pyarrow.types.is_binary(kind):
+                raise ValueError(f"{self.name}: column {field!r} is {kind}, no id: name another with --id-field")
+
+    def kind_of(self, schema: Any, field: str, option: str) -> Any:
+        """The type of a column, or of what a dotted path through structs leads to. Raises ValueError."""
+        import pyarrow
+
+        if field in schema.names:
+            return schema.field(field).type
+        names: list[str] = schema.names
+        kind: Any = None
+        for key in field.split("."):
+            if kind is not None and not pyarrow.types.is_struct(kind):
+                raise ValueError(f"{self.name}: column {field!r} leads through {kind}: name another with {option}")
+            if key not in names:
+                raise ValueError(
+                    f"{self.name} has no column {field!r}, only {', '.join(map(repr, names))[:200]}: name one of these "
+                    f"with {option}"
+                )
+            kind = schema.field(key).type if kind is None else kind.field(key).type
+            names = [kind.field(index).name for index in range(kind.num_fields)]
+        return kind
 
 
 class Parquet(_Columns):
@@ -529,9 +561,10 @@ class Parquet(_Columns):
 
         with pyarrow.parquet.ParquetFile(self.path, buffer_size=corpus.CHUNK_BYTES) as file:
             groups = range(span.begin, span.end)
+            fields = [*filter(None, (self.reading.text_field, self.reading.id_field))]
             rows = sum(file.metadata.row_group(group).num_rows for group in groups)
             some = min(1 << 16, max(1, corpus.CHUNK_BYTES * rows // max(1, span.size)))
-            yield from file.iter_batches(some, list(groups), [self.reading.text_field], use_threads=False)
+            yield from file.iter_batches(some, list(groups), fields, use_threads=False)
 
 
 class Arrow(_Columns):

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import List, NamedTuple, Optional
 
 import numpy as np
@@ -106,7 +106,8 @@ def train_vocabulary(
     """Byte-pair encoding of `vocab_size` symbols in all, specials and `<mask>` included."""
     if vocab_size <= len(SPECIALS) + 1:
         raise ValueError(f"a vocabulary of {vocab_size} is too small: {len(SPECIALS) + 1} symbols are special")
-    sentences = (found for text in texts for line in text.split("\n") for found in SENTENCE.findall(line))
+    failures: List[Exception] = []  # of reading, which SentencePiece would wrap in one of its own
+    sentences = _sentences(texts, failures)
     first = next(sentences, None)
     if first is None:
         raise ValueError("the corpus holds no document")
@@ -123,8 +124,20 @@ def train_vocabulary(
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
         raise ValueError(_explain(str(error), vocab_size)) from None
     return load_vocabulary(model.getvalue(), "the trained vocabulary")
+
+
+def _sentences(texts: Iterable[str], failures: List[Exception]) -> Iterator[str]:
+    try:
+        for text in texts:
+            for line in text.split("\n"):
+                yield from SENTENCE.findall(line)
+    except Exception as error:
+        failures.append(error)
+        raise
 
 
 def _explain(error: str, vocab_size: int) -> str:

@@ -73,6 +73,10 @@ def decoded_documents(out, split="train"):
     return " ".join(decode(out, [i for i in content if i not in (-1, EOS)]).split())
 
 
+def found(counts):
+    return {name: count for name, count in counts.items() if count}
+
+
 def tree_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
@@ -229,9 +233,9 @@ def test_hostile_text_is_counted_exactly(prepared, tmp_path, monkeypatch):
     (folder / "d.txt").write_bytes(b"long line " * 3000 + b"\n\n\xe2\x80\x8b\n\nlast")  # \u200b: no token
     out = str(tmp_path / "out")
     manifest = prepare([str(folder)], out, vocabulary=prepared, valid_fraction=0.5, workers=1)
-    assert manifest.dropped == {"empty_files": 2, "empty_documents": 1, "duplicate_documents": 0}
-    repaired = {name: count for name, count in manifest.repaired.items() if count}
-    assert repaired == {"invalid_utf8_bytes": 2, "nul_characters": 1, "byte_order_marks": 1, "long_lines_split": 1}
+    assert found(manifest.dropped) == {"empty_files": 2, "empty_documents": 1}
+    expected = {"invalid_utf8_bytes": 2, "nul_characters": 1, "byte_order_marks": 1, "long_lines_split": 1}
+    assert found(manifest.repaired) == expected
     assert (manifest.splits["train"].documents, manifest.splits["valid"].documents) == (2, 2)
     assert decoded_documents(out, "valid").startswith("first abc more long line long line")
     assert decoded_documents(out, "valid").count("long line") == 3000
