@@ -394,10 +394,10 @@ def test_huge_records_and_bombs_take_bounded_memory(case, tmp_path):
     (tmp_path / f"a.{name}").write_bytes(data())
     source = sources.open_source(str(tmp_path / f"a.{name}"), "a", name.split(".")[0].replace("txt", "text"), Reading())
     program = (
-        "import sys, pickle, resource\nsource = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+        "import sys, pickle\nsource = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
         "for span in source.spans(1 << 25):\n  for block in source.blocks(span): source.passages(block)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # ru_maxrss would hold this process's
     )
     command = [sys.executable, "-c", program, pickle.dumps(source).hex()]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1_000_000  # KB
+    assert int(done.stdout) < 700_000  # KB

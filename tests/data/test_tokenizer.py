@@ -37,6 +37,12 @@ def test_ids_are_those_of_preparation(tokenizer, vocabulary):
         assert not {0, 1, 2, tokenizer.mask} & set(tokenizer.encode(text))
 
 
+def test_half_a_character_is_the_replacement_character(tokenizer):
+    text = "alpha \ud800 beta\udcff"
+    assert tokenizer.encode(text) == tokenizer.encode(text.replace("\ud800", "\ufffd").replace("\udcff", "\ufffd"))
+    assert [text[begin:end] for begin, end in tokenizer.encode_with_spans(text)[1]][0] == "alpha"
+
+
 def test_decoding_gives_the_normalised_text_back(tokenizer):
     assert tokenizer.decode(tokenizer.encode("Alpha  beta\nGAMMA, \ufb01rst")) == "alpha beta gamma, first"
     assert tokenizer.decode([0, *tokenizer.encode("alpha"), tokenizer.mask, 2]) == "<s> alpha <mask> </s>"
