@@ -142,6 +142,11 @@ def without_surrogates(text: str) -> tuple[str, int]:
         return SURROGATE.subn("\ufffd", text)
 
 
+def one_line(text: str) -> str:
+    """Lines as words of one sequence; only some models' normalisation would do so by itself."""
+    return text.replace("\n", " ").replace("\r", " ")
+
+
 def read_chunks(stream: BinaryIO, begin: int = 0, end: Optional[int] = None) -> Iterator[Chunk]:
     """A text in chunks of at most CHUNK_BYTES that end between words.
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from amos_fairseq.data.corpus import Passages, Span
+from amos_fairseq.data.corpus import Passages, Span, one_line
 from amos_fairseq.data.vocabulary import SubwordVocabulary, load_processor, token_dtype
 from amos_fairseq.files import durably_written
 
@@ -56,8 +56,7 @@ class TextEncoder:
         self.symbol_of_piece = vocabulary.symbol_of_piece.astype(token_dtype(vocabulary.size))
 
     def __call__(self, passages: Passages) -> EncodedText:
-        # Lines become words of one sequence; only some models' normalisation would do so by itself.
-        pieces = self.processor.encode([text.replace("\n", " ") for text in passages.texts], num_threads=1)
+        pieces = self.processor.encode(list(map(one_line, passages.texts)), num_threads=1)
         return EncodedText(
             self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)],
             np.array(passages.kinds, dtype=np.uint8), _lengths(pieces), _lengths(passages.texts),

@@ -227,7 +227,7 @@ def _check_target(out: str) -> None:
 
 def _existing(out: str, options: dict[str, Any], inputs: list[dict[str, Any]]) -> Manifest:
     manifest = read_manifest(out)
-    if ({**asdict(Options()), **manifest.options}, manifest.inputs) != (options, inputs):
+    if (manifest.options, manifest.inputs) != (options, inputs):
         raise ValueError(f"{out} was prepared from other inputs or options: choose another --out or add --overwrite")
     try:
         load_manifest_for(out)

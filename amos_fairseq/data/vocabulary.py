@@ -133,7 +133,7 @@ def train_vocabulary(
 def _sentences(texts: Iterable[str], failures: List[Exception]) -> Iterator[str]:
     try:
         for text in texts:
-            for line in text.split("\n"):
+            for line in text.replace("\r", " ").split("\n"):
                 yield from SENTENCE.findall(line)
     except Exception as error:
         failures.append(error)

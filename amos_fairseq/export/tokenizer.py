@@ -28,7 +28,7 @@ def fast_tokenizer(tokenizer: Tokenizer):
         raise ValueError(f"{obstacle}, which Hugging Face's tokenizers have no equal for: add --no-tokenizer")
     fast = FastTokenizer(pieces_model(model, tokenizer))
 
-    steps = [normalizers.Replace("\n", " ")]
+    steps = [normalizers.Replace("\n", " "), normalizers.Replace("\r", " ")]
     if model.charsmap:
         # `Precompiled` applies a rule for the first character of a grapheme to all of it, so that "A" with an accent
         # would become "a": it gets the characters one by one, and accents are composed before and after.

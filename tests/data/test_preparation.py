@@ -221,7 +221,7 @@ def test_validation_can_be_the_users_own(prepared, tmp_path):
     "normalization, seen", [("nmt_nfkc", "می خواهم 1"), ("nfkc", "می\u200cخواهم 1"), ("identity", "می\u200cخواهم ①")]
 )
 def test_normalization_is_chosen(normalization, seen, tmp_path):
-    (tmp_path / "a.txt").write_text("می\u200cخواهم ①\n\n" * 20)
+    (tmp_path / "a.txt").write_text("می\u200cخواهم ①\r\n\r\n" * 20)
     manifest = prepare([str(tmp_path / "a.txt")], str(tmp_path / "out"), normalization=normalization, vocab_size=20,
                        workers=1)
     assert decoded_documents(tmp_path / "out").startswith(seen)

@@ -68,14 +68,17 @@ def trained(**options):
     return model.getvalue()
 
 
-def prepared(uncased):
+def prepared(uncased, normalization="nmt_nfkc"):
     """As `amos-fairseq prepare` trains it."""
-    return train_vocabulary(texts(), 260, uncased).model
+    return train_vocabulary(texts(), 260, uncased, normalization).model
 
 
 MODELS = {
     "bpe-cased": lambda: prepared(uncased=False),
     "bpe-uncased": lambda: prepared(uncased=True),
+    "bpe-nfkc": lambda: prepared(uncased=False, normalization="nfkc"),
+    "bpe-nfkc-uncased": lambda: prepared(uncased=True, normalization="nfkc"),
+    "bpe-identity": lambda: prepared(uncased=False, normalization="identity"),
     "unigram": lambda: trained(model_type="unigram"),
     "unigram-bytes": lambda: trained(model_type="unigram", byte_fallback=True, vocab_size=500),
     "bpe-bytes": lambda: trained(model_type="bpe", byte_fallback=True, vocab_size=500),
