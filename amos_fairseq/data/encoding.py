@@ -8,16 +8,18 @@ that are there already are read, but not encoded, again. So are those of the oth
 encode a slice.
 """
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence, Sized
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
@@ -182,20 +184,22 @@ def encode_slices(
     counts = multiprocessing.Array("q", 2)
     pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(vocabulary, counts))
     try:
-        waiting, open_strands = {}, dict.fromkeys(slices, 0)
+        waiting, finished, open_strands, told = {}, queue.SimpleQueue[Future](), {}, 0
         for path, spans in slices.items():
             divisible = all(span.source.divisible for span in spans)
             strands = 1 if divisible else min(MOST_STRANDS, -(-workers // len(slices)))
+            open_strands[path] = strands
             for strand in range(strands):
-                waiting[pool.submit(_encode_in_worker, path, spans, strand, strands)] = path
-            open_strands[path] = strands if strands > 1 else 0
-        told = 0
+                future = pool.submit(_encode_in_worker, path, spans, strand, strands)
+                waiting[future] = path
+                future.add_done_callback(finished.put)
         while waiting:
-            for future in wait(waiting, 1, FIRST_COMPLETED).done:
+            with contextlib.suppress(queue.Empty):
+                future = finished.get(timeout=1)
                 future.result()
                 path = waiting.pop(future)
                 open_strands[path] -= 1
-                if open_strands[path] == 0:
+                if open_strands[path] == 0 and not os.path.exists(path):  # it is by several strands
                     os.rename(_before_last(path)[-1], path)
             told, before = counts[0], told
             progress(told - before)

@@ -42,7 +42,7 @@ from amos_fairseq.data.packing import (
     held_out,
 )
 from amos_fairseq.data.sentencepiece_model import parse
-from amos_fairseq.data.sources import open_source
+from amos_fairseq.data.sources import Text, open_source
 from amos_fairseq.data.vocabulary import (
     DICTIONARY_NAME,
     MODEL_NAME,
@@ -391,8 +391,11 @@ def _progress_bar(description: str, total: int, progress: bool, initial: int = 0
     return tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=description, disable=disable)
 
 
-def _check_fates(fates: np.ndarray, lengths: np.ndarray, options: Options) -> None:
-    """Refuse a corpus with nothing to train or to validate on; tell if validation is far from what was asked for."""
+def _check_fates(fates: np.ndarray, lengths: np.ndarray, options: Options, divisible: bool) -> None:
+    """Refuse a corpus with nothing to train or to validate on; tell if validation is far from what was asked for.
+
+    divisible: whether --documents line would make more documents
+    """
     train, valid = (int(lengths[fates == fate].sum()) for fate in (TRAIN, VALID))
     if not train and not valid:
         raise ValueError("the corpus holds no document")
@@ -402,13 +405,13 @@ def _check_fates(fates: np.ndarray, lengths: np.ndarray, options: Options) -> No
             raise ValueError(f"{of} holds no document" + ", duplicates aside" * options.deduplicate)
         return
     if not train:
-        remedy = "--documents line" if options.documents != "line" else "--valid with a text of its own"
+        remedy = "--documents line" if divisible else "--valid with a text of its own"
         raise ValueError(f"the corpus holds one document, and validation needs one more: try {remedy}")
-    share = valid / (train + valid)
+    share, remedy = valid / (train + valid), "--documents line makes more of them, " if divisible else ""
     if not options.valid_fraction / 2 <= share <= 2 * options.valid_fraction:
         logger.warning(
-            "validation holds %.2g of the tokens, not --valid-fraction %g, for documents are few or long: --documents "
-            "line makes more of them, --valid names a text to validate on", share, options.valid_fraction
+            "validation holds %.2g of the tokens, not --valid-fraction %g, for documents are few or long: %s--valid names "
+            "a text to validate on", share, options.valid_fraction, remedy
         )
 
 
@@ -442,7 +445,8 @@ def _pack(slices: Slices, folder: str, vocabulary: SubwordVocabulary, options: O
         fates[:given][lengths[:given] > 0] = VALID
     else:
         fates[held_out(lengths, options.valid_fraction)] = VALID
-    _check_fates(fates, lengths, options)
+    is_text = any(isinstance(span.source, Text) for spans in slices.train.values() for span in spans)
+    _check_fates(fates, lengths, options, divisible=is_text and options.documents != "line")
 
     documents = DocumentWriter(train, valid, fates)
     repaired = np.zeros(len(REPAIRED), dtype=np.int64)

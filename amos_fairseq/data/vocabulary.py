@@ -12,6 +12,8 @@ from typing import List, NamedTuple, Optional
 import numpy as np
 import sentencepiece
 
+from amos_fairseq.user_errors import seen_from
+
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four symbols, in its order
 MASK = "<mask>"  # the training task appends it: always the last symbol
 BOS, PAD, EOS, UNK = range(4)
@@ -90,7 +92,7 @@ def read_vocabulary(path: str) -> SubwordVocabulary:
             with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
                 dictionary = stream.read()
     if not os.path.exists(path):
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{seen_from(path)} does not exist")
     with open(path, "rb") as stream:
         vocabulary = load_vocabulary(stream.read(), path, dictionary)
     if dictionary is not None:
