@@ -410,8 +410,8 @@ def _check_fates(fates: np.ndarray, lengths: np.ndarray, options: Options, divis
     share, remedy = valid / (train + valid), "--documents line makes more of them, " if divisible else ""
     if not options.valid_fraction / 2 <= share <= 2 * options.valid_fraction:
         logger.warning(
-            "validation holds %.2g of the tokens, not --valid-fraction %g, for documents are few or long: %s--valid names "
-            "a text to validate on", share, options.valid_fraction, remedy
+            "validation holds %.2g of the tokens, not --valid-fraction %g, for documents are few or long: %s--valid "
+            "names a text to validate on", share, options.valid_fraction, remedy
         )
 
 
