@@ -43,7 +43,7 @@ def durably_written(path: PathLike) -> Iterator[BinaryIO]:
         raise
 
 
-def replace_durably(path: Path, content: bytes) -> None:
+def replace_durably(path: PathLike, content: bytes) -> None:
     """Write a file as `durably_written` does."""
     with durably_written(path) as stream:
         stream.write(content)

@@ -46,6 +46,11 @@ def stop(message: str, status: int, program: str = "amos_fairseq") -> NoReturn:
     raise SystemExit(status)
 
 
+def seen_from(path: str) -> str:
+    """A path for a message, with what it is relative to: hydra, for one, changes the working directory."""
+    return path if os.path.isabs(path) else f"{path} (in {os.getcwd()})"
+
+
 def suggestion(word: str, choices: Iterable[str]) -> str:
     """`, did you mean ..?` if one of the choices is like the word, else nothing."""
     close = difflib.get_close_matches(word, list(choices), n=1)

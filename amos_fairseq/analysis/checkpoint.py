@@ -1,5 +1,6 @@
 """A trained run, loaded to look at what it does with text."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence
@@ -9,7 +10,7 @@ import numpy as np
 from amos_fairseq.analysis import pipeline
 from amos_fairseq.analysis.pipeline import Sentence
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.data.manifest import load_manifest_for
+from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located
 from amos_fairseq.data.masking import MaskingOptions
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MASK
 from amos_fairseq.pretrained.loading import identify, load
@@ -71,7 +72,8 @@ def held_out_blocks(data: str, model: Pretrained, count: int, remedy: str = ""):
     """
     from fairseq.data import Dictionary, data_utils
 
-    _, (folder, *_) = load_manifest_for(data)
+    load_manifest_for(data)
+    folder = os.path.join(located(data)[0], VALID_SHARD)
     dictionary = Dictionary.load(str(Path(folder) / DICTIONARY_NAME))
     dictionary.add_symbol(MASK)
     if dictionary.symbols != model.tokenizer.symbols:

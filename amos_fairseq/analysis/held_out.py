@@ -4,7 +4,6 @@ Sequences are held-out blocks of the run's data, cut to SEQUENCE_TOKENS. Similar
 or of a file of scored pairs (STS-B's, for example) those of the highest score.
 """
 
-import csv
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from amos_fairseq.analysis.checkpoint import held_out_blocks
 from amos_fairseq.analysis.run_log import Run
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
+from amos_fairseq.finetune import tables
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.loading import from_pretrained
@@ -157,14 +157,13 @@ def read_pairs(path: Path) -> Pairs:
 
     Raises ValueError, in one line, for anything else.
     """
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    header, *rows = [line.split("\t") for _, line in tables.lines_of(path)] or [[]]
     try:
-        first, second, scores = ([row[name] for row in rows] for name in PAIR_COLUMNS)
+        first, second, scores = ([dict(zip(header, row))[name] for row in rows] for name in PAIR_COLUMNS)
         pairs = Pairs(first, second, [float(score) for score in scores])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, ValueError):
         pairs = None
-    if pairs is None or len(rows) < 2 or None in first + second:
+    if pairs is None or len(rows) < 2:
         columns = ", ".join(PAIR_COLUMNS)
         raise ValueError(f"{path} must have two lines or more of {columns}, between tabs, below a line of these names")
     return pairs

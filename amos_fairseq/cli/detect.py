@@ -23,10 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is no probability: give 0 to 1")
-    text = trained.read(args.file) if args.file else args.text
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{args.file or '--text'}: there is no text to read")
+    lines = trained.lines_of(args)
 
     model = trained.load(args)
     for line in lines:

@@ -19,13 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pooling", choices=("mean", "cls"), help="also what sentence-transformers needs to make one vector of a text"
     )
+    parser.add_argument(
+        "--no-tokenizer", dest="tokenizer", action="store_false",
+        help="without the files of transformers' AutoTokenizer, which has no equal for some SentencePiece models",
+    )
     parser.add_argument("--data", type=Path, help="prepared data, for the card (default: where the run found them)")
 
 
 def run(args: argparse.Namespace) -> None:
     from amos_fairseq.export import huggingface
 
-    report = huggingface.export(args.run, args.out, args.classes, args.pooling, args.data)
+    report = huggingface.export(args.run, args.out, args.classes, args.pooling, args.data, args.tokenizer)
     for choice, gaps in report.models:
         print(f"{args.out / choice.place}  {choice.class_name}; loaded again, it differs by {huggingface.told(gaps)}")
         if choice.needs_code:

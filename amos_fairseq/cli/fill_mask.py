@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for fillings in trained.load(args).fill_mask(args.text, args.top):
+    text = trained.checked(args.text, "TEXT")
+    for fillings in trained.load(args).fill_mask(text, args.top):
         if args.json:
             print(json.dumps([filling._asdict() for filling in fillings], ensure_ascii=False))
         else:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from amos_fairseq.cli.trained import add_text, read
+from amos_fairseq.cli.trained import add_text, lines_of
 
 HELP = (
     "Follow text through a trained model: what is masked, what each generator would put there and what is drawn, the "
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--seed must be 0 or more, got {args.seed}")
     if args.html and args.html.exists():
         raise ValueError(f"--html {args.html} exists: name a new file")
-    lines = given_lines(args)
+    lines = [] if args.text is None and args.file is None else lines_of(args)
 
     from rich.console import Console
 
@@ -87,21 +87,6 @@ def run(args: argparse.Namespace) -> None:
         print(args.html)
     else:
         write(terminal(args.color), sentences, args.threshold, stages)
-
-
-def given_lines(args: argparse.Namespace) -> List[str]:
-    """Of --text or --file those that are not blank; [] without either."""
-    if args.text is None and args.file is None:
-        return []
-    lines = [args.text] if args.file is None else read(args.file).splitlines()
-    lines = [line for line in lines if line.strip()]
-    try:
-        "".join(lines).encode()
-    except UnicodeEncodeError:  # Python keeps bytes of the command line that it cannot decode, as surrogates
-        raise ValueError("--text holds bytes that are no UTF-8: give the text in UTF-8") from None
-    if not lines:
-        raise ValueError(f"{args.file or '--text'}: there is no text to inspect")
-    return lines
 
 
 def write(console, sentences: List, threshold: Optional[float], stages: bool) -> None:

@@ -1,30 +1,59 @@
-"""`amos-fairseq prepare`: text files to a vocabulary and binarised training data."""
+"""`amos-fairseq prepare`: text in files of many kinds to a vocabulary and binarised training data."""
 
 import argparse
 import logging
 import os
+import shlex
 import sys
 
 HELP = "turn text into a vocabulary and binarised training data; the same command goes on after a kill"
 
+NAMED = 3  # files of those that are not read, for each reason
+LONGEST_BY_DEFAULT = 512
+# The paper's base setting on 8 GPUs; fewer take longer.
+RECIPE = (
+    "--task amos_rtd --arch amos_rtd_base --criterion amos_rtd --batch-size 32 --update-freq 8 --optimizer fused_adamw "
+    "--adam-betas '(0.9,0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 2.0 --lr 5e-4 --lr-scheduler "
+    "polynomial_decay --warmup-updates 10000 --total-num-update 125000 --max-update 125000 --save-dir checkpoints"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="text files, folders (all *.txt below), or - for standard input"
+        "inputs", nargs="+", metavar="INPUT",
+        help="files; folders, of which all *.txt, *.jsonl, *.ndjson, *.json, *.parquet and *.arrow are read, the first "
+        "four compressed (.gz, .bz2, .xz, .zst) or not; or - for standard input",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR")
     parser.add_argument(
-        "--documents", choices=["blank-line", "line"], default="blank-line", help="what separates documents"
+        "--format", choices=["text", "jsonl", "json", "parquet", "arrow"],
+        help="of files whose names do not say it, and of standard input (default: text)",
+    )
+    parser.add_argument(
+        "--text-field", default="text", metavar="NAME",
+        help="field or column that holds the text of a document; a.b is b in a (default: text)",
+    )
+    parser.add_argument(
+        "--id-field", metavar="NAME", help="field or column whose value tells records that are there twice: left out"
+    )
+    parser.add_argument("--encoding", metavar="NAME", help="of text and JSON, as Python calls it (default: UTF-8)")
+    parser.add_argument(
+        "--documents", choices=["blank-line", "line"], default="blank-line", help="what separates documents in text"
     )
     parser.add_argument("--vocab-size", type=int, help="size of the dictionary, specials and <mask> included (32768)")
     parser.add_argument("--uncased", action="store_true", help="fold case")
+    parser.add_argument(
+        "--normalization", choices=["nmt_nfkc", "nfkc", "identity"],
+        help="of characters: NFKC and what translation removes, zero-width joiners among it (the default), NFKC, none",
+    )
     parser.add_argument(
         "--vocabulary", metavar="PATH", help="take this SentencePiece .model, or an earlier DIR's, instead of training"
     )
     parser.add_argument("--tokens-per-sample", type=int, default=512, help="length of a block")
     parser.add_argument("--shards", type=int, default=1, help="number of equal parts; fairseq reads one per epoch")
-    parser.add_argument("--valid-fraction", type=float, default=0.01, help="share of the documents kept for validation")
+    parser.add_argument("--valid-fraction", type=float, default=0.01, help="share of the tokens kept for validation")
+    parser.add_argument("--valid", metavar="PATH", help="validate on this file or folder instead of a part of INPUT")
     parser.add_argument(
         "--documents-whole", action="store_true", help="do not split documents that fit into a block; blocks vary"
     )
@@ -54,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def summary(manifest, out: str) -> list[str]:
-    """What was prepared, in lines for a person."""
+    """What was prepared, in lines for a person; the last can be typed as it is, in any folder."""
     splits = manifest.splits
     counts = ("characters", "text_tokens", "unknown_tokens")
     characters, text_tokens, unknown = (sum(getattr(split, name) for split in splits.values()) for name in counts)
@@ -62,6 +91,7 @@ def summary(manifest, out: str) -> list[str]:
         f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.blocks:,} blocks"
         for name, split in splits.items()
     ]
+    lines[-1] += f", {splits['valid'].text_tokens / text_tokens:.2%} of the tokens"
     lines.append(
         f"vocabulary: {manifest.vocabulary_size:,} symbols, {characters / text_tokens:.2f} characters per token, "
         f"{unknown / text_tokens:.4%} unknown"
@@ -69,5 +99,9 @@ def summary(manifest, out: str) -> list[str]:
     for title, counts in (("dropped", manifest.dropped), ("repaired", manifest.repaired)):
         found = [f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count]
         lines.append(f"{title}: {', '.join(found) or 'nothing'}")
-    shards = ":".join(os.path.join(out, f"data{shard}") for shard in range(len(splits["train"].shards)))
-    return [*lines, f"data: {out}", f"train with: fairseq-train {shards} --user-dir amos_fairseq ..."]
+    for reason, paths in manifest.not_read.items():
+        named = ", ".join(os.path.basename(path) for path in paths[:NAMED])
+        lines.append(f"not read, {reason}: {len(paths):,} ({named}{', ..' if len(paths) > NAMED else ''})")
+    folder, length = os.path.abspath(out), manifest.tokens_per_sample
+    lengths = f"--tokens-per-sample {length}" + (f" --max-positions {length}" if length > LONGEST_BY_DEFAULT else "")
+    return [*lines, f"data: {folder}", f"train with: amos-fairseq train {shlex.quote(folder)} {RECIPE} {lengths}"]

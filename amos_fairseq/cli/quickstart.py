@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Opti
 from amos_fairseq.analysis import expectations, quantities, run_log
 from amos_fairseq.cli.main import run_command
 from amos_fairseq.cli.processes import available_cores, held_interrupts, started, stoppable
-from amos_fairseq.data.corpus import list_inputs
+from amos_fairseq.data.inputs import list_inputs
 from amos_fairseq.files import claimed
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ def check_settings(args: argparse.Namespace) -> Dict:
     if args.updates is not None and args.updates < 1:
         raise ValueError(f"--updates must be at least 1, got {args.updates}")
     if args.corpus:
-        size = sum(os.path.getsize(file) for file in list_inputs([str(args.corpus)]))
+        size = sum(os.path.getsize(path) for path, _ in list_inputs([str(args.corpus)]).files)
         if size < SMALLEST_CORPUS:
             raise ValueError(
                 f"--corpus {args.corpus} has {size:,} bytes, too few to learn from; {SMALLEST_CORPUS:,} is the least"

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
 
 
 def add_run(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
@@ -25,6 +25,24 @@ def load(args: argparse.Namespace, run: Optional[Path] = None):
     from amos_fairseq.pretrained.loading import from_pretrained
 
     return from_pretrained(run or args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def lines_of(args: argparse.Namespace) -> List[str]:
+    """The lines of `add_text`'s arguments that are not blank; a line feed ends one, nothing else does."""
+    text = checked(args.text) if args.file is None else read(args.file)
+    lines = [line for line in (line.removesuffix("\r") for line in text.split("\n")) if line.strip()]
+    if not lines:
+        raise ValueError(f"{args.file or '--text'}: there is no text to read")
+    return lines
+
+
+def checked(text: str, name: str = "--text") -> str:
+    """Of the command line, of which Python keeps bytes that it cannot decode, as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds bytes that are no UTF-8: give the text in UTF-8") from None
+    return text
 
 
 def read(path: str) -> str:

@@ -1,18 +1,18 @@
-"""Reading a corpus: from paths to slices, from these to bounded chunks of bytes, from these to documents of clean text.
+"""A corpus: sources cut into spans, spans read in bounded blocks, blocks made into documents of clean text.
 
-A chunk ends before white space and the next one begins with that white space. So a chunk always continues the document
-that the chunk before it left open, unless it is the first of its file: no seam between chunks needs a rule of its own.
-The same holds for slices, which are encoded by different processes: where one ends follows from the bytes around it.
+A chunk of text ends before white space and the next one begins with that white space. So a chunk always continues the
+document that the chunk before it left open, unless it is the first of its file: no seam between chunks needs a rule of
+its own. The same holds for slices, which are encoded by different processes: where one ends follows from the bytes
+around it.
 """
 
+import abc
 import os
 import re
-import stat
-import sys
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple, Optional
 
 CHUNK_BYTES = 1 << 20  # longer lines are cut; also what is encoded at a time
 SLICE_BYTES = 32 << 20  # what is kept of the work of a killed process is whole slices
@@ -20,17 +20,89 @@ SLICES = 256  # of a corpus too small for so many of that size, so that all work
 BLANK_BYTES = b" \t\n\r\f\v\0"
 BLANK_LINE = re.compile(r"\n\s*\n", re.ASCII)
 ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # how "surrogateescape" shows an invalid byte
-PROBE_BYTES = 1 << 16
-BINARY_SHARE = 0.05
-STANDARD_INPUT = "-"
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can spell
+REPAIRED = ("invalid_utf8_bytes", "nul_characters", "byte_order_marks", "long_lines_split", "lone_surrogates")
+CONTINUES, STARTS_DOCUMENT, STARTS_FILE = range(3)  # what a passage does
 
 
 class Span(NamedTuple):
-    """Bytes of a file from `begin` to `end`, each moved back to the next place where a chunk may end."""
+    """A piece of a source that can be read on its own: what its units `begin` to `end` hold, `size` bytes of text.
 
-    path: str
+    Units are the source's own: bytes, row groups, or one for all of a file that can only be read from its start.
+    """
+
+    source: "Source"
     begin: int
     end: int
+    size: int
+
+
+class Block(NamedTuple):
+    """What is read of a span at a time. data: as its source has it; size: bytes of text; done: of the span's size"""
+
+    data: Any
+    size: int
+    done: int
+
+
+class Passages(NamedTuple):
+    """Documents in parts. kinds: what each starts; repaired: how often each of REPAIRED; ids: digests, 0 for none"""
+
+    texts: list[str]
+    kinds: list[int]
+    repaired: Sequence[int]
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How all sources of a corpus are read."""
+
+    documents: str = "blank-line"  # or "line": what separates documents in text
+    text_field: str = "text"
+    id_field: Optional[str] = None  # whose value tells records that are there twice
+    format: Optional[str] = None  # None: as names say
+    encoding: Optional[str] = None  # None: UTF-8, and refused if it is clearly something else
+
+
+@dataclass(frozen=True)
+class Source(abc.ABC):
+    """One input file. path: where its bytes lie; name: how messages call it; compression: of all its bytes."""
+
+    path: str
+    name: str
+    reading: Reading
+    compression: Optional[str] = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of text, about."""
+        return os.path.getsize(self.path)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether spans can have any size, so that any part of it is reached at once."""
+        return False
+
+    @abc.abstractmethod
+    def spans(self, most: int) -> Iterator[Span]:
+        """All of it in pieces of `most` bytes where that is possible; an empty file has an empty one."""
+
+    @abc.abstractmethod
+    def blocks(self, span: Span) -> Iterator[Block]:
+        """Bounded, and fast, for some are passed over. Raises Damaged."""
+
+    @abc.abstractmethod
+    def passages(self, block: Block) -> Passages:
+        """The documents of a block; that of a file's start begins with one that STARTS_FILE. Raises ValueError."""
+
+    def sample(self, block: Block, most: int) -> str:
+        """Text of a block to learn a vocabulary from, of about `most` bytes at most."""
+        return "\n".join(self.passages(block).texts)[:most]
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Refuse, by a look at its start, what cannot be read as intended: a ValueError."""
 
 
 class Chunk(NamedTuple):
@@ -47,99 +119,62 @@ class CleanText(NamedTuple):
     nul_characters: int
 
 
-def list_inputs(inputs: Sequence[str]) -> list[str]:
-    """The files that `inputs` name, in order: files, `*.txt` below folders (sorted), `-` for standard input."""
-    if not inputs:
-        raise ValueError("no input: name text files, folders or - for standard input")
-    paths = []
-    for name in map(os.fspath, inputs):
-        if name == STANDARD_INPUT:
-            paths.append(name)
-        elif os.path.isdir(name):
-            found = sorted(str(path) for path in Path(name).rglob("*.txt") if path.is_file())
-            if not found:
-                raise ValueError(f"{name} holds no *.txt file")
-            paths.extend(found)
-        elif os.path.exists(name):
-            paths.append(name)
-        else:
-            raise ValueError(f"{name} does not exist")
-    if paths.count(STANDARD_INPUT) > 1:
-        raise ValueError("standard input (-) can be read only once")
-    return paths
-
-
-def is_stream(path: str) -> bool:
-    """Whether `path` can be read only once: standard input, or a pipe given by name."""
-    return path == STANDARD_INPUT or not stat.S_ISREG(os.stat(path).st_mode)
-
-
-def open_input(path: str):
-    return os.fdopen(os.dup(sys.stdin.fileno()), "rb") if path == STANDARD_INPUT else open(path, "rb")
-
-
-def check_text(path: str, shown_as: str) -> None:
-    """Refuse a binary file; a text with a few bad bytes passes and is repaired later."""
-    with open(path, "rb") as stream:
-        probe = stream.read(PROBE_BYTES)
-    clean = clean_text(probe)
-    share = (clean.invalid_bytes + clean.nul_characters) / max(1, len(probe))
-    if share > BINARY_SHARE:
-        raise ValueError(
-            f"{shown_as} is not UTF-8 text ({share:.0%} of its first {len(probe)} bytes are NUL or invalid): "
-            "decompress or convert it first"
-        )
+def decoded(data: bytes) -> tuple[str, int]:
+    """Text of `data` with invalid UTF-8 replaced by U+FFFD, and how many bytes of it there were."""
+    try:
+        return data.decode(), 0
+    except UnicodeDecodeError:
+        return ESCAPED_BYTE.subn("\ufffd", data.decode(errors="surrogateescape"))
 
 
 def clean_text(data: bytes) -> CleanText:
-    """Text of `data` with invalid UTF-8 replaced by U+FFFD and NULs removed, and how many bytes of each there were."""
-    text, invalid_bytes = ESCAPED_BYTE.subn("\ufffd", data.decode(errors="surrogateescape"))
+    """Text of `data` as `decoded` and without NULs, and how many bytes of each there were."""
+    text, invalid_bytes = decoded(data)
     return CleanText(text.replace("\0", ""), invalid_bytes, text.count("\0"))
 
 
-def divide(path: str, size: int, most: int) -> Iterator[Span]:
-    """A file of `size` bytes as spans of `most` bytes and a rest; an empty file has an empty one."""
-    for begin in range(0, max(size, 1), most):
-        yield Span(path, begin, min(begin + most, size))
+def without_surrogates(text: str) -> tuple[str, int]:
+    """The text with lone surrogates, which no encoding of Unicode has, replaced by U+FFFD, and how many there were."""
+    try:
+        text.encode()
+        return text, 0
+    except UnicodeEncodeError:
+        return SURROGATE.subn("\ufffd", text)
 
 
-def plan_slices(sizes: Sequence[tuple[str, int]]) -> list[list[Span]]:
-    """The corpus, (path, bytes) of each file, in slices of at least `slice_bytes` but the last; at most twice that."""
-    slice_bytes = min(max(sum(size for _, size in sizes) // SLICES, CHUNK_BYTES), SLICE_BYTES)
-    slices: list[list[Span]] = [[]]
-    filled = 0
-    for path, size in sizes:
-        for span in divide(path, size, slice_bytes):
-            if filled >= slice_bytes:
-                slices.append([])
-                filled = 0
-            slices[-1].append(span)
-            filled += span.end - span.begin
-    return slices
+def one_line(text: str) -> str:
+    """Lines as words of one sequence; only some models' normalisation would do so by itself."""
+    return text.replace("\n", " ").replace("\r", " ")
 
 
-def read_chunks(span: Span) -> Iterator[Chunk]:
-    """The bytes of a span in chunks of at most CHUNK_BYTES that end between words."""
-    with open(span.path, "rb") as stream:
-        end, cut_by_end = _find_boundary(stream, span.end)
-        begin, continues_line = _find_boundary(stream, span.begin)
+def read_chunks(stream: BinaryIO, begin: int = 0, end: Optional[int] = None) -> Iterator[Chunk]:
+    """A text in chunks of at most CHUNK_BYTES that end between words.
+
+    begin, end: of a part of it, each moved back to the next place where a chunk may end; None: all to the end
+    """
+    starts_file = begin == 0
+    cut_by_end = continues_line = False
+    if end is not None:
+        end, cut_by_end = _find_boundary(stream, end)
+        begin, continues_line = _find_boundary(stream, begin)
         stream.seek(begin)
-        byte_order_mark = begin == 0 and stream.read(len(BOM_UTF8)) == BOM_UTF8
-        if byte_order_mark:
-            begin += len(BOM_UTF8)
-        stream.seek(begin)
-        starts_file, rest = span.begin == 0, b""
-        while True:
-            fresh = stream.read(min(CHUNK_BYTES - len(rest), end - begin))
-            begin += len(fresh)
-            block = rest + fresh
-            at_end = len(block) < CHUNK_BYTES
-            cut, cuts_line = (len(block), cut_by_end) if at_end else _find_cut(block)
-            yield Chunk(block[:cut], starts_file, byte_order_mark and starts_file, continues_line, cuts_line)
-            if at_end:
-                return
-            starts_file, rest, continues_line = False, block[cut:], cuts_line
-
+    rest = b""
+    if begin == 0:
+        rest = stream.read(len(BOM_UTF8) if end is None else min(len(BOM_UTF8), end))
+        begin = len(rest)
+    byte_order_mark = rest == BOM_UTF8
+    rest = b"" if byte_order_mark else rest
+    while True:
+        most = CHUNK_BYTES - len(rest)
+        fresh = stream.read(most if end is None else min(most, end - begin))
+        begin += len(fresh)
+        block = rest + fresh
+        at_end = len(block) < CHUNK_BYTES
+        cut, cuts_line = (len(block), cut_by_end) if at_end else _find_cut(block)
+        yield Chunk(block[:cut], starts_file, byte_order_mark and starts_file, continues_line, cuts_line)
+        if at_end:
+            return
+        starts_file, rest, continues_line = False, block[cut:], cuts_line
 
 def _find_boundary(stream: BinaryIO, position: int) -> tuple[int, bool]:
     """Where the spans that meet at `position` end and begin, and whether that is inside a line."""
@@ -178,14 +213,42 @@ def is_selected(index: int, share: float) -> bool:
     return index == 0 or int(index * share) > int((index - 1) * share)
 
 
-def sample_text(sizes: Sequence[tuple[str, int]], budget: int) -> Iterator[str]:
-    """Clean text of evenly spaced parts of the files, (path, bytes) each, about `budget` bytes at most."""
-    share = min(1.0, budget / max(1, sum(size for _, size in sizes)))
-    spans = (span for path, size in sizes for span in divide(path, size, CHUNK_BYTES))
-    for index, span in enumerate(spans):
-        if is_selected(index, share):
-            for chunk in read_chunks(span):
+def plan_slices(sources: Sequence[Source]) -> list[list[Span]]:
+    """The corpus in slices of at least `slice_bytes` but the last; at most twice that, of divisible sources."""
+    slice_bytes = min(max(sum(source.size for source in sources) // SLICES, CHUNK_BYTES), SLICE_BYTES)
+    slices: list[list[Span]] = [[]]
+    filled = 0
+    for span in (span for source in sources for span in source.spans(slice_bytes)):
+        if filled >= slice_bytes:
+            slices.append([])
+            filled = 0
+        slices[-1].append(span)
+        filled += span.size
+    return slices
+
+
+def divide(size: int, most: int) -> Iterator[tuple[int, int]]:
+    """Where parts of `most` bytes and a rest begin and end; nothing has one empty part."""
+    for begin in range(0, max(size, 1), most):
+        yield begin, min(begin + most, size)
+
+
+def sample_text(sources: Sequence[Source], budget: int) -> Iterator[str]:
+    """Clean text of evenly spaced parts of the sources, about `budget` bytes at most; all of a source that is not
+    divisible is read for that."""
+    share = min(1.0, budget / max(1, sum(source.size for source in sources)))
+    index = 0  # of parts of divisible sources
+    for source in sources:
+        done = taken = 0  # bytes of this source
+        for span in source.spans(CHUNK_BYTES):
+            if source.divisible:
+                index += 1
+                if not is_selected(index - 1, share):
+                    continue
+            for block in source.blocks(span):
                 if budget <= 0:
                     return
-                yield clean_text(chunk.data[:budget]).text
-                budget -= len(chunk.data)
+                if source.divisible or share == 1 or taken <= share * done:
+                    yield source.sample(block, budget)
+                    budget, taken = budget - block.size, taken + block.size
+                done += block.done

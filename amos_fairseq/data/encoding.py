@@ -1,26 +1,36 @@
-"""Text to token ids, in parallel: each slice of the corpus becomes a file, complete or absent.
+"""Text to token ids, in parallel: each slice of the corpus becomes files, complete or absent.
 
-What a slice is encoded to depends on the bytes of its files alone, so any process, on any machine, may do it.
+    NUMBER.npz             the last portion of a slice, or all of it
+    NUMBER-PORTION.npz     those before, where its sources cannot be divided as finely
+
+What a slice is encoded to depends on the bytes of its files alone, so any process, on any machine, may do it. Portions
+that are there already are read, but not encoded, again. So are those of the other strands, where several processes
+encode a slice.
 """
 
+import contextlib
+import functools
+import itertools
+import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence, Sized
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from amos_fairseq.data import corpus
+from amos_fairseq.data.corpus import Passages, Span, one_line
 from amos_fairseq.data.vocabulary import SubwordVocabulary, load_processor, token_dtype
 from amos_fairseq.files import durably_written
 
-REPAIRED = ("invalid_utf8_bytes", "nul_characters", "byte_order_marks", "long_lines_split")
-CONTINUES, STARTS_DOCUMENT, STARTS_FILE = range(3)  # what a part does
+PORTION_BYTES = 64 << 20  # of text; no slice of divisible sources is larger
+MOST_STRANDS = 8
 
 
 class EncodedText(NamedTuple):
@@ -28,7 +38,8 @@ class EncodedText(NamedTuple):
 
     token_ids: of all parts
     kinds, lengths, characters: (parts,) CONTINUES or what the part starts, its tokens, its characters
-    repaired: (4,) how often each of REPAIRED
+    repaired: (5,) how often each of REPAIRED
+    ids: (parts,) digests of what identifies the documents, 0 for nothing
     """
 
     token_ids: np.ndarray
@@ -36,35 +47,76 @@ class EncodedText(NamedTuple):
     lengths: np.ndarray
     characters: np.ndarray
     repaired: np.ndarray
+    ids: np.ndarray
 
 
 class TextEncoder:
-    """Encodes the documents of a slice as dictionary indices."""
+    """Encodes passages as dictionary indices."""
 
-    def __init__(self, vocabulary: SubwordVocabulary, documents: str):
+    def __init__(self, vocabulary: SubwordVocabulary):
         self.processor = load_processor(vocabulary.model)
         self.symbol_of_piece = vocabulary.symbol_of_piece.astype(token_dtype(vocabulary.size))
-        self.documents = documents
 
-    def __call__(self, spans: Sequence[corpus.Span]) -> EncodedText:
-        encoded = [self._encode_chunk(chunk) for span in spans for chunk in corpus.read_chunks(span)]
-        *parts, repaired = zip(*encoded)
-        return EncodedText(*[*map(np.concatenate, parts), np.sum(repaired, axis=0)])
-
-    def _encode_chunk(self, chunk: corpus.Chunk) -> EncodedText:
-        clean = corpus.clean_text(chunk.data)
-        first, *others = (part.strip() for part in corpus.split_documents(clean.text, self.documents))
-        parts = [first, *filter(None, others[:-1]), *others[-1:]]  # an empty last one ends the document before it
-        # Lines become words of one sequence; only some models' normalisation would do so by itself.
-        pieces = self.processor.encode([part.replace("\n", " ") for part in parts], num_threads=1)
-        kinds = np.full(len(parts), STARTS_DOCUMENT, dtype=np.uint8)
-        kinds[0] = STARTS_FILE if chunk.starts_file else CONTINUES
-        splits_line = chunk.cuts_line and not chunk.continues_line
+    def __call__(self, passages: Passages) -> EncodedText:
+        pieces = self.processor.encode(list(map(one_line, passages.texts)), num_threads=1)
         return EncodedText(
-            self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)], kinds,
-            np.array([len(part) for part in pieces]), np.array([len(part) for part in parts]),
-            np.array([clean.invalid_bytes, clean.nul_characters, chunk.byte_order_mark, splits_line]),
+            self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)],
+            np.array(passages.kinds, dtype=np.uint8), _lengths(pieces), _lengths(passages.texts),
+            np.array(passages.repaired, dtype=np.int64), np.array(passages.ids, dtype=np.uint64),
         )
+
+
+def _lengths(parts: Sequence[Sized]) -> np.ndarray:
+    return np.array([len(part) for part in parts], dtype=np.int64)
+
+
+def encode_slice(
+    encoder: TextEncoder, path: str, spans: Sequence[Span], strand: int = 0, strands: int = 1,
+    done: Callable[[int, int], None] = lambda *sizes: None,
+) -> None:
+    """Write the portions of a slice that are a strand's and not there yet; the last one as `path` if all are its own.
+
+    done: told of each block how much of the sources' sizes it is, and how many bytes of text were encoded
+    """
+    portion, filled = 0, 0
+    encoded: list[EncodedText] = []
+    mine = _is_missing(path, portion, strand, strands)
+    for block, source in ((block, span.source) for span in spans for block in span.source.blocks(span)):
+        if filled >= PORTION_BYTES:
+            if encoded:
+                write_encoded(portion_path(path, portion), joined(encoded))
+            portion, filled, encoded = portion + 1, 0, []
+            mine = _is_missing(path, portion, strand, strands)
+        if mine:
+            encoded.append(encoder(source.passages(block)))
+        filled += block.size
+        done(block.done // strands, block.size if mine else 0)
+    if encoded:
+        write_encoded(path if strands == 1 else portion_path(path, portion), joined(encoded))
+    elif strands == 1:  # strands wrote the last one
+        os.rename(portion_path(path, portion), path)
+
+
+def _is_missing(path: str, portion: int, strand: int, strands: int) -> bool:
+    return portion % strands == strand and not os.path.exists(portion_path(path, portion))
+
+
+def portion_path(path: str, portion: int) -> str:
+    return f"{path.removesuffix('.npz')}-{portion:06d}.npz"
+
+
+def portions(path: str) -> list[str]:
+    """The files of a complete slice, in order."""
+    return [*_before_last(path), path]
+
+
+def _before_last(path: str) -> list[str]:
+    return list(itertools.takewhile(os.path.exists, (portion_path(path, portion) for portion in itertools.count())))
+
+
+def joined(encoded: Sequence[EncodedText]) -> EncodedText:
+    join = {name: np.concatenate for name in EncodedText._fields} | {"repaired": functools.partial(np.sum, axis=0)}
+    return EncodedText(**{name: join[name](parts) for name, parts in zip(EncodedText._fields, zip(*encoded))})
 
 
 def write_encoded(path: str, encoded: EncodedText) -> None:
@@ -72,21 +124,23 @@ def write_encoded(path: str, encoded: EncodedText) -> None:
         np.savez(stream, **encoded._asdict())
 
 
-def read_encoded(path: str) -> EncodedText:
-    """What `write_encoded` wrote; its checksums are compared."""
+def read_encoded(path: str, tokens: bool = True) -> EncodedText:
+    """What `write_encoded` wrote, with or without its tokens; its checksums are compared."""
     try:
         with np.load(path) as arrays:
-            return EncodedText(**arrays)
-    except (zipfile.BadZipFile, ValueError, TypeError, EOFError):
+            names = [name for name in EncodedText._fields if tokens or name != "token_ids"]
+            return EncodedText(**{"token_ids": np.array([]), **{name: arrays[name] for name in names}})
+    except (zipfile.BadZipFile, ValueError, TypeError, LookupError, EOFError):
         raise OSError(f"{path} is damaged: delete it and give the same command again") from None
 
 
 _encoder: TextEncoder  # of this worker process
+_done: Any  # its and the others' work: as of `encode_slice`
 
 
-def _start_worker(*arguments: Any) -> None:
-    global _encoder
-    _encoder = TextEncoder(*arguments)
+def _start_worker(vocabulary: SubwordVocabulary, done: Any) -> None:
+    global _encoder, _done
+    _encoder, _done = TextEncoder(vocabulary), done
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
 
@@ -98,27 +152,58 @@ def _leave_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _encode_in_worker(path: str, spans: Sequence[corpus.Span]) -> None:
-    write_encoded(path, _encoder(spans))
+def _add(done: int, encoded: int) -> None:
+    with _done.get_lock():
+        _done[0] += done
+        _done[1] += encoded
+
+
+def _encode_in_worker(path: str, spans: Sequence[Span], strand: int, strands: int) -> None:
+    encode_slice(_encoder, path, spans, strand, strands, _add)
 
 
 def encode_slices(
-    slices: Mapping[str, Sequence[corpus.Span]], vocabulary: SubwordVocabulary, documents: str, workers: int
-) -> Iterator[int]:
-    """Encode each slice to the file that is its key; yields the bytes of text of each that is done."""
-    sizes = {path: sum(span.end - span.begin for span in spans) for path, spans in slices.items()}
+    slices: Mapping[str, Sequence[Span]], vocabulary: SubwordVocabulary, workers: int,
+    progress: Callable[[int], Any] = lambda size: None,
+) -> int:
+    """Encode each slice to the files that its key names; the bytes of text that were encoded.
+
+    progress: told what is done of the sources' sizes, again and again
+    """
     if workers == 1:
-        encoder = TextEncoder(vocabulary, documents)
+        encoder, total = TextEncoder(vocabulary), 0
+
+        def done(size: int, encoded: int) -> None:
+            nonlocal total
+            total += encoded
+            progress(size)
+
         for path, spans in slices.items():
-            write_encoded(path, encoder(spans))
-            yield sizes[path]
-        return
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(vocabulary, documents))
+            encode_slice(encoder, path, spans, done=done)
+        return total
+    counts = multiprocessing.Array("q", 2)
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(vocabulary, counts))
     try:
-        waiting = {pool.submit(_encode_in_worker, path, spans): path for path, spans in slices.items()}
-        for done in as_completed(waiting):
-            done.result()
-            yield sizes[waiting[done]]
+        waiting, finished, open_strands, told = {}, queue.SimpleQueue[Future](), {}, 0
+        for path, spans in slices.items():
+            divisible = all(span.source.divisible for span in spans)
+            strands = 1 if divisible else min(MOST_STRANDS, -(-workers // len(slices)))
+            open_strands[path] = strands
+            for strand in range(strands):
+                future = pool.submit(_encode_in_worker, path, spans, strand, strands)
+                waiting[future] = path
+                future.add_done_callback(finished.put)
+        while waiting:
+            with contextlib.suppress(queue.Empty):
+                future = finished.get(timeout=1)
+                future.result()
+                path = waiting.pop(future)
+                open_strands[path] -= 1
+                if open_strands[path] == 0 and not os.path.exists(path):  # it is by several strands
+                    os.rename(_before_last(path)[-1], path)
+            told, before = counts[0], told
+            progress(told - before)
+        return counts[1]
     except BrokenProcessPool:
         raise ChildProcessError(
             "a worker process was killed, perhaps for lack of memory: the same command goes on, try fewer --workers"

@@ -14,10 +14,11 @@ import numpy as np
 
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, token_dtype
 from amos_fairseq.files import sha256_of
-from amos_fairseq.user_errors import Damaged
+from amos_fairseq.user_errors import Damaged, seen_from
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+VALID_SHARD = "data0"  # the one that holds the validation data, whichever shards are named
 HASHED_BYTES = 1 << 28  # of token files: so much is read in well under a second
 INDEX_HEADER = struct.Struct("<9sQBQ")  # of fairseq's index; all sizes follow in 4 bytes each, then all offsets in 8
 INDEX_ENTRY = 12
@@ -49,7 +50,7 @@ class Split:
 
 @dataclass
 class Manifest:
-    """What a prepared folder holds and what it was made from."""
+    """What a prepared folder holds and what it was made from. not_read: by reason, files of the folders given"""
 
     version: int
     tokens_per_sample: int
@@ -61,6 +62,7 @@ class Manifest:
     splits: dict[str, Split]
     dropped: dict[str, int]
     repaired: dict[str, int]
+    not_read: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def index_header(dtype: np.dtype, blocks: int) -> bytes:
@@ -116,10 +118,31 @@ def _typed(kind: type, document: Any) -> Any:
     return built
 
 
+def located(data: Any) -> tuple[str, list[str]]:
+    """The prepared folder that `data` names, and its shards that it names; none: all of them.
+
+    data: the folder, one of its dataN, or several of these in any order joined by ':' as fairseq has it
+    Raises ValueError if it is no prepared data.
+    """
+    paths = [os.path.normpath(path) for path in os.fspath(data).split(":")]
+    if os.path.exists(os.path.join(paths[0], MANIFEST_NAME)):
+        if len(paths) > 1:
+            raise ValueError(f"{data}: {paths[0]} holds all shards: name it alone, or some of its folders data0, ..")
+        return paths[0], []
+    for path in paths:
+        if not os.path.isdir(path):
+            raise ValueError(f"{seen_from(path)} does not exist: run amos-fairseq prepare")
+    folder = os.path.dirname(os.path.abspath(paths[0]))
+    if not os.path.exists(os.path.join(folder, MANIFEST_NAME)):
+        name = seen_from(paths[0])
+        raise ValueError(f"{name} holds no {MANIFEST_NAME}, nor does its parent: run amos-fairseq prepare")
+    return folder, paths
+
+
 def load_manifest_for(data: str) -> tuple[Manifest, list[str]]:
     """The manifest and the shard folders that `data` names, their files compared with it.
 
-    data: a prepared folder (all its shards), one of its dataN folders, or several joined by ':' as fairseq has it.
+    data: as of `located`; the shard of validation is compared, too.
 
     Read whole, hence found whatever has changed in them: dict.txt and the indices, 1 % of the data, whose headers,
     sizes and offsets must besides be those of blocks that lie one after the other. Of the token files (.bin) the
@@ -128,18 +151,9 @@ def load_manifest_for(data: str) -> tuple[Manifest, list[str]]:
 
     Raises ValueError if this is no prepared data, Damaged if files are not those that were written.
     """
-    paths = [os.path.normpath(path) for path in os.fspath(data).split(":")]
-    if os.path.exists(os.path.join(paths[0], MANIFEST_NAME)):
-        folder, manifest = paths[0], read_manifest(paths[0])
-        paths = [os.path.join(folder, f"data{shard}") for shard in range(len(manifest.splits["train"].shards))]
-    else:
-        for path in paths:
-            if not os.path.isdir(path):
-                raise ValueError(f"{path} does not exist: run amos-fairseq prepare")
-        folder = os.path.dirname(os.path.abspath(paths[0]))
-        if not os.path.exists(os.path.join(folder, MANIFEST_NAME)):
-            raise ValueError(f"{paths[0]} holds no {MANIFEST_NAME}, nor does its parent: run amos-fairseq prepare")
-        manifest = read_manifest(folder)
+    folder, paths = located(data)
+    manifest = read_manifest(folder)
+    paths = paths or [os.path.join(folder, f"data{shard}") for shard in range(len(manifest.splits["train"].shards))]
     with _unreadable_is_damaged():
         for path in paths:
             if not recorded_files(manifest, [path]):
@@ -148,11 +162,12 @@ def load_manifest_for(data: str) -> tuple[Manifest, list[str]]:
             _check_exists(dictionary)
             if sha256_of(dictionary) != manifest.dictionary_sha256:
                 raise Damaged(f"{dictionary}: the dictionary does not match the data, run amos-fairseq prepare again")
-        for path, record in recorded_files(manifest, paths):
+        read = [*paths, *({os.path.join(folder, VALID_SHARD)} - set(paths))]
+        for path, record in recorded_files(manifest, read):
             _check_exists(path)
             if (size := os.path.getsize(path)) != record["bytes"]:
                 raise Damaged(f"{path} has {size} bytes, not {record['bytes']}: run amos-fairseq prepare again")
-        for path, record in recorded_files(manifest, paths, ".idx"):
+        for path, record in recorded_files(manifest, read, ".idx"):
             _check_sha256(path, record)
             _check_index(path, manifest)
     if sum(record["bytes"] for _, record in recorded_files(manifest, paths, ".bin")) <= HASHED_BYTES:

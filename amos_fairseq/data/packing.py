@@ -9,13 +9,15 @@ from typing import Optional
 
 import numpy as np
 
-from amos_fairseq.data import corpus
+from amos_fairseq.data.corpus import CONTINUES, STARTS_FILE
+from amos_fairseq.data.encoding import EncodedText
 from amos_fairseq.data.manifest import Shard, Split, index_header
 from amos_fairseq.data.vocabulary import BOS, EOS, SPECIALS, UNK, token_dtype
 from amos_fairseq.files import durably_written, file_record
 
 LONGEST_COMPARED = 1 << 24  # tokens; a longer document is never taken for a duplicate, since it is not held in memory
 BUFFERED_TOKENS = 1 << 16
+LEFT_OUT, TRAIN, VALID = range(3)  # what becomes of a document
 
 
 class SeenDocuments:
@@ -32,7 +34,9 @@ class SeenDocuments:
         digest = hashlib.blake2b(digest_size=8)
         for part in token_ids:
             digest.update(part)
-        number = int.from_bytes(digest.digest(), "big")
+        return self.add_digest(int.from_bytes(digest.digest(), "big"))
+
+    def add_digest(self, number: int) -> bool:
         bucket = self.buckets[number >> 48]
         place = bisect_left(bucket, number)
         if place < len(bucket) and bucket[place] == number:
@@ -41,65 +45,113 @@ class SeenDocuments:
         return True
 
 
-class DocumentWriter:
-    """Sends each document, which may come in several parts, to its split; counts those without tokens.
+class Survey:
+    """Of all documents before any is written: lengths, which are left out, how many hold nothing.
 
-    With `seen`, a document whose tokens are those of an earlier one is left out and counted.
+    With `seen`, a document whose tokens are those of an earlier one is left out. So is one with the id of an earlier.
     """
 
-    def __init__(
-        self, train: "SplitWriter", valid: "SplitWriter", valid_fraction: float, seen: Optional[SeenDocuments] = None
-    ):
-        self.train, self.valid, self.valid_fraction, self.seen = train, valid, valid_fraction, seen
-        self.held: list[np.ndarray] = []  # parts of the open document while it may be a duplicate
-        self.held_tokens = 0
-        self.split: Optional[SplitWriter] = None  # of the open document, once a part of it is written
-        self.characters = 0
-        self.files = self.files_with_text = self.empty_documents = self.duplicate_documents = 0
+    def __init__(self, seen: Optional[SeenDocuments] = None):
+        self.seen, self.seen_ids = seen, SeenDocuments()
+        self.lengths = array("Q")  # in tokens, by document; 0 of one that is left out
+        self.files = self.files_with_text = self.empty_documents = self.duplicate_documents = self.repeated_ids = 0
+        self.held: list[np.ndarray] = []  # parts of the open document
+        self.length = self.characters = self.id = 0  # of it
         self.file_has_text = False
 
     @property
     def empty_files(self) -> int:
         return self.files - self.files_with_text
 
-    def begin_file(self) -> None:
-        self.begin_document()
-        self.files += 1
-        self.file_has_text = False
+    def add_all(self, encoded: EncodedText) -> None:
+        columns = (encoded.kinds, encoded.lengths, encoded.characters, encoded.ids, np.cumsum(encoded.lengths))
+        for kind, length, characters, identity, end in zip(*(column.tolist() for column in columns)):
+            self.add(kind, length, characters, identity, encoded.token_ids[end - length : end])
 
-    def begin_document(self) -> None:
-        """End the open document, if there is one."""
-        if self.held and self.seen is not None and self.seen.add(self.held):
-            self._write_held()
-        if self.split is not None:
-            self.split.documents += 1
-            self.split.characters += self.characters
-        elif self.held:
-            self.duplicate_documents += 1
-        elif self.characters:
-            self.empty_documents += 1
-        self.split, self.characters, self.held, self.held_tokens = None, 0, [], 0
-
-    def add(self, token_ids: np.ndarray, characters: int) -> None:
+    def add(self, kind: int, length: int, characters: int, identity: int, token_ids: np.ndarray) -> None:
+        if kind != CONTINUES:
+            self.end_document()
+            self.lengths.append(0)
+            self.id = identity
+        if kind == STARTS_FILE:
+            self.files += 1
+            self.file_has_text = False
         if characters and not self.file_has_text:
             self.file_has_text = True
             self.files_with_text += 1
         self.characters += characters
-        if len(token_ids) == 0:
-            return
-        self.held.append(token_ids)
-        self.held_tokens += len(token_ids)
-        if self.seen is None or self.held_tokens > LONGEST_COMPARED:
-            self._write_held()
+        self.length += length
+        if self.seen is not None and self.length <= LONGEST_COMPARED:
+            self.held.append(token_ids)
 
-    def _write_held(self) -> None:
-        for token_ids in self.held:
-            starts_document = self.split is None
-            if self.split is None:
-                index = self.train.documents + self.valid.documents
-                self.split = self.valid if corpus.is_selected(index, self.valid_fraction) else self.train
-            self.split.packer.add(token_ids, starts_document)
-        self.held = []
+    def end_document(self) -> None:
+        if self.length:
+            comparable = self.seen is not None and self.length <= LONGEST_COMPARED
+            if self.id and not self.seen_ids.add_digest(self.id):
+                self.repeated_ids += 1
+            elif comparable and not self.seen.add(self.held):  # type: ignore[union-attr]
+                self.duplicate_documents += 1
+            else:
+                self.lengths[-1] = self.length
+        elif self.characters:
+            self.empty_documents += 1
+        self.held, self.length, self.characters = [], 0, 0
+
+
+def held_out(lengths: np.ndarray, share: float) -> np.ndarray:
+    """Which documents validate; lengths: in tokens, 0 of documents that are left out.
+
+    Evenly spaced documents, where they hold `share` of the tokens within a factor of two. Else evenly spaced tokens:
+    of documents that are no longer than all of validation shall be, half of these at most; the shortest if all are.
+    """
+    places = np.flatnonzero(lengths)
+    index, lengths = np.arange(len(places)), lengths[places]
+    wanted = share * lengths.sum()
+    chosen = (index == 0) | ((index * share).astype(np.int64) > ((index - 1) * share).astype(np.int64))
+    if len(places) and not wanted / 2 <= lengths[chosen].sum() <= 2 * wanted:
+        chosen[:] = False
+        small = np.flatnonzero(lengths <= wanted)
+        rate = min(0.5, wanted / max(1, lengths[small].sum()))
+        passed = taken = 0
+        for place, length in zip(small.tolist(), lengths[small].tolist()):
+            passed += length
+            if taken + length / 2 <= rate * passed:
+                chosen[place] = True
+                taken += length
+        if not taken:
+            chosen[lengths.argmin()] = True
+    return places[chosen]
+
+
+class DocumentWriter:
+    """Sends each document, which may come in several parts, to its split, or nowhere.
+
+    fates: (documents,) LEFT_OUT, TRAIN or VALID
+    """
+
+    def __init__(self, train: "SplitWriter", valid: "SplitWriter", fates: np.ndarray):
+        self.splits = {TRAIN: train, VALID: valid, LEFT_OUT: None}
+        self.fates = iter(fates.tolist())
+        self.split: Optional[SplitWriter] = None  # of the open document
+        self.is_new = True  # no part of it is written
+
+    def add_all(self, encoded: EncodedText) -> None:
+        begin = 0
+        ends = np.cumsum(encoded.lengths).tolist()
+        for kind, end, characters in zip(encoded.kinds.tolist(), ends, encoded.characters.tolist()):
+            self.add(kind, encoded.token_ids[begin:end], characters)
+            begin = end
+
+    def add(self, kind: int, token_ids: np.ndarray, characters: int) -> None:
+        if kind != CONTINUES:
+            self.split, self.is_new = self.splits[next(self.fates)], True
+        if self.split is None:
+            return
+        self.split.documents += kind != CONTINUES
+        self.split.characters += characters
+        if len(token_ids):
+            self.split.packer.add(token_ids, self.is_new)
+            self.is_new = False
 
 
 class SplitWriter:

@@ -1,6 +1,6 @@
 """From text to training data: encode documents in parallel, pack them into blocks, write shards and a manifest.
 
-    files -> slices of the corpus -> (processes, on any machine) files of token ids of documents -> blocks -> shards
+    sources -> slices -> (processes, on any machine) files of token ids of documents -> blocks -> shards
 
 What a slice is encoded to depends on its bytes alone, and everything after that happens in the order of the corpus in
 one process: the output does not depend on how many processes and machines took part, nor on how often they were killed.
@@ -11,33 +11,49 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from tqdm import tqdm
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.encoding import CONTINUES, REPAIRED, STARTS_FILE, encode_slices, read_encoded
+from amos_fairseq.data.corpus import REPAIRED, Reading, Source, Span
+from amos_fairseq.data.encoding import EncodedText, encode_slices, portions, read_encoded
+from amos_fairseq.data.inputs import NAMES, STANDARD_INPUT, Input, is_stream, list_inputs
 from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
-from amos_fairseq.data.packing import DocumentWriter, SeenDocuments, SplitWriter
+from amos_fairseq.data.packing import (
+    LEFT_OUT,
+    TRAIN,
+    VALID,
+    DocumentWriter,
+    SeenDocuments,
+    SplitWriter,
+    Survey,
+    held_out,
+)
+from amos_fairseq.data.sentencepiece_model import parse
+from amos_fairseq.data.sources import Text, open_source
 from amos_fairseq.data.vocabulary import (
     DICTIONARY_NAME,
     MODEL_NAME,
+    NORMALIZATIONS,
     SubwordVocabulary,
     format_dictionary,
     load_vocabulary,
     read_vocabulary,
     train_vocabulary,
 )
-from amos_fairseq.files import durably_written, sha256_of
+from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.user_errors import Damaged
 
 # In the folder of an unfinished preparation, beside MODEL_NAME:
@@ -47,6 +63,8 @@ ENCODED_NAME = "encoded"
 COMPLETE_NAME, REPLACED_NAME = "complete", "replaced"  # the prepared folder to be, and the one that it replaces
 OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{MODEL_NAME}|data\d+")
 DEFAULT_VOCAB_SIZE = 32768
+DROPPED = ("empty_files", "empty_documents", "duplicate_documents", "repeated_ids")
+READING = tuple(field.name for field in fields(Reading))  # options that are also its
 logger = logging.getLogger(__name__)
 
 
@@ -54,13 +72,19 @@ logger = logging.getLogger(__name__)
 class Options:
     """All that determines the output besides the text. Sizes are in tokens and bytes."""
 
-    documents: str = "blank-line"  # or "line": what separates documents
+    documents: str = "blank-line"  # or "line": what separates documents in text
+    format: Optional[str] = None  # one of NAMES; None: as names of files say
+    encoding: Optional[str] = None  # of text and JSON; None: UTF-8
+    text_field: str = "text"  # of a record; a dotted path leads into objects
+    id_field: Optional[str] = None  # of a record that is left out if an earlier one has the same
     vocab_size: Optional[int] = None  # specials and <mask> included; DEFAULT_VOCAB_SIZE unless a vocabulary is given
     uncased: bool = False
+    normalization: Optional[str] = None  # one of NORMALIZATIONS; the first unless a vocabulary is given
     vocabulary: Optional[str] = None  # a .model file or the folder of an earlier preparation
     tokens_per_sample: int = 512
     shards: int = 1
-    valid_fraction: float = 0.01
+    valid_fraction: float = 0.01  # of the tokens
+    valid: Optional[str] = None  # what to validate on instead, as an input
     documents_whole: bool = False
     deduplicate: bool = False
     vocabulary_sample: int = 100_000_000
@@ -68,8 +92,17 @@ class Options:
     def check(self) -> None:
         if self.documents not in ("blank-line", "line"):
             raise ValueError(f"documents are separated by blank-line or line, not {self.documents}")
-        if self.vocabulary is not None and (self.vocab_size is not None or self.uncased):
-            raise ValueError("--vocab-size and --uncased are properties of the given --vocabulary: leave them out")
+        if self.format not in (None, *NAMES):
+            raise ValueError(f"--format {self.format} is none of {', '.join(NAMES)}")
+        if self.encoding is not None and not _is_text_encoding(self.encoding):
+            raise ValueError(f"--encoding {self.encoding} is none that Python knows, such as latin-1, cp1252 or utf-16")
+        if self.vocabulary is not None and (self.vocab_size is not None or self.uncased or self.normalization):
+            names = "--vocab-size, --uncased and --normalization"
+            raise ValueError(f"{names} are properties of the given --vocabulary: leave them out")
+        if self.normalization not in (None, *NORMALIZATIONS):
+            raise ValueError(f"--normalization {self.normalization} is none of {', '.join(NORMALIZATIONS)}")
+        if self.normalization == "identity" and self.uncased:
+            raise ValueError("--uncased is a normalization itself: give nfkc or nmt_nfkc with it, or leave it out")
         if not 0 < self.valid_fraction < 1:
             raise ValueError(f"--valid-fraction {self.valid_fraction} is not between 0 and 1")
         for name, least in ("tokens-per-sample", 8), ("shards", 1), ("vocabulary-sample", 1):
@@ -77,11 +110,29 @@ class Options:
                 raise ValueError(f"--{name} {value} is too small: use {least} or more")
 
 
-class Source(NamedTuple):
-    """An input file; `path` is where its bytes lie, `identity` what the manifest records."""
+def _is_text_encoding(name: str) -> bool:
+    try:
+        return "".encode(name) is not None
+    except LookupError:
+        return False
 
-    path: str
-    identity: dict[str, Any]
+
+class Opened(NamedTuple):
+    """Sources, and of each what the manifest records."""
+
+    sources: list[Source]
+    identities: list[dict[str, Any]]
+
+
+class Slices(NamedTuple):
+    """Spans by the files that they are encoded to, those of validation apart where the user has given it."""
+
+    train: dict[str, list[Span]]
+    valid: dict[str, list[Span]]
+
+    @property
+    def all(self) -> dict[str, list[Span]]:
+        return {**self.valid, **self.train}
 
 
 class Part(NamedTuple):
@@ -117,33 +168,47 @@ def prepare(
     if part is not None and overwrite:
         raise ValueError(f"--overwrite is not for one --part of the work: delete {out} first")
     _check_target(out)
-    paths = corpus.list_inputs(inputs)
-    for path in paths:
-        if not corpus.is_stream(path):
-            corpus.check_text(path, path)
-        elif part is not None:
-            raise ValueError(f"--part needs input that can be read again, which {path} cannot")
+    inputs_found = list_inputs(inputs, chosen.format)
+    valid_found = list_inputs([chosen.valid], chosen.format) if chosen.valid is not None else None
+    files = [*inputs_found.files, *(valid_found.files if valid_found else [])]
+    for path in (path for path, _ in files if is_stream(path) and part is not None):
+        raise ValueError(f"--part needs input that can be read again, which {path} cannot")
+    reading = Reading(**{name: getattr(chosen, name) for name in READING})
+    for path, format in files:
+        if not is_stream(path):
+            open_source(path, path, format, reading).check()
     given = read_vocabulary(chosen.vocabulary) if chosen.vocabulary is not None else None
-    if given is None and chosen.vocab_size is None:
-        chosen.vocab_size = DEFAULT_VOCAB_SIZE
+    if given is not None and (obstacle := parse(given.model).obstacle):
+        logger.warning(
+            "%s: %s, which Hugging Face's tokenizers have no equal for: what is trained with it can be exported with "
+            "--no-tokenizer only", chosen.vocabulary, obstacle
+        )
+    if given is None:
+        chosen.vocab_size = chosen.vocab_size or DEFAULT_VOCAB_SIZE
+        chosen.normalization = chosen.normalization or NORMALIZATIONS[0]
 
     with _partial_folder(out, shared=part is not None) as (partial, lock):
-        sources = _open_sources(paths, partial)
-        recorded = {**asdict(chosen), "vocabulary": given and given.sha256}
-        identities = [source.identity for source in sources]
+        train, valid = (
+            _open_sources(found.files if found else [], reading, partial, name)
+            for found, name in ((inputs_found, "stream"), (valid_found, "valid"))
+        )
+        recorded = {**asdict(chosen), "vocabulary": given and given.sha256, "valid": valid_found is not None}
+        identities = [*train.identities, *({**identity, "split": "valid"} for identity in valid.identities)]
         if os.path.exists(os.path.join(out, MANIFEST_NAME)) and not overwrite:
             manifest = _existing(out, recorded, identities)
         else:
-            sizes = [(source.path, source.identity["bytes"]) for source in sources]
-            vocabulary = _set_up(partial, recorded, identities, sizes, given, overwrite)
-            slices = _slices(partial, sizes)
+            vocabulary = _set_up(partial, recorded, identities, train.sources, given, overwrite)
+            slices = _slices(partial, train.sources, valid.sources)
             share = part or Part(0, 1)
-            _encode(slices, share, vocabulary, chosen, workers, progress)
-            if not (all(map(os.path.exists, slices)) and lock.taken_alone()):
+            _encode(slices.all, share, vocabulary, workers, progress)
+            if not (all(map(os.path.exists, slices.all)) and lock.taken_alone()):
                 logger.info("part %d/%d is encoded; the last part to be done puts all together", *share)
                 return None
             manifest = _pack(slices, _emptied(partial, COMPLETE_NAME), vocabulary, chosen, progress)
             manifest.options, manifest.inputs = recorded, identities
+            for found in filter(None, (inputs_found, valid_found)):
+                for reason, paths in found.not_read.items():
+                    manifest.not_read.setdefault(reason, []).extend(map(os.path.abspath, paths))
             _publish(manifest, partial, out)
         if lock.taken_alone():
             shutil.rmtree(partial, ignore_errors=True)
@@ -218,14 +283,14 @@ def _partial_folder(out: str, shared: bool) -> Iterator[tuple[str, _Lock]]:
 
 
 def _set_up(
-    partial: str, options: dict[str, Any], inputs: list[dict[str, Any]], sizes: Sequence[tuple[str, int]],
+    partial: str, options: dict[str, Any], inputs: list[dict[str, Any]], sources: Sequence[Source],
     given: Optional[SubwordVocabulary], overwrite: bool,
 ) -> SubwordVocabulary:
     """See to it that what `partial` holds is of the same text and vocabulary, which is trained unless it is there."""
     lock = _Lock(os.path.join(partial, SETUP_LOCK_NAME), shared=False)
     with lock.stream:
         lock.take(wait=True)
-        names = ("documents", "vocabulary", "vocab_size", "uncased", "vocabulary_sample")
+        names = (*READING, "vocabulary", "vocab_size", "uncased", "normalization", "vocabulary_sample")
         plan = json.dumps({**{name: options[name] for name in names}, "inputs": inputs}, indent=1).encode()
         plan_path, model_path = os.path.join(partial, PLAN_NAME), os.path.join(partial, MODEL_NAME)
         kept = _read_if_there(plan_path)
@@ -238,23 +303,23 @@ def _set_up(
             with contextlib.suppress(FileNotFoundError):
                 os.remove(model_path)
             _emptied(partial, ENCODED_NAME)
-            _write_durably(plan_path, plan)
+            replace_durably(plan_path, plan)
         if given is not None:
             return given
         model = _read_if_there(model_path)
         if model is not None:
             return load_vocabulary(model, model_path)
-        vocabulary = train_vocabulary(
-            corpus.sample_text(sizes, options["vocabulary_sample"]), options["vocab_size"], options["uncased"]
-        )
-        _write_durably(model_path, vocabulary.model)
+        sample = corpus.sample_text(sources, options["vocabulary_sample"])
+        vocabulary = train_vocabulary(sample, options["vocab_size"], options["uncased"], options["normalization"])
+        replace_durably(model_path, vocabulary.model)
         return vocabulary
 
 
-def _slices(partial: str, sizes: Sequence[tuple[str, int]]) -> dict[str, list[corpus.Span]]:
-    """The slices of the corpus by the files that they are encoded to."""
+def _slices(partial: str, train: Sequence[Source], valid: Sequence[Source]) -> Slices:
     folder = os.path.join(partial, ENCODED_NAME)
-    return {os.path.join(folder, f"{i:06d}.npz"): spans for i, spans in enumerate(corpus.plan_slices(sizes))}
+    paths = (os.path.join(folder, f"{number:06d}.npz") for number in itertools.count())
+    of_valid = {next(paths): spans for spans in corpus.plan_slices(valid)} if valid else {}
+    return Slices({next(paths): spans for spans in corpus.plan_slices(train)}, of_valid)
 
 
 def _encoded_files(partial: str) -> list[str]:
@@ -276,53 +341,49 @@ def _read_if_there(path: str) -> Optional[bytes]:
         return stream.read()
 
 
-def _write_durably(path: str, data: bytes) -> None:
-    with durably_written(path) as stream:
-        stream.write(data)
-
-
 def _publish(manifest: Manifest, partial: str, out: str) -> None:
     """Name the complete folder `out`. A kill in the midst leaves the earlier `out`, the new one, or `partial`."""
     complete = os.path.join(partial, COMPLETE_NAME)
-    _write_durably(os.path.join(complete, MANIFEST_NAME), json.dumps(asdict(manifest), indent=1).encode())
+    replace_durably(os.path.join(complete, MANIFEST_NAME), json.dumps(asdict(manifest), indent=1).encode())
     if os.path.isdir(out):
         os.rename(out, os.path.join(_emptied(partial, REPLACED_NAME), "out"))
     os.rename(complete, out)
 
 
-def _open_sources(paths: Iterable[str], folder: str) -> list[Source]:
-    """The sources with what identifies them; streams, which cannot be read twice, are copied into `folder`."""
-    sources: list[Source] = []
-    for path in paths:
-        if corpus.is_stream(path):
-            copy = os.path.join(folder, f"stream{len(sources)}")
-            with corpus.open_input(path) as stream, open(copy, "wb") as target:
+def _open_sources(files: Sequence[Input], reading: Reading, folder: str, name: str) -> Opened:
+    """Streams, which cannot be read twice, are copied into `folder` as `name` and a number."""
+    opened = Opened([], [])
+    for path, format in files:
+        if is_stream(path):
+            copy = os.path.join(folder, f"{name}{len(opened.sources)}")
+            stream = os.fdopen(os.dup(sys.stdin.fileno()), "rb") if path == STANDARD_INPUT else open(path, "rb")
+            with stream, open(copy, "wb") as target:
                 shutil.copyfileobj(stream, target, corpus.CHUNK_BYTES)
-            corpus.check_text(copy, "standard input" if path == corpus.STANDARD_INPUT else path)
-            sources.append(Source(copy, {"name": path, "bytes": os.path.getsize(copy), "sha256": sha256_of(copy)}))
+            source = open_source(copy, "standard input" if path == STANDARD_INPUT else path, format, reading)
+            source.check()
+            identity = {"name": path, "bytes": os.path.getsize(copy), "sha256": sha256_of(copy)}
         else:
-            status = os.stat(path)
+            source, status = open_source(path, path, format, reading), os.stat(path)
             identity = {"name": os.path.abspath(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-            sources.append(Source(path, identity))
-    return sources
+        opened.sources.append(source)
+        opened.identities.append(identity)
+    return opened
 
 
 def _encode(
-    slices: dict[str, list[corpus.Span]], part: Part, vocabulary: SubwordVocabulary, options: Options, workers: int,
-    progress: bool,
+    slices: dict[str, list[Span]], part: Part, vocabulary: SubwordVocabulary, workers: int, progress: bool
 ) -> None:
     """Encode the slices of `part` that are not there yet."""
     mine = dict(list(slices.items())[part.index :: part.count])
     missing = {path: spans for path, spans in mine.items() if not os.path.exists(path)}
     if not missing:
         return
-    total, rest = (sum(span.end - span.begin for spans in some.values() for span in spans) for some in (mine, missing))
+    total, rest = (sum(span.size for spans in some.values() for span in spans) for some in (mine, missing))
     started = time.monotonic()
     with _progress_bar("encode", total, progress, initial=total - rest) as bar:
-        for size in encode_slices(missing, vocabulary, options.documents, workers):
-            bar.update(size)
+        size = encode_slices(missing, vocabulary, workers, bar.update)
     seconds = time.monotonic() - started
-    logger.info("encoded %.1f MB in %.1f s: %.2f MB/s, workers: %d", rest / 1e6, seconds, rest / 1e6 / seconds, workers)
+    logger.info("encoded %.1f MB in %.1f s: %.2f MB/s, workers: %d", size / 1e6, seconds, size / 1e6 / seconds, workers)
 
 
 def _progress_bar(description: str, total: int, progress: bool, initial: int = 0) -> tqdm:
@@ -330,9 +391,39 @@ def _progress_bar(description: str, total: int, progress: bool, initial: int = 0
     return tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=description, disable=disable)
 
 
-def _pack(
-    slices: dict[str, list[corpus.Span]], folder: str, vocabulary: SubwordVocabulary, options: Options, progress: bool
-) -> Manifest:
+def _check_fates(fates: np.ndarray, lengths: np.ndarray, options: Options, divisible: bool) -> None:
+    """Refuse a corpus with nothing to train or to validate on; tell if validation is far from what was asked for.
+
+    divisible: whether --documents line would make more documents
+    """
+    train, valid = (int(lengths[fates == fate].sum()) for fate in (TRAIN, VALID))
+    if not train and not valid:
+        raise ValueError("the corpus holds no document")
+    if options.valid is not None:
+        if not (train and valid):
+            of = "the corpus" if valid else f"--valid {options.valid}"
+            raise ValueError(f"{of} holds no document" + ", duplicates aside" * options.deduplicate)
+        return
+    if not train:
+        remedy = "--documents line" if divisible else "--valid with a text of its own"
+        raise ValueError(f"the corpus holds one document, and validation needs one more: try {remedy}")
+    share, remedy = valid / (train + valid), "--documents line makes more of them, " if divisible else ""
+    if not options.valid_fraction / 2 <= share <= 2 * options.valid_fraction:
+        logger.warning(
+            "validation holds %.2g of the tokens, not --valid-fraction %g, for documents are few or long: %s--valid "
+            "names a text to validate on", share, options.valid_fraction, remedy
+        )
+
+
+def _read(slices: Iterable[str], tokens: bool, bar: Optional[tqdm] = None) -> Iterator[EncodedText]:
+    """What slices are encoded to, in order."""
+    for path in (portion for path in slices for portion in portions(path)):
+        yield read_encoded(path, tokens)
+        if bar is not None:
+            bar.update(os.path.getsize(path))
+
+
+def _pack(slices: Slices, folder: str, vocabulary: SubwordVocabulary, options: Options, progress: bool) -> Manifest:
     """Write all of a prepared folder but its manifest.json, which is returned without options and inputs."""
     train_prefixes = [os.path.join(f"data{shard}", "train") for shard in range(options.shards)]
     for prefix in train_prefixes:
@@ -340,40 +431,43 @@ def _pack(
     layout = (folder, vocabulary.size, options.tokens_per_sample, options.documents_whole)
     train = SplitWriter(train_prefixes, *layout)
     valid = SplitWriter([os.path.join("data0", "valid")], *layout)
-    documents = DocumentWriter(train, valid, options.valid_fraction, SeenDocuments() if options.deduplicate else None)
+
+    survey = Survey(SeenDocuments() if options.deduplicate else None)
+    for encoded in _read(slices.valid, options.deduplicate):
+        survey.add_all(encoded)
+    given = len(survey.lengths)  # documents that are there to validate on
+    for encoded in _read(slices.train, options.deduplicate):
+        survey.add_all(encoded)
+    survey.end_document()
+    lengths = np.array(survey.lengths, dtype=np.int64)
+    fates = np.where(lengths > 0, TRAIN, LEFT_OUT)
+    if slices.valid:
+        fates[:given][lengths[:given] > 0] = VALID
+    else:
+        fates[held_out(lengths, options.valid_fraction)] = VALID
+    is_text = any(isinstance(span.source, Text) for spans in slices.train.values() for span in spans)
+    _check_fates(fates, lengths, options, divisible=is_text and options.documents != "line")
+
+    documents = DocumentWriter(train, valid, fates)
     repaired = np.zeros(len(REPAIRED), dtype=np.int64)
-    with _progress_bar("pack", sum(map(os.path.getsize, slices)), progress) as bar:
-        for path in slices:
-            encoded = read_encoded(path)
-            ends = np.cumsum(encoded.lengths).tolist()
-            begin = 0
-            for kind, end, characters in zip(encoded.kinds.tolist(), ends, encoded.characters.tolist()):
-                if kind == STARTS_FILE:
-                    documents.begin_file()
-                elif kind != CONTINUES:
-                    documents.begin_document()
-                documents.add(encoded.token_ids[begin:end], characters)
-                begin = end
+    paths = [portion for path in slices.all for portion in portions(path)]
+    with _progress_bar("pack", sum(map(os.path.getsize, paths)), progress) as bar:
+        for encoded in _read(slices.all, True, bar):
+            documents.add_all(encoded)
             repaired += encoded.repaired
-            bar.update(os.path.getsize(path))
-    documents.begin_document()  # which ends the last one
     symbol_counts = train.finish() + valid.finish()
-    if valid.documents == 0:
-        raise ValueError("the corpus holds no document")
-    if train.documents == 0:
-        raise ValueError("the corpus holds one document, and validation needs one more: try --documents line")
     if options.shards > train.blocks:
         raise ValueError(f"{options.shards} shards are more than the {train.blocks} blocks: lower --shards")
 
     dictionary = vocabulary.dictionary or format_dictionary(vocabulary, symbol_counts)
     for name in ("", *map(os.path.dirname, train_prefixes)):
-        _write_durably(os.path.join(folder, name, DICTIONARY_NAME), dictionary)
-    _write_durably(os.path.join(folder, MODEL_NAME), vocabulary.model)
+        replace_durably(os.path.join(folder, name, DICTIONARY_NAME), dictionary)
+    replace_durably(os.path.join(folder, MODEL_NAME), vocabulary.model)
     return Manifest(
         version=FORMAT_VERSION, tokens_per_sample=options.tokens_per_sample, vocabulary_size=vocabulary.size,
         dictionary_sha256=hashlib.sha256(dictionary).hexdigest(), sentencepiece_sha256=vocabulary.sha256,
         options={}, inputs=[],
         splits={"train": train.close(), "valid": valid.close()},
-        dropped={name: getattr(documents, name) for name in ("empty_files", "empty_documents", "duplicate_documents")},
+        dropped={name: getattr(survey, name) for name in DROPPED},
         repaired=dict(zip(REPAIRED, repaired.tolist())),
     )

@@ -14,6 +14,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import sentencepiece
 
+from amos_fairseq.data.corpus import one_line, without_surrogates
 from amos_fairseq.data.vocabulary import BOS, EOS, MASK, PAD, SPECIALS, UNK, load_processor, load_vocabulary
 
 SPACE = "\u2581"  # how SentencePiece writes one in a piece
@@ -72,11 +73,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> List[int]:
         """Ids of `text` without special tokens; line breaks are spaces."""
-        return [self.id_of_piece[piece] for piece in self.processor.encode(text.replace("\n", " "))]
+        return [self.id_of_piece[piece] for piece in self.processor.encode(as_prepared(text))]
 
     def encode_with_spans(self, text: str) -> Tuple[List[int], List[Span]]:
         """`encode(text)`, and the characters of `text` that each token stands for, the space before it left out."""
-        ids, offsets = self._encode_with_offsets(text.replace("\n", " "))
+        ids, offsets = self._encode_with_offsets(as_prepared(text))
         spans = []
         for begin, end in offsets:
             surface = text[begin:end]
@@ -103,7 +104,7 @@ class Tokenizer:
         return ids
 
     def _pieces(self, text: str) -> List[str]:
-        return self.processor.encode(text.replace("\n", " "), out_type=str)
+        return self.processor.encode(as_prepared(text), out_type=str)
 
     def _ids(self, pieces: Sequence[str]) -> List[int]:
         return [self.id_of_piece[self.processor.piece_to_id(piece)] for piece in pieces]
@@ -189,9 +190,14 @@ def read_dictionary(dictionary: bytes, name: str) -> Dict[str, int]:
     return {symbol: index for symbol, index in ids.items() if symbol not in SPECIALS}
 
 
+def as_prepared(text: str) -> str:
+    """`text`, character by character, as `amos-fairseq prepare` encodes it."""
+    return one_line(without_surrogates(text)[0])
+
+
 def prepare(text: str) -> str:
     """What SentencePiece is given: words and runs of punctuation, a space between any two."""
-    text = SPELLING.sub(lambda match: PLAIN[match[0]], text)
+    text = SPELLING.sub(lambda match: PLAIN[match[0]], without_surrogates(text)[0])
     return " ".join(token for word in text.split() for token in split_punctuation(word))
 
 

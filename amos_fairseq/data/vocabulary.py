@@ -6,16 +6,19 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import List, NamedTuple, Optional
 
 import numpy as np
 import sentencepiece
 
+from amos_fairseq.user_errors import seen_from
+
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four symbols, in its order
 MASK = "<mask>"  # the training task appends it: always the last symbol
 BOS, PAD, EOS, UNK = range(4)
 PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
+NORMALIZATIONS = ("nmt_nfkc", "nfkc", "identity")  # SentencePiece's, of which the first two have one that folds case
 MODEL_NAME, DICTIONARY_NAME = "sentencepiece.model", "dict.txt"
 # Of a line at most 1000 characters, not blank. SentencePiece skips lines of more than 4192 bytes: longer ones are cut,
 # between words where there are any.
@@ -89,7 +92,7 @@ def read_vocabulary(path: str) -> SubwordVocabulary:
             with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
                 dictionary = stream.read()
     if not os.path.exists(path):
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{seen_from(path)} does not exist")
     with open(path, "rb") as stream:
         vocabulary = load_vocabulary(stream.read(), path, dictionary)
     if dictionary is not None:
@@ -99,11 +102,14 @@ def read_vocabulary(path: str) -> SubwordVocabulary:
     return vocabulary
 
 
-def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> SubwordVocabulary:
+def train_vocabulary(
+    texts: Iterable[str], vocab_size: int, uncased: bool, normalization: str = NORMALIZATIONS[0]
+) -> SubwordVocabulary:
     """Byte-pair encoding of `vocab_size` symbols in all, specials and `<mask>` included."""
     if vocab_size <= len(SPECIALS) + 1:
         raise ValueError(f"a vocabulary of {vocab_size} is too small: {len(SPECIALS) + 1} symbols are special")
-    sentences = (found for text in texts for line in text.split("\n") for found in SENTENCE.findall(line))
+    failures: List[Exception] = []  # of reading, which SentencePiece would wrap in one of its own
+    sentences = _sentences(texts, failures)
     first = next(sentences, None)
     if first is None:
         raise ValueError("the corpus holds no document")
@@ -112,7 +118,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> Su
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.chain([first], sentences), model_writer=model, model_type="bpe",
-            vocab_size=vocab_size, normalization_rule_name="nmt_nfkc_cf" if uncased else "nmt_nfkc",
+            vocab_size=vocab_size, normalization_rule_name=f"{normalization}_cf" if uncased else normalization,
             bos_id=BOS, pad_id=PAD, eos_id=EOS, unk_id=UNK,
             bos_piece=SPECIALS[BOS], pad_piece=SPECIALS[PAD], eos_piece=SPECIALS[EOS], unk_piece=SPECIALS[UNK],
             control_symbols=[MASK],  # control symbols are never the encoding of a text
@@ -120,8 +126,20 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, uncased: bool) -> Su
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
         raise ValueError(_explain(str(error), vocab_size)) from None
     return load_vocabulary(model.getvalue(), "the trained vocabulary")
+
+
+def _sentences(texts: Iterable[str], failures: List[Exception]) -> Iterator[str]:
+    try:
+        for text in texts:
+            for line in text.replace("\r", " ").split("\n"):
+                yield from SENTENCE.findall(line)
+    except Exception as error:
+        failures.append(error)
+        raise
 
 
 def _explain(error: str, vocab_size: int) -> str:

@@ -1,11 +1,12 @@
 """The model card of an exported folder: what was trained, on what and how well, and how it is used."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from amos_fairseq import __version__
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from amos_fairseq.data.manifest import Manifest, located, read_manifest
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.export.choices import Choice, Source, method_name
 from amos_fairseq.finetune.kinds import kind_of
@@ -96,17 +97,25 @@ def usage(report) -> str:
     auto_class = AUTO_CLASSES[choice.part.task]
     trust = ", trust_remote_code=True" if choice.needs_code else ""
     inputs = '"A question?", "A text."' if choice.part.task == "span" else '["A text.", "Another one."], padding=True'
-    code = f"""```python
-from transformers import {auto_class}, AutoTokenizer
+    reads = f"""from transformers import {auto_class}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {auto_class}.from_pretrained("FOLDER"{trust})
-output = model(**tokenizer({inputs}, truncation=True, return_tensors="pt"))
-```"""
+output = model(**tokenizer({inputs}, truncation=True, return_tensors="pt"))"""
+    if not report.tokenizer:
+        reads = f"""import torch
+from transformers import {auto_class}
+
+import amos_fairseq
+
+tokenizer = amos_fairseq.from_pretrained("FOLDER").tokenizer  # transformers has no equal for it
+model = {auto_class}.from_pretrained("FOLDER"{trust})
+output = model(torch.tensor([tokenizer.sequence(tokenizer.encode("A text."))]))"""
+    code = f"```python\n{reads}\n```"
     states = "the mean of all states" if report.pooling == "mean" else "the state of `<s>`"
     notes = {
         "A pair of texts is `<s> A </s> </s> B </s>`. `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>` in a text are the "
-        "special tokens; with `split_special_tokens=True` they are text, as in training.": True,
+        "special tokens; with `split_special_tokens=True` they are text, as in training.": report.tokenizer,
         "A positive logit means that the token was replaced.": choice.part.task == "detection",
         "No pooler was trained: `pooler_output`, where there is one, is tanh of the state of `<s>`.":
             choice.part.task == "encoder",
@@ -143,13 +152,12 @@ def validation(state: Mapping[str, Any]) -> List[Tuple[str, str]]:
 
 
 def manifest_of(state: Mapping[str, Any], tokenizer: Tokenizer, data) -> Optional[Manifest]:
-    """Of the prepared data, if they still are where they were, or at `data`."""
-    for folder in filter(None, (data, state and state["cfg"]["task"].get("data"))):
-        if (Path(folder) / MANIFEST_NAME).is_file():
-            manifest = read_manifest(str(folder))
-            if manifest.sentencepiece_sha256 == tokenizer.sha256:
-                return manifest
-    return None
+    """Of the prepared data at `data`, or where they were, if they still are there. Raises ValueError for `data`."""
+    manifest = read_manifest(located(data)[0]) if data else None
+    if manifest is None and state and state["cfg"]["task"].get("data"):
+        with contextlib.suppress(ValueError):
+            manifest = read_manifest(located(state["cfg"]["task"]["data"])[0])
+    return manifest if manifest is not None and manifest.sentencepiece_sha256 == tokenizer.sha256 else None
 
 
 def data_counts(manifest: Optional[Manifest], source: Source) -> str:

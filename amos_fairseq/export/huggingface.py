@@ -67,6 +67,7 @@ class Report(NamedTuple):
     models: List[Tuple[Choice, Gaps]]  # the encoder's first
     left_out: List[str]  # modules of the checkpoint that are in none of them
     pooling: Optional[str]
+    tokenizer: bool  # whether AutoTokenizer finds one
 
 
 def import_transformers():
@@ -83,12 +84,15 @@ def import_transformers():
     return transformers
 
 
-def export(path, out, class_names: Sequence[str] = (), pooling: Optional[str] = None, data=None) -> Report:
+def export(
+    path, out, class_names: Sequence[str] = (), pooling: Optional[str] = None, data=None, tokenizer: bool = True
+) -> Report:
     """Write the new folder `out` of a checkpoint or a run, pre-trained or fine-tuned.
 
     class_names   of transformers: the encoder's, and the generator's if it is wanted; default: those with most heads
     pooling       mean or cls: of a sentence-transformers model
     data          the run's prepared folder: for the card, and for a checkpoint that holds no vocabulary
+    tokenizer     False: without the files of AutoTokenizer, for a vocabulary that has no equal there
     Raises ValueError, in one line; then nothing is left behind.
     """
     out = Path(out)
@@ -102,14 +106,15 @@ def export(path, out, class_names: Sequence[str] = (), pooling: Optional[str] = 
             raise ValueError(f"{path} has a tokenizer that transformers cannot read: {remedy}")
         chosen = choose(candidates(source), class_names)
         for choice in chosen:
-            write_model(partial / choice.place, choice, source)
+            write_model(partial / choice.place, choice, source, tokenizer)
         shape = chosen[0].part.encoder.config
         if pooling is not None:
             write_pooling(partial, pooling, shape)
         with loading(transformers):
-            check_tokenizer(transformers, partial, source.tokenizer, shape.max_positions)
+            if tokenizer:
+                check_tokenizer(transformers, partial, source.tokenizer, shape.max_positions)
             models = [(choice, compare(transformers, partial, choice, source.tokenizer)) for choice in chosen]
-        report = Report(models, left_out(source, chosen), pooling)
+        report = Report(models, left_out(source, chosen), pooling, tokenizer)
         (partial / CARD).write_text(card.text(out.name, source, report, checkpoint, data), encoding="utf-8")
     return report
 
@@ -124,14 +129,15 @@ def read(path, data) -> Tuple[Source, Optional[Path]]:
 
 # Writing
 
-def write_model(folder: Path, choice: Choice, source: Source) -> None:
+def write_model(folder: Path, choice: Choice, source: Source, tokenizer: bool) -> None:
     folder.mkdir(exist_ok=True)
     config = {**config_of(choice.part, choice.layout), OURS: {"method": method_name(source), "version": __version__}}
     write_json(folder / CONFIG, config)
     write_durably(folder / WEIGHTS, storage.safetensors_bytes(tensors_of(choice.part, choice.layout)))
     if choice.needs_code:
         shutil.copyfile(MODELLING_FILE, folder / MODELLING_FILE.name)
-    write_tokenizer(source.tokenizer, choice.part.encoder.config.max_positions, folder)
+    if tokenizer:
+        write_tokenizer(source.tokenizer, choice.part.encoder.config.max_positions, folder)
     (folder / MODEL_NAME).write_bytes(source.tokenizer.model)
 
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Dict, List, Tuple
 
+from amos_fairseq.data.sentencepiece_model import UNIGRAM, SentencePieceModel, parse
 from amos_fairseq.data.tokenizer import SPACE, Tokenizer
 from amos_fairseq.data.vocabulary import BOS, EOS, MASK, SPECIALS, UNK
-from amos_fairseq.export.sentencepiece_model import BPE, UNIGRAM, UNUSED, USER_DEFINED, SentencePieceModel, parse
 
 ISOLATOR = "\uffff"  # no character, so in no text
 NEVER = -1e4  # log-probability of a special token in a unigram model: text never makes one
@@ -24,10 +24,11 @@ def fast_tokenizer(tokenizer: Tokenizer):
     from tokenizers import Tokenizer as FastTokenizer
 
     model = parse(tokenizer.model)
-    check(model)
+    if obstacle := model.obstacle:
+        raise ValueError(f"{obstacle}, which Hugging Face's tokenizers have no equal for: add --no-tokenizer")
     fast = FastTokenizer(pieces_model(model, tokenizer))
 
-    steps = [normalizers.Replace("\n", " ")]
+    steps = [normalizers.Replace("\n", " "), normalizers.Replace("\r", " ")]
     if model.charsmap:
         # `Precompiled` applies a rule for the first character of a grapheme to all of it, so that "A" with an accent
         # would become "a": it gets the characters one by one, and accents are composed before and after.
@@ -47,17 +48,6 @@ def fast_tokenizer(tokenizer: Tokenizer):
         single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} {eos} $B {eos}", special_tokens=[(bos, BOS), (eos, EOS)]
     )
     return fast
-
-
-def check(model: SentencePieceModel) -> None:
-    obstacles = {
-        "is neither a BPE nor a unigram model": model.model_type not in (BPE, UNIGRAM),
-        "treats spaces in its own way": not model.usual_whitespaces,
-        "has user-defined or unused pieces": any(piece.kind in (USER_DEFINED, UNUSED) for piece in model.pieces),
-    }
-    for obstacle, there in obstacles.items():
-        if there:
-            raise ValueError(f"the SentencePiece model {obstacle}, which Hugging Face's tokenizers have no equal for")
 
 
 def pieces_model(model: SentencePieceModel, tokenizer: Tokenizer):

@@ -87,11 +87,12 @@ class Predictions(NamedTuple):
 def read(path) -> Dataset:
     """Read train-v1.1.json, dev-v2.0.json or any file in their format; ValueError in one line if it is in another."""
     try:
-        content = json.loads(Path(path).read_bytes())
+        content, surrogates = tables.load_json(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    tables.tell_surrogates(path, surrogates)
 
     def field(entry: Any, key: str, kind: type) -> Any:
         if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):

@@ -3,11 +3,15 @@
 TSV (.tsv, .txt)    the first line names the columns; fields between tabs, quotes as they are
 CSV (.csv)          the first line names the columns; fields quoted where need be
 JSON (.jsonl)       one object a line
+
+Half a character, which JSON can spell, becomes U+FFFD and is counted.
 """
 
 import csv
 import json
+import logging
 import math
+import re
 import sys
 from array import array
 from pathlib import Path
@@ -15,11 +19,14 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Opt
 
 import numpy as np
 
+from amos_fairseq.data.corpus import without_surrogates
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.finetune import labelled
 from amos_fairseq.finetune.labelled import Examples, Problem
 
+SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # without any, JSON has no half of a character
+logger = logging.getLogger(__name__)
 Records = Iterable[Tuple[int, Dict[str, Any]]]  # numbers of lines, and values by column
 
 
@@ -117,14 +124,43 @@ def csv_records(path: Path) -> Records:
 
 
 def json_records(path: Path) -> Records:
+    surrogates = 0
     for number, line in lines_of(path):
         try:
-            record = json.loads(line)
+            record, found = load_json(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: is no JSON ({error})") from None
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number}: is no JSON object")
+        surrogates += found
         yield number, record
+    tell_surrogates(path, surrogates)
+
+
+def load_json(text: str) -> Tuple[Any, int]:
+    """The value, with U+FFFD for every lone surrogate, and how many there were. Raises ValueError."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return whole_characters(value) if SURROGATE_ESCAPE.search(text) else (value, 0)
+
+
+def whole_characters(value: Any) -> Tuple[Any, int]:
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, dict):
+        pairs, found = whole_characters([part for pair in value.items() for part in pair])
+        return dict(zip(pairs[::2], pairs[1::2])), found
+    if isinstance(value, list):
+        parts = [whole_characters(part) for part in value]
+        return [part for part, _ in parts], sum(found for _, found in parts)
+    return value, 0
+
+
+def tell_surrogates(path: Path, count: int) -> None:
+    if count:
+        logger.warning("%s: %d lone surrogates became U+FFFD", path, count)
 
 
 READERS = {".tsv": tab_records, ".txt": tab_records, ".csv": csv_records, ".jsonl": json_records}

@@ -19,7 +19,7 @@ from amos_fairseq import supervision
 from amos_fairseq.checkpoints.training import goes_on_from
 from amos_fairseq.criterions.pretraining import TOKENS
 from amos_fairseq.data import loading
-from amos_fairseq.data.manifest import load_manifest_for, verify_tokens
+from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located, verify_tokens
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens, split
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MODEL_NAME
 from amos_fairseq.methods import METHODS, for_each_method
@@ -73,6 +73,7 @@ class PretrainingTask(SupervisedTask):
         self.masking = MaskingOptions.of(cfg)
         self.cropping = getattr(cfg, "crop_keep_fraction", None)
         self.manifest, self.shards = load_manifest_for(cfg.data)
+        self.folder = os.path.abspath(located(cfg.data)[0])
         if self.manifest.tokens_per_sample > cfg.tokens_per_sample:
             raise ValueError(
                 f"{cfg.data} holds blocks of {self.manifest.tokens_per_sample} tokens, more than tokens_per_sample "
@@ -108,7 +109,7 @@ class PretrainingTask(SupervisedTask):
 
     def read_sentencepiece_model(self) -> torch.Tensor:
         """Its bytes, as checkpoints have them: to be saved whatever has become of the data by then."""
-        path = os.path.join(os.path.dirname(os.path.abspath(self.shards[0])), MODEL_NAME)
+        path = os.path.join(self.folder, MODEL_NAME)
         if not os.path.isfile(path):  # a pipe would be waited for
             raise Damaged(f"{path} does not exist: run amos-fairseq prepare again")
         try:
@@ -189,8 +190,10 @@ class PretrainingTask(SupervisedTask):
         return hashlib.sha256(json.dumps([folders, records], sort_keys=True).encode()).hexdigest()
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        """Shard (epoch - 1) modulo their number for training, the first for any other split."""
-        shard = self.shards[(epoch - 1) % len(self.shards) if split == "train" else 0]
+        """Shard (epoch - 1) modulo their number for training."""
+        shard = os.path.join(self.folder, VALID_SHARD)
+        if split == "train":
+            shard = self.shards[(epoch - 1) % len(self.shards)]
         blocks = None
         if split in self.manifest.splits:
             blocks = data_utils.load_indexed_dataset(os.path.join(shard, split), self.dictionary)

@@ -3,5 +3,5 @@
 #   bash examples/quickstart/run.sh [--corpus PATH] [--method amos_rtd] [--out FOLDER] [--updates N]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-prepare_environment huggingface
+prepare_environment huggingface,data
 exec amos-fairseq quickstart "$@"

@@ -54,6 +54,11 @@ def test_detect_marks_the_tokens_at_or_above_the_threshold(command):
     assert line == expected and line.count("[") == len(tokens) - 1
 
 
+def test_a_line_ends_at_a_line_feed_only(command, tmp_path):
+    (tmp_path / "text").write_text("alpha\u2028beta\x85gamma\r\n\ndelta\x0c\n")
+    assert len(command("detect", "--file", tmp_path / "text", "--json")[1]) == 2
+
+
 def test_embed_writes_a_row_for_each_line(command, run, tmp_path):
     (tmp_path / "text").write_text("alpha beta\ngamma\n")
     status, lines, _ = command("embed", tmp_path / "text", "--out", tmp_path / "x.npy", "--pooling", "first")
@@ -97,6 +102,8 @@ def test_embed_names_the_line_that_is_too_long(command, tmp_path):
     "arguments, message",
     [
         (["fill-mask", "alpha"], "there is no <mask> in 'alpha': write one for each token to be filled in"),
+        (["detect", "--text", "a\udcff"], "--text holds bytes that are no UTF-8: give the text in UTF-8"),
+        (["fill-mask", "<mask>\udcff"], "TEXT holds bytes that are no UTF-8: give the text in UTF-8"),
         (["detect", "--text", " "], "--text: there is no text to read"),
         (["detect", "--text", "alpha", "--threshold", "2"], "--threshold 2.0 is no probability: give 0 to 1"),
         (["embed", "FOLDER/text", "--out", "FOLDER/text"], "--out text exists: name a new file"),

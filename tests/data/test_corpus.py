@@ -5,16 +5,22 @@ import itertools
 import pytest
 
 from amos_fairseq.data import corpus
+from amos_fairseq.data.corpus import Reading
+from amos_fairseq.data.sources import Text
 
 
-def whole(path):
-    return corpus.Span(str(path), 0, path.stat().st_size)
+def source(path):
+    return Text(str(path), str(path), Reading())
+
+
+def chunks_of(path, most=1 << 30):
+    text = source(path)
+    return [block.data for span in text.spans(most) for block in text.blocks(span)]
 
 
 def documents_through_chunks(path, documents="blank-line", most=None):
     found = []
-    spans = corpus.divide(str(path), path.stat().st_size, most or 1 << 30)
-    for chunk in (chunk for span in spans for chunk in corpus.read_chunks(span)):
+    for chunk in chunks_of(path, most or 1 << 30):
         first, *others = corpus.split_documents(corpus.clean_text(chunk.data).text, documents)
         if chunk.starts_file:
             found.append([first])
@@ -45,13 +51,12 @@ def test_chunks_put_together_are_the_file(tmp_path, monkeypatch):
     path.write_bytes(data)
     for size in (4, 7, 16, 100, 10_000):
         monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
-        chunks = list(corpus.read_chunks(whole(path)))
+        chunks = chunks_of(path)
         assert b"".join(chunk.data for chunk in chunks) == data
         assert max(len(chunk.data) for chunk in chunks) <= size
         assert sum(corpus.clean_text(chunk.data).invalid_bytes for chunk in chunks) == 30  # no character is cut
         for most in (size, 3 * size):
-            spans = corpus.divide(str(path), len(data), most)
-            parts = [chunk for span in spans for chunk in corpus.read_chunks(span)]
+            parts = chunks_of(path, most)
             assert b"".join(chunk.data for chunk in parts) == data
             assert sum(corpus.clean_text(chunk.data).invalid_bytes for chunk in parts) == 30
             assert [chunk.starts_file for chunk in parts] == [True] + [False] * (len(parts) - 1)
@@ -60,19 +65,29 @@ def test_chunks_put_together_are_the_file(tmp_path, monkeypatch):
 
 def test_byte_order_mark_is_taken_off(tmp_path):
     (tmp_path / "text").write_bytes(b"\xef\xbb\xbfab")
-    assert list(corpus.read_chunks(whole(tmp_path / "text"))) == [corpus.Chunk(b"ab", True, True, False, False)]
+    assert chunks_of(tmp_path / "text") == [corpus.Chunk(b"ab", True, True, False, False)]
+
+
+class Sized(Text):
+    """A text of so many bytes as its path says."""
+
+    size = property(lambda self: int(self.path))
 
 
 def test_slices_hold_every_byte_once_and_are_of_one_size_but_the_last(monkeypatch):
     monkeypatch.setattr(corpus, "CHUNK_BYTES", 10)
     monkeypatch.setattr(corpus, "SLICE_BYTES", 20)
-    sizes = [("a", 50), ("b", 0), ("c", 3), ("d", 4), ("e", 21), ("f", 1)]
-    assert corpus.plan_slices(sizes) == [  # 79 bytes are few: slices of at least CHUNK_BYTES
+
+    def plan(**sizes):
+        slices = corpus.plan_slices([Sized(str(size), name, Reading()) for name, size in sizes.items()])
+        return [[(span.source.name, span.begin, span.end) for span in spans] for spans in slices]
+
+    assert plan(a=50, b=0, c=3, d=4, e=21, f=1) == [  # 79 bytes are few: slices of at least CHUNK_BYTES
         [("a", 0, 10)], [("a", 10, 20)], [("a", 20, 30)], [("a", 30, 40)], [("a", 40, 50)],
         [("b", 0, 0), ("c", 0, 3), ("d", 0, 4), ("e", 0, 10)], [("e", 10, 20)], [("e", 20, 21), ("f", 0, 1)],
     ]
-    assert [len(spans) for spans in corpus.plan_slices([("a", 256 * 20), ("b", 40)])] == [1] * 258
-    assert corpus.plan_slices([("a", 0)]) == [[("a", 0, 0)]]
+    assert [len(spans) for spans in plan(a=256 * 20, b=40)] == [1] * 258
+    assert plan(a=0) == [[("a", 0, 0)]]
 
 
 def test_clean_text_replaces_invalid_bytes_and_removes_nuls():
@@ -89,14 +104,6 @@ def test_selection_is_evenly_spaced_and_leaves_both_sides_one():
 def test_sample_is_spread_over_the_corpus_and_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "CHUNK_BYTES", 100)
     (tmp_path / "text").write_text("".join(f"line {number:04d}\n" for number in range(1000)))
-    sample = list(corpus.sample_text([(str(tmp_path / "text"), 10_000)], budget=1000))
+    sample = list(corpus.sample_text([source(tmp_path / "text")], budget=1000))
     assert 900 <= sum(map(len, sample)) <= 1000
     assert "line 0000" in sample[0] and int(sample[-1].split()[-1]) > 900
-
-
-def test_folders_are_searched_for_txt_files_in_order(tmp_path):
-    for name in ("b.txt", "a/z.txt", "a/b.txt", "c.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    found = corpus.list_inputs([str(tmp_path), str(tmp_path / "c.md")])
-    assert found == [str(tmp_path / name) for name in ("a/b.txt", "a/z.txt", "b.txt", "c.md")]

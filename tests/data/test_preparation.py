@@ -19,9 +19,10 @@ from fairseq.data.data_utils import load_indexed_dataset
 
 from amos_fairseq.cli import prepare as command
 from amos_fairseq.data import corpus, encoding, preparation
-from amos_fairseq.data.manifest import load_manifest_for, read_manifest
-from amos_fairseq.data.packing import BlockPacker
+from amos_fairseq.data.manifest import load_manifest_for, located, read_manifest
+from amos_fairseq.data.packing import BlockPacker, held_out
 from amos_fairseq.data.preparation import prepare
+from amos_fairseq.data.sources import Text
 from amos_fairseq.data.vocabulary import BOS, EOS, UNK
 
 SPECIAL_TEXT = "<s> <pad> </s> <unk> <mask> x<mask>y madeupword0000"
@@ -70,6 +71,10 @@ def decoded_documents(out, split="train"):
     content = [i for block in load_blocks(out, split) for i in (*block[1:-1], -1)]
     # An end of block (-1) is no separator; a </s> before it may be left out, so compare the text without separators.
     return " ".join(decode(out, [i for i in content if i not in (-1, EOS)]).split())
+
+
+def found(counts):
+    return {name: count for name, count in counts.items() if count}
 
 
 def tree_of(folder):
@@ -141,7 +146,8 @@ def test_special_names_among_a_models_pieces_are_unknown_and_fillers_round_up(tm
     (tmp_path / "own.model").write_bytes(model.getvalue())
     (tmp_path / "a.txt").write_text("ab <mask> <pad> <s>\n\nab <mask>")
     out = str(tmp_path / "out")
-    manifest = prepare([str(tmp_path / "a.txt")], out, vocabulary=str(tmp_path / "own.model"), workers=1)
+    options = dict(vocabulary=str(tmp_path / "own.model"), valid_fraction=0.5)
+    manifest = prepare([str(tmp_path / "a.txt")], out, workers=1, **options)
     dictionary = Dictionary.load(os.path.join(out, "dict.txt"))
     assert manifest.vocabulary_size == len(dictionary) + 1 == 104  # 95 pieces, 5 specials
     assert dictionary.symbols[-4:] == [f"madeupword000{i}" for i in range(4)]
@@ -171,9 +177,73 @@ def test_uncased_folds_case(text, tmp_path):
     assert "number 1:" in decoded_documents(tmp_path / "out")
 
 
+def test_validation_is_a_share_of_the_tokens():
+    alike = np.full(300, 50)
+    assert held_out(alike, 0.01).tolist() == [0, 100, 200]
+    large_first = np.array([99_000, *[10] * 100])
+    assert held_out(large_first, 0.01).tolist() == list(range(1, 101, 2))  # half of what is small: 0.5 %
+    large_among = np.array([*[10] * 200, 50_000, 0, *[10] * 200])
+    chosen = held_out(large_among, 0.02)
+    assert 0.95 < large_among[chosen].sum() / (0.02 * large_among.sum()) < 1.05 and 200 not in chosen
+    assert held_out(np.array([30, 0, 20, 40]), 0.01).tolist() == [2]  # the shortest
+    assert held_out(np.array([0, 0]), 0.01).tolist() == []
+
+
+def test_a_large_document_first_does_not_validate_and_the_reached_share_is_told(prepared, tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("word " * 20_000)
+    (tmp_path / "b.txt").write_text("\n\n".join(DOCUMENTS[:4]))
+    files = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    manifest = prepare(files, str(tmp_path / "out"), vocabulary=prepared, workers=1)
+    assert manifest.splits["valid"].documents == 2
+    assert "of the tokens, not --valid-fraction 0.01, for documents are few or long" in caplog.text
+    splits = [split.text_tokens for split in manifest.splits.values()]
+    assert f" blocks, {splits[1] / sum(splits):.2%} of the tokens" in command.summary(manifest, "out")[1]
+
+
+def test_validation_can_be_the_users_own(prepared, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(DOCUMENTS))
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in (DOCUMENTS[5], "one more")))
+    options = dict(vocabulary=prepared, valid=str(tmp_path / "v.jsonl"), workers=1)
+    out = str(tmp_path / "out")
+    manifest = prepare([str(tmp_path / "a.txt")], out, **options)
+    assert [split.documents for split in manifest.splits.values()] == [len(DOCUMENTS), 2]
+    assert decoded_documents(out, "valid") == f"{DOCUMENTS[5]} one more"
+    assert [identity.get("split") for identity in manifest.inputs] == [None, "valid"]
+    assert prepare([str(tmp_path / "a.txt")], out, **options) == manifest  # at once
+    manifest = prepare([str(tmp_path / "a.txt")], out, deduplicate=True, overwrite=True, **options)
+    assert [split.documents for split in manifest.splits.values()] == [len(DOCUMENTS) - 1, 2]  # kept out of training
+    (tmp_path / "v.jsonl").write_text("")
+    with pytest.raises(ValueError, match=f"^--valid {tmp_path}/v.jsonl holds no document$"):
+        prepare([str(tmp_path / "a.txt")], str(tmp_path / "other"), **options)
+
+
+@pytest.mark.parametrize(
+    "normalization, seen", [("nmt_nfkc", "می خواهم 1"), ("nfkc", "می\u200cخواهم 1"), ("identity", "می\u200cخواهم ①")]
+)
+def test_normalization_is_chosen(normalization, seen, tmp_path):
+    (tmp_path / "a.txt").write_text("می\u200cخواهم ①\r\n\r\n" * 20)
+    manifest = prepare([str(tmp_path / "a.txt")], str(tmp_path / "out"), normalization=normalization, vocab_size=20,
+                       workers=1)
+    assert decoded_documents(tmp_path / "out").startswith(seen)
+    assert manifest.options["normalization"] == normalization
+
+
+def test_a_vocabulary_that_cannot_be_exported_is_told(text, tmp_path, caplog):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(DOCUMENTS), model_writer=model, vocab_size=100, model_type="bpe", minloglevel=2,
+        add_dummy_prefix=False,
+    )
+    (tmp_path / "own.model").write_bytes(model.getvalue())
+    prepare([text], str(tmp_path / "out"), vocabulary=str(tmp_path / "own.model"), workers=1)
+    assert "the SentencePiece model treats spaces in its own way" in caplog.text
+    assert "can be exported with --no-tokenizer only" in caplog.text
+
+
 def test_documents_whole_splits_only_long_documents(prepared, text, tmp_path):
     out = str(tmp_path / "out")
-    prepare([text], out, vocabulary=prepared, tokens_per_sample=64, documents_whole=True, workers=1)
+    options = dict(tokens_per_sample=64, documents_whole=True, valid_fraction=0.0165)
+    prepare([text], out, vocabulary=prepared, workers=1, **options)
     processor = sentencepiece.SentencePieceProcessor(model_file=os.path.join(out, "sentencepiece.model"))
     contents = [block[1:-1] for block in load_blocks(out)]
     parts = [bytes(str(part), "ascii") for content in contents for part in split_at(content, EOS)]
@@ -226,9 +296,9 @@ def test_hostile_text_is_counted_exactly(prepared, tmp_path, monkeypatch):
     (folder / "d.txt").write_bytes(b"long line " * 3000 + b"\n\n\xe2\x80\x8b\n\nlast")  # \u200b: no token
     out = str(tmp_path / "out")
     manifest = prepare([str(folder)], out, vocabulary=prepared, valid_fraction=0.5, workers=1)
-    assert manifest.dropped == {"empty_files": 2, "empty_documents": 1, "duplicate_documents": 0}
+    assert found(manifest.dropped) == {"empty_files": 2, "empty_documents": 1}
     expected = {"invalid_utf8_bytes": 2, "nul_characters": 1, "byte_order_marks": 1, "long_lines_split": 1}
-    assert manifest.repaired == expected
+    assert found(manifest.repaired) == expected
     assert (manifest.splits["train"].documents, manifest.splits["valid"].documents) == (2, 2)
     assert decoded_documents(out, "valid").startswith("first abc more long line long line")
     assert decoded_documents(out, "valid").count("long line") == 3000
@@ -266,7 +336,7 @@ def test_standard_input_gives_the_blocks_of_the_file(text, prepared, tmp_path):
     theirs.pop("manifest.json")
     assert ours == theirs
     lines = result.stdout.decode().splitlines()
-    assert f"data: {out}" in lines and f"{out}/data0:{out}/data1:{out}/data2" in lines[-1]
+    assert f"data: {out}" in lines and lines[-1].startswith(f"train with: amos-fairseq train {out} --task amos_rtd ")
     assert not any("\t" in line for line in lines)
 
 
@@ -309,7 +379,7 @@ BAD = {
     "binary": (
         {},
         bytes(range(256)) * 8,
-        "{text} is not UTF-8 text (50% of its first 2048 bytes are NUL or invalid): decompress or convert it first",
+        "{text} is not UTF-8 text (50% of its first 2048 bytes are NUL or invalid): convert it first, or leave it out",
     ),
     "no vocabulary": ({"vocabulary": "{text}.model"}, None, "{text}.model does not exist"),
     "not a model": ({"vocabulary": "{text}"}, None, "{text} is not a SentencePiece model"),
@@ -318,6 +388,19 @@ BAD = {
     "tiny blocks": ({"tokens_per_sample": 7}, None, "--tokens-per-sample 7 is too small: use 8 or more"),
     "valid": ({"valid_fraction": 1.0}, None, "--valid-fraction 1.0 is not between 0 and 1"),
     "shards": ({"shards": 999}, None, "999 shards are more than the 10 blocks: lower --shards"),
+    "normalization": ({"normalization": "nfc"}, None, "--normalization nfc is none of nmt_nfkc, nfkc, identity"),
+    "folded identity": (
+        {"normalization": "identity", "uncased": True}, None,
+        "--uncased is a normalization itself: give nfkc or nmt_nfkc with it, or leave it out",
+    ),
+    "encoding": (
+        {"encoding": "klingon"}, None,
+        "--encoding klingon is none that Python knows, such as latin-1, cp1252 or utf-16",
+    ),
+    "one line": (
+        {"documents": "line"}, b"abc " * 9,
+        "the corpus holds one document, and validation needs one more: try --valid with a text of its own",
+    ),
     "colon": ({"out": "a:b"}, None, "a:b: fairseq splits data paths at ':', choose another --out"),
 }
 
@@ -329,7 +412,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(case, prepared, tmp_path):
     path.write_bytes("\n\n".join(DOCUMENTS).encode() if data is None else data)
     name = f"{path}.no" if case == "missing" else str(path)
     options = {key: value.format(text=path) if isinstance(value, str) else value for key, value in options.items()}
-    if case in ("one", "shards"):
+    if case in ("one", "one line", "shards"):
         options["vocabulary"] = prepared
     with pytest.raises(ValueError) as error:
         prepare([name], **{"out": str(tmp_path / "out"), "workers": 1, "vocab_size": None, **options})
@@ -355,6 +438,17 @@ def test_a_manifest_is_found_from_the_folder_and_from_its_shards(prepared):
     assert load_manifest_for(prepared) == (read_manifest(prepared), shards)
     assert load_manifest_for(shards[1])[1] == [shards[1]]
     assert load_manifest_for(":".join(shards[:2]))[1] == shards[:2]
+
+
+def test_shards_in_any_order_and_the_folder_are_one_preparation(prepared, monkeypatch):
+    shards = [os.path.join(prepared, f"data{i}") for i in range(3)]
+    monkeypatch.chdir(prepared)
+    assert [located(data)[0] for data in (prepared, ":".join(shards[::-1]), shards[2], "data1")] == [prepared] * 4
+    assert load_manifest_for(":".join(shards[::-1]))[1] == shards[::-1]
+    with pytest.raises(ValueError, match=f"{prepared} holds all shards: name it alone, or some of its folders data0"):
+        located(f"{prepared}:{shards[1]}")
+    with pytest.raises(ValueError, match=f"^gone .in {prepared}. does not exist: run amos-fairseq prepare$"):
+        located("gone")
 
 
 @pytest.mark.parametrize(
@@ -387,9 +481,12 @@ def test_a_long_line_is_read_in_bounded_memory(prepared, tmp_path):
     with open(path, "wb") as stream:
         for _ in range(40):
             stream.write(b"abcd efgh " * 50_000)  # one line of 20 MB
-    encoder = encoding.TextEncoder(preparation.read_vocabulary(prepared), "blank-line")
+    encoder = encoding.TextEncoder(preparation.read_vocabulary(prepared))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    encoded = [encoder(spans) for spans in corpus.plan_slices([(str(path), 20_000_000)])]
+    text = Text(str(path), str(path), corpus.Reading())
+    slices = [[encoder(text.passages(block)) for span in spans for block in text.blocks(span)]
+              for spans in corpus.plan_slices([text])]
+    encoded = [encoding.joined(blocks) for blocks in slices]
     assert [len(text.kinds) > 0 for text in encoded] == [True] * 20  # a megabyte each
     assert sum(len(text.token_ids) for text in encoded) > 2_000_000
     assert sum(int(text.repaired[3]) for text in encoded) == 1  # long_lines_split

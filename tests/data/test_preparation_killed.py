@@ -47,6 +47,10 @@ def expected(text, tmp_path_factory):
     return tree_of(out)
 
 
+def found(counts):
+    return {name: count for name, count in counts.items() if count}
+
+
 def tree_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
@@ -283,7 +287,7 @@ def test_deduplication_keeps_the_first_of_equal_documents(text, tmp_path):
     once = prepare([str(tmp_path / "once.txt")], str(tmp_path / "once"), workers=1, **OPTIONS)
     options = dict(vocabulary=str(tmp_path / "once"), tokens_per_sample=32, shards=3, valid_fraction=0.1)
     manifest = prepare(inputs, str(tmp_path / "out"), workers=1, deduplicate=True, **options)
-    assert manifest.dropped == {"empty_files": 0, "empty_documents": 0, "duplicate_documents": 4}
+    assert found(manifest.dropped) == {"duplicate_documents": 4}
     assert manifest.splits == once.splits  # sha256 of the blocks included
     manifest = prepare(inputs, str(tmp_path / "all"), workers=1, **options)
     assert sum(split.documents for split in manifest.splits.values()) == 46
@@ -325,7 +329,8 @@ def test_100_MB_of_hostile_text_take_less_than_half_a_gigabyte(name, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"first document ab\n\nsecond one cd\n\n" + unit * times)
     program = (
         "import sys, resource, amos_fairseq.data.preparation as p; "
-        "p.prepare([sys.argv[1]], sys.argv[2], workers=1, vocab_size=24, vocabulary_sample=10**7, deduplicate=True); "
+        "p.prepare([sys.argv[1]], sys.argv[2], workers=1, vocab_size=24, vocabulary_sample=10**7, deduplicate=True, "
+        "encoding='utf-8'); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     command = [sys.executable, "-c", program, tmp_path / "a.txt", tmp_path / "out"]

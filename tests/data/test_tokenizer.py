@@ -30,11 +30,17 @@ def test_special_tokens_are_fairseqs_first_four_and_the_mask_is_last(tokenizer, 
 
 
 def test_ids_are_those_of_preparation(tokenizer, vocabulary):
-    encoder = TextEncoder(vocabulary, "blank")
+    encoder = TextEncoder(vocabulary)
     for text in ["alpha beta", "Gamma, alpha\nbeta", ODD]:
         pieces = encoder.processor.encode(text.replace("\n", " "))
         assert tokenizer.encode(text) == encoder.symbol_of_piece[pieces].tolist()
         assert not {0, 1, 2, tokenizer.mask} & set(tokenizer.encode(text))
+
+
+def test_half_a_character_is_the_replacement_character(tokenizer):
+    text = "alpha \ud800 beta\udcff"
+    assert tokenizer.encode(text) == tokenizer.encode(text.replace("\ud800", "\ufffd").replace("\udcff", "\ufffd"))
+    assert [text[begin:end] for begin, end in tokenizer.encode_with_spans(text)[1]][0] == "alpha"
 
 
 def test_decoding_gives_the_normalised_text_back(tokenizer):

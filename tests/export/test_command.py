@@ -1,5 +1,6 @@
 """`amos-fairseq export`: what it prints, and mistakes in one line that leave nothing behind."""
 
+import io
 import json
 import resource
 import shutil
@@ -7,11 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 
 from amos_fairseq import files
+from amos_fairseq.data.preparation import prepare
+from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.export import huggingface
+from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.pretrained.averaging import average
+from amos_fairseq.pretrained.loading import from_pretrained
 
 MPNET = dict(rel_pos_buckets=32, rel_pos_max_distance=128)
 
@@ -138,9 +144,45 @@ def test_data_of_another_vocabulary_are_refused(checkpoint, export, tmp_path):
     words = "one two three four five six seven eight".split()
     texts = (" ".join(words[(3 * row + column) % 8] for column in range(6)) + "," for row in range(80))
     (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")
     (tmp_path / "data" / "sentencepiece.model").write_bytes(train_vocabulary(texts, 56, uncased=True).model)
     status, message = refused(tmp_path, export, run, "--data", str(tmp_path / "data"))
     assert status == 64 and message.startswith("/data has another vocabulary than /run/checkpoint_1_7: name the one of")
+
+
+def test_a_shard_names_its_prepared_folder(checkpoint, export, tokenizer, tmp_path):
+    run, _ = checkpoint("bert_mlm", **MPNET)
+    (tmp_path / "a.txt").write_text("alpha beta gamma delta\n\n" * 60)
+    (tmp_path / "own.model").write_bytes(tokenizer.model)
+    options = dict(vocabulary=str(tmp_path / "own.model"), tokens_per_sample=8, shards=2, workers=1)
+    manifest = prepare([str(tmp_path / "a.txt")], str(tmp_path / "data"), **options)
+    for number, data in enumerate(("data", "data/data1", f"data/data1:{tmp_path}/data/data0")):
+        status, _, err, folder = export(run, "--data", f"{tmp_path}/{data}", out=f"out{number}")
+        assert status == 0, err
+        assert f"| train | {manifest.splits['train'].documents} |" in (folder / "README.md").read_text()
+
+
+def test_a_vocabulary_without_an_equal_is_exported_without_a_tokenizer(make_method, save_checkpoint, export, tmp_path):
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["alpha beta gamma delta"] * 9), model_writer=model, vocab_size=24, model_type="bpe",
+        user_defined_symbols=["<name>"], hard_vocab_limit=False, minloglevel=2,
+    )
+    tokenizer = Tokenizer(model.getvalue())
+    method = make_method("bert_mlm", vocabulary=Vocabulary.of(tokenizer), max_positions=150, **MPNET).eval()
+    save_checkpoint(tmp_path / "run" / "checkpoint_1_7", "bert_mlm", method, tokenizer)
+    _, message = refused(tmp_path, export, tmp_path / "run")
+    assert message == (
+        "the SentencePiece model has user-defined or unused pieces, which Hugging Face's tokenizers have no equal for: "
+        "add --no-tokenizer"
+    )
+    status, _, err, folder = export(tmp_path / "run", "--no-tokenizer")
+    assert status == 0, err
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "model.safetensors", "sentencepiece.model", "README.md",
+    }
+    assert "AutoTokenizer" not in (folder / "README.md").read_text()
+    assert from_pretrained(folder).tokenizer.encode("alpha <name>") == tokenizer.encode("alpha <name>")
 
 
 def test_no_copy_of_the_modelling_file_is_left_in_the_users_cache(checkpoint, export, transformers):

@@ -7,9 +7,9 @@ import unicodedata
 import pytest
 import sentencepiece
 
+from amos_fairseq.data.sentencepiece_model import BPE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, fields, parse
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import train_vocabulary
-from amos_fairseq.export.sentencepiece_model import BPE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, fields, parse
 from amos_fairseq.export.tokenizer import fast_tokenizer, merges, write_tokenizer
 
 pytest.importorskip("tokenizers")
@@ -68,14 +68,17 @@ def trained(**options):
     return model.getvalue()
 
 
-def prepared(uncased):
+def prepared(uncased, normalization="nmt_nfkc"):
     """As `amos-fairseq prepare` trains it."""
-    return train_vocabulary(texts(), 260, uncased).model
+    return train_vocabulary(texts(), 260, uncased, normalization).model
 
 
 MODELS = {
     "bpe-cased": lambda: prepared(uncased=False),
     "bpe-uncased": lambda: prepared(uncased=True),
+    "bpe-nfkc": lambda: prepared(uncased=False, normalization="nfkc"),
+    "bpe-nfkc-uncased": lambda: prepared(uncased=True, normalization="nfkc"),
+    "bpe-identity": lambda: prepared(uncased=False, normalization="identity"),
     "unigram": lambda: trained(model_type="unigram"),
     "unigram-bytes": lambda: trained(model_type="unigram", byte_fallback=True, vocab_size=500),
     "bpe-bytes": lambda: trained(model_type="bpe", byte_fallback=True, vocab_size=500),

@@ -34,6 +34,20 @@ def test_json_labels_may_be_numbers_and_words_of_json(tmp_path):
     assert tables.read(tmp_path / "rows.jsonl", ["t"], "y").labels == ["1", "true", "x"]
 
 
+def test_half_characters_of_json_are_replaced_and_counted_and_only_a_line_feed_ends_a_line(tmp_path, caplog):
+    rows = '{"t": "a \\ud800 b\u2028c", "y": "\\udfff"}\r\n{"t": "\\ud83d\\ude00", "y": "z"}\n'
+    (tmp_path / "rows.jsonl").write_text(rows, newline="")
+    table = tables.read(tmp_path / "rows.jsonl", ["t"], "y")
+    assert table.texts == [("a \ufffd b\u2028c",), ("\U0001f600",)] and table.labels == ["\ufffd", "z"]
+    assert caplog.messages == [f"{tmp_path}/rows.jsonl: 2 lone surrogates became U+FFFD"]
+
+
+def test_json_that_is_nested_too_deeply_is_told(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="line 1: is no JSON .nested too deeply."):
+        tables.read(tmp_path / "rows.jsonl", ["t"], "y")
+
+
 @pytest.mark.parametrize("lengths, room, kept", [
     ((3, 10), 8, (3, 5)), ((10, 3), 8, (5, 3)), ((10, 5), 9, (5, 4)), ((5, 10), 9, (5, 4)), ((4, 4), 7, (4, 3)),
     ((2, 3), 5, (2, 3)), ((0, 9), 4, (0, 4)), ((9,), 4, (4,)), ((3,), 4, (3,)),

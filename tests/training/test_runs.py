@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from amos_fairseq.data.preparation import prepare
 from amos_fairseq.methods import METHODS
 
 TERMS = {  # name: {loss term: weight}
@@ -135,3 +136,14 @@ def test_tensorboard_log_is_written(launch, arguments, tmp_path):
     options = dict(max_update=1, save_dir=tmp_path / "run", tensorboard_logdir=tmp_path / "board")
     launch("fairseq_cli.train:cli_main", arguments(next(iter(METHODS)), **options))
     assert list((tmp_path / "board").rglob("events.out.tfevents.*"))
+
+
+def test_training_validates_alike_on_a_folder_and_on_any_of_its_shards_in_any_order(launch, arguments, text, tmp_path):
+    options = dict(vocab_size=300, tokens_per_sample=32, shards=3, valid_fraction=0.2, workers=1)
+    prepare([str(text)], str(tmp_path / "data"), **options)
+    shards = [f"{tmp_path}/data/data{number}" for number in range(3)]
+    losses = []
+    for number, data in enumerate((f"{tmp_path}/data", shards[2], f"{shards[1]}:{shards[0]}")):
+        run = arguments("bert_mlm", data=data, max_update=1, lr=[1e-12], save_dir=tmp_path / str(number), no_save=True)
+        losses.append(launch("fairseq_cli.train:cli_main", run).log.validation[-1]["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)

@@ -6,7 +6,7 @@ The fields are those of sentencepiece_model.proto, https://github.com/google/sen
 import io
 import struct
 from dataclasses import dataclass
-from typing import Iterator, List, NamedTuple, Tuple, Union
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece.Type
@@ -28,6 +28,16 @@ class SentencePieceModel:
     charsmap: bytes
     usual_whitespaces: bool  # U+2581 before each word, the first too, however many spaces there are
 
+    @property
+    def obstacle(self) -> Optional[str]:
+        """What the tokenizers library cannot do of what this model does; None: nothing."""
+        obstacles = {
+            "is neither a BPE nor a unigram model": self.model_type not in (BPE, UNIGRAM),
+            "treats spaces in its own way": not self.usual_whitespaces,
+            "has user-defined or unused pieces": any(piece.kind in (USER_DEFINED, UNUSED) for piece in self.pieces),
+        }
+        return next((f"the SentencePiece model {name}" for name, there in obstacles.items() if there), None)
+
 
 def parse(model: bytes) -> SentencePieceModel:
     """Fields that are absent have the defaults of the proto."""
@@ -43,7 +53,7 @@ def parse(model: bytes) -> SentencePieceModel:
     )
 
 
-def fields(message: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
+def fields(message: bytes) -> Iterator[Tuple[int, Any]]:
     """(number, value) of each field of a protobuf message; a number that is no integer stays bytes."""
     stream = io.BytesIO(message)
 
