@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words.add_argument("--png", type=Path, metavar="FILE", help="also draw accuracy over layers")
     order = parser.add_argument_group("order of words, of one RUN or more")
     order.add_argument("--tasks", metavar="TASK,..", help="swap,acceptability (the default) or one of them")
-    order.add_argument("--text", type=Path, metavar="PATH", help="held-out text, a file or a folder of *.txt "
+    order.add_argument("--text", type=Path, metavar="PATH", help="held-out text, a file or folder as prepare reads "
                        "(default: documentation of this machine that `amos-fairseq corpus` leaves out)")
     order.add_argument("--part", help="development (the default) or held_out: what is tested on, to search with the "
                        "first and to confirm with the second")

@@ -130,7 +130,7 @@ def test_interrupted_run_can_go_on(corpus, tmp_path):
     [
         (["--method", "electra"], "unknown --method electra: choose one of amos_rtd, "),
         (["--updates", "0"], "--updates must be at least 1, got 0"),
-        (["--corpus", "no.txt"], "no.txt does not exist"),
+        (["--corpus", "no.txt"], "no.txt (in "),
         (["--corpus", os.devnull], "--corpus /dev/null has 0 bytes, too few to learn from"),
     ],
 )
