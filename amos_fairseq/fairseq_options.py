@@ -76,7 +76,8 @@ def check(cfg: DictConfig) -> None:
     device = "cuda" if torch.cuda.is_available() and not common.cpu else "cpu"
     dtype = torch.bfloat16 if common.bf16 else torch.half if common.fp16 else torch.float
     functions_for(device, dtype)
-    attention_kernels(device, dtype)
+    if options_of(cfg.model).get("rel_pos_buckets"):
+        attention_kernels(device, dtype)
     check_processes(cfg.distributed_training)
     check_paths(cfg)
 

@@ -66,12 +66,13 @@ class SelfAttention(nn.Module):
         return self.out_proj(attended if queries is None else queries.unpad(attended))
 
     def _by_distance(self, query, packed, bias, queries, dropout: float) -> Tensor:
-        packed = packed.unflatten(-1, (2 if queries else 3, self.heads, -1))
-        query, positions = (None, None) if query is None else (query.unflatten(-1, (self.heads, -1)), queries.positions)
-        drops = None
+        drops = positions = None
         if dropout:
             # From the generator that also draws the other dropout masks: a layer's own seed, on the device.
             drops = ops.AttentionDropout(dropout, torch.randint(2**63 - 1, (1,), device=packed.device))
+        if queries is not None:
+            query, positions = query.unflatten(-1, (self.heads, -1)), queries.positions
+        packed = packed.unflatten(-1, (3 if queries is None else 2, self.heads, -1))
         return ops.relative_attention(packed, bias, query, positions, drops).flatten(2)
 
     def _with_matrix(self, query, packed, attention_bias, queries, dropout: float) -> Tensor:

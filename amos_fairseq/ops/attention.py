@@ -57,36 +57,39 @@ def relative_attention(
     """dropout(softmax(query key^T / sqrt(D) + bias)) value of each head, by one kernel: `reference_attention`.
 
     packed: (B, T, 3, H, D), query, key and value of every position   ->   (B, T, H, D)
-    or (B, T, 2, H, D), key and value, for `query` (B, L, H, D) at `positions` (B, L) of their sequences -> (B, L, H, D)
+    or (B, T, 2, H, D), key and value, for `query` (B, L, H, D) at `positions` (B, L) of their sequences: (B, L, H, D)
 
     A query all of whose keys are hidden gets 0. The gradient of a run is the same to the last bit in the next one; the
     table's is the sum over all pairs, by bucket, and there is no second derivative.
     """
-    parts, of_queries = (3, packed.shape[:2]) if query is None else (2, query.shape[:2])
-    batches, length, given, heads, width = packed.shape
-    _demand(given == parts, f"packed holds {given} parts: {parts} are needed, query, key and value or the last two")
-    _demand((query is None) == (positions is None), "query and positions go together: give both or neither")
-    _demand(supports(packed.dtype, width, length), f"no kernel reads {width} channels per head in {packed.dtype} at "
-            f"{length} positions: use AMOS_FAIRSEQ_OPS=auto")
-    _demand(bias.row.shape == (heads, 2 * (length + PAD) - 1), f"the bias is of shape {tuple(bias.row.shape)}: "
-            f"{heads} heads and {length} positions need {(heads, 2 * (length + PAD) - 1)}")
-    sample_ids = None if dropout is None else dropout.sample_ids
-    for name, x, shape in (
-        ("query", query, (*of_queries, heads, width)), ("positions", positions, of_queries),
-        ("hidden_keys", bias.hidden_keys, (batches, length)), ("sample_ids", sample_ids, (batches,)),
-    ):
-        _demand(x is None or x.shape == shape, f"{name} is not of shape {tuple(shape)}")
-    if dropout is not None and not 0 <= dropout.share < 1:
-        raise ValueError(f"dropout of {dropout.share}: it must be at least 0 and below 1")
-    share, seed, sample_ids = dropout if dropout is not None and dropout.share else (0.0, None, None)
-    positions = None if positions is None else positions.int().contiguous()
-    query = None if query is None else query.contiguous()
+    dropout = dropout if dropout is not None and dropout.share else None
+    share, seed, sample_ids = dropout or (0.0, None, None)
+    _check(packed, bias, query, positions, share, sample_ids)
+    query, positions, sample_ids = (None if x is None else x.contiguous() for x in (query, positions, sample_ids))
     return _attention(packed.contiguous(), query, *bias, positions, share, seed, sample_ids)[0]
 
 
-def _demand(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise ValueError(otherwise)
+def _check(packed, bias, query, positions, share, sample_ids) -> None:
+    """One line for what the kernels would misread."""
+    batches, length, _, heads, width = packed.shape
+    if (query is None) != (positions is None):
+        raise ValueError("query and positions go together: give both or neither")
+    queries = None if query is None else query.size(1)
+    for name, tensor, shape in (
+        ("packed", packed, (batches, length, 3 if query is None else 2, heads, width)),
+        ("query", query, (batches, queries, heads, width)), ("positions", positions, (batches, queries)),
+        ("bias.row", bias.row, (heads, 2 * (length + PAD) - 1)), ("hidden_keys", bias.hidden_keys, (batches, length)),
+        ("sample_ids", sample_ids, (batches,)),
+    ):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} is of shape {tuple(tensor.shape)}: it must be {tuple(shape)}")
+    if not supports(packed.dtype, width, length) or bias.row.dtype != torch.float32:
+        raise ValueError(
+            f"no kernel reads heads of {width} channels in {packed.dtype} with a bias in {bias.row.dtype} "
+            f"over {length} positions: take AMOS_FAIRSEQ_OPS=auto"
+        )
+    if not 0 <= share < 1:
+        raise ValueError(f"dropout of {share}: it must be at least 0 and below 1")
 
 
 def reference_attention(

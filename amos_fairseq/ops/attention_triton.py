@@ -55,7 +55,7 @@ def _places(packed, query, batch, head, heads, queries, keys, WIDTH: tl.constexp
 @triton.jit
 def _positions(positions, batch, m, queries, SELECTED: tl.constexpr):
     if SELECTED:
-        return tl.load(positions + batch * queries + m, mask=m < queries, other=0)
+        return tl.load(positions + batch * queries + m, mask=m < queries, other=0).to(tl.int32)
     else:
         return m
 
@@ -96,7 +96,7 @@ def _kept(seed, sample, head, where, n_start, threshold, BLOCK_M: tl.constexpr, 
     )
     words = tl.join(tl.join(a, b), tl.join(c, d))  # [.., i, j] is word 2 j + i
     words = tl.reshape(words, (BLOCK_M, BLOCK_N // 32, 8, 2, 2))
-    return tl.reshape(tl.permute(words, (0, 1, 4, 3, 2)), (BLOCK_M, BLOCK_N)) >= threshold.to(tl.uint32)
+    return tl.reshape(tl.permute(words, (0, 1, 4, 3, 2)), (BLOCK_M, BLOCK_N)) >= tl.to_tensor(threshold).to(tl.uint32)
 
 
 @triton.jit
@@ -322,19 +322,20 @@ def tile_of(kernel, block_d: int, dtype: torch.dtype, selected: bool, arch: int)
 
     `examples/benchmarks/attention_resources.py` shows what each takes.
     """
+    wide, hopper = block_d > 64, arch >= 90
     if dtype == torch.float32:
-        if kernel in (forward, d_bias):
-            return Tile(32, 32, 4, 2)
-        return Tile(16, 32, 4, 1) if block_d > 64 else Tile(32, 32, 8, 2)
-    if block_d > 64:
-        return Tile(64, 32, 4, 2) if kernel in (forward, d_queries) else Tile(32, 32, 4, 2)
-    if kernel is forward:  # few queries are selected, and their bias is loaded for each pair
-        return Tile(64, 64, 4, 3) if selected else Tile(128, 64, 8, 3)
-    if kernel is d_queries:
-        return Tile(128, 64, 8, 2)
-    if kernel is d_keys:
-        return Tile(32, 128, 8, 2)
-    return Tile(128, 64, 8, 2) if arch >= 90 else Tile(64, 32, 4, 2)
+        tiles = dict(forward=(32, 32, 4, 2), d_queries=(32, 32, 8, 2), d_keys=(32, 32, 8, 2), d_bias=(32, 32, 8, 2))
+        if wide:
+            tiles.update(forward=(16, 32, 8, 1), d_queries=(32, 32, 4, 2), d_keys=(16, 32, 4, 1))
+            tiles.update(d_bias=(32, 32, 8 if hopper else 4, 2))
+    elif wide:
+        tiles = dict(forward=(64, 32, 4, 2), d_queries=(64, 32, 4, 2), d_keys=(32, 32, 4, 2), d_bias=(32, 32, 4, 2))
+    else:
+        tiles = dict(forward=(128, 64, 8, 3), d_queries=(128, 64, 8, 2), d_keys=(32, 128, 8, 2))
+        tiles.update(d_bias=(128, 64, 8, 2) if hopper else (64, 32, 4, 2))
+        if selected:  # queries are few, and their bias is loaded for each pair
+            tiles.update(forward=(64, 64, 4, 3))
+    return Tile(*tiles[kernel.fn.__name__])
 
 
 BIAS_PROGRAMS = 512  # of `d_bias`, at least, where there are enough sequences: some for each of a GPU's processors
@@ -366,7 +367,7 @@ def run_backward(gradient, result, logsumexp, packed, query, bias, positions, dr
     if not of_table:
         return d_packed, d_query, packed.new_empty(0, dtype=torch.float32)
     tiles = shared.tiles(d_bias, "queries") * shared.tiles(d_bias, "keys")
-    parts = min(batches, triton.cdiv(BIAS_PROGRAMS, tiles * heads))
+    parts = min(max(1, batches), triton.cdiv(BIAS_PROGRAMS, tiles * heads))
     block_buckets = triton.next_power_of_2(len(bias.table))
     d_table = packed.new_empty(tiles * parts, heads, block_buckets, dtype=torch.float32)
     shared.launch(

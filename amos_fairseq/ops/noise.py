@@ -62,5 +62,5 @@ def gumbel(words: Tensor) -> Tensor:
 
 
 def threshold_of(share: float) -> int:
-    """The words below it are `share` of all words, to 2^-33."""
-    return round(share * 2**32)
+    """The words below it are `share` of all words, to 2^-32."""
+    return min(round(share * 2**32), WORD)

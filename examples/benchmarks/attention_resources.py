@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory of the attention kernels, compiled for sm_80 and sm_90 without a GPU:
+"""Registers, spills and shared memory of the attention kernels, compiled for A100s and H100s without a GPU:
 
     python examples/benchmarks/attention_resources.py bf16-64 fp32-128 bf16-64-selected
 
@@ -22,8 +22,8 @@ from amos_fairseq.ops import attention_triton as kernels
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 TYPES = {  # of arguments; those of the heads have the case's type, all others are i32
-    "*fp32": ("row", "logsumexp", "delta", "d_table"), "*u8": ("hidden_keys",), "*i64": ("seed", "samples"),
-    "*i32": ("positions", "buckets"), "fp32": ("scale", "rescale", "score_scale"),
+    "*fp32": ("row", "logsumexp", "delta", "d_table"), "*u8": ("hidden_keys",), "*i64": ("seed", "positions"),
+    "*i32": ("buckets",), "fp32": ("scale", "rescale", "score_scale"),
 }
 OF_HEADS = ("packed", "query", "result", "gradient", "d_packed", "d_query")
 
@@ -34,7 +34,8 @@ def compiled(kernel, arch: int, dtype: str, width: int, selected: bool):
     tile = kernels.tile_of(kernel, block_d, DTYPES[dtype], selected, arch)
     constants = dict(
         WIDTH=width, BLOCK_D=block_d, BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PADDED=True, SELECTED=selected,
-        DROPOUT=True, NAMED=False, BLOCK_BUCKETS=32, PARTS=1,
+        DROPOUT=True, NAMED=False, BLOCK_BUCKETS=32, PARTS=1, samples=None,
+        **({} if selected else dict(query=None, positions=None)),
     )
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for kind, names in TYPES.items() for name in names}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig, compile_layers
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
 from amos_fairseq.ops import AttentionDropout, attention, relative_attention
@@ -180,17 +180,20 @@ def test_a_sequence_gets_the_same_bits_again_and_in_another_batch(kernels):
     assert torch.equal(result, first[0][1:]) and torch.equal(d_packed, first[1][1:])
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("queries", [False, True], ids=["all positions", "queries"])
-def test_an_encoder_with_kernels_is_the_encoder_without(kernels, queries):
+def test_an_encoder_with_kernels_is_the_encoder_without(kernels, monkeypatch, queries, compiled):
     torch.manual_seed(0)
     config = EncoderConfig(1, 50, layers=2, dim=32, heads=2, ffn_dim=16, max_positions=24, rel_pos_max_distance=20)
     encoder, tokens = Encoder(config).to(DEVICE).eval(), torch.randint(2, 50, (2, 20), device=DEVICE)
     padding_mask = torch.arange(20, device=DEVICE) >= torch.tensor([[15], [0]], device=DEVICE)  # the second: all of it
     at = Queries.of(torch.tensor([1, 4, 13, 22], device=DEVICE), [3, 1], 20) if queries else None
     results = []
-    for taken in (True, False):
-        attention.available = lambda device, taken=taken: taken  # the fixture restores it
+    for taken in (False, True):
+        monkeypatch.setattr(attention, "available", lambda device, taken=taken: taken)
         assert isinstance(encoder.attention_bias(padding_mask, 20), attention.RelativeBias) == taken
+        if compiled and taken:
+            compile_layers(encoder, backend="aot_eager", fullgraph=True)
         hidden = encoder(tokens, padding_mask, at)
         gradients = torch.autograd.grad(hidden.square().sum(), list(encoder.parameters()), allow_unused=True)
         results.append([hidden, *gradients])
@@ -218,7 +221,7 @@ def test_layers_of_a_training_encoder_draw_masks_of_their_own_and_the_same_after
 def test_operators_are_what_torch_compile_and_autograd_need(kernels):
     case = Case(B=1, T=4, H=1, L=2)
     bias = relative_bias(case.table, case.buckets)
-    arguments = [x if x is None else x.to(DEVICE) for x in (case.packed, case.query, *bias, case.positions.int())]
+    arguments = [x if x is None else x.to(DEVICE) for x in (case.packed, case.query, *bias, case.positions)]
     for index in range(3):
         arguments[index].requires_grad_()
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
@@ -229,14 +232,14 @@ def test_operators_are_what_torch_compile_and_autograd_need(kernels):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(packed=torch.zeros(2, 40, 2, 2, 16)), "packed holds 2 parts: 3 are needed"),
-        (dict(packed=torch.zeros(2, 40, 3, 2, 12)), "no kernel reads 12 channels per head in torch.float32 at 40"),
-        (dict(packed=torch.zeros(2, 40, 3, 2, 16).double()), "no kernel reads 16 channels per head in torch.float64"),
-        (dict(packed=torch.zeros(2, 41, 3, 2, 16)), r"the bias is of shape \(2, 591\): 2 heads and 41 positions need"),
-        (dict(hidden=torch.zeros(2, 39, dtype=torch.bool)), r"hidden_keys is not of shape \(2, 40\)"),
+        (dict(packed=torch.zeros(2, 40, 2, 2, 16)), r"packed is of shape .*: it must be \(2, 40, 3, 2, 16\)"),
+        (dict(packed=torch.zeros(2, 40, 3, 2, 12)), "no kernel reads heads of 12 channels in torch.float32"),
+        (dict(packed=torch.zeros(2, 40, 3, 2, 16).double()), "no kernel reads heads of 16 channels in torch.float64"),
+        (dict(packed=torch.zeros(2, 41, 3, 2, 16)), r"bias.row is of shape \(2, 591\): it must be \(2, 593\)"),
+        (dict(hidden=torch.zeros(2, 39, dtype=torch.bool)), r"hidden_keys is of shape \(2, 39\): it must be \(2, 40\)"),
         (dict(positions=torch.zeros(2, 3)), "query and positions go together"),
         (dict(dropout=seeded(1.0)), "dropout of 1.0: it must be at least 0 and below 1"),
-        (dict(dropout=seeded(0.1, [1])), r"sample_ids is not of shape \(2,\)"),
+        (dict(dropout=seeded(0.1, [1])), r"sample_ids is of shape \(1,\): it must be \(2,\)"),
     ],
 )
 def test_what_the_kernels_would_misread_is_refused(change, message):
