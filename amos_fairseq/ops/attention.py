@@ -63,13 +63,18 @@ def relative_attention(
     table's is the sum over all pairs, by bucket, and there is no second derivative.
     """
     dropout = dropout if dropout is not None and dropout.share else None
-    share, seed, sample_ids = dropout or (0.0, None, None)
-    _check(packed, bias, query, positions, share, sample_ids)
-    query, positions, sample_ids = (None if x is None else x.contiguous() for x in (query, positions, sample_ids))
-    return _attention(packed.contiguous(), query, *bias, positions, share, seed, sample_ids)[0]
+    _check(packed, bias, query, positions, dropout)
+    query, positions = (None if x is None else x.contiguous() for x in (query, positions))
+    kept = None
+    if dropout is not None:
+        batches, length, _, heads, _ = packed.shape
+        queries = length if query is None else query.size(1)
+        kept = _draw(dropout.seed, dropout.sample_ids, positions, batches, heads, queries, length, dropout.share)
+    share = 0.0 if dropout is None else dropout.share
+    return _attention(packed.contiguous(), query, *bias, positions, share, kept)[0]
 
 
-def _check(packed, bias, query, positions, share, sample_ids) -> None:
+def _check(packed, bias, query, positions, dropout) -> None:
     """One line for what the kernels would misread."""
     batches, length, _, heads, width = packed.shape
     if (query is None) != (positions is None):
@@ -79,7 +84,7 @@ def _check(packed, bias, query, positions, share, sample_ids) -> None:
         ("packed", packed, (batches, length, 3 if query is None else 2, heads, width)),
         ("query", query, (batches, queries, heads, width)), ("positions", positions, (batches, queries)),
         ("bias.row", bias.row, (heads, 2 * (length + PAD) - 1)), ("hidden_keys", bias.hidden_keys, (batches, length)),
-        ("sample_ids", sample_ids, (batches,)),
+        ("sample_ids", None if dropout is None else dropout.sample_ids, (batches,)),
     ):
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} is of shape {tuple(tensor.shape)}: it must be {tuple(shape)}")
@@ -88,8 +93,8 @@ def _check(packed, bias, query, positions, share, sample_ids) -> None:
             f"no kernel reads heads of {width} channels in {packed.dtype} with a bias in {bias.row.dtype} "
             f"over {length} positions: take AMOS_FAIRSEQ_OPS=auto"
         )
-    if not 0 <= share < 1:
-        raise ValueError(f"dropout of {share}: it must be at least 0 and below 1")
+    if dropout is not None and not 0 < dropout.share < 1:
+        raise ValueError(f"dropout of {dropout.share}: it must be at least 0 and below 1")
 
 
 def reference_attention(
@@ -151,17 +156,27 @@ def _kernels():
     return attention_triton
 
 
-def _dropout(share: float, seed: Optional[Tensor], sample_ids: Optional[Tensor]) -> Optional[AttentionDropout]:
-    return None if seed is None else AttentionDropout(share, seed, sample_ids)
+@torch.library.custom_op("amos_fairseq::attention_dropout", mutates_args=())
+def _draw(
+    seed: Tensor, sample_ids: Optional[Tensor], positions: Optional[Tensor], batches: int, heads: int, queries: int,
+    length: int, share: float,
+) -> Tensor:
+    sample_ids = None if sample_ids is None else sample_ids.contiguous()
+    return _kernels().run_draw(seed, sample_ids, positions, batches, heads, queries, length, share)
+
+
+@_draw.register_fake
+def _(seed, sample_ids, positions, batches, heads, queries, length, share):
+    return seed.new_empty(batches, heads, queries, (length + 31) // 32, dtype=torch.int32)
 
 
 @torch.library.custom_op("amos_fairseq::attention", mutates_args=())
 def _attention(
     packed: Tensor, query: Optional[Tensor], table: Tensor, row: Tensor, buckets: Tensor, hidden_keys: Optional[Tensor],
-    positions: Optional[Tensor], share: float, seed: Optional[Tensor], sample_ids: Optional[Tensor],
+    positions: Optional[Tensor], share: float, kept: Optional[Tensor],
 ) -> Tuple[Tensor, Tensor]:
     bias = RelativeBias(table, row, buckets, hidden_keys)
-    return _kernels().run_forward(packed, query, bias, positions, _dropout(share, seed, sample_ids))
+    return _kernels().run_forward(packed, query, bias, positions, share, kept)
 
 
 @_attention.register_fake
@@ -175,10 +190,10 @@ def _(packed, query, *_):
 def _attention_gradient(
     gradient: Tensor, result: Tensor, logsumexp: Tensor, packed: Tensor, query: Optional[Tensor], table: Tensor,
     row: Tensor, buckets: Tensor, hidden_keys: Optional[Tensor], positions: Optional[Tensor], share: float,
-    seed: Optional[Tensor], sample_ids: Optional[Tensor], of_table: bool,
+    kept: Optional[Tensor], of_table: bool,
 ) -> Tuple[Tensor, Tensor, Tensor]:
     bias = RelativeBias(table, row, buckets, hidden_keys)
-    arguments = packed, query, bias, positions, _dropout(share, seed, sample_ids)
+    arguments = packed, query, bias, positions, share, kept
     return _kernels().run_backward(gradient.contiguous(), result, logsumexp, *arguments, of_table)
 
 
@@ -189,19 +204,19 @@ def _(gradient, result, logsumexp, packed, query, table, *rest):
 
 
 def _save(ctx, inputs, output):
-    packed, query, table, row, buckets, hidden_keys, positions, share, seed, sample_ids = inputs
-    ctx.save_for_backward(*output, packed, query, table, row, buckets, hidden_keys, positions, seed, sample_ids)
+    packed, query, table, row, buckets, hidden_keys, positions, share, kept = inputs
+    ctx.save_for_backward(*output, packed, query, table, row, buckets, hidden_keys, positions, kept)
     ctx.share = share
 
 
 def _backward(ctx, gradient, _):
-    result, logsumexp, packed, query, table, row, buckets, hidden_keys, positions, seed, sample_ids = ctx.saved_tensors
+    result, logsumexp, packed, query, table, row, buckets, hidden_keys, positions, kept = ctx.saved_tensors
     of_table = ctx.needs_input_grad[2]
     d_packed, d_query, d_table = _attention_gradient(
         gradient, result, logsumexp, packed, query, table, row, buckets, hidden_keys, positions, ctx.share,
-        seed, sample_ids, of_table,
+        kept, of_table,
     )
-    return d_packed, None if query is None else d_query, d_table if of_table else None, *[None] * 7
+    return d_packed, None if query is None else d_query, d_table if of_table else None, *[None] * 6
 
 
 _attention.register_autograd(_backward, setup_context=_save)

@@ -87,32 +87,57 @@ def _biased(
 
 
 @triton.jit
-def _kept(seed, sample, head, where, n_start, threshold, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(BLOCK_M, BLOCK_N) bool: `dropout_mask` of ops/attention.py. A call of Philox serves four keys, 8 apart."""
-    column = n_start // 4 + tl.arange(0, BLOCK_N // 4)
-    a, b, c, d = tl.philox(
-        tl.load(seed), column[None, :], (where + (head << 16))[:, None], sample.to(tl.int32),
-        (sample >> 32).to(tl.int32), n_rounds=7,
-    )
-    words = tl.join(tl.join(a, b), tl.join(c, d))  # [.., i, j] is word 2 j + i
-    words = tl.reshape(words, (BLOCK_M, BLOCK_N // 32, 8, 2, 2))
-    return tl.reshape(tl.permute(words, (0, 1, 4, 3, 2)), (BLOCK_M, BLOCK_N)) >= tl.to_tensor(threshold).to(tl.uint32)
+def _kept(
+    kept, batch, head, heads, queries, keys, m, n_start,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BY_KEY: tl.constexpr,
+):
+    """Which weights of a tile stay, from a bit each."""
+    words, bit = n_start // 32 + tl.arange(0, BLOCK_N // 32), tl.arange(0, 32)
+    width = tl.cdiv(keys, 32)
+    kept += tl.to_tensor(batch * heads + head).to(tl.int64) * queries * width
+    if BY_KEY:
+        inside = (m[None, :] < queries) & (words[:, None] < width)
+        word = tl.load(kept + m[None, :] * width + words[:, None], mask=inside, other=0)
+        return tl.reshape((word[:, None, :] >> bit[None, :, None]) & 1, (BLOCK_N, BLOCK_M)) != 0
+    else:
+        inside = (m[:, None] < queries) & (words[None, :] < width)
+        word = tl.load(kept + m[:, None] * width + words[None, :], mask=inside, other=0)
+        return tl.reshape((word[:, :, None] >> bit[None, None, :]) & 1, (BLOCK_M, BLOCK_N)) != 0
 
 
 @triton.jit
-def _sample(samples, batch, NAMED: tl.constexpr):
-    if NAMED:
-        return tl.load(samples + batch)
-    else:
-        return tl.to_tensor(batch).to(tl.int64)
+def draw(
+    kept, seed, samples, positions, heads, queries, keys, threshold,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SELECTED: tl.constexpr, NAMED: tl.constexpr,
+):
+    """kept: (B, H, queries, ceil(keys / 32)) int32, a bit for each key: `dropout_mask` of ops/attention.py."""
+    tile, tiles = tl.program_id(0), tl.cdiv(queries, BLOCK_M)
+    head, batch = tile // tiles % heads, tile // tiles // heads
+    m = tile % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = _positions(positions, batch, m, queries, SELECTED) + (head << 16)
+    sample = tl.load(samples + batch) if NAMED else batch.to(tl.int64)
+    threshold = tl.to_tensor(threshold).to(tl.uint32)
+    width = tl.cdiv(keys, 32)
+    kept += (batch * heads + head).to(tl.int64) * queries * width
+    for n_start in range(0, keys, BLOCK_N):
+        column = n_start // 4 + tl.arange(0, BLOCK_N // 4)  # 8 for each 32 keys: one call serves keys 8 apart
+        a, b, c, d = tl.philox(
+            tl.load(seed), column[None, :], row[:, None], sample.to(tl.int32), (sample >> 32).to(tl.int32), n_rounds=7
+        )
+        bits = (a >= threshold).to(tl.int32) | ((b >= threshold).to(tl.int32) << 8)
+        bits |= ((c >= threshold).to(tl.int32) << 16) | ((d >= threshold).to(tl.int32) << 24)
+        bits = tl.reshape(bits << (column % 8)[None, :], (BLOCK_M, BLOCK_N // 32, 8))
+        words = n_start // 32 + tl.arange(0, BLOCK_N // 32)
+        inside = (m[:, None] < queries) & (words[None, :] < width)
+        tl.store(kept + m[:, None] * width + words[None, :], tl.sum(bits, 2), mask=inside)
 
 
 @triton.jit
 def forward(
-    packed, query, row, hidden_keys, positions, seed, samples, result, logsumexp,
-    heads, queries, keys, row_width, pad, scale, threshold, rescale,
+    packed, query, row, hidden_keys, positions, kept, result, logsumexp,
+    heads, queries, keys, row_width, pad, scale, rescale,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PADDED: tl.constexpr, SELECTED: tl.constexpr, DROPOUT: tl.constexpr, NAMED: tl.constexpr,
+    PADDED: tl.constexpr, SELECTED: tl.constexpr, DROPOUT: tl.constexpr,
 ):
     tile, tiles = tl.program_id(0), tl.cdiv(queries, BLOCK_M)
     m_start, head, batch = tile % tiles * BLOCK_M, tile // tiles % heads, tile // tiles // heads
@@ -140,8 +165,8 @@ def forward(
         shrink = tl.exp2(largest - finite)
         total = total * shrink + tl.sum(p, 1)
         if DROPOUT:
-            kept = _kept(seed, _sample(samples, batch, NAMED), head, where, n_start, threshold, BLOCK_M, BLOCK_N)
-            p = tl.where(kept, p, 0.0)
+            stays = _kept(kept, batch, head, heads, queries, keys, m, n_start, BLOCK_M, BLOCK_N, False)
+            p = tl.where(stays, p, 0.0)
         attended = tl.dot(p.to(v.dtype), v, attended * shrink[:, None], input_precision="ieee")
         largest = larger
     # Where every key is hidden, the result is 0 as it stands, and the backward pass's probabilities are 0 by +inf.
@@ -158,10 +183,10 @@ def forward(
 
 @triton.jit
 def d_queries(
-    packed, query, row, hidden_keys, positions, seed, samples, result, logsumexp, gradient, delta, d_packed, d_query,
-    heads, queries, keys, row_width, pad, scale, threshold, rescale, score_scale,
+    packed, query, row, hidden_keys, positions, kept, result, logsumexp, gradient, delta, d_packed, d_query,
+    heads, queries, keys, row_width, pad, scale, rescale, score_scale,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PADDED: tl.constexpr, SELECTED: tl.constexpr, DROPOUT: tl.constexpr, NAMED: tl.constexpr,
+    PADDED: tl.constexpr, SELECTED: tl.constexpr, DROPOUT: tl.constexpr,
 ):
     tile, tiles = tl.program_id(0), tl.cdiv(queries, BLOCK_M)
     m_start, head, batch = tile % tiles * BLOCK_M, tile // tiles % heads, tile // tiles // heads
@@ -191,8 +216,8 @@ def d_queries(
         p = tl.exp2(scores - lse[:, None])
         dp = tl.dot(g, tl.trans(v), input_precision="ieee")
         if DROPOUT:
-            kept = _kept(seed, _sample(samples, batch, NAMED), head, where, n_start, threshold, BLOCK_M, BLOCK_N)
-            dp = tl.where(kept, dp * rescale, 0.0)
+            stays = _kept(kept, batch, head, heads, queries, keys, m, n_start, BLOCK_M, BLOCK_N, False)
+            dp = tl.where(stays, dp * rescale, 0.0)
         ds = p * (dp - mean[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
     dq_base, dq_stride, _, _, _ = _places(d_packed, d_query, batch, head, heads, queries, keys, WIDTH, SELECTED)
@@ -201,10 +226,10 @@ def d_queries(
 
 @triton.jit
 def d_keys(
-    packed, query, row, hidden_keys, positions, seed, samples, logsumexp, gradient, delta, d_packed,
-    heads, queries, keys, row_width, pad, scale, threshold, rescale, score_scale,
+    packed, query, row, hidden_keys, positions, kept, logsumexp, gradient, delta, d_packed,
+    heads, queries, keys, row_width, pad, scale, rescale, score_scale,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PADDED: tl.constexpr, SELECTED: tl.constexpr, DROPOUT: tl.constexpr, NAMED: tl.constexpr,
+    PADDED: tl.constexpr, SELECTED: tl.constexpr, DROPOUT: tl.constexpr,
 ):
     tile, tiles = tl.program_id(0), tl.cdiv(keys, BLOCK_N)
     n_start, head, batch = tile % tiles * BLOCK_N, tile // tiles % heads, tile // tiles // heads
@@ -234,10 +259,9 @@ def d_keys(
         dp = tl.dot(v, tl.trans(g), input_precision="ieee")
         kept_p = p
         if DROPOUT:
-            kept = _kept(seed, _sample(samples, batch, NAMED), head, where, n_start, threshold, BLOCK_M, BLOCK_N)
-            kept = tl.trans(kept)
-            kept_p = tl.where(kept, p * rescale, 0.0)
-            dp = tl.where(kept, dp * rescale, 0.0)
+            stays = _kept(kept, batch, head, heads, queries, keys, m, n_start, BLOCK_M, BLOCK_N, True)
+            kept_p = tl.where(stays, p * rescale, 0.0)
+            dp = tl.where(stays, dp * rescale, 0.0)
         dv = tl.dot(kept_p.to(g.dtype), g, dv, input_precision="ieee")
         ds = p * (dp - mean[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
@@ -259,10 +283,10 @@ def _by_bucket(ds, buckets, where, n, BLOCK_BUCKETS: tl.constexpr):
 
 @triton.jit
 def d_bias(
-    packed, query, row, hidden_keys, positions, seed, samples, logsumexp, gradient, delta, buckets, d_table,
-    batches, heads, queries, keys, row_width, pad, scale, threshold, rescale,
+    packed, query, row, hidden_keys, positions, kept, logsumexp, gradient, delta, buckets, d_table,
+    batches, heads, queries, keys, row_width, pad, scale, rescale,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PADDED: tl.constexpr, SELECTED: tl.constexpr, DROPOUT: tl.constexpr, NAMED: tl.constexpr,
+    PADDED: tl.constexpr, SELECTED: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_BUCKETS: tl.constexpr, PARTS: tl.constexpr,
 ):
     """d_table: (programs of a head, H, BLOCK_BUCKETS); PARTS programs share the sequences of a tile."""
@@ -295,8 +319,8 @@ def d_bias(
         v = _rows_of(v_base, n, k_stride, keys, WIDTH, BLOCK_D)
         dp = tl.dot(g, tl.trans(v), input_precision="ieee")
         if DROPOUT:
-            kept = _kept(seed, _sample(samples, batch, NAMED), head, where, n_start, threshold, BLOCK_M, BLOCK_N)
-            dp = tl.where(kept, dp * rescale, 0.0)
+            stays = _kept(kept, batch, head, heads, queries, keys, m, n_start, BLOCK_M, BLOCK_N, False)
+            dp = tl.where(stays, dp * rescale, 0.0)
         ds = p * (dp - mean[:, None])
         if SELECTED:
             sums += _by_bucket(ds, buckets, where, n, BLOCK_BUCKETS)
@@ -341,9 +365,23 @@ def tile_of(kernel, block_d: int, dtype: torch.dtype, selected: bool, arch: int)
 BIAS_PROGRAMS = 512  # of `d_bias`, at least, where there are enough sequences: some for each of a GPU's processors
 
 
-def run_forward(packed, query, bias, positions, dropout):
+DRAWN = Tile(16, 256, 4, 1)
+
+
+def run_draw(seed, samples, positions, batches: int, heads: int, queries: int, keys: int, share: float):
+    """The bits of a dropout mask, (B, H, L, ceil(T / 32)) int32."""
+    kept = torch.empty(batches, heads, queries, triton.cdiv(keys, 32), dtype=torch.int32, device=seed.device)
+    with _on(seed.device):
+        draw[(batches * heads * triton.cdiv(queries, DRAWN.BLOCK_M),)](
+            kept, seed, samples, positions, heads, queries, keys, threshold_of(share), **DRAWN._asdict(),
+            SELECTED=positions is not None, NAMED=samples is not None,
+        )
+    return kept
+
+
+def run_forward(packed, query, bias, positions, share: float, kept):
     """result (B, L, H, D) and log-sum-exps (B, H, L) in fp32, to the base 2; arguments of `ops.relative_attention`."""
-    shared = _Call(packed, query, bias, positions, dropout)
+    shared = _Call(packed, query, bias, positions, share, kept)
     batches, queries, heads, width = shared.of_queries
     result = packed.new_empty(shared.of_queries)
     logsumexp = packed.new_empty(batches, heads, queries, dtype=torch.float32)
@@ -351,9 +389,9 @@ def run_forward(packed, query, bias, positions, dropout):
     return result, logsumexp
 
 
-def run_backward(gradient, result, logsumexp, packed, query, bias, positions, dropout, of_table: bool):
+def run_backward(gradient, result, logsumexp, packed, query, bias, positions, share: float, kept, of_table: bool):
     """Gradients of `packed`, `query` and `bias.table`, those that are not asked for empty."""
-    shared = _Call(packed, query, bias, positions, dropout)
+    shared = _Call(packed, query, bias, positions, share, kept)
     batches, queries, heads, width = shared.of_queries
     delta, d_packed = torch.empty_like(logsumexp), torch.empty_like(packed)
     d_query = packed.new_empty(0) if query is None else torch.empty_like(query)
@@ -380,21 +418,20 @@ def run_backward(gradient, result, logsumexp, packed, query, bias, positions, dr
 class _Call:
     """What all kernels of one call are given."""
 
-    def __init__(self, packed, query, bias, positions, dropout):
+    def __init__(self, packed, query, bias, positions, share, kept):
         batches, keys, _, heads, width = packed.shape
         queries = keys if query is None else query.size(1)
         self.of_queries = batches, queries, heads, width
         self.block_d, self.dtype, self.device = triton.next_power_of_2(width), packed.dtype, packed.device
         major, minor = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else (8, 0)
         self.arch = 10 * major + minor
-        share, seed, samples = dropout or (0.0, None, None)
         self.arguments = dict(
-            packed=packed, query=query, row=bias.row, positions=positions, seed=seed, samples=samples,
+            packed=packed, query=query, row=bias.row, positions=positions, kept=kept,
             hidden_keys=None if bias.hidden_keys is None else bias.hidden_keys.view(torch.uint8),
             heads=heads, queries=queries, keys=keys, row_width=bias.row.size(1), pad=(bias.row.size(1) + 1) // 2 - keys,
-            scale=width**-0.5 / math.log(2), threshold=threshold_of(share), rescale=1 / (1 - share),
+            scale=width**-0.5 / math.log(2), rescale=1 / (1 - share),
             WIDTH=width, BLOCK_D=self.block_d, PADDED=bias.hidden_keys is not None, SELECTED=query is not None,
-            DROPOUT=share > 0, NAMED=samples is not None,
+            DROPOUT=kept is not None,
         )
 
     def tiles(self, kernel, side: str) -> int:
@@ -409,5 +446,9 @@ class _Call:
         arguments = {**self.arguments, **arguments}
         given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
         grid = (programs * math.prod(self.tiles(kernel, side) for side in sides),)
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+        with _on(self.device):
             kernel[grid](**given, **self.tile(kernel)._asdict())
+
+
+def _on(device: torch.device):
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -23,7 +23,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 TYPES = {  # of arguments; those of the heads have the case's type, all others are i32
     "*fp32": ("row", "logsumexp", "delta", "d_table"), "*u8": ("hidden_keys",), "*i64": ("seed", "positions"),
-    "*i32": ("buckets",), "fp32": ("scale", "rescale", "score_scale"),
+    "*i32": ("buckets", "kept"), "fp32": ("scale", "rescale", "score_scale"),
 }
 OF_HEADS = ("packed", "query", "result", "gradient", "d_packed", "d_query")
 
@@ -31,7 +31,9 @@ OF_HEADS = ("packed", "query", "result", "gradient", "d_packed", "d_query")
 def compiled(kernel, arch: int, dtype: str, width: int, selected: bool):
     """With padding and dropout, as it costs most."""
     block_d = triton.next_power_of_2(width)
-    tile = kernels.tile_of(kernel, block_d, DTYPES[dtype], selected, arch)
+    tile = kernels.DRAWN
+    if kernel is not kernels.draw:
+        tile = kernels.tile_of(kernel, block_d, DTYPES[dtype], selected, arch)
     constants = dict(
         WIDTH=width, BLOCK_D=block_d, BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PADDED=True, SELECTED=selected,
         DROPOUT=True, NAMED=False, BLOCK_BUCKETS=32, PARTS=1, samples=None,
@@ -70,6 +72,6 @@ def resources(kernel, arch: int, dtype: str, width: int, selected: bool) -> dict
 if __name__ == "__main__":
     for case in sys.argv[1:]:
         dtype, width, *selected = case.split("-")
-        for kernel in (kernels.forward, kernels.d_queries, kernels.d_keys, kernels.d_bias):
+        for kernel in (kernels.draw, kernels.forward, kernels.d_queries, kernels.d_keys, kernels.d_bias):
             for arch in (80, 90):
                 print(json.dumps(resources(kernel, arch, dtype, int(width), bool(selected))), flush=True)

@@ -15,6 +15,7 @@ from amos_fairseq.export.huggingface import import_transformers
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder, EncoderLayer
+from amos_fairseq.ops import use
 
 
 def full(x: Tensor) -> Tensor:

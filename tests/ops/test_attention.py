@@ -204,13 +204,13 @@ def test_an_encoder_with_kernels_is_the_encoder_without(kernels, monkeypatch, qu
 def test_layers_of_a_training_encoder_draw_masks_of_their_own_and_the_same_after_the_same_seed(kernels, monkeypatch):
     config = EncoderConfig(1, 50, layers=2, dim=16, heads=1, ffn_dim=8, max_positions=8, dropout=0.0)
     encoder, tokens, seeds = Encoder(config).to(DEVICE), torch.full((1, 8), 3, device=DEVICE), []
-    run = kernels.run_forward
+    run = kernels.run_draw
 
-    def spy(*arguments):
-        seeds.append(int(arguments[-1].seed))
-        return run(*arguments)
+    def spy(seed, *arguments):
+        seeds.append(int(seed))
+        return run(seed, *arguments)
 
-    monkeypatch.setattr(kernels, "run_forward", spy)
+    monkeypatch.setattr(kernels, "run_draw", spy)
     results = []
     for seed in (0, 1, 0):
         torch.manual_seed(seed)
@@ -225,8 +225,12 @@ def test_operators_are_what_torch_compile_and_autograd_need(kernels):
     for index in range(3):
         arguments[index].requires_grad_()
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    arguments += [0.1, torch.tensor([SEED], device=DEVICE), None]
-    torch.library.opcheck(torch.ops.amos_fairseq.attention.default, tuple(arguments), test_utils=checks)
+    drawn = seeded(0.1, [7], device=DEVICE)
+    of_mask = drawn.seed, drawn.sample_ids, arguments[-1], 1, 1, 2, 4, 0.1
+    operators = torch.ops.amos_fairseq
+    kept = operators.attention_dropout(*of_mask)
+    torch.library.opcheck(operators.attention_dropout.default, of_mask, test_utils=checks)
+    torch.library.opcheck(operators.attention.default, (*arguments, 0.1, kept), test_utils=checks)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,7 @@ def test_kernels_compile_for_a100_and_h100_without_spills_and_fit_every_gpus_sha
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {(row["kernel"], row["arch"]) for row in rows} == {
-        (kernel, arch) for kernel in ("forward", "d_queries", "d_keys", "d_bias") for arch in (80, 90)
+        (kernel, arch) for kernel in ("draw", "forward", "d_queries", "d_keys", "d_bias") for arch in (80, 90)
     }
     for row in rows:
         assert row["spilled_bytes"] == 0 and row["registers"] <= 255 and row["shared_bytes"] <= 99 * 1024, row
