@@ -73,13 +73,13 @@ def _biased(
         # load of all pairs would have a layout of its own and 64 bits of address for each.
         DISTANCES: tl.constexpr = 2 * BLOCK_M if BLOCK_M > BLOCK_N else 2 * BLOCK_N
         distances = tl.load(row + (n_start - m_start - BLOCK_M + 1) + tl.arange(0, DISTANCES))
-        pair = tl.arange(0, BLOCK_M * BLOCK_N)
+        m, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
         if BY_KEY:
-            index = pair // BLOCK_M + (BLOCK_M - 1) - pair % BLOCK_M
-            scores += tl.reshape(tl.gather(distances, index, 0), (BLOCK_N, BLOCK_M))
+            index = columns[:, None] + (BLOCK_M - 1 - m)[None, :]
         else:
-            index = pair % BLOCK_N + (BLOCK_M - 1) - pair // BLOCK_N
-            scores += tl.reshape(tl.gather(distances, index, 0), (BLOCK_M, BLOCK_N))
+            index = columns[None, :] + (BLOCK_M - 1 - m)[:, None]
+        bias = tl.gather(distances, tl.reshape(index, (BLOCK_M * BLOCK_N,)), 0)
+        scores += tl.reshape(bias, scores.shape)
     hidden = n >= keys
     if PADDED:
         hidden = tl.load(hidden_keys + batch * keys + n, mask=n < keys, other=1) != 0
@@ -354,11 +354,14 @@ def tile_of(kernel, block_d: int, dtype: torch.dtype, selected: bool, arch: int)
             tiles.update(d_bias=(32, 32, 8 if hopper else 4, 2))
     elif wide:
         tiles = dict(forward=(64, 32, 4, 2), d_queries=(64, 32, 4, 2), d_keys=(32, 32, 4, 2), d_bias=(32, 32, 4, 2))
+    elif selected:  # the bias is loaded for each pair
+        tiles = dict(forward=(128, 64, 8, 2), d_queries=(128, 32, 8, 2), d_keys=(32, 128, 8, 1), d_bias=(64, 32, 4, 2))
+        if hopper:
+            tiles.update(d_queries=(128, 64, 8, 2), d_keys=(64, 64, 8, 2), d_bias=(128, 64, 8, 2))
     else:
-        tiles = dict(forward=(128, 64, 8, 3), d_queries=(128, 64, 8, 2), d_keys=(32, 128, 8, 2))
-        tiles.update(d_bias=(128, 64, 8, 2) if hopper else (64, 32, 4, 2))
-        if selected:  # queries are few, and their bias is loaded for each pair
-            tiles.update(forward=(64, 64, 4, 3))
+        tiles = dict(forward=(128, 64, 8, 3), d_queries=(128, 32, 8, 2), d_keys=(32, 128, 8, 1), d_bias=(64, 64, 8, 2))
+        if hopper:
+            tiles.update(d_queries=(128, 64, 8, 2), d_keys=(64, 128, 8, 2), d_bias=(128, 64, 8, 2))
     return Tile(*tiles[kernel.fn.__name__])
 
 
