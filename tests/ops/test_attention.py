@@ -66,8 +66,8 @@ def test_dropout_has_its_rate_and_depends_on_sample_head_positions_and_seed_alon
 
 
 @pytest.fixture
-def kernels(monkeypatch):
-    """The kernels in small tiles, so that few positions make several of them."""
+def large_kernels(monkeypatch):
+    """The kernels as they are."""
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if DEVICE == "cpu":
         if not triton.knobs.runtime.interpret:
@@ -77,9 +77,15 @@ def kernels(monkeypatch):
         let_the_interpreter_multiply_bf16(monkeypatch)
     from amos_fairseq.ops import attention_triton
 
-    monkeypatch.setattr(attention_triton, "tile_of", lambda *_: attention_triton.Tile(16, 32, 4, 2))
     monkeypatch.setattr(attention, "available", lambda device: device == DEVICE)
     return attention_triton
+
+
+@pytest.fixture
+def kernels(large_kernels, monkeypatch):
+    """In small tiles, so that few positions make several of them."""
+    monkeypatch.setattr(large_kernels, "tile_of", lambda *_: large_kernels.Tile(16, 32, 4, 2))
+    return large_kernels
 
 
 def let_the_interpreter_multiply_bf16(monkeypatch):
@@ -160,6 +166,17 @@ def test_kernels_and_their_gradients_are_the_references_in_float64(kernels, opti
         assert not found[0][2].any() and not found[1][2].any()  # all keys hidden
 
 
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("selected", [None, 70], ids=["all positions", "queries"])
+def test_the_tiles_of_each_architecture_give_the_same(large_kernels, monkeypatch, arch, selected):
+    tile_of = large_kernels.tile_of
+    monkeypatch.setattr(large_kernels, "tile_of", lambda *arguments: tile_of(*arguments[:-1], arch))
+    case = Case(B=1, T=150, H=1, D=64, L=selected, dtype=torch.half, buckets=32)
+    found = case.run(relative_attention, seeded(0.1, device=DEVICE))
+    for one, exact in zip(found, case.run(reference_attention, seeded(0.1), torch.double, "cpu")):
+        assert (one.cpu().double() - exact).norm() <= 1e-3 * exact.norm()
+
+
 def test_each_weight_is_dropped_as_the_mask_says(kernels):
     case = Case(B=1, T=40, D=40, H=1)
     case.packed[:, :, 2, 0] = torch.eye(40)  # the values: the result is the weights
@@ -170,7 +187,7 @@ def test_each_weight_is_dropped_as_the_mask_says(kernels):
     torch.testing.assert_close(weights[mask], whole[mask] / 0.6)
 
 
-def test_a_sequence_gets_the_same_bits_again_and_in_another_batch(kernels):
+def test_a_sequence_gets_the_same_bits_again_and_in_another_batch(large_kernels):
     case, alone = Case(B=2, H=1), Case(B=2, H=1)
     first = case.run(relative_attention, seeded(0.2, [5, 8], device=DEVICE))
     for one, another in zip(first, case.run(relative_attention, seeded(0.2, [5, 8], device=DEVICE))):
@@ -182,7 +199,7 @@ def test_a_sequence_gets_the_same_bits_again_and_in_another_batch(kernels):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("queries", [False, True], ids=["all positions", "queries"])
-def test_an_encoder_with_kernels_is_the_encoder_without(kernels, monkeypatch, queries, compiled):
+def test_an_encoder_with_kernels_is_the_encoder_without(large_kernels, monkeypatch, queries, compiled):
     torch.manual_seed(0)
     config = EncoderConfig(1, 50, layers=2, dim=32, heads=2, ffn_dim=16, max_positions=24, rel_pos_max_distance=20)
     encoder, tokens = Encoder(config).to(DEVICE).eval(), torch.randint(2, 50, (2, 20), device=DEVICE)
@@ -218,7 +235,7 @@ def test_layers_of_a_training_encoder_draw_masks_of_their_own_and_the_same_after
     assert len(set(seeds)) == 4 and seeds[:2] == seeds[4:] and torch.equal(results[0], results[2])
 
 
-def test_operators_are_what_torch_compile_and_autograd_need(kernels):
+def test_operators_are_what_torch_compile_and_autograd_need(large_kernels):
     case = Case(B=1, T=4, H=1, L=2)
     bias = relative_bias(case.table, case.buckets)
     arguments = [x if x is None else x.to(DEVICE) for x in (case.packed, case.query, *bias, case.positions)]
