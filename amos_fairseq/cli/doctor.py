@@ -93,7 +93,7 @@ def attention() -> Finding:
     if not torch.cuda.is_available():
         return Finding("attention", "ok", "PyTorch's, as on every CPU; GPUs have kernels with the bias inside")
     if not available("cuda"):
-        return Finding("attention", "slow", "PyTorch's with a matrix of biases; kernels: triton and an A100 or newer")
+        return Finding("attention", "slow", "PyTorch's with a matrix of biases; kernels: triton 3.5 and an A100")
     if attention_agrees():
         return Finding("attention", "ok", "kernels with the relative bias inside")
     return Finding("attention", "broken", "kernels differ from PyTorch; AMOS_FAIRSEQ_OPS=pytorch does without")

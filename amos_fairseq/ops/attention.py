@@ -5,7 +5,7 @@ Where `implementation.attention_kernels` finds none, `modules/attention.py` take
 matrix.
 """
 
-import importlib.util
+import importlib
 import math
 from functools import lru_cache
 from typing import NamedTuple, Optional, Tuple
@@ -19,6 +19,7 @@ from amos_fairseq.ops.precision import full_precision
 PAD = 256  # twice the largest tile: distances of queries and keys past the end stay within the row
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 WIDTHS = range(16, 129, 8)  # channels of a head
+TRITON = (3, 5)  # 3.3 cannot compile them
 MAX_LENGTH = 2**16  # of which dropout's counter names a position
 
 
@@ -30,7 +31,7 @@ class RelativeBias(NamedTuple):
 
     table: Tensor  # (num_buckets, H) fp32, which gets the gradient
     row: Tensor  # (H, 2 * (T + PAD) - 1) fp32: its entries by distance, times log2(e)
-    buckets: Tensor  # (2 * (T + PAD) - 1,) int32; each bucket's distances are consecutive
+    buckets: Tensor  # (2 * (T + PAD) - 1,) int32
     hidden_keys: Optional[Tensor]  # (B, T) bool
 
 
@@ -143,10 +144,14 @@ def supports(dtype: torch.dtype, width: int, length: int = 1) -> bool:
 
 @lru_cache(maxsize=None)
 def available(device_type: str) -> bool:
-    """Whether the kernels can run on this kind of device: on GPUs from sm_80 on, if Triton is there."""
+    """Whether the kernels can run on this kind of device: on GPUs from sm_80 on, if Triton is there and new enough."""
     if device_type != "cuda" or not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         return False
-    return importlib.util.find_spec("triton") is not None
+    try:
+        version = importlib.import_module("triton").__version__
+    except ImportError:
+        return False
+    return tuple(map(int, version.split(".")[:2])) >= TRITON
 
 
 def _kernels():

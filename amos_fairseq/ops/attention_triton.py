@@ -44,11 +44,11 @@ def _places(packed, query, batch, head, heads, queries, keys, WIDTH: tl.constexp
     """Where queries, keys and values of a head begin, and the strides of their rows."""
     dim = heads * WIDTH
     if SELECTED:
-        query += tl.to_tensor(batch).to(tl.int64) * queries * dim + head * WIDTH
-        key = packed + tl.to_tensor(batch).to(tl.int64) * keys * 2 * dim + head * WIDTH
+        query += tl.cast(batch, tl.int64) * queries * dim + head * WIDTH
+        key = packed + tl.cast(batch, tl.int64) * keys * 2 * dim + head * WIDTH
         return query, dim, key, key + dim, 2 * dim
     else:
-        first = packed + tl.to_tensor(batch).to(tl.int64) * keys * 3 * dim + head * WIDTH
+        first = packed + tl.cast(batch, tl.int64) * keys * 3 * dim + head * WIDTH
         return first, 3 * dim, first + dim, first + 2 * dim, 3 * dim
 
 
@@ -94,7 +94,7 @@ def _kept(
     """Which weights of a tile stay, from a bit each."""
     words, bit = n_start // 32 + tl.arange(0, BLOCK_N // 32), tl.arange(0, 32)
     width = tl.cdiv(keys, 32)
-    kept += tl.to_tensor(batch * heads + head).to(tl.int64) * queries * width
+    kept += tl.cast(batch * heads + head, tl.int64) * queries * width
     if BY_KEY:
         inside = (m[None, :] < queries) & (words[:, None] < width)
         word = tl.load(kept + m[None, :] * width + words[:, None], mask=inside, other=0)
@@ -116,7 +116,7 @@ def draw(
     m = tile % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     row = _positions(positions, batch, m, queries, SELECTED) + (head << 16)
     sample = tl.load(samples + batch) if NAMED else batch.to(tl.int64)
-    threshold = tl.to_tensor(threshold).to(tl.uint32)
+    threshold = tl.cast(threshold, tl.uint32)
     width = tl.cdiv(keys, 32)
     kept += (batch * heads + head).to(tl.int64) * queries * width
     for n_start in range(0, keys, BLOCK_N):
@@ -177,7 +177,7 @@ def forward(
         logsumexp + (batch * heads + head) * queries + m,
         tl.where(nothing, float("inf"), largest + tl.log2(total)), mask=m < queries,
     )
-    result += tl.to_tensor(batch).to(tl.int64) * queries * heads * WIDTH + head * WIDTH
+    result += tl.cast(batch, tl.int64) * queries * heads * WIDTH + head * WIDTH
     _store_rows(result, m, heads * WIDTH, queries, attended, WIDTH, BLOCK_D)
 
 
@@ -197,7 +197,7 @@ def d_queries(
     m = m_start + tl.arange(0, BLOCK_M)
     where = _positions(positions, batch, m, queries, SELECTED)
     q = _rows_of(q_base, m, q_stride, queries, WIDTH, BLOCK_D)
-    of_head = tl.to_tensor(batch).to(tl.int64) * queries * heads * WIDTH + head * WIDTH
+    of_head = tl.cast(batch, tl.int64) * queries * heads * WIDTH + head * WIDTH
     g = _rows_of(gradient + of_head, m, heads * WIDTH, queries, WIDTH, BLOCK_D)
     attended = _rows_of(result + of_head, m, heads * WIDTH, queries, WIDTH, BLOCK_D)
     mean = tl.sum(g.to(tl.float32) * attended.to(tl.float32), 1)
@@ -237,7 +237,7 @@ def d_keys(
         packed, query, batch, head, heads, queries, keys, WIDTH, SELECTED
     )
     row += head * row_width + pad + keys - 1
-    gradient += tl.to_tensor(batch).to(tl.int64) * queries * heads * WIDTH + head * WIDTH
+    gradient += tl.cast(batch, tl.int64) * queries * heads * WIDTH + head * WIDTH
     n = n_start + tl.arange(0, BLOCK_N)
     k = _rows_of(k_base, n, k_stride, keys, WIDTH, BLOCK_D)
     v = _rows_of(v_base, n, k_stride, keys, WIDTH, BLOCK_D)
@@ -314,7 +314,7 @@ def d_bias(
             batch, keys, hidden_keys, BLOCK_M, BLOCK_N, PADDED, SELECTED, False,
         )
         p = tl.exp2(scores - lse[:, None])
-        of_head = tl.to_tensor(batch).to(tl.int64) * queries * heads * WIDTH + head * WIDTH
+        of_head = tl.cast(batch, tl.int64) * queries * heads * WIDTH + head * WIDTH
         g = _rows_of(gradient + of_head, m, heads * WIDTH, queries, WIDTH, BLOCK_D)
         v = _rows_of(v_base, n, k_stride, keys, WIDTH, BLOCK_D)
         dp = tl.dot(g, tl.trans(v), input_precision="ieee")
@@ -359,7 +359,7 @@ def tile_of(kernel, block_d: int, dtype: torch.dtype, selected: bool, arch: int)
         if hopper:
             tiles.update(d_queries=(128, 64, 8, 2), d_keys=(64, 64, 8, 2), d_bias=(128, 64, 8, 2))
     else:
-        tiles = dict(forward=(128, 64, 8, 3), d_queries=(128, 32, 8, 2), d_keys=(32, 128, 8, 1), d_bias=(64, 64, 8, 2))
+        tiles = dict(forward=(128, 64, 8, 3), d_queries=(128, 32, 8, 2), d_keys=(32, 128, 8, 1), d_bias=(64, 32, 8, 2))
         if hopper:
             tiles.update(d_queries=(128, 64, 8, 2), d_keys=(64, 128, 8, 2), d_bias=(128, 64, 8, 2))
     return Tile(*tiles[kernel.fn.__name__])

@@ -67,7 +67,7 @@ def attention_kernels(device: str, dtype: torch.dtype, width: int = 64, length: 
         what = f"for heads of {width} channels in {dtype}"
         remedy = "they read 16 to 128 in steps of 8, no float64, and 65536 positions at most"
         if not attention.available(device):
-            what, remedy = "here", "they need a GPU from A100 on and `pip install triton`"
+            what, remedy = "here", "they need a GPU from A100 on, and triton 3.5, which torch 2.9 brings, or newer"
         if _choice == "compiled":
             raise ValueError(f"there are no attention kernels {what}: {remedy}, or AMOS_FAIRSEQ_OPS=auto")
         warnings.warn(f"attention with a relative bias runs in PyTorch and is slow, without kernels {what}: {remedy}")

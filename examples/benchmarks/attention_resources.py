@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 from amos_fairseq.ops import attention_triton as kernels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TYPES = {  # of arguments; those of the heads have the case's type, all others are i32
     "*fp32": ("row", "logsumexp", "delta", "d_table"), "*u8": ("hidden_keys",), "*i64": ("seed", "positions"),
     "*i32": ("buckets", "kept"), "fp32": ("scale", "rescale", "score_scale"),
@@ -54,17 +54,16 @@ def compiled(kernel, arch: int, dtype: str, width: int, selected: bool):
 
 def resources(kernel, arch: int, dtype: str, width: int, selected: bool) -> dict:
     tile, program = compiled(kernel, arch, dtype, width, selected)
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(program.asm["ptx"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(program.asm["cubin"])
         file.flush()
-        target = "sm_90a" if arch == 90 else f"sm_{arch}"
-        command = [PTXAS, "-v", "--gpu-name", target, file.name, "-o", "/dev/null"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        command = [CUOBJDUMP, "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {
         "kernel": kernel.fn.__name__, "arch": arch, "dtype": dtype, "width": width, "selected": selected,
         "tile": [tile.BLOCK_M, tile.BLOCK_N], "warps": tile.num_warps, "stages": tile.num_stages,
-        "registers": int(re.search(r"Used (\d+) registers", said)[1]),
-        "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", said)[1]),
+        "registers": int(re.search(r"REG:(\d+)", said)[1]),
+        "spilled_bytes": int(re.search(r"STACK:(\d+)", said)[1]),  # nothing else lies there
         "shared_bytes": program.metadata.shared,
     }
 

@@ -118,7 +118,7 @@ def test_attention_of_what_no_kernel_reads_goes_to_pytorch_with_a_word_or_is_ref
 
 def test_attention_kernels_that_cannot_run_are_told_of_with_the_remedy(with_attention):
     with_attention()
-    with pytest.warns(UserWarning, match="slow, without kernels here: they need a GPU from A100 on and `pip install"):
+    with pytest.warns(UserWarning, match="slow, without kernels here: they need a GPU from A100 on, and triton 3.5"):
         assert not attention_kernels("cuda", torch.bfloat16)
     with use("compiled"), pytest.raises(ValueError, match="there are no attention kernels here: they need a GPU from"):
         attention_kernels("cuda", torch.bfloat16)
