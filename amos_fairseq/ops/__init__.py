@@ -23,7 +23,7 @@ from amos_fairseq.ops.straight_through import SPARSE_TEMPERATURE, soft_embedding
 
 __all__ = [
     "AttentionDropout", "LinearReading", "MaskedLMReading", "Noise", "RelativeBias", "SPARSE_TEMPERATURE",
-    "full_precision", "gradient_reversal",
-    "gumbel_noise", "gumbel_softmax", "linear_cross_entropy", "linear_logits", "linear_logsumexp", "masked_lm",
-    "read_linear", "relative_attention", "rows_of_others", "soft_embedding", "straight_through_gumbel_softmax", "use",
+    "full_precision", "gradient_reversal", "gumbel_noise", "gumbel_softmax", "linear_cross_entropy", "linear_logits",
+    "linear_logsumexp", "masked_lm", "read_linear", "relative_attention", "rows_of_others", "soft_embedding",
+    "straight_through_gumbel_softmax", "use",
 ]
