@@ -95,8 +95,8 @@ def attention() -> Finding:
     if not available("cuda"):
         return Finding("attention", "slow", "PyTorch's with a matrix of biases; kernels: triton 3.5 and an A100")
     if attention_agrees():
-        return Finding("attention", "ok", "kernels with the relative bias inside")
-    return Finding("attention", "broken", "kernels differ from PyTorch; AMOS_FAIRSEQ_OPS=pytorch does without")
+        return Finding("attention", "ok", "kernels with the relative bias inside; AMOS_FAIRSEQ_OPS=compiled takes them")
+    return Finding("attention", "broken", "kernels differ from PyTorch: do without AMOS_FAIRSEQ_OPS=compiled")
 
 
 def attention_agrees() -> bool:

@@ -56,10 +56,11 @@ def functions_for(device: str, dtype: torch.dtype) -> ModuleType:
 def attention_kernels(device: str, dtype: torch.dtype, width: int = 64, length: int = 1) -> bool:
     """Whether `ops.relative_attention` takes a relative bias, for heads of `width` channels over `length` positions.
 
-    On CPUs PyTorch's attention is the only one. Raises ValueError if the choice is "compiled" and a GPU has no kernel.
+    Only the choice "compiled" takes the kernels: Triton's interpreter and compiler have seen them, but no GPU yet. On
+    CPUs PyTorch's attention is the only one. Raises ValueError if a GPU has no kernel.
     """
     _check_choice()
-    if _choice == "pytorch" or device not in ("cuda", "cpu"):
+    if _choice != "compiled" or device not in ("cuda", "cpu"):
         return False
     if attention.available(device) and attention.supports(dtype, width, length):
         return True
@@ -68,9 +69,7 @@ def attention_kernels(device: str, dtype: torch.dtype, width: int = 64, length: 
         remedy = "they read 16 to 128 in steps of 8, no float64, and 65536 positions at most"
         if not attention.available(device):
             what, remedy = "here", "they need a GPU from A100 on, and triton 3.5, which torch 2.9 brings, or newer"
-        if _choice == "compiled":
-            raise ValueError(f"there are no attention kernels {what}: {remedy}, or AMOS_FAIRSEQ_OPS=auto")
-        warnings.warn(f"attention with a relative bias runs in PyTorch and is slow, without kernels {what}: {remedy}")
+        raise ValueError(f"there are no attention kernels {what}: {remedy}, or AMOS_FAIRSEQ_OPS=auto")
     return False
 
 
