@@ -17,7 +17,7 @@ from fairseq.registry import REGISTRIES
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from amos_fairseq.ops.implementation import functions_for
+from amos_fairseq.ops.implementation import attention_kernels, functions_for
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Option, Range, declared
 from amos_fairseq.user_errors import suggestion
 
@@ -74,7 +74,10 @@ def check(cfg: DictConfig) -> None:
     if warmup and total and decay and warmup > (1 - decay) * total:
         raise ValueError(f"warmup_updates {warmup} and decay_share {decay} of {total:g} overlap: lower one of them")
     device = "cuda" if torch.cuda.is_available() and not common.cpu else "cpu"
-    functions_for(device, torch.bfloat16 if common.bf16 else torch.half if common.fp16 else torch.float)
+    dtype = torch.bfloat16 if common.bf16 else torch.half if common.fp16 else torch.float
+    functions_for(device, dtype)
+    if options_of(cfg.model).get("rel_pos_buckets"):
+        attention_kernels(device, dtype)
     check_processes(cfg.distributed_training)
     check_paths(cfg)
 

@@ -1,5 +1,6 @@
 """Batches of random tokens for the core's tests, a vocabulary and checkpoints of random methods: no fairseq."""
 
+import os
 import weakref
 
 import pytest
@@ -14,6 +15,10 @@ from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
 
 pytest_plugins = ["tests.runs"]
+
+# Without a GPU, Triton's kernels run in its interpreter, which is chosen when triton is imported for the first time.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 VOCABULARY = Vocabulary(size=40, padding=1, excluded=[0, 1, 2, 3, 38, 39])
 MASK = 39

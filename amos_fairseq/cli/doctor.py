@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Status 1 if anything is broken, 0 if not."""
-    findings = [*software(), *devices(), *ops()]
+    findings = [*software(), *devices(), *ops(), attention()]
     width = max(len(finding.subject) for finding in findings)
     for subject, state, text in findings:
         shown = f"\033[{COLOURS[state]}m{state:<8}\033[0m" if sys.stdout.isatty() else f"{state:<8}"
@@ -82,6 +82,39 @@ def ops() -> List[Finding]:
         else:
             findings.append(Finding(subject, "broken", f"compiled ops differ from PyTorch's; build anew: {command}"))
     return findings
+
+
+def attention() -> Finding:
+    """Which attention with a relative bias runs; on a GPU the kernels are held against their meaning."""
+    import torch
+
+    from amos_fairseq.ops.attention import available
+
+    if not torch.cuda.is_available():
+        return Finding("attention", "ok", "PyTorch's, as on every CPU; GPUs have kernels with the bias inside")
+    if not available("cuda"):
+        return Finding("attention", "slow", "PyTorch's with a matrix of biases; kernels: triton 3.5 and an A100")
+    if attention_agrees():
+        return Finding("attention", "ok", "kernels with the relative bias inside; AMOS_FAIRSEQ_OPS=compiled takes them")
+    return Finding("attention", "broken", "kernels differ from PyTorch: do without AMOS_FAIRSEQ_OPS=compiled")
+
+
+def attention_agrees() -> bool:
+    """Whether the kernels' result and gradients are the reference's."""
+    import torch
+
+    from amos_fairseq.ops.attention import AttentionDropout, reference_attention, relative_attention, relative_bias
+
+    generator = torch.Generator().manual_seed(0)
+    packed, table = torch.randn(2, 150, 3, 2, 64, generator=generator), torch.randn(9, 2, generator=generator)
+    buckets = (torch.arange(-149, 150) // 30 + 4).clamp(0, 8)
+    dropout = AttentionDropout(0.1, torch.tensor([1], device="cuda"))
+    results = []
+    for function in (relative_attention, reference_attention):
+        leaves = [x.cuda().requires_grad_() for x in (packed, table)]
+        result = function(leaves[0], relative_bias(leaves[1], buckets.cuda()), dropout=dropout)
+        results.append([result, *torch.autograd.grad(result.square().sum(), leaves)])
+    return all((one - other).norm() < 1e-3 * other.norm() for one, other in zip(*results))
 
 
 def agrees(device: str) -> bool:

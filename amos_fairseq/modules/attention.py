@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
+from amos_fairseq import ops
 from amos_fairseq.modules.queries import Queries
 
 
@@ -43,26 +44,45 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, attention_bias: Tensor | ops.RelativeBias | None = None, queries: Queries | None = None
+    ) -> Tensor:
         """hidden: (B, T, C)   attention_bias: (1 or B, 1 or H, T, T), -inf where a key is hidden   ->   (B, T, C)
 
         With `queries` only they ask, of the same keys and values: (M, C).
         """
-        if queries is None:
-            query, key, value = self.in_proj(hidden).chunk(3, -1)
-        else:
+        query, packed = None, self.in_proj(hidden) if queries is None else None
+        if queries is not None:
             dim = hidden.size(-1)
             query_weight, key_value_weight = self.in_proj.weight.split([dim, 2 * dim])
             query_offset, key_value_offset = self.in_proj.bias.split([dim, 2 * dim])
             query = queries.pad(F.linear(queries.rows(hidden), query_weight, query_offset))
-            key, value = F.linear(hidden, key_value_weight, key_value_offset).chunk(2, -1)
-            attention_bias = attention_bias if attention_bias is None else queries.bias(attention_bias)
+            packed = F.linear(hidden, key_value_weight, key_value_offset)
+        dropout = self.dropout if self.training else 0.0
+        if isinstance(attention_bias, ops.RelativeBias):
+            attended = self._by_distance(query, packed, attention_bias, queries, dropout)
+        else:
+            attended = self._with_matrix(query, packed, attention_bias, queries, dropout)
+        return self.out_proj(attended if queries is None else queries.unpad(attended))
+
+    def _by_distance(self, query, packed, bias, queries, dropout: float) -> Tensor:
+        drops = positions = None
+        if dropout:
+            # From the generator that also draws the other dropout masks: a layer's own seed, on the device.
+            drops = ops.AttentionDropout(dropout, torch.randint(2**63 - 1, (1,), device=packed.device))
+        if queries is not None:
+            query, positions = query.unflatten(-1, (self.heads, -1)), queries.positions
+        packed = packed.unflatten(-1, (3 if queries is None else 2, self.heads, -1))
+        return ops.relative_attention(packed, bias, query, positions, drops).flatten(2)
+
+    def _with_matrix(self, query, packed, attention_bias, queries, dropout: float) -> Tensor:
+        query, key, value = packed.chunk(3, -1) if query is None else (query, *packed.chunk(2, -1))
+        if queries is not None and attention_bias is not None:
+            attention_bias = queries.bias(attention_bias)
         query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
         if attention_bias is not None:
             attention_bias = attention_bias.expand(query.size(0), self.heads, -1, -1)  # stride 0, no copy
-        dropout_p = self.dropout if self.training else 0.0
         if query.is_cuda and query.element_size() == 2 and not torch.compiler.is_compiling():
-            warn_if_materialised(query, key, value, attention_bias, dropout_p)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_bias, dropout_p=dropout_p)
-        attended = attended.transpose(1, 2).flatten(2)
-        return self.out_proj(attended if queries is None else queries.unpad(attended))
+            warn_if_materialised(query, key, value, attention_bias, dropout)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_bias, dropout_p=dropout)
+        return attended.transpose(1, 2).flatten(2)

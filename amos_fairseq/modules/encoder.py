@@ -12,6 +12,8 @@ from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS, RelativePositionBias
 from amos_fairseq.modules.token_table import TokenTable
+from amos_fairseq.ops import RelativeBias
+from amos_fairseq.ops.implementation import attention_kernels
 from amos_fairseq.ops.precision import compute_dtype
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, SHARE, check, option
 
@@ -86,7 +88,9 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
-    def forward(self, hidden: Tensor, attention_bias: Tensor | None = None, queries: Queries | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, attention_bias: Tensor | RelativeBias | None = None, queries: Queries | None = None
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C); with `queries` their rows (M, C) of it, and no others are computed."""
         attended = self.self_attn(hidden, attention_bias, queries)
         if queries is not None:
@@ -100,7 +104,7 @@ class LayerRun(NamedTuple):
     """An encoder's layers and what all of them are given in one pass beside the hidden states."""
 
     layers: nn.ModuleList
-    attention_bias: Tensor | None  # as `Encoder.attention_bias` gives it
+    attention_bias: Tensor | RelativeBias | None  # as `Encoder.attention_bias` gives it
 
     def run(self, hidden: Tensor, start: int = 0, stop: int | None = None, at: Queries | None = None) -> Tensor:
         """Layers start..stop-1 (all by default) on hidden (B, T, C).
@@ -190,17 +194,25 @@ class Encoder(nn.Module):
         hidden = self.embeddings(token_embeddings, padding_mask)
         return hidden, LayerRun(self.layers, self.attention_bias(padding_mask, hidden.size(1)))
 
-    def attention_bias(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
-        """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T), `aligned`; None if there is neither."""
+    def attention_bias(self, padding_mask: Tensor | None, length: int) -> Tensor | RelativeBias | None:
+        """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T), `aligned`; None if there is neither.
+
+        Where kernels read it by distance, it is a RelativeBias: no matrix.
+        """
         weight = self.embeddings.layer_norm.weight
         dtype = compute_dtype(weight)  # the queries'
+        hidden_keys = None
+        if padding_mask is not None:
+            # A row of nothing but padding may see all of itself: a softmax over no key at all is NaN.
+            hidden_keys = padding_mask & ~padding_mask.all(dim=1, keepdim=True)
+        width = self.config.dim // self.config.heads
+        if self.relative_position_bias is not None and attention_kernels(weight.device.type, dtype, width, length):
+            return self.relative_position_bias.by_distance(length, hidden_keys)
         bias = None
         if self.relative_position_bias is not None:
             bias = self.relative_position_bias(length).to(dtype)
-        if padding_mask is None:
+        if hidden_keys is None:
             return bias if bias is None else aligned(bias)
         if bias is None:
             bias = torch.zeros(1, 1, length, length, dtype=dtype, device=weight.device)
-        # A row of nothing but padding may see all of itself: a softmax over no key at all is NaN.
-        hidden_keys = padding_mask & ~padding_mask.all(dim=1, keepdim=True)
         return aligned(bias.masked_fill(hidden_keys[:, None, None, :], float("-inf")))

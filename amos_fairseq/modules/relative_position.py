@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amos_fairseq.ops.attention import RelativeBias, relative_bias
+
 
 def t5_buckets(relative_position: Tensor, num_buckets: int, max_distance: int) -> Tensor:
     """T5's bidirectional buckets; `relative_position` = key - query, any shape of integers.
@@ -51,9 +53,17 @@ class RelativePositionBias(nn.Embedding):
         buckets = BUCKETINGS[bucketing](offsets, num_buckets, max_distance).to(self.weight.device)
         self.register_buffer("buckets", buckets, persistent=False)
 
+    def by_distance(self, length: int, hidden_keys: Tensor | None = None) -> RelativeBias:
+        """The same bias as `forward`'s, for `ops.relative_attention`; hidden_keys: (B, T) bool."""
+        return relative_bias(self.weight, self.buckets_of(length), hidden_keys)
+
+    def buckets_of(self, length: int) -> Tensor:
+        """(2 * length - 1,) by distance key - query, from 1 - length on."""
+        return self.buckets[self.max_positions - length : self.max_positions + length - 1]
+
     def forward(self, length: int) -> Tensor:  # type: ignore[override]
         """(1, H, length, length), at least float32."""
-        buckets = self.buckets[self.max_positions - length : self.max_positions + length - 1]
+        buckets = self.buckets_of(length)
         # A half-precision table is read as float32: the gradient of a row sums over very many (query, key) pairs.
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         by_offset = F.embedding(buckets, weight).t()  # (H, 2 * length - 1), column j: key - query = j - (length - 1)

@@ -4,6 +4,7 @@ Each says its meaning as code, runs on every device, and takes the compiled kern
 (`amos-fairseq doctor` tells, `use` chooses).
 """
 
+from amos_fairseq.ops.attention import AttentionDropout, RelativeBias, relative_attention
 from amos_fairseq.ops.gradient_reversal import gradient_reversal
 from amos_fairseq.ops.gumbel_softmax import gumbel_noise, gumbel_softmax
 from amos_fairseq.ops.implementation import use
@@ -21,7 +22,8 @@ from amos_fairseq.ops.rows_of_others import rows_of_others
 from amos_fairseq.ops.straight_through import SPARSE_TEMPERATURE, soft_embedding, straight_through_gumbel_softmax
 
 __all__ = [
-    "LinearReading", "MaskedLMReading", "Noise", "SPARSE_TEMPERATURE", "full_precision", "gradient_reversal",
-    "gumbel_noise", "gumbel_softmax", "linear_cross_entropy", "linear_logits", "linear_logsumexp", "masked_lm",
-    "read_linear", "rows_of_others", "soft_embedding", "straight_through_gumbel_softmax", "use",
+    "AttentionDropout", "LinearReading", "MaskedLMReading", "Noise", "RelativeBias", "SPARSE_TEMPERATURE",
+    "full_precision", "gradient_reversal", "gumbel_noise", "gumbel_softmax", "linear_cross_entropy", "linear_logits",
+    "linear_logsumexp", "masked_lm", "read_linear", "relative_attention", "rows_of_others", "soft_embedding",
+    "straight_through_gumbel_softmax", "use",
 ]

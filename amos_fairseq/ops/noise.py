@@ -39,11 +39,11 @@ def check_draw(
         raise ValueError(f"weights are missing: to draw from {heads} heads, say how they are mixed")
 
 
-def philox(seed: int, counter: Sequence[Tensor]) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four random words of 32 bits for each counter, which is four such words; words as int64."""
+def philox(seed: int, counter: Sequence[Tensor], rounds: int = ROUNDS) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32: four random words of 32 bits for each counter, which is four such words; words as int64."""
     key = [seed & WORD, seed >> 32]
     a, b, c, d = torch.broadcast_tensors(*counter)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         # The upper half of a product of 64 bits has its sign extended, which the masks take away again.
         of_a, of_c = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
         a, b = (of_c >> 32 ^ b ^ key[0]) & WORD, of_c & WORD
@@ -59,3 +59,8 @@ def gumbel(words: Tensor) -> Tensor:
     """
     uniform = (words.double() + 0.5) * 2.0**-32
     return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+def threshold_of(share: float) -> int:
+    """The words below it are `share` of all words, to 2^-32."""
+    return min(round(share * 2**32), WORD)

@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amos_fairseq import ops
+from amos_fairseq.modules.attention import aligned
+from amos_fairseq.modules.relative_position import RelativePositionBias
 from amos_fairseq.ops import Noise
+from amos_fairseq.ops.implementation import attention_kernels
 
 TEMPERATURE = 0.3
 HEADS = 3
@@ -317,56 +320,83 @@ def gradient_reversal(settings: Settings) -> Iterator[Comparison]:
 
 
 class AttentionInputs(NamedTuple):
-    query: Tensor  # (B, H, T, D)
-    key: Tensor
-    value: Tensor
-    bias: Tensor  # (1, H, T, T)
-    upstream: Tensor  # (B, H, T, D)
+    packed: Tensor  # (B, T, 3, H, D): query, key and value, as their projection leaves them
+    relative: RelativePositionBias  # whose table kernels read
+    matrix: Tensor  # (1, H, T, T): the same bias, which a network spreads once for all layers
+    seed: Tensor
+    upstream: Tensor  # (B, T, H, D)
 
 
 def attention_inputs(settings: Settings, B: int, H: int, T: int, D: int, trial: int) -> AttentionInputs:
-    query, key, value, upstream = (normal(settings, B, H, T, D) for _ in range(4))
-    return AttentionInputs(query, key, value, normal(settings, 1, H, T, T), upstream.detach())
+    relative = RelativePositionBias(32, H, 128, T).to(settings.device)
+    matrix = aligned(relative(T).detach().to(settings.dtype)).requires_grad_()
+    seed = torch.tensor([trial], device=settings.device)
+    upstream = normal(settings, B, T, H, D, learns=False)
+    return AttentionInputs(normal(settings, B, T, 3, H, D), relative, matrix, seed, upstream)
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Optional[Tensor], dropout: float) -> Tensor:
-    """As `amos_fairseq.modules.attention` calls it: the bias is repeated without a copy."""
-    bias = None if bias is None else bias.expand(len(query), -1, -1, -1)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+def our_attention(inputs: AttentionInputs, dropout: float) -> Tensor:
+    """As `amos_fairseq.modules` choose and call it."""
+    device, dtype, (_, length, _, _, width) = inputs.packed.device.type, inputs.packed.dtype, inputs.packed.shape
+    if attention_kernels(device, dtype, width, length):
+        drops = ops.AttentionDropout(dropout, inputs.seed)
+        return ops.relative_attention(inputs.packed, inputs.relative.by_distance(length), dropout=drops)
+    return fused_attention(inputs.packed, inputs.matrix.expand(len(inputs.packed), -1, -1, -1), dropout)
 
 
-def unbiased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
+def fused_attention(packed: Tensor, bias: Optional[Tensor], dropout: float) -> Tensor:
+    query, key, value = (x.transpose(1, 2) for x in packed.unbind(2))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout).transpose(1, 2)
+
+
+def unbiased_attention(inputs: AttentionInputs, dropout: float) -> Tensor:
     """Another function: what a relative bias costs is the difference to this."""
-    return fused_attention(query, key, value, None, dropout) + 0 * bias.sum()
+    return fused_attention(inputs.packed, None, dropout)
 
 
-def materialised_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    bias = bias.repeat(len(query), 1, 1, 1).flatten(0, 1)
-    flat = (x.flatten(0, 1) for x in (query, key, value))
-    return peers.materialised_attention(*flat, bias, dropout).view_as(query)
+def materialised_attention(inputs: AttentionInputs, dropout: float, function=peers.materialised_attention) -> Tensor:
+    bias = inputs.matrix.repeat(len(inputs.packed), 1, 1, 1).flatten(0, 1)
+    query, key, value = (x.transpose(1, 2) for x in inputs.packed.unbind(2))
+    attended = function(*(x.flatten(0, 1) for x in (query, key, value)), bias, dropout)
+    return attended.view_as(query).transpose(1, 2)
 
 
 def attention_step(function: Callable, dropout: float, inputs: AttentionInputs) -> Dict[str, Tensor]:
-    leaves = inputs[:4]
-    result = function(*leaves, dropout)
-    gradients = torch.autograd.grad(result, leaves, inputs.upstream)
-    return {"result": result.detach(), **dict(zip(AttentionInputs._fields, gradients))}
+    leaves = dict(packed=inputs.packed, table=inputs.relative.weight, matrix=inputs.matrix)
+    result = function(inputs, dropout)
+    gradients = torch.autograd.grad(result, list(leaves.values()), inputs.upstream, allow_unused=True)
+    return {"result": result.detach(), **{name: x for name, x in zip(leaves, gradients) if x is not None}}
 
 
 def attention_errors(settings: Settings, shape: Dict[str, int], side: Side) -> Dict[str, float]:
-    if side.args[0] is unbiased_attention:
-        return {}
     inputs = attention_inputs(settings, **{**shape, "B": min(2, shape["B"])}, trial=0)
-    exact = AttentionInputs(*(x.detach().double().requires_grad_() for x in inputs))
-    return relative_errors(side(inputs), attention_step(materialised_attention, 0.0, exact))
+    table = inputs.relative.weight.detach().double()
+    relative = RelativePositionBias(*table.shape, 128, shape["T"]).to(settings.device).double()
+    relative.load_state_dict({"weight": table})
+
+    def by_bucket(found):
+        spread = relative(shape["T"])
+        if "matrix" in found:
+            (found["table"],) = torch.autograd.grad(spread, relative.weight, found.pop("matrix").double())
+        return found
+
+    found = side(inputs)
+    if "table" not in found and "matrix" not in found:  # without any bias
+        return {}
+    matrix = relative(shape["T"]).detach().requires_grad_()
+    exact = AttentionInputs(
+        inputs.packed.detach().double().requires_grad_(), relative, matrix, inputs.seed, inputs.upstream.double()
+    )
+    return relative_errors(by_bucket(found), by_bucket(attention_step(materialised_attention, 0.0, exact)))
 
 
 def attention(settings: Settings) -> Iterator[Comparison]:
     """One layer's attention with a learned relative bias, its gradient included."""
+    eager = compiled(peers.materialised_attention)
     functions = {
-        "ours": fused_attention,
+        "ours": our_attention,
         "public code, materialised": materialised_attention,
-        "materialised, compiled": compiled(materialised_attention),
+        "materialised, compiled": partial(materialised_attention, function=eager),
         "without any bias": unbiased_attention,
     }
     shape = dict(B=2, H=2, T=16, D=8)
@@ -376,20 +406,20 @@ def attention(settings: Settings) -> Iterator[Comparison]:
         sides = {name: partial(attention_step, function, dropout) for name, function in functions.items()}
         yield Comparison(
             {**shape, "dropout": dropout},
-            sides,
+            {**ours(sides.pop("ours")), **sides},
             partial(_of_trial, attention_inputs, settings, shape),
             None if dropout else partial(attention_errors, settings, shape),
         )
 
 
-SECTIONS = {
+SECTIONS = {  # what decides comes first
+    "attention": attention,
     "vocabulary": vocabulary,
     "linear_cross_entropy": linear_cross_entropy,
     "logsumexp": logsumexp,
     "samplers": samplers,
     "gumbel_softmax": gumbel_softmax,
     "gradient_reversal": gradient_reversal,
-    "attention": attention,
 }
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from amos_fairseq.export.huggingface import import_transformers
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder, EncoderLayer
+from amos_fairseq.ops import use
 
 
 def full(x: Tensor) -> Tensor:
@@ -181,7 +182,8 @@ class PublicAmos(nn.Module):
 def public_layers(network: Encoder, embeddings: Tensor, read_after: List[int]) -> List[Tensor]:
     """Hidden states (B, T, C) after the given numbers of layers; the gradient is cut after each."""
     hidden, _ = network.begin(embeddings)
-    bias = network.attention_bias(None, hidden.size(1)).repeat(len(hidden), 1, 1, 1).flatten(0, 1)  # (B * H, T, T)
+    with use("pytorch"):  # the bias as a matrix
+        bias = network.attention_bias(None, hidden.size(1)).repeat(len(hidden), 1, 1, 1).flatten(0, 1)  # (B * H, T, T)
     states = []
     for count, layer in enumerate(network.layers, start=1):
         hidden = public_layer(layer, hidden, bias)

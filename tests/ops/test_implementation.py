@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from amos_fairseq.ops import Noise, compiled, masked_lm, pytorch, straight_through_gumbel_softmax, use
-from amos_fairseq.ops.implementation import row_functions
+from amos_fairseq.ops import Noise, attention, compiled, masked_lm, pytorch, straight_through_gumbel_softmax, use
+from amos_fairseq.ops.implementation import attention_kernels, row_functions
 
 FP32 = torch.empty(0)
 
@@ -82,3 +82,36 @@ def test_kernels_and_pytorch_draw_the_same_tokens_and_give_the_same_gradients():
     torch.testing.assert_close(ours.margins, theirs.margins, rtol=1e-5, atol=1e-4)
     for x, y in zip(gradients, expected):
         assert (x - y).norm() < 1e-4 * y.norm()
+
+
+@pytest.fixture
+def with_attention(monkeypatch):
+    """with_attention("cuda"): the kinds of device that run the attention kernels."""
+    return lambda *kinds: monkeypatch.setattr(attention, "available", lambda kind: kind in kinds)
+
+
+def test_attention_kernels_are_taken_if_asked_for_where_they_run(with_attention):
+    with_attention("cuda")
+    with use("compiled"):
+        assert attention_kernels("cuda", torch.bfloat16, 64, 512)
+        assert not attention_kernels("cpu", torch.float32, 64, 512)
+    for choice in ("auto", "pytorch"):
+        with use(choice):
+            assert not attention_kernels("cuda", torch.bfloat16, 64, 512)
+
+
+@pytest.mark.parametrize(
+    "dtype, width, length",
+    [(torch.float64, 64, 512), (torch.half, 12, 512), (torch.half, 136, 8), (torch.half, 64, 2**17)],
+)
+def test_attention_of_what_no_kernel_reads_is_refused_with_the_remedy(with_attention, dtype, width, length):
+    with_attention("cuda")
+    what = f"kernels for heads of {width} channels in {dtype}: they read 16 to 128 in steps"
+    with use("compiled"), pytest.raises(ValueError, match=f"there are no attention {what}"):
+        attention_kernels("cuda", dtype, width, length)
+
+
+def test_attention_kernels_that_cannot_run_are_told_of_with_the_remedy(with_attention):
+    with_attention()
+    with use("compiled"), pytest.raises(ValueError, match="there are no attention kernels here: they need a GPU from"):
+        attention_kernels("cuda", torch.bfloat16)

@@ -30,6 +30,11 @@ def test_philox_gives_its_known_answers(seed, counter, words):
     assert [int(word) for word in philox(seed, list(map(torch.tensor, counter)))] == words
 
 
+def test_philox_of_seven_rounds_gives_its_known_answer():
+    words = philox(0, [torch.tensor(0)] * 4, rounds=7)
+    assert [int(word) for word in words] == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
+
+
 def test_the_extreme_words_give_finite_noise_of_the_right_size():
     found = gumbel(torch.tensor([0, 1, 2**31, 2**32 - 1])).tolist()
     expected = [22.873857, 21.775245, 0.366513, -3.129995]
