@@ -14,7 +14,7 @@ import torch
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig, compile_layers
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
-from amos_fairseq.ops import AttentionDropout, attention, relative_attention
+from amos_fairseq.ops import AttentionDropout, attention, implementation, relative_attention
 from amos_fairseq.ops.attention import dropout_mask, reference_attention, relative_bias
 from amos_fairseq.ops.noise import philox
 
@@ -78,6 +78,7 @@ def large_kernels(monkeypatch):
     from amos_fairseq.ops import attention_triton
 
     monkeypatch.setattr(attention, "available", lambda device: device == DEVICE)
+    monkeypatch.setattr(implementation, "_choice", "compiled")
     return attention_triton
 
 
@@ -207,7 +208,7 @@ def test_an_encoder_with_kernels_is_the_encoder_without(large_kernels, monkeypat
     at = Queries.of(torch.tensor([1, 4, 13, 22], device=DEVICE), [3, 1], 20) if queries else None
     results = []
     for taken in (False, True):
-        monkeypatch.setattr(attention, "available", lambda device, taken=taken: taken)
+        monkeypatch.setattr(implementation, "_choice", "compiled" if taken else "auto")
         assert isinstance(encoder.attention_bias(padding_mask, 20), attention.RelativeBias) == taken
         if compiled and taken:
             compile_layers(encoder, backend="aot_eager", fullgraph=True)
