@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
 
-FLOPS = 8e12  # of the training, matrix products alone
+FLOPS = 6e12  # of the training, matrix products alone
 MFU = 0.55  # of training, the share of what a large product reaches
 OTHER_FLOPS = 5e12  # all else takes as long as so many would by themselves
 SMALLEST_CORPUS = 200_000  # bytes; enough words for the vocabulary

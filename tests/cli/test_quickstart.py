@@ -191,12 +191,12 @@ def test_a_cell_is_marked_where_it_is_clearly_above_untrained():
 
 def test_the_recipe_of_a_method_has_what_it_knows_and_costs_what_was_asked_for():
     for name in methods.METHODS:
-        updates = recipe.updates_within(8e12, name, recipe.model_options(name, 10**6))
+        updates = recipe.updates_within(quickstart.FLOPS, name, recipe.model_options(name, 10**6))
         options = recipe.model_options(name, updates)
         geometry = Geometry(32, 16, updates, 0.3)
         method = without_memory(name, "tiny", 1024, geometry, options)
         cost = hardware_flops(method, geometry) * 32 * 16 * updates
-        assert cost == pytest.approx(8e12, rel=0.002), name
+        assert cost == pytest.approx(quickstart.FLOPS, rel=0.002), name
         assert ("generator_warmup_updates" in options) == (name not in ("bert_mlm", "script_selfcritic"))
     assert recipe.argument("generator_depths", [1, 2]) == ["--generator-depths", "1,2"]
     assert recipe.argument("join_blocks", True) == ["--join-blocks"] and recipe.argument("join_blocks", False) == []
