@@ -7,6 +7,7 @@ prepare_environment test
 
 ruff check .
 mypy
-# One process for each core, a file of tests at a time; each with one thread, for the tests' networks are tiny.
+# One process for each core, a file of tests at a time, in order, for files of few tests are the longest; each with one
+# thread, for the tests' networks are tiny.
 export OMP_NUM_THREADS=1
-pytest --numprocesses=auto --dist=loadfile "$@"
+pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
