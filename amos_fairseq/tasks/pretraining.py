@@ -39,8 +39,8 @@ COSINE = "hidden_cosine cosine"  # as the criterion logs it
 COLLAPSED = 0.95
 COLLAPSE = (
     "the encoder has collapsed: its hidden states of different words have a mean cosine of %.3f (hidden_cosine, 1: all "
-    "alike). What can help: --encoder-lr-factor 0.2 or a lower --lr, or --init-checkpoint of a run of bert_mlm of the "
-    "same encoder. See \"It does not learn\" in examples/guides/troubleshooting.md"
+    "alike). What can help, where the method has it: --rel-pos-lr-factor 100, --generator-warmup-updates, "
+    "--encoder-lr-factor 0.2; or a lower --lr. See \"A collapsed encoder\" in examples/guides/troubleshooting.md"
 )
 
 
