@@ -2,6 +2,7 @@
 
     RANGES    what a number may be
     check     those, the rules of our own options, and what cannot be combined, of a whole configuration
+    check_ops    what this machine has not
     check_literals    options in which fairseq runs what is written there as Python
 """
 
@@ -73,13 +74,21 @@ def check(cfg: DictConfig) -> None:
     decay = options_of(cfg.lr_scheduler).get("decay_share")
     if warmup and total and decay and warmup > (1 - decay) * total:
         raise ValueError(f"warmup_updates {warmup} and decay_share {decay} of {total:g} overlap: lower one of them")
+    check_processes(cfg.distributed_training)
+    check_paths(cfg)
+
+
+def check_ops(cfg: DictConfig) -> None:
+    """Raises ValueError if ops are asked for that this machine has not.
+
+    To look at a GPU may take memory there, so it is for processes that train, not for one that starts them.
+    """
+    common = cfg.common
     device = "cuda" if torch.cuda.is_available() and not common.cpu else "cpu"
     dtype = torch.bfloat16 if common.bf16 else torch.half if common.fp16 else torch.float
     functions_for(device, dtype)
     if options_of(cfg.model).get("rel_pos_buckets"):
         attention_kernels(device, dtype)
-    check_processes(cfg.distributed_training)
-    check_paths(cfg)
 
 
 def options_of(group: Any) -> Mapping[str, Any]:
@@ -107,6 +116,13 @@ def check_processes(cfg: DictConfig) -> None:
     """fairseq starts one process for each GPU that it sees; torchrun and srun start them themselves."""
     if cfg.pipeline_model_parallel:
         raise ValueError("pipeline_model_parallel is for some of fairseq's own models: leave it out")
+    if cfg.ddp_backend in ("fully_sharded", "slowmo"):
+        raise ValueError(f"ddp_backend {cfg.ddp_backend} does not work with these models: take pytorch_ddp")
+    if cfg.zero_sharding != "none":
+        raise ValueError(
+            f"zero_sharding {cfg.zero_sharding} does not work with these optimizers: leave it out, and save memory by "
+            "a smaller --batch-size with a larger --update-freq"
+        )
     size, seen = cfg.distributed_world_size, max(1, torch.cuda.device_count())
     started = cfg.distributed_init_method is not None or any(name in os.environ for name in STARTED_BY_OTHERS)
     if size > seen and not started:

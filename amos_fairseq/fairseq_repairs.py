@@ -17,7 +17,7 @@ import re
 import sys
 import types
 import typing
-from typing import Callable, Dict, Iterator, List, Tuple
+from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
 import numpy
 import omegaconf
@@ -53,6 +53,13 @@ def repaired(original: Callable, repair: Repair) -> Callable:
     def in_its_place(*args, **kwargs):
         return repair(original, *args, **kwargs)
     return in_its_place
+
+
+def with_names(original: Callable, **meanings) -> Callable:
+    """The original's own code, in which some names of its module mean something else."""
+    code = types.FunctionType(original.__code__, {**original.__globals__, **meanings})
+    code.__defaults__, code.__kwdefaults__ = original.__defaults__, original.__kwdefaults__
+    return code
 
 
 def checked_original(target: str, source: str) -> Callable:
@@ -278,7 +285,7 @@ def ranks_draw_different_numbers(original: Callable, self):
     (seed, update, data-parallel rank) has neither fault and still repeats itself after a resume.
     """
     seed = mixed_seed(self.cfg.common.seed, self.get_num_updates(), self.data_parallel_rank)
-    utils.set_torch_seed(seed)
+    torch.manual_seed(seed)  # of all devices; utils.set_torch_seed also reads their states, and seeds one a second time
 
 
 @repairs("fairseq.distributed.utils:infer_init_method", source="340321c1d2a184da")
@@ -320,9 +327,7 @@ def default_ddp_backend_runs_on_cpu(original: Callable, *args, **kwargs):
                 device_ids = output_device = None
             super().__init__(module, device_ids=device_ids, output_device=output_device, **options)
 
-    # the original's own code, in which one name means another class
-    build = types.FunctionType(original.__code__, {**original.__globals__, "DistributedDataParallel": DataParallel})
-    return build(*args, **kwargs)
+    return with_names(original, DistributedDataParallel=DataParallel)(*args, **kwargs)
 
 
 @repairs("fairseq.trainer:Trainer.train_step", source="8cbf0406b1fe5093")
@@ -378,6 +383,76 @@ def runs_resume_from_the_fp32_parameters(original: Callable, self, state_dict, o
     original(self, state_dict, optimizer_overrides)
     for parameter, exact in zip(self.fp32_optimizer.params, state_dict.get("fp32_params", [])):
         parameter.data.copy_(exact)
+
+
+@repairs("fairseq.optim.fp16_optimizer:_FP16OptimizerMixin.zero_grad", source="82e360fb470d16e3")
+def half_precision_drops_gradients(original: Callable, self):
+    """fairseq fills the fp32 gradients, one after another, with zeros that the next copies overwrite.
+
+    Here there are none until there are gradients in half precision, so their memory is free for activations.
+    """
+    if not self.has_flat_params:
+        for exact in self.fp32_params:
+            exact.grad = None
+    original(self)
+
+
+@repairs("fairseq.optim.fp16_optimizer:_FP16OptimizerMixin._sync_fp16_grads_to_fp32", source="9a06568699ab4d06")
+def gradients_reach_fp32_together(original: Callable, self):
+    """fairseq launches a copy for each, and makes zeros of a gradient that is None, by which a parameter decays.
+
+    Here it stays None, and the parameter as it is, as in full precision.
+    """
+    if self.has_flat_params or not self._needs_sync:
+        return original(self)
+    pairs = list(zip(self.fp16_params, self.fp32_params))
+    for half, exact in pairs:
+        exact.grad = None if half.grad is None else torch.empty_like(exact)
+    copy_together([(exact.grad, half.grad) for half, exact in pairs if half.grad is not None])
+    self._needs_sync = False
+
+
+@repairs("fairseq.optim.fp16_optimizer:_FP16OptimizerMixin._sync_fp32_params_to_fp16", source="a53fdba609963e2d")
+def parameters_reach_half_precision_together(original: Callable, self):
+    """The same of the parameters after a step."""
+    if self.has_flat_params:
+        return original(self)
+    copy_together([(half, exact) for half, exact in zip(self.fp16_params, self.fp32_params) if half.requires_grad])
+
+
+@torch.no_grad()
+def copy_together(pairs: Sequence[Tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Give the first tensor of each pair the values of the second."""
+    if pairs:  # PyTorch refuses empty lists
+        torch._foreach_copy_(*map(list, zip(*pairs)))
+
+
+@repairs("fairseq.utils:clip_grad_norm_", source="0e9a45d266e19456")
+def norms_are_computed_together(original: Callable, *args, **kwargs):
+    """Without apex, fairseq launches a kernel for each gradient's norm, and warns of it."""
+    if utils.multi_tensor_l2norm_available:
+        return original(*args, **kwargs)
+    inside = inspect.unwrap(original)  # of torch.no_grad
+    meanings = dict(multi_tensor_l2norm_available=True, multi_tensor_total_norm=total_norm)
+    with torch.no_grad():
+        return with_names(inside, **meanings)(*args, **kwargs)
+
+
+def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)))
+
+
+@repairs("fairseq.trainer:Trainer._aggregate_logging_outputs", source="525e3237868e982b")
+def logs_are_known_before_the_step(original: Callable, self, *args, **kwargs):
+    """fairseq reads each logged value, which waits for the device, after the optimizer's step.
+
+    Here the supervisor, which waits for the norm before it, has all values of the update come along, by one transfer:
+    those of a single process are its micro-batches', those of several are the sums that are made here.
+    """
+    logs, sums = original(self, *args, **kwargs)
+    if supervision.current() is not None:
+        supervision.current().logs = logs
+    return logs, sums
 
 
 @repairs("fairseq.trainer:Trainer.clip_grad_norm", source="637d588c4d2cdcd5")

@@ -5,6 +5,7 @@ softmax and sampling are not counted. Attention is counted in full (it is not ca
 """
 
 import functools
+import re
 import time
 from typing import List
 
@@ -33,27 +34,33 @@ def mlm_head_flops(dim: int, table_rows: int, table_width: int, positions: int) 
     return positions * 2 * (dim * table_width + table_width * table_rows)
 
 
-# Dense bf16 peak of one device, FLOP/s, by a part of its name.
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "A10G": 70e12, "L40S": 362e12, "V100": 125e12}
+# The vendor's dense bf16 peak of one device (V100: fp16), FLOP/s, by words of its name; the first that fits holds.
+PEAK_FLOPS = {
+    "B200": 2250e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12,
+    "H800": 989e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "A10G": 70e12, "L40S": 362e12, "V100": 125e12,
+}
 
 
 @functools.lru_cache(maxsize=None)
 def peak_flops(device: torch.device) -> float:
     """FLOP/s that MFU is a share of: the vendor's bf16 peak of a known GPU, elsewhere what a large product reaches."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, peak in PEAK_FLOPS.items():
-            if part in name:
+        words = set(re.split(r"[\s-]+", torch.cuda.get_device_name(device)))  # "H20" is no part of "H200"
+        for name, peak in PEAK_FLOPS.items():
+            if words >= set(name.split()):
                 return peak
-    return _measured_flops(device)
+        return measured_flops(device, torch.bfloat16, size=8192)
+    return measured_flops(device, torch.float32)
 
 
-def _measured_flops(device: torch.device, size: int = 1024, trials: int = 2, budget: float = 0.25) -> float:
-    """The best of `trials` products or more, as many as `budget` seconds allow.
+def measured_flops(
+    device: torch.device, dtype: torch.dtype, size: int = 1024, trials: int = 2, budget: float = 0.25
+) -> float:
+    """What square products in this type reach: the best of `trials` or more, as many as `budget` seconds allow.
 
     A CPU is timed by the seconds that its threads ran: those in which others had it are no part of its peak.
     """
-    matrix = torch.ones(size, size, device=device)
+    matrix = torch.linspace(-1, 1, size**2, device=device).to(dtype).view(size, size)  # no draws: they are the run's
     clock = time.process_time if device.type == "cpu" else time.perf_counter  # the CPU's: of all threads together
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     seconds: List[float] = []

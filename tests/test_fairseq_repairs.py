@@ -1,4 +1,5 @@
 """Each repair of fairseq: what goes wrong without it, what happens with it, and that it knows the source it repairs."""
+import collections
 import inspect
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 pytest.importorskip("fairseq")
+import fairseq_cli.train  # noqa: E402
 from fairseq import checkpoint_utils, models, options, tasks, utils  # noqa: E402
 from fairseq.data import Dictionary, indexed_dataset  # noqa: E402
 from fairseq.data.iterators import CountingIterator, EpochBatchIterator  # noqa: E402
@@ -29,9 +31,10 @@ from fairseq.logging import metrics  # noqa: E402
 from fairseq.optim import OPTIMIZER_REGISTRY, FairseqOptimizer, FP16Optimizer  # noqa: E402
 from fairseq.trainer import Trainer  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter  # noqa: E402
 
-from amos_fairseq import fairseq_repairs  # noqa: E402
+from amos_fairseq import fairseq_options, fairseq_repairs, supervision  # noqa: E402
 from amos_fairseq.checkpoints import storage, store  # noqa: E402
 from amos_fairseq.data.loading import end_epoch  # noqa: E402
 from amos_fairseq.random import mixed_seed  # noqa: E402
@@ -88,7 +91,7 @@ def training_config(corpus, *more):
 # install()
 
 def test_every_repair_knows_the_source_of_the_installed_fairseq():
-    assert len(fairseq_repairs.REPAIRS) == 26
+    assert len(fairseq_repairs.REPAIRS) == 31
     for target, (source, _) in fairseq_repairs.REPAIRS.items():
         assert fairseq_repairs.checked_original(target, source)
 
@@ -471,6 +474,23 @@ def test_cpu_processes_use_gloo_instead_of_nccl(monkeypatch, cpu, cuda, asked, b
         distributed_utils.distributed_init(config)
 
 
+def test_the_process_that_starts_others_asks_nothing_of_its_gpus(monkeypatch, corpus):
+    """Each context takes half a gigabyte, which the first process to train would miss."""
+    def refuse(*_):
+        raise AssertionError("CUDA is asked")
+
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # torch counts by NVML
+    for name in "is_available", "get_device_capability", "current_device", "_lazy_init":
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    monkeypatch.setattr(torch.multiprocessing, "spawn", lambda **given: started.append(given["nprocs"]))
+    monkeypatch.setattr(supervision, "check", lambda cfg: fairseq_options.check(cfg) or True)
+    config = training_config(corpus, "--distributed-world-size", "2", "--max-update", "1")
+    config.common.cpu = False
+    distributed_utils.call_main(config, fairseq_cli.train.main)
+    assert started == [2]
+
+
 @pytest.fixture
 def process_group(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", world_size=1, rank=0)
@@ -572,6 +592,86 @@ def test_half_precision_resumes_from_parameters_that_are_not_rounded(half_precis
     state = (FP16Optimizer.state_dict if repaired else FP16Optimizer.state_dict.__wrapped__)(optimizer)
     resumed.load_state_dict(state)
     assert torch.equal(resumed.fp32_params[0], optimizer.fp32_params[0]) == repaired
+
+
+REPAIRED = ("zero_grad", "_sync_fp16_grads_to_fp32", "_sync_fp32_params_to_fp16")
+SHAPES = [(2, 3), (3,), (), (4, 1), (5,)]
+
+
+class Operations(TorchDispatchMode):
+    """How many are called inside, by name; on a GPU each is a launch, one over a list a launch for many tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def after_20_updates(half_precision_optimizer):
+    """after_20_updates(): parameters in half precision, in fp32, norms, and the operations of one update."""
+    def train():
+        draw = torch.Generator().manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(shape, generator=draw).half()) for shape in SHAPES]
+        optimizer, norms = half_precision_optimizer(parameters, flat=False), []
+        for _ in range(20):
+            with Operations() as operations:
+                optimizer.zero_grad()
+                for parameter in parameters:
+                    parameter.grad = torch.randn(parameter.shape, generator=draw).half()
+                optimizer._needs_sync = True  # as after backward()
+                optimizer.multiply_grads(0.5)
+                norms.append(optimizer.clip_grad_norm(1.0).item())
+                optimizer.step()
+        return parameters, optimizer.fp32_params, norms, operations.names
+
+    return train
+
+
+def test_half_precision_trains_with_the_same_bits_in_a_few_operations(after_20_updates, monkeypatch):
+    *found, operations = after_20_updates()
+    for name in REPAIRED:
+        monkeypatch.setattr(FP16Optimizer, name, getattr(FP16Optimizer, name).__wrapped__)
+    monkeypatch.setattr(utils, "clip_grad_norm_", utils.clip_grad_norm_.__wrapped__)
+    *expected, theirs = after_20_updates()
+    assert found[2] == expected[2] and len(set(found[2])) == 20
+    for tensors, same in zip(found[:2], expected[:2]):
+        assert all(map(torch.equal, tensors, same))
+    assert theirs["copy_"] == 2 * len(SHAPES) and theirs["zero_"] == theirs["linalg_vector_norm"] - 1 == len(SHAPES)
+    assert (operations["_foreach_copy_"], operations["_foreach_norm"], operations["linalg_vector_norm"]) == (2, 1, 1)
+    assert not {"copy_", "zero_"} & operations.keys()
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_a_gradient_that_is_none_stays_none_in_fp32(half_precision_optimizer, monkeypatch, repaired):
+    for name in () if repaired else REPAIRED:
+        monkeypatch.setattr(FP16Optimizer, name, getattr(FP16Optimizer, name).__wrapped__)
+    parameters = [torch.nn.Parameter(torch.ones(2, dtype=torch.half)) for _ in range(2)]
+    optimizer = half_precision_optimizer(parameters, flat=False)
+    optimizer.zero_grad()
+    assert all((exact.grad is None) == repaired for exact in optimizer.fp32_params)
+    optimizer.backward(parameters[0].sum())
+    optimizer.step()
+    assert (optimizer.fp32_params[1].grad is None) == repaired  # fairseq: zeros
+    assert parameters[0].tolist() == [0.0, 0.0] and parameters[1].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("sizes", [[3], [3, 1, 4]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.half])
+def test_the_norm_of_all_gradients_is_fairseq_s_and_they_are_clipped_alike(sizes, dtype):
+    results = []
+    for clip in utils.clip_grad_norm_, utils.clip_grad_norm_.__wrapped__:
+        parameters = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size in [*sizes, 2]]
+        for parameter in parameters[:-1]:
+            parameter.grad = torch.full_like(parameter, 2.0)
+        results.append((clip(parameters, 1.0), [parameter.grad for parameter in parameters]))
+    (norm, gradients), (same_norm, same_gradients) = results
+    assert norm.item() == pytest.approx(2 * sum(sizes) ** 0.5) and norm.dtype == torch.float32
+    assert torch.equal(norm, same_norm) and all(map(torch.equal, gradients[:-1], same_gradients[:-1]))
+    assert gradients[-1] is None and utils.clip_grad_norm_([], 1.0) == 0.0
 
 
 # Two processes, end to end

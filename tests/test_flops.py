@@ -40,4 +40,22 @@ def test_the_peak_of_a_cpu_is_that_of_the_time_it_ran(monkeypatch):
     """One second of each thread between two looks at the CPU's clock, however long the wall's is."""
     ran = itertools.count(step=torch.get_num_threads())
     monkeypatch.setattr(flops.time, "process_time", lambda: float(next(ran)))
-    assert flops._measured_flops(torch.device("cpu"), size=8, trials=3, budget=0.0) == 2 * 8**3
+    assert flops.measured_flops(torch.device("cpu"), torch.float32, size=8, trials=3, budget=0.0) == 2 * 8**3
+
+
+@pytest.mark.parametrize("name, peak", [
+    ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA H200", 989e12), ("NVIDIA H20", 148e12), ("NVIDIA GH200 480GB", 989e12), ("NVIDIA B200", 2250e12),
+    ("NVIDIA A10G", 70e12), ("Tesla V100-SXM2-32GB", 125e12),
+    ("NVIDIA A10", None), ("NVIDIA H2000", None), ("NVIDIA RTX A4000", None),
+])
+def test_a_gpu_has_the_peak_of_its_name_or_what_products_in_bf16_reach(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(flops, "measured_flops", lambda device, dtype, size: (dtype, size))
+    assert flops.peak_flops.__wrapped__(torch.device("cuda")) == (peak or (torch.bfloat16, 8192))
+
+
+def test_what_products_reach_is_found_without_a_draw():
+    state = torch.get_rng_state()
+    assert flops.measured_flops(torch.device("cpu"), torch.bfloat16, size=8, trials=1, budget=0.0) > 0
+    assert torch.equal(torch.get_rng_state(), state)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models import register_model
 
 from amos_fairseq.finetune.model import Network, new_network
+from amos_fairseq.models.base import Model
 from amos_fairseq.options import SHARE, option
 from amos_fairseq.pretrained.loading import FINETUNING
 
@@ -18,7 +19,7 @@ class FinetunedModelConfig(FairseqDataclass):
 
 
 @register_model("finetuned", dataclass=FinetunedModelConfig)
-class FinetunedModel(BaseFairseqModel):
+class FinetunedModel(Model):
     def __init__(self, network: Network):
         super().__init__()
         self.network = network

@@ -5,17 +5,18 @@ from functools import partial
 
 import torch
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from fairseq.models import register_model, register_model_architecture
 from omegaconf import OmegaConf
 
 from amos_fairseq.methods import METHODS, build, for_each_method, size_options
 from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingBatch
+from amos_fairseq.models.base import Model
 from amos_fairseq.modules.encoder import compile_layers
 
 WORDS_COUNTED = 1000  # words for each token of the vocabulary, after which counts are halved
 
 
-class PretrainingModel(BaseFairseqModel):
+class PretrainingModel(Model):
     """`method` holds the networks; its `encoder` is what is kept after pre-training."""
 
     method_name: str

@@ -106,7 +106,7 @@ def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
 
 def not_finite(logs: Mapping[str, Any]) -> List[str]:
     """Which of the logged sums are nan or infinite."""
-    return [key for key, value in logs.items() if not math.isfinite(value)]
+    return [key for key, value in logs.items() if not torch.as_tensor(value).isfinite().all()]
 
 
 @torch.no_grad()

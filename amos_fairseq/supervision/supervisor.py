@@ -2,12 +2,13 @@
 
 import contextlib
 import copy
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NoReturn, Optional
 
 import torch
 from fairseq import checkpoint_utils
@@ -50,6 +51,8 @@ def begin(cfg) -> Optional["Supervisor"]:
     """The supervisor of the run that fairseq's whole configuration describes; None if its task has no such options."""
     global _current
     if _current is None and check(cfg):
+        with told_in_one_line():
+            fairseq_options.check_ops(cfg)
         _current = Supervisor(cfg.task)
     return _current
 
@@ -104,6 +107,20 @@ def run_in_processes(run: Callable[[], None]) -> None:
             signal.signal(number, handler)
 
 
+def to_host(dictionaries: Iterable[Dict[str, Any]]) -> None:
+    """Put numbers in the place of tensors of one element: one transfer, hence one wait, for all those of a device."""
+    places: Dict[torch.device, Dict[torch.dtype, list]] = {}
+    for values in dictionaries:
+        for key, value in values.items():
+            if torch.is_tensor(value) and value.numel() == 1:
+                places.setdefault(value.device, {}).setdefault(value.dtype, []).append((values, key))
+    for by_type in places.values():  # a stack of one type is one kernel
+        stacks = [torch.stack([values[key].detach().view(()) for values, key in alike]) for alike in by_type.values()]
+        numbers = torch.cat([stack.double() for stack in stacks]).tolist()
+        for (values, key), number in zip(itertools.chain(*by_type.values()), numbers):
+            values[key] = number
+
+
 class Supervisor:
     """update: number of the current one. attempts: how many updates' data the run has read, to make or skip them."""
 
@@ -114,7 +131,8 @@ class Supervisor:
         self.losses = faults.RecentLosses(task_options.loss_spike_factor)
         self.update = self.attempts = self.saved_at = self.to_skip = self.rewinds = 0
         self.epoch_itr = self.batches = None  # fairseq's, of the current epoch; the latter by update
-        self.stop_votes: Optional[torch.Tensor] = None  # summed over processes with what else an update begins with
+        self.logs: List[Dict[str, Any]] = []  # of the current update: by micro-batch, or summed over processes
+        self.stop_votes: Any = None  # summed over processes with what else an update begins with
         self._stopping = self._stepping = False
         self.parts = 1  # that each micro-batch is made in since memory ran out
         self._out_of_memory = False  # on this process, in the current update
@@ -181,7 +199,8 @@ class Supervisor:
     def _made(self, trainer, make: Callable, samples) -> Optional[Dict[str, Any]]:
         while True:
             parts = [part for sample in samples for part in trainer.task.split_batch(sample, self.parts)]
-            self._micro_batches, self._stepping, self._out_of_memory, self.stop_votes = [], False, False, None
+            self._micro_batches, self.logs, self.stop_votes = [], [], None
+            self._stepping = self._out_of_memory = False
             try:
                 return make(parts)
             except faults.OutOfMemory:
@@ -248,6 +267,7 @@ class Supervisor:
                 whole = model if not self._reached else module
                 output = step(sample, whole, faults.nan_that_does_not_count(criterion), *arguments, **options)
         self._micro_batches.append((sample, output[2]))
+        self.logs.append(output[2])
         return output
 
     def clip_grad_norm(self, trainer, original: Callable, clip_norm: float) -> torch.Tensor:
@@ -257,7 +277,7 @@ class Supervisor:
         """
         scaler = scaler_state(trainer.optimizer)
         try:
-            norm, fault = original(trainer, clip_norm), None
+            norm, fault = self._awaited(original(trainer, clip_norm)), None
             if not trainer.cfg.common.amp and not torch.isfinite(norm).all():
                 fault = UpdateSkipped("loss or gradient is nan or infinite")
         except (OverflowError, FloatingPointError) as error:  # of the fp16 loss scaler
@@ -277,12 +297,19 @@ class Supervisor:
         self._stepping = True
         return norm
 
+    def _awaited(self, norm: torch.Tensor) -> torch.Tensor:
+        """The norm, and in their places votes and logs, in the host's memory: nothing more is waited for."""
+        awaited = {"norm": norm, "stop_votes": self.stop_votes}
+        to_host([awaited, *self.logs])
+        self.stop_votes = awaited["stop_votes"]
+        return torch.tensor(awaited["norm"], dtype=norm.dtype)
+
     def _count_votes(self, trainer) -> None:
-        """Where the device is waited for anyway: fairseq, too, asks here whether the norm is finite."""
+        """Where the device has been waited for: fairseq, too, asks here whether the norm is finite."""
         if self.stop_votes is None:  # the task has not summed them with what it sums
             votes = self._greatest(trainer, bool(self.watch.requested))
         else:
-            votes = self.stop_votes.item()
+            votes = float(self.stop_votes)
         if votes:
             self._stopping = True
 

@@ -16,6 +16,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
+from amos_fairseq.flops import measured_flops, peak_flops  # noqa: E402
+
 TRIALS = 20
 LEAST_TRIALS = 5  # even if the time is over
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -141,11 +143,9 @@ def compare(comparison: Comparison, meter: Meter, seconds: float = 60.0, trials:
     return results
 
 
-def matmul_flops(settings: Settings, meter: Meter) -> float:
-    """FLOP/s of a large square product in the type of the benchmark, the best of several: MFU is a share of it."""
-    size = 8192 if settings.on_gpu else 1024
-    left, right = torch.randn(2, size, size, device=settings.device, dtype=settings.dtype)
-    return 2 * size**3 / min(meter.seconds(lambda: left @ right) for _ in range(10))
+def product_flops(settings: Settings) -> float:
+    """FLOP/s of a large square product in the type of the benchmark, the best of ten or more."""
+    return measured_flops(settings.device, settings.dtype, size=8192 if settings.on_gpu else 1024, trials=10)
 
 
 def describe(settings: Settings) -> Dict[str, Any]:
@@ -183,7 +183,7 @@ def row_line(side: str, result: dict, colour: bool) -> str:
     if "tokens_per_second" in result:
         line += f" {result['tokens_per_second']:11,.0f} tokens/s"
     if "mfu" in result:
-        line += f" {100 * result['mfu']:5.1f} % MFU"
+        line += f" {100 * result['mfu']:5.1f} % MFU, {100 * result['share_of_products']:5.1f} % of products"
     if result.get("errors"):
         worst = max(result["errors"], key=result["errors"].get)
         line += f"  error {result['errors'][worst]:.1e} ({worst})"
@@ -212,6 +212,7 @@ def main(sections: Dict[str, Callable[[Settings], Iterator[Comparison]]], argume
     report = {
         "command": " ".join([Path(sys.argv[0]).name, *(sys.argv[1:] if arguments is None else arguments)]),
         **describe(settings),
+        "peak_tflops": peak_flops(device) / 1e12,
         "matmul_tflops": 0.0,
         "rows": [],
     }
@@ -220,10 +221,11 @@ def main(sections: Dict[str, Callable[[Settings], Iterator[Comparison]]], argume
             title = ", ".join(f"{key} {value}" for key, value in comparison.shape.items())
             print(f"{name}: {title}", flush=True)
             # The best so far: another process may take the device for a while.
-            report["matmul_tflops"] = max(report["matmul_tflops"], matmul_flops(settings, meter) / 1e12)
+            report["matmul_tflops"] = max(report["matmul_tflops"], product_flops(settings) / 1e12)
             for side, result in compare(comparison, meter, options.seconds).items():
                 if "flops_per_second" in result:
-                    result["mfu"] = result["flops_per_second"] / (1e12 * report["matmul_tflops"])
+                    result["mfu"] = result["flops_per_second"] / (1e12 * report["peak_tflops"])
+                    result["share_of_products"] = result["flops_per_second"] / (1e12 * report["matmul_tflops"])
                 report["rows"].append({"section": name, "shape": comparison.shape, "side": side, **result})
                 print(row_line(side, result, sys.stdout.isatty()), flush=True)
             if options.out:

@@ -107,7 +107,8 @@ def test_quartiles_and_relative_errors_of_known_numbers():
 
 def test_results_are_written_after_every_comparison(tmp_path, monkeypatch):
     out, written = tmp_path / "results.json", []
-    monkeypatch.setattr(timing, "matmul_flops", lambda settings, meter: 8e12)
+    monkeypatch.setattr(timing, "product_flops", lambda settings: 8e12)
+    monkeypatch.setattr(timing, "peak_flops", lambda device: 16e12)
 
     def section(settings):
         for size in (1, 2):
@@ -121,7 +122,8 @@ def test_results_are_written_after_every_comparison(tmp_path, monkeypatch):
     assert rows == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
     assert report["dtype"] == "float32" and report["threads"] == 1 and report["command"].endswith(" ".join(arguments))
     for row in report["rows"]:
-        assert row["mfu"] == row["flops_per_second"] / 8e12
+        assert row["mfu"] == row["flops_per_second"] / 16e12
+        assert row["share_of_products"] == row["flops_per_second"] / 8e12
 
 
 @pytest.fixture(autouse=True)

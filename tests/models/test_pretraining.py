@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 pytest.importorskip("fairseq")
@@ -9,6 +10,7 @@ from fairseq.models import MODEL_REGISTRY  # noqa: E402
 import amos_fairseq.models.pretraining  # noqa: E402, F401
 from amos_fairseq.methods import METHODS  # noqa: E402
 from amos_fairseq.methods.base import Vocabulary  # noqa: E402
+from amos_fairseq.models.base import Model  # noqa: E402
 from amos_fairseq.modules.encoder import EncoderLayer  # noqa: E402
 
 
@@ -25,3 +27,18 @@ def test_every_layer_of_every_network_is_compiled_if_asked_for(name, compiled):
     layers = [module for module in model.modules() if isinstance(module, EncoderLayer)]
     assert len(layers) >= 4
     assert {layer._compiled_call_impl is not None for layer in layers} == {compiled}
+
+
+def test_a_model_is_put_into_a_mode_unless_all_of_it_is_in_it(monkeypatch):
+    model, asked = Model(), []
+    model.layers = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
+
+    def train(self, mode):
+        asked.append(self)
+        return torch.nn.Module.train(self, mode)
+
+    monkeypatch.setattr(torch.nn.Dropout, "train", train)
+    assert model.train() is model and asked == []
+    model.layers[1].training = False
+    assert model.train() is model and asked == [*model.layers] and model.layers[1].training
+    assert model.eval() is model and not any(module.training for module in model.modules())

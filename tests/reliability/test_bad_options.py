@@ -64,6 +64,9 @@ CONFIGURATIONS = {
     "no end": (dict(max_update=0), "max_update 0 has the run never end"),
     "warm-up above the total": (dict(warmup_updates=21), "warmup_updates 21 exceeds total_num_update 20: lower it"),
     "too many processes": (dict(distributed_world_size=99), "distributed_world_size 99 exceeds the"),
+    "parameters in shards": (dict(ddp_backend="fully_sharded"), "ddp_backend fully_sharded does not work with these"),
+    "averaged models": (dict(ddp_backend="slowmo"), "ddp_backend slowmo does not work with these models: take"),
+    "moments in shards": (dict(zero_sharding="os"), "zero_sharding os does not work with these optimizers"),
     "pipeline": (dict(pipeline_model_parallel=True), "pipeline_model_parallel is for some of fairseq's own models"),
     "no save_dir": (dict(save_dir=""), "save_dir is empty: name a folder for the checkpoints"),
     "missing folder of log_file": (dict(log_file="gone/log"), "log_file gone/log is in no folder that exists: make it"),
@@ -179,7 +182,7 @@ def test_a_configuration_without_mistakes_is_accepted(configuration):
 def test_ops_that_are_not_there_are_told_at_the_start(configuration, monkeypatch, choice, words):
     monkeypatch.setattr(ops.compiled, "available", lambda device: False)
     with ops.use(choice), pytest.raises(ValueError) as refusal:
-        fairseq_options.check(configuration)
+        fairseq_options.check_ops(configuration)
     assert words in str(refusal.value)
 
 

@@ -1,14 +1,16 @@
 """NaN, infinity and loss spikes: all processes do the same about them, and training goes on or ends."""
 
 import functools
+import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from amos_fairseq.analysis import run_log
 from amos_fairseq.methods import METHODS
-from amos_fairseq.supervision import faults
+from amos_fairseq.supervision import faults, supervisor
 from tests.reliability.test_resuming import error_of, last
 
 soak = functools.partial(pytest.param, marks=pytest.mark.soak)
@@ -68,8 +70,33 @@ def test_frozen_parameters_get_no_gradient_until_they_are_thawed():
 
 
 def test_the_logged_sums_that_are_not_finite_are_named():
-    logs = {"a": torch.tensor(float("nan")), "b": 1, "c": torch.tensor(2.0), "d": float("inf")}
+    logs = {"a": torch.tensor(float("nan")), "b": 1, "c": torch.tensor(2.0), "d": float("inf"), "e": torch.ones(2, 3)}
     assert faults.not_finite(logs) == ["a", "d"]
+
+
+def test_all_that_is_awaited_becomes_numbers_but_tensors_of_many():
+    many = torch.ones(2, 3)
+    first = {"a": torch.tensor(0.1), "b": torch.tensor([2**40 + 1]), "c": 3, "d": many, "e": torch.tensor(True)}
+    second = {"a": torch.tensor(float("inf"), dtype=torch.half), "f": torch.tensor(0.1, dtype=torch.double), "g": None}
+    supervisor.to_host([first, {}, second])
+    assert first == {"a": torch.tensor(0.1).item(), "b": 2**40 + 1, "c": 3, "d": many, "e": 1}
+    assert second == {"a": math.inf, "f": 0.1, "g": None}
+    supervisor.to_host([])
+
+
+def test_norm_votes_and_logs_of_an_update_are_awaited_together():
+    options = SimpleNamespace(
+        **{f"{phase}_timeout": 0.0 for phase in supervisor.PHASES}, stop_after_minutes=0.0, max_skipped_updates=0,
+        loss_spike_factor=0.0,
+    )
+    supervised = supervisor.Supervisor(options)
+    try:
+        supervised.logs, supervised.stop_votes = [{"loss": torch.tensor(2.5)}], torch.tensor(1.0, dtype=torch.double)
+        trainer = SimpleNamespace(optimizer=None, cfg=SimpleNamespace(common=SimpleNamespace(amp=False)))
+        norm = supervised.clip_grad_norm(trainer, lambda trainer, clip_norm: torch.tensor(0.7), 1.0)
+    finally:
+        supervised.watch.close()
+    assert torch.equal(norm, torch.tensor(0.7)) and supervised.logs == [{"loss": 2.5}] and supervised._stopping
 
 
 class Pair(torch.nn.Module):
