@@ -285,7 +285,9 @@ def ranks_draw_different_numbers(original: Callable, self):
     (seed, update, data-parallel rank) has neither fault and still repeats itself after a resume.
     """
     seed = mixed_seed(self.cfg.common.seed, self.get_num_updates(), self.data_parallel_rank)
-    torch.manual_seed(seed)  # of all devices; utils.set_torch_seed also reads their states, and seeds one a second time
+    torch.default_generator.manual_seed(seed)  # torch's and fairseq's own ways also note a stack trace or read states
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
 
 
 @repairs("fairseq.distributed.utils:infer_init_method", source="340321c1d2a184da")

@@ -1,6 +1,7 @@
 """Every section at a tiny size: it runs, says why a peer is missing, and the sides agree."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,3 +65,16 @@ def test_exactness_tells_a_wrong_gradient():
 
     errors = comparison.errors(without_reversal)
     assert errors.pop("scores") == pytest.approx(2.0, rel=1e-4) and max(errors.values()) < 1e-5
+
+
+def test_the_trainer_s_part_of_an_update_is_few_operations(tmp_path):
+    """Two for each list of tensors rather than a few for each tensor; the rest is the logs' and the criterion's."""
+    script = Path(__file__).parents[2] / "examples/benchmarks/trainer.py"
+    out = tmp_path / "trainer.json"
+    command = [sys.executable, str(script), "--only", "bert_mlm", "--updates", "6", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = json.loads(out.read_text())["methods"]["bert_mlm"]
+    assert rows["zero gradients"]["operations"] == rows["seed"]["operations"] == 0
+    assert 0 < rows["norm and clipping"]["operations"] < 30
+    assert rows["optimizer step"]["operations"] - rows["AdamW in it"]["operations"] < 10
+    assert rows["trainer"]["operations"] < 100 and rows["trainer"]["milliseconds"] > 0
