@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from amos_fairseq.flops import peak_flops
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod, Vocabulary
 
@@ -92,6 +93,7 @@ def step(name, sequences=32, length=512, masked=77, vocabulary_size=32768, trial
         "milliseconds": 1e3 * seconds,
         "tokens_per_second": sequences * length / seconds,
         "model_tflops": method.training_flops(batch) / seconds / 1e12,
+        "mfu": method.training_flops(batch) / seconds / peak_flops(batch.original_tokens.device),
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         "finite": bool(loss_of(method, batch).isfinite()),
     }
