@@ -60,7 +60,7 @@ def verdicts(runs: Runs) -> List[Tuple[Claim, Verdict]]:
 
 def judge(families: Sequence[Sequence[float]]) -> List[Verdict]:
     """Seen, not seen (the opposite is), or undecided, of each claim of a family by its differences, seed by seed."""
-    ps = holm([float(stats.ttest_1samp(values, 0.0).pvalue) if len(values) > 1 else 1.0 for values in families])
+    ps = holm([p_of(values) for values in families])
     return [verdict(np.asarray(values, dtype=float), p, len(families)) for values, p in zip(families, ps)]
 
 
@@ -73,6 +73,11 @@ def verdict(values: np.ndarray, p: float, claims: int) -> Verdict:
     words = "undecided" if p >= LEVEL else "seen" if mean > 0 else "not seen"
     needed = seeds_needed(mean, deviation, LEVEL / claims) if words == "undecided" else 0
     return Verdict(mean, mean - margin, mean + margin, p, words, needed)
+
+
+def p_of(values: Sequence[float]) -> float:
+    """1 where there is one value, or where all are 0."""
+    return float(stats.ttest_1samp(values, 0.0).pvalue) if len(values) > 1 and any(values) else 1.0
 
 
 def holm(ps: Sequence[float]) -> List[float]:

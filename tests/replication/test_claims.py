@@ -12,6 +12,7 @@ from variants import METHODS, SEARCH  # noqa: E402
 def test_a_mean_clearly_above_or_below_zero_is_seen_or_not_seen():
     words = [verdict.words for verdict in judge([[1.0, 1.1, 0.9], [-1.0, -1.1, -0.9], [1.0, -1.1, 0.9], [1.0]])]
     assert words == ["seen", "not seen", "undecided", "undecided (one seed)"]
+    assert [verdict.words for verdict in judge([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]])] == ["undecided", "seen"]
 
 
 def test_the_interval_and_p_are_students():
