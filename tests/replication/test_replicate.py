@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[2] / "examples/replication"
 REPLICATE = [sys.executable, str(FOLDER / "replicate.py"), "smoke"]
 sys.path.insert(0, str(FOLDER))
 from claims import CLAIMS  # noqa: E402
-from variants import VARIANTS  # noqa: E402
+from variants import METHODS  # noqa: E402
 
 
 def replicate(out, *options):
@@ -55,5 +55,5 @@ def test_all_variants_end_in_a_verdict_for_every_claim(tmp_path):
     done = replicate(tmp_path / "out")
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "out/results.md").read_text()
-    assert all(f"\n| {name} | " in table for name in VARIANTS)
+    assert all(f"\n| {name} | " in table for name in METHODS)
     assert table.count("**") == 2 * len(CLAIMS)
