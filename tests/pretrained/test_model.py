@@ -48,6 +48,7 @@ def test_an_older_checkpoint_needs_the_folder_of_its_data(model, save_checkpoint
     with pytest.raises(ValueError, match="holds no vocabulary: name the folder of its prepared data"):
         amos_fairseq.from_pretrained(tmp_path)
     (tmp_path / "sentencepiece.model").write_bytes(tokenizer.model)
+    (tmp_path / "manifest.json").touch()
     assert len(amos_fairseq.from_pretrained(tmp_path, data=tmp_path).tokenizer) == len(tokenizer)
 
 
@@ -57,6 +58,7 @@ def test_data_of_another_vocabulary_are_refused(model, save_checkpoint, tokenize
     save_checkpoint(tmp_path / "own/checkpoint_1_2", "bert_mlm", made.method, tokenizer)
     save_checkpoint(tmp_path / "none/checkpoint_1_2", "bert_mlm", made.method)
     (tmp_path / "sentencepiece.model").write_bytes(train_vocabulary(["a b c d e"] * 9, 16, uncased=True).model)
+    (tmp_path / "manifest.json").touch()
     with pytest.raises(ValueError, match="has another vocabulary than .*own/checkpoint_1_2: name the one of its own"):
         amos_fairseq.from_pretrained(tmp_path / "own", data=tmp_path)
     with pytest.raises(ValueError, match="checkpoint_1_2 is no bert_mlm of these options: size mismatch for [^\\n]*$"):

@@ -229,7 +229,7 @@ def told(request, many, arguments, yaml_config, tmp_path_factory):
 PLAIN = {  # as YAML, with fairseq-hydra-train, which imports this package once it has composed the configuration
     "yaml: lr 0": (["optimization.lr=[0]"], {}, "lr 0.0 is out of range: it must be above 0"),
     "yaml: unknown key of the task": ([], {"task": {"mask_probb": 0.1}}, "task.mask_probb is no option, did you mean"),
-    "yaml: missing data": (["task.data=gone"], {}, "gone does not exist: run amos-fairseq prepare"),
+    "yaml: missing data": (["task.data=gone"], {}, "does not exist: run amos-fairseq prepare"),
 }
 
 

@@ -21,7 +21,7 @@ def test_a_collapse_is_told_once_and_names_what_can_help(caplog):
     apart, alike = torch.tensor([[1.0, 0.0], [0.8, 0.6]]), torch.tensor([[1.0, 0.0], [0.96, 0.28]])
     assert validated(apart) == [] and not task.has_collapsed
     (told,) = validated(alike)
-    assert task.has_collapsed and "cosine of 0.960" in told and "--lr" in told and "--init-checkpoint" in told
+    assert task.has_collapsed and "cosine of 0.960" in told and "--lr" in told and "--rel-pos-lr-factor" in told
 
 
 def test_training_says_nothing_of_a_collapse():
