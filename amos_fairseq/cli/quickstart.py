@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
 
 FLOPS = 6e12  # of the training, matrix products alone
-MFU = 0.55  # of training, the share of what a large product reaches
-OTHER_FLOPS = 5e12  # all else takes as long as so many would by themselves
+MFU = 0.26  # of training so small a network, the share of what a large product reaches
+OTHER_FLOPS = 2e13  # all else takes as long as a product of so many
 SMALLEST_CORPUS = 200_000  # bytes; enough words for the vocabulary
 EXAMPLES_SHOWN = 10
 WORDS_ONLY = re.compile(r"[A-Za-z][a-z]*( [a-z]+){4,}")  # a sentence that reads as English
