@@ -82,7 +82,7 @@ TASKS = {
     "swap": Task(
         blocks, with_neighbours_swapped, "in which of two texts did two neighbouring words change places?",
         f"blocks of {BLOCK_WORDS} neighbouring words",
-        "local order, hence encoders that were trained to detect replaced tokens",
+        "local order",
     ),
     "acceptability": Task(
         whole, with_half_shuffled, "of which of two sentences was half shuffled?",
