@@ -151,7 +151,11 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
         for number in (1, 2):
             os.dup2(log.fileno(), number)
     start = time.monotonic()
-    train(training_arguments(job, model))
+    try:
+        train(training_arguments(job, model))
+    except SystemExit as ended:  # of a run that was stopped between its last update and its result: with status 0
+        if ended.code:
+            raise
     problem, network, *_ = load_finetuned(job.folder)
     network = network.to("cuda" if torch.cuda.is_available() and not model.cpu else "cpu")
     scores = {}

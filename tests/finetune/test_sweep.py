@@ -98,6 +98,16 @@ def test_a_sweep_is_stopped_and_goes_on_and_keeps_the_best(finetune, tmp_path, m
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/*")} == before
 
 
+def test_a_run_that_was_stopped_after_its_last_update_is_still_measured(finetune, tmp_path):
+    options = ["--lr", "0.003", "--epochs", "1", "--batch-size", "8", "--seeds", "1"]
+    assert finetune(*options)[0] == 0
+    (path,) = tmp_path.glob("out/runs/*/*/*/result.json")
+    before = results.read(path.parent)
+    path.unlink()
+    assert finetune(*options)[0] == 0
+    assert results.read(path.parent).scores == before.scores
+
+
 def test_a_run_that_fails_is_told_and_the_others_are_made(finetune, tmp_path):
     broken = tmp_path / "out/runs/toy/lr0.003_epochs1_batch8_warmup0.1/seed1"
     options = ["--lr", "0.003", "--epochs", "1", "--batch-size", "8"]
