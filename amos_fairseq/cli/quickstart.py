@@ -39,11 +39,11 @@ ALL = "all"  # --method
 CORPUS, DATA, CHECKPOINT = "corpus.txt", "data", "checkpoint_last"
 TASKS, HUGGINGFACE = "tasks", "huggingface"
 EXAMPLES = 1600
-FINETUNED = {  # by task, what it asks, and the file of its answers
-    "package": ("which of eight packages is a sentence from?", "valid.tsv"),
-    "cloze": ("which of eight words was left out of a sentence?", "test.tsv"),
+FINETUNED = {
+    "package": "fine-tuned: which of eight packages is a sentence from?",
+    "cloze": "fine-tuned: which of eight words was left out of a sentence?",
 }
-FINETUNING_SEEDS = "1,2"
+FINETUNING_SEEDS = (1, 2)
 UNTRAINED = "untrained"
 
 
@@ -113,7 +113,7 @@ def command(name: str, *arguments: object) -> None:
 def recipe_updates(method: str) -> int:
     from amos_fairseq.cli import recipe
 
-    return recipe.updates_within(FLOPS, method, recipe.model_options(method, 10**6))
+    return recipe.updates_for(FLOPS, method, recipe.model_options(method, 10**6))
 
 
 def tell_time(runs: Iterable[str], lengths: Dict[str, int]) -> None:
@@ -207,8 +207,8 @@ def judge(runs: Dict[str, Path], texts: Sequence[str], documentation: bool, out:
     """
     questions, rows = probed(runs, texts)
     if documentation:
-        for task, (question, _) in FINETUNED.items():
-            questions[task] = f"fine-tuned: {question}"
+        questions.update(FINETUNED)
+        for task in FINETUNED:
             for network, result in finetuned(runs, task, out).items():
                 rows[network][task] = result
     width = max(map(len, rows)) + 2
@@ -260,22 +260,19 @@ def probed(runs: Dict[str, Path], texts: Sequence[str]) -> Tuple[Dict[str, str],
 def finetuned(runs: Dict[str, Path], task: str, out: Path) -> Dict[str, "Result"]:
     """By network, the mean over seeds on labelled sentences that are in `out`."""
     from amos_fairseq.analysis.sentence_probes import Result, wilson
-    from amos_fairseq.demo.documentation_tasks import COLUMNS, write_tasks
+    from amos_fairseq.cli import recipe
+    from amos_fairseq.demo.documentation_tasks import write_tasks
     from amos_fairseq.finetune import results
 
-    if not (out / TASKS).exists():
-        write_tasks(out / TASKS, EXAMPLES)
-    train, test = (out / TASKS / task / name for name in ("train.tsv", FINETUNED[task][1]))
-    items = len(test.read_text(encoding="utf-8").splitlines()) - 1
-    one = next(iter(runs.values()))
+    tasks = out / TASKS
+    if not tasks.exists():
+        write_tasks(tasks, EXAMPLES)
+    items = len((tasks / task / recipe.FINETUNED[task]).read_text(encoding="utf-8").splitlines()) - 1
     found = {}
-    for network, run in {UNTRAINED: one, **runs}.items():
+    for network, run in {UNTRAINED: next(iter(runs.values())), **runs}.items():
         folder = out / "finetuned" / f"{task}-{network}"
-        run_logged("fine-tuning", [
-            "finetune", "file", "--train", train, "--valid", test, *COLUMNS[task], "--model", run, "--out", folder,
-            "--cpu", "--seeds", FINETUNING_SEEDS, "--epochs", 3, "--batch-size", 32, "--lr", 1e-3, "--max-length", 64,
-            *(["--from-scratch"] if network == UNTRAINED else []),
-        ], out / "finetune.log")
+        arguments = recipe.finetuning(tasks, task, run, folder, FINETUNING_SEEDS, from_scratch=network == UNTRAINED)
+        run_logged("fine-tuning", [*arguments, "--cpu"], out / "finetune.log")
         score = statistics.mean(result.score for result in results.read_all(folder).values())
         found[network] = Result(score, wilson(round(score * items), items), items)
     return found

@@ -5,10 +5,10 @@ detection looks at words only. How it was found, and what each part is worth, is
 """
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, Iterable, List, Mapping
 
-from amos_fairseq.analysis.flops import Geometry, without_memory
-from amos_fairseq.analysis.flops import updates_within as updates_of
+from amos_fairseq.analysis.flops import Geometry, updates_within, without_memory
+from amos_fairseq.demo.documentation_tasks import COLUMNS
 from amos_fairseq.methods import METHODS
 from amos_fairseq.options import declared
 
@@ -19,6 +19,7 @@ MODEL: Dict[str, Any] = dict(
 GENERATOR_ALONE = 0.68  # share of the updates
 MASKING: Dict[str, Any] = dict(mask_prob=0.3)
 VOCAB_SIZE, TOKENS_PER_SAMPLE, BATCH_SIZE = 1024, 16, 32
+FINETUNED = {"package": "valid.tsv", "cloze": "test.tsv"}  # of `corpus --tasks`, and what each is tested on
 
 
 def model_options(method: str, updates: int, **changes: Any) -> Dict[str, Any]:
@@ -28,7 +29,7 @@ def model_options(method: str, updates: int, **changes: Any) -> Dict[str, Any]:
     return {name: value for name, value in wanted.items() if name in names}
 
 
-def updates_within(
+def updates_for(
     flops: float, method: str, options: Mapping[str, Any], alone: float = GENERATOR_ALONE, size: str = "tiny",
     vocab_size: int = VOCAB_SIZE, length: int = TOKENS_PER_SAMPLE, batch_size: int = BATCH_SIZE,
     mask_prob: float = MASKING["mask_prob"],
@@ -40,7 +41,7 @@ def updates_within(
     most = 10**6
     geometry = Geometry(batch_size, length, most, mask_prob)
     network = without_memory(method, size, vocab_size, geometry, options)
-    return max(4, updates_of(network, geometry, flops, alone if network.generator_warmup else 0.0))
+    return max(4, updates_within(network, geometry, flops, alone if network.generator_warmup else 0.0))
 
 
 def training(
@@ -59,6 +60,18 @@ def training(
         "--max-update", updates, "--save-dir", run, "--no-epoch-checkpoints", "--save-interval-updates", interval,
         "--keep-interval-updates", 1, "--validate-interval-updates", interval, "--log-format", "json",
         "--log-interval", max(1, updates // logs), "--num-workers", 0, "--seed", seed,
+    ]
+
+
+def finetuning(
+    tasks: Path, task: str, run: Path, out: Path, seeds: Iterable[int], from_scratch: bool = False, epochs: int = 3,
+    lr: float = 1e-3,
+) -> List[Any]:
+    """Arguments of `amos-fairseq`: a run on one of FINETUNED, or its network with new weights."""
+    return [
+        "finetune", "file", "--train", tasks / task / "train.tsv", "--valid", tasks / task / FINETUNED[task],
+        *COLUMNS[task], "--model", run, "--out", out, "--epochs", epochs, "--seeds", ",".join(map(str, seeds)),
+        "--lr", lr, "--batch-size", 32, "--max-length", 64, *(["--from-scratch"] if from_scratch else []),
     ]
 
 

@@ -32,12 +32,10 @@ from amos_fairseq.analysis import run_log
 from amos_fairseq.analysis.figures import COLORS
 from amos_fairseq.cli import recipe
 from amos_fairseq.cli.processes import available_cores, started, stoppable
-from amos_fairseq.demo.documentation_tasks import COLUMNS
 from amos_fairseq.files import durably_written
 from amos_fairseq.finetune import results
 
 PROBES = ("swap", "acceptability")
-TASKS = {"package": "valid.tsv", "cloze": "test.tsv"}  # and what fine-tuning is judged on
 DEVELOPMENT, HELD_OUT = "development", "held_out"  # items of the probes
 
 
@@ -124,7 +122,7 @@ class Replication:
         if not variant.pretrained:
             return 1
         budget = self.budget
-        return recipe.updates_within(
+        return recipe.updates_for(
             budget.flops, variant.method, variant.options(10**6), variant.generator_alone, budget.size,
             budget.vocab_size, budget.tokens_per_sample, variant.batch_size or budget.batch_size, **variant.masking(),
         )
@@ -138,8 +136,8 @@ class Replication:
             self.pretrain(variant, seed, run)
             scores = self.probe(run)
             if self.budget.finetuning_seeds:
-                scores.update(self.finetune(run, *([] if variant.pretrained else ["--from-scratch"])))
-                scores["fine-tuning"] = statistics.mean(scores[task] for task in TASKS)
+                scores.update(self.finetune(run, not variant.pretrained))
+                scores["fine-tuning"] = statistics.mean(scores[task] for task in recipe.FINETUNED)
             score = statistics.mean(scores[name] for name in (*PROBES, "fine-tuning") if name in scores)
             validation = run_log.read(run / run_log.FILE_NAME).validation
             measured = Measured(score, scores, validation[-1], validation[0], round(time.monotonic() - start, 1))
@@ -163,22 +161,16 @@ class Replication:
         rows = json.loads(log.read_text().splitlines()[-1])["probes"]
         return {row["task"]: row["accuracy"] for row in rows if row["network"] == str(run)}
 
-    def finetune(self, run: Path, *options: str) -> Dict[str, float]:
+    def finetune(self, run: Path, from_scratch: bool) -> Dict[str, float]:
         """By task, the mean accuracy over seeds."""
-        budget, found = self.budget, []
-        for name, valid in TASKS.items():
-            tables = self.out / "tasks" / name
-            self.call(
-                run / "finetune.log", "finetune", "file", "--train", tables / "train.tsv", "--valid", tables / valid,
-                *COLUMNS[name], *options, "--model", run, "--out", run / name,
-                "--epochs", budget.epochs, "--seeds", ",".join(map(str, range(1, budget.finetuning_seeds + 1))),
-                "--lr", budget.finetuning_lr, "--batch-size", 32, "--max-length", 64, "--jobs", 1,
-            )
-            found += results.read_all(run / name).values()
-        scores: Dict[str, List[float]] = {}
-        for result in found:
-            scores.setdefault(result.task, []).append(result.score)
-        return {task: statistics.mean(values) for task, values in scores.items()}
+        budget, scores = self.budget, {}
+        for task in recipe.FINETUNED:
+            seeds = range(1, budget.finetuning_seeds + 1)
+            self.call(run / "finetune.log", *recipe.finetuning(
+                self.out / "tasks", task, run, run / task, seeds, from_scratch, budget.epochs, budget.finetuning_lr
+            ), "--jobs", 1)
+            scores[task] = statistics.mean(result.score for result in results.read_all(run / task).values())
+        return scores
 
     def run(self) -> Runs:
         self.prepare()
@@ -208,7 +200,7 @@ def spread(values: Sequence[float]) -> str:
 def markdown(replication: Replication, runs: Runs) -> str:
     budget = replication.budget
     seconds = sum(run.seconds for measured in runs.values() for run in measured) / replication.jobs
-    columns = [*PROBES, *([*TASKS, "fine-tuning"] if budget.finetuning_seeds else [])]
+    columns = [*PROBES, *([*recipe.FINETUNED, "fine-tuning"] if budget.finetuning_seeds else [])]
     header = ["variant", "updates", "nats", "AUC words", "identity", "cosine", "rank", *columns, "score"]
     lines = [
         f"{budget.flops:.1e} FLOPs for each pre-training seed of {', '.join(map(str, budget.seeds))}; "

@@ -191,7 +191,7 @@ def test_a_cell_is_marked_where_it_is_clearly_above_untrained():
 
 def test_the_recipe_of_a_method_has_what_it_knows_and_costs_what_was_asked_for():
     for name in methods.METHODS:
-        updates = recipe.updates_within(quickstart.FLOPS, name, recipe.model_options(name, 10**6))
+        updates = recipe.updates_for(quickstart.FLOPS, name, recipe.model_options(name, 10**6))
         options = recipe.model_options(name, updates)
         geometry = Geometry(32, 16, updates, 0.3)
         method = without_memory(name, "tiny", 1024, geometry, options)
