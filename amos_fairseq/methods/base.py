@@ -238,7 +238,6 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         self.noise_seed = noise_seed
         self.total_updates = total_updates
         self.num_updates = 0
-        self.generator_warmup = getattr(config, "generator_warmup_updates", 0)
         if 0 < total_updates <= self.generator_warmup:
             raise ValueError(
                 f"generator_warmup_updates {self.generator_warmup} leaves the encoder nothing of max_update "
@@ -258,6 +257,11 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def set_num_updates(self, num_updates: int) -> None:
         """Called by fairseq before every update."""
         self.num_updates = num_updates
+
+    @property
+    def generator_warmup(self) -> int:
+        """In how many updates, the first ones, only the generator learns."""
+        return 0
 
     @property
     def joint_updates(self) -> int:

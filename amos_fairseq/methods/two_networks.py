@@ -181,6 +181,10 @@ class TwoNetworksMethod(PretrainingMethod[Config, Output]):
         return bool(self.two_networks.generator_checkpoint)
 
     @property
+    def generator_warmup(self) -> int:
+        return self.two_networks.generator_warmup_updates
+
+    @property
     def learner(self) -> "PretrainingMethod | GeneratorAlone":
         """In training, during its warm-up, the generator alone; in validation always all of the method."""
         return GeneratorAlone(self) if self.training and self.num_updates < self.generator_warmup else self
