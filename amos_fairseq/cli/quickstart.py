@@ -24,6 +24,8 @@ from amos_fairseq.files import claimed
 
 if TYPE_CHECKING:
     from amos_fairseq.analysis.sentence_probes import Result
+    from amos_fairseq.data.tokenizer import Tokenizer
+    from amos_fairseq.pretrained.model import Pretrained
 
 HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
 
@@ -79,6 +81,7 @@ def make(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None
     """All that is not there yet, one command after the other; of all methods each has a folder of its own."""
     from amos_fairseq.cli import recipe
     from amos_fairseq.methods import METHODS
+    from amos_fairseq.pretrained.loading import from_pretrained
 
     runs = {method: out / method for method in METHODS} if args.method == ALL else {args.method: out}
     lengths = {method: args.updates or recipe_updates(method) for method in runs}
@@ -96,11 +99,12 @@ def make(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None
     else:
         print(f"{out} is done already: these are its results. Delete it to start anew.\n")
     command("report", *runs.values(), "--out", out / "report")
-    one = next(iter(runs.values()))
+    models = {method: from_pretrained(run) for method, run in runs.items()}
+    one = next(iter(models.values()))
     texts = held_out_text(one, out / DATA, args.corpus)
     if args.method != ALL:
-        show_examples(out, texts)
-    judge(runs, texts, args.corpus is None, out)
+        show_examples(one.tokenizer, texts, out)
+    judge(runs, models, texts, args.corpus is None, out)
     if args.method != ALL:
         export(out)
 
@@ -167,29 +171,26 @@ def progress(log: Path, updates: int) -> Iterator[Callable[[], None]]:
         yield show
 
 
-def held_out_text(run: Path, data: Path, corpus: Optional[Path]) -> List[str]:
+def held_out_text(model: "Pretrained", data: Path, corpus: Optional[Path]) -> List[str]:
     """What no training has seen: other documentation, or the validation blocks of the user's corpus, in a row."""
     if corpus is None:
         from amos_fairseq.demo.documentation import held_out_paragraphs
 
         return list(held_out_paragraphs())
     from amos_fairseq.analysis.checkpoint import held_out_blocks
-    from amos_fairseq.pretrained.loading import from_pretrained
 
-    model = from_pretrained(run)
     blocks, _ = held_out_blocks(str(data), model, sys.maxsize)
     return [model.tokenizer.decode([token for block in blocks for token in block.tolist()[1:-1]])]
 
 
-def show_examples(out: Path, texts: Sequence[str]) -> None:
+def show_examples(tokenizer: "Tokenizer", texts: Sequence[str], out: Path) -> None:
     """Sentences as long as the blocks of training, with the generator's replacements and the encoder's verdicts."""
     from amos_fairseq.analysis.sentence_probes import sentences
     from amos_fairseq.cli import recipe
-    from amos_fairseq.pretrained.loading import from_pretrained
 
-    tokenizer, longest = from_pretrained(out).tokenizer, recipe.TOKENS_PER_SAMPLE
-    found = {text: None for text in sentences(texts) if WORDS_ONLY.fullmatch(text)}
-    short = [text for text in found if len(tokenizer.sequence(tokenizer.encode(text))) == longest]
+    found = dict.fromkeys(text for text in sentences(texts) if WORDS_ONLY.fullmatch(text))
+    lengths = ((text, len(tokenizer.sequence(tokenizer.encode(text)))) for text in found)
+    short = [text for text, length in lengths if length == recipe.TOKENS_PER_SAMPLE]
     chosen = [short[len(short) * i // EXAMPLES_SHOWN] for i in range(min(len(short), EXAMPLES_SHOWN))]
     lines = out / "examples.txt"
     lines.write_text("".join(f"{text}\n" for text in chosen), encoding="utf-8")
@@ -200,12 +201,14 @@ def show_examples(out: Path, texts: Sequence[str]) -> None:
         command("inspect", out, "--count", EXAMPLES_SHOWN)
 
 
-def judge(runs: Dict[str, Path], texts: Sequence[str], documentation: bool, out: Path) -> None:
+def judge(
+    runs: Dict[str, Path], models: Dict[str, "Pretrained"], texts: Sequence[str], documentation: bool, out: Path
+) -> None:
     """What pre-training is worth: encoders and one untrained, on text that none has seen, in one table.
 
     documentation: whether the text is, whose labelled tasks are fine-tuned on
     """
-    questions, rows = probed(runs, texts)
+    questions, rows = probed(models, texts)
     if documentation:
         questions.update(FINETUNED)
         for task in FINETUNED:
@@ -234,15 +237,15 @@ def cell(result: "Result", untrained: "Result") -> str:
     return f"{100 * result.accuracy:.1f} ± {50 * (high - low):.1f}{mark}"
 
 
-def probed(runs: Dict[str, Path], texts: Sequence[str]) -> Tuple[Dict[str, str], Dict[str, Dict[str, "Result"]]]:
+def probed(
+    models: Dict[str, "Pretrained"], texts: Sequence[str]
+) -> Tuple[Dict[str, str], Dict[str, Dict[str, "Result"]]]:
     """By probe, its question; by network and probe, the result. A probe of too little text is told, and left out."""
     from amos_fairseq.analysis import sentence_probes
-    from amos_fairseq.pretrained.loading import from_pretrained
 
-    models = {network: from_pretrained(run) for network, run in runs.items()}
-    tokenizer = next(iter(models.values())).tokenizer
+    one = next(iter(models.values()))
     encoders = {network: model.encoder for network, model in models.items()}
-    encoders = {UNTRAINED: sentence_probes.untrained(next(iter(encoders.values()))), **encoders}
+    encoders = {UNTRAINED: sentence_probes.untrained(one.encoder), **encoders}
     questions: Dict[str, str] = {}
     rows: Dict[str, Dict[str, Result]] = {network: {} for network in encoders}
     for task, about in sentence_probes.TASKS.items():
@@ -253,7 +256,7 @@ def probed(runs: Dict[str, Path], texts: Sequence[str]) -> Tuple[Dict[str, str],
             continue
         questions[task] = about.question
         for network, encoder in encoders.items():
-            rows[network][task] = sentence_probes.probe_items(encoder, tokenizer, items)
+            rows[network][task] = sentence_probes.probe_items(encoder, one.tokenizer, items)
     return questions, rows
 
 
