@@ -22,6 +22,19 @@ HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, a
 SHAPE = {"dim": "embed_dim", "heads": "attention_heads", "ffn_dim": "ffn_embed_dim"}  # in the words of the options
 
 
+class _NoGradient(torch.autograd.Function):
+    """The loss, which gives these parameters a gradient of 0: one node for all of them."""
+
+    @staticmethod
+    def forward(ctx, loss, *parameters):
+        ctx.save_for_backward(*parameters)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (gradient, *map(torch.zeros_like, ctx.saved_tensors))
+
+
 class GeneratorAlone:
     """What trains in a method's first `generator_warmup_updates`: masked -> generator -> MLM head, loss = mlm.
 
@@ -37,8 +50,7 @@ class GeneratorAlone:
         projected = method.mlm_head.project(method.masked_lm_states(batch))
         heads_last = projected.transpose(0, 1) if projected.dim() == 3 else projected
         masked_lm = method.mlm_head.read(heads_last, batch.mlm_targets)
-        no_gradient = sum((parameter.flatten()[0] * 0 for parameter in method.idle_parameters()), start=0)
-        return masked_lm._replace(loss=masked_lm.loss + no_gradient)
+        return masked_lm._replace(loss=_NoGradient.apply(masked_lm.loss, *method.idle_parameters()))
 
     def losses(self, masked_lm: MaskedLMReading, batch: "PretrainingBatch") -> Dict[str, LossTerm]:
         return {"mlm": mlm_loss(masked_lm)}
