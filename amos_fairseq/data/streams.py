@@ -103,58 +103,69 @@ def _decompressor(compression: str) -> tuple[Callable[[], Any], int]:
     return Zstd, ZSTD_READ_BYTES
 
 
-class _Decompressed(io.RawIOBase):
-    """All compressed streams of a file, one after the other. The standard library's files of bzip2 and xz take what
-    follows the first and is broken for no part of it, and zstandard's takes a file that breaks off for a whole one."""
+class _Produced(io.RawIOBase):
+    """A stream of what `produce` gives, a part at a time: None is the end, and an empty part is not."""
 
-    def __init__(self, file: BinaryIO, new: Callable[[], Any], read_bytes: int):
-        self.file, self.new, self.read_bytes = file, new, read_bytes
-        self.decompressor: Any = None  # of the stream that is not at its end
-        self.input, self.output = b"", memoryview(b"")
+    output = memoryview(b"")
+
+    def produce(self) -> Optional[bytes]:
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any) -> int:
         while not self.output:
-            if not self.input and (self.decompressor is None or self.decompressor.needs_input):
-                self.input = self.file.read(self.read_bytes)
-                if not self.input and self.decompressor is not None:
-                    raise EOFError("it breaks off")
-            if self.decompressor is None:
-                if self.new is lzma.LZMADecompressor:
-                    self.input = self.input.lstrip(b"\0") or self.file.read(self.read_bytes).lstrip(b"\0")  # padding
-                if not self.input:
-                    return 0
-                self.decompressor = self.new()
-            try:
-                self.output = memoryview(self.decompressor.decompress(self.input, DECOMPRESSED_BYTES))
-            except OSError as error:  # of bzip2
-                raise EOFError(str(error)) from None
-            self.input = b""
-            if self.decompressor.eof:
-                self.input, self.decompressor = self.decompressor.unused_data, None
+            part = self.produce()
+            if part is None:
+                return 0
+            self.output = memoryview(part)
         size = min(len(target), len(self.output))
         target[:size], self.output = self.output[:size], self.output[size:]
         return size
 
 
-class _Transcoded(io.RawIOBase):
+class _Decompressed(_Produced):
+    """All compressed streams of a file, one after the other. The standard library's files of bzip2 and xz take what
+    follows the first and is broken for no part of it, and zstandard's takes a file that breaks off for a whole one."""
+
+    def __init__(self, file: BinaryIO, new: Callable[[], Any], read_bytes: int):
+        self.file, self.new, self.read_bytes = file, new, read_bytes
+        self.decompressor: Any = None  # of the stream that is not at its end
+        self.input = b""
+
+    def produce(self) -> Optional[bytes]:
+        if not self.input and (self.decompressor is None or self.decompressor.needs_input):
+            self.input = self.file.read(self.read_bytes)
+            if not self.input and self.decompressor is not None:
+                raise EOFError("it breaks off")
+        if self.decompressor is None:
+            if self.new is lzma.LZMADecompressor:
+                self.input = self.input.lstrip(b"\0") or self.file.read(self.read_bytes).lstrip(b"\0")  # padding
+            if not self.input:
+                return None
+            self.decompressor = self.new()
+        try:
+            output = self.decompressor.decompress(self.input, DECOMPRESSED_BYTES)
+        except OSError as error:  # of bzip2
+            raise EOFError(str(error)) from None
+        self.input = b""
+        if self.decompressor.eof:
+            self.input, self.decompressor = self.decompressor.unused_data, None
+        return output
+
+
+class _Transcoded(_Produced):
     """Text of any encoding as UTF-8, in which one invalid byte stands for whatever could not be decoded."""
 
     def __init__(self, stream: BinaryIO, encoding: str):
         self.stream = stream
         self.decoder = codecs.getincrementaldecoder(encoding)(INVALID)
-        self.output, self.at_end = memoryview(b""), False
+        self.at_end = False
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        while not self.output and not self.at_end:
-            block = self.stream.read(READ_BYTES)
-            self.at_end = not block
-            self.output = memoryview(self.decoder.decode(block, self.at_end).encode("utf-8", "surrogateescape"))
-        size = min(len(target), len(self.output))
-        target[:size], self.output = self.output[:size], self.output[size:]
-        return size
+    def produce(self) -> Optional[bytes]:
+        if self.at_end:
+            return None
+        block = self.stream.read(READ_BYTES)
+        self.at_end = not block
+        return self.decoder.decode(block, self.at_end).encode("utf-8", "surrogateescape")
