@@ -241,7 +241,7 @@ def logged_of(validations: Sequence[Dict[str, float]], names: Sequence[str], dig
 
 
 def picture(runs: Runs) -> Figure:
-    """Each pre-training seed's score as a dot, their mean as a bar, chance and the untrained network as lines."""
+    """Each pre-training seed's score as a dot, their mean as a bar, the untrained network as a line."""
     figure = Figure(figsize=(7.0, 0.8 + 0.28 * len(runs)), layout="constrained")
     axes = figure.subplots()
     for row, (name, measured) in enumerate(runs.items()):
@@ -251,12 +251,12 @@ def picture(runs: Runs) -> Figure:
     if "untrained" in runs:
         mean = statistics.mean(100 * run.score for run in runs["untrained"])
         axes.axvline(mean, color="0.5", linestyle="--", label="untrained, mean")
+        figure.legend(loc="outside upper center", frameon=False, fontsize="small")
     axes.set_yticks(range(len(runs)), list(runs))
     axes.invert_yaxis()
     axes.set_xlabel("score, % (dots: pre-training seeds, bar: their mean)")
     axes.grid(axis="x", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
