@@ -17,14 +17,13 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import ops as operations
 import step as training_step
+
 from timing import Meter, Settings, compare, describe, product_flops, save  # isort: skip (its environment first)
 import check
 import peers
 import torch
-from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from amos_fairseq import ops
 from amos_fairseq.analysis.flops import Geometry, update_flops, without_memory
 from amos_fairseq.flops import peak_flops
 from amos_fairseq.methods import METHODS
