@@ -8,7 +8,7 @@ limit_mib=64
 # What fairseq and this package import to train, one after another; nothing of it needs more.
 wheels=(
     fairseq-fixed==0.12.3.1 numpy sentencepiece safetensors hydra-core==1.3.2 omegaconf==2.3.0 PyYAML bitarray cffi pycparser
-    regex sacrebleu portalocker tabulate colorama tqdm packaging
+    regex sacrebleu lxml portalocker tabulate colorama tqdm packaging
 )
 mkdir -p "$folder/wheels" "$folder/repository"
 python3 -m pip download --quiet --no-deps --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 \
