@@ -7,8 +7,8 @@ folder="${1:-gpu-pack}"
 limit_mib=64
 # What fairseq and this package import to train, one after another; nothing of it needs more.
 wheels=(
-    fairseq-fixed==0.12.3.1 numpy sentencepiece safetensors hydra-core==1.3.2 omegaconf==2.3.0 PyYAML bitarray cffi pycparser
-    regex sacrebleu lxml portalocker tabulate colorama tqdm packaging
+    fairseq-fixed==0.12.3.1 numpy sentencepiece safetensors hydra-core==1.3.2 omegaconf==2.3.0 PyYAML bitarray cffi
+    pycparser regex sacrebleu lxml portalocker tabulate colorama tqdm packaging
 )
 mkdir -p "$folder/wheels" "$folder/repository"
 python3 -m pip download --quiet --no-deps --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 \
@@ -18,7 +18,8 @@ git -C "$root" archive HEAD amos_fairseq examples setup.py pyproject.toml README
 if [ ! -f "$folder/data/manifest.json" ]; then
     export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
     python3 -m amos_fairseq.cli.main corpus --out "$folder/text.txt" --megabytes 13
-    python3 -m amos_fairseq.cli.main prepare "$folder/text.txt" --out "$folder/data" --vocab-size 32768 --tokens-per-sample 512
+    python3 -m amos_fairseq.cli.main prepare "$folder/text.txt" --out "$folder/data" --vocab-size 32768 \
+        --tokens-per-sample 512
     rm "$folder/text.txt"
 fi
 cat > "$folder/run.sh" <<'RUN'
