@@ -29,7 +29,11 @@ pretrain() {
     update_freq="$(recipe_number update_freq "$file")"
     processes="$(recipe_number distributed_world_size "$file")"
     target="${TARGET_BATCH:-$((batch_size * update_freq * processes))}"
-    [ -z "$(override dataset.batch_size "$@")" ] || batch_size="$(override dataset.batch_size "$@")"
+    if [ -n "$(override dataset.batch_size "$@")" ]; then
+        batch_size="$(override dataset.batch_size "$@")"
+    elif ((batch_size * world_size > target && target >= world_size)); then # more GPUs than the recipe's batch is for
+        batch_size=$((target / world_size))
+    fi
     update_freq=$((target / (batch_size * world_size)))
     ((update_freq > 0 && update_freq * batch_size * world_size == target)) ||
         fail "$world_size processes x dataset.batch_size=$batch_size do not divide $target sequences per update:" \
@@ -43,7 +47,8 @@ pretrain() {
     run_until_done newest_update "$save_dir" \
         amos-fairseq train --config-dir "$(dirname "$file")" --config-name "$(basename "$recipe")" "$@" \
         "task.data=$data" "checkpoint.save_dir=$save_dir" "hydra.run.dir=$save_dir" \
-        "optimization.update_freq=[$update_freq]" "distributed_training.distributed_world_size=$world_size"
+        "dataset.batch_size=$batch_size" "optimization.update_freq=[$update_freq]" \
+        "distributed_training.distributed_world_size=$world_size"
 }
 
 # finetune ARGUMENT..: as `amos-fairseq finetune` takes them, on one GPU.

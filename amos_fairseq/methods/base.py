@@ -198,7 +198,7 @@ class PretrainingBatch(NamedTuple):
 
     def at_masked(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (M, ...): the rows at the selected positions."""
-        return x.flatten(0, 1)[self.masked_index]
+        return x.flatten(0, 1).index_select(0, self.masked_index)  # whose gradient, unlike that of [..], needs no sort
 
 
 class PretrainingMethod(nn.Module, Generic[Config, Output]):

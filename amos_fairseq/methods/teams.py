@@ -129,11 +129,11 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         originals, number = batch.mlm_targets, self.config.num_negatives
         noise, bias = self.sampling_noise(batch, stream=1), full_precision(self.mlm_head.bias.detach())
         no_noise = bias.new_zeros(())
+        offset = bias.masked_fill(self.excluded_tokens, float("-inf"))  # of one row, rather than of all logits
 
         def propose(rows: slice, logits: Tensor) -> Tensor:
-            logits = logits.squeeze(1) + bias
             drawn = no_noise if self.config.negatives == "hardest" else gumbel_noise(noise[rows], len(bias))
-            return sample_candidates(logits, originals[rows], number, drawn, self.excluded_tokens)
+            return sample_candidates(logits.squeeze(1) + offset, originals[rows], number, drawn)
 
         return propose
 

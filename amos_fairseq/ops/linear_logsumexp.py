@@ -57,7 +57,7 @@ class _ReadLinear(torch.autograd.Function):
 
 
 def _chunks(hidden: Tensor, table: Tensor):
-    return row_chunks(len(hidden), len(table) * table.element_size())
+    return row_chunks(len(hidden), len(table) * table.element_size(), hidden.device)
 
 
 def read_linear(hidden: Tensor, table: Tensor, bias: Tensor) -> LinearReading:

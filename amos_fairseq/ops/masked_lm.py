@@ -40,7 +40,7 @@ class _MaskedLM(torch.autograd.Function):
             bias_gradient = torch.zeros_like(offset)
         readings, looked = [], []
         heads, vocabulary_size = hidden.size(1), table.size(0)
-        for chunk in row_chunks(len(hidden), heads * vocabulary_size * table.element_size()):
+        for chunk in row_chunks(len(hidden), heads * vocabulary_size * table.element_size(), hidden.device):
             states = hidden[chunk].flatten(0, 1)
             logits = states @ table.T
             by_head = logits.view(-1, heads, vocabulary_size)

@@ -53,7 +53,7 @@ def _dense_gradient(of_rows, hidden, table, bias, noise, temperature, excluded) 
 def _soft_samples(hidden, table, bias, noise, temperature, excluded) -> Iterator[Tuple[slice, Tensor]]:
     """(rows, their softmax((hidden @ table.T + bias + noise) / temperature) in full precision) by chunks."""
     dtype = full_precision(hidden).dtype
-    for rows in row_chunks(len(hidden), len(table) * dtype.itemsize):
+    for rows in row_chunks(len(hidden), len(table) * dtype.itemsize, hidden.device):
         logits = (hidden[rows].to(table.dtype) @ table.T).to(dtype).add_(bias)
         if excluded is not None:
             logits.masked_fill_(excluded, float("-inf"))

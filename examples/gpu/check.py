@@ -60,12 +60,12 @@ def loss_of(method, batch) -> torch.Tensor:
     return sum(term.weight * term.mean for term in terms.values())
 
 
-def parity(name) -> dict:
+def parity(name, device="cuda") -> dict:
     results = []
     no_dropout = {field.name: 0.0 for field in fields(METHODS[name].config_class) if field.name.endswith("dropout")}
-    for device in ("cpu", "cuda"):
-        method = make_method(name, "tiny", 1000, device, torch.float32, **no_dropout)
-        loss = loss_of(method, make_batch(device, 4, 64, 9, 1000))
+    for place in ("cpu", device):
+        method = make_method(name, "tiny", 1000, place, torch.float32, **no_dropout)
+        loss = loss_of(method, make_batch(place, 4, 64, 9, 1000))
         loss.backward()
         gradients = [parameter.grad.flatten().cpu() for parameter in method.parameters()]
         results.append((loss.item(), torch.cat(gradients)))

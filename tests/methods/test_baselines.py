@@ -98,3 +98,11 @@ def test_validation_statistics_add_up_over_parts_of_the_batch(make_method, make_
     assert found[0]["rtd_auc_identity"].value == 0.5
     for name, pooled in found[0].items():
         torch.testing.assert_close(pooled.sums, found[1][name].sums)
+
+
+def test_rows_at_selected_positions_have_the_values_and_the_gradients_of_indexing(batch):
+    states = torch.randn(*batch.original_tokens.shape, 5, requires_grad=True)
+    upstream = torch.randn(len(batch.masked_index), 5)
+    found, expected = batch.at_masked(states), states.flatten(0, 1)[batch.masked_index]
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(rows, states, upstream)[0] for rows in (found, expected)))

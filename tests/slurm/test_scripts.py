@@ -41,7 +41,7 @@ def test_without_slurm_the_command_runs_under_torchrun(cluster):
     assert command[:4] == ["torchrun", "--nproc-per-node", "4", "--master-port"]
     assert "optimization.update_freq=[32]" in command and "--config-name large_plus_plus" in " ".join(command)
     command = dry_run(cluster, "pretrain_base.sh", CUDA_VISIBLE_DEVICES="0")
-    assert command[:2] == ["amos-fairseq", "train"] and "optimization.update_freq=[64]" in command
+    assert command[:2] == ["amos-fairseq", "train"] and "optimization.update_freq=[16]" in command
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -56,8 +56,8 @@ def test_on_8_gpus_every_recipe_has_its_own_update_freq(cluster, recipe):
     [
         (["dataset.batch_size=16"], dict(nodes=1), 16),
         (["dataset.batch_size=64", "dataset.batch_size=128"], dict(nodes=2), 1),
-        ([], dict(nodes=4, gpus=4), 4),
-        ([], dict(nodes=1, gpus=1), 64),
+        ([], dict(nodes=4, gpus=2), 2),
+        ([], dict(nodes=1, gpus=1), 16),
     ],
 )
 def test_the_sequences_per_update_stay_for_any_layout(cluster, arguments, job, update_freq):
@@ -67,7 +67,12 @@ def test_the_sequences_per_update_stay_for_any_layout(cluster, arguments, job, u
 
 def test_the_sequences_per_update_can_be_chosen(cluster):
     command = dry_run(cluster, "pretrain_base.sh", **cluster.job(), TARGET_BATCH="512")
-    assert "optimization.update_freq=[2]" in command
+    assert {"optimization.update_freq=[1]", "dataset.batch_size=64"} <= set(command)
+
+
+def test_more_gpus_than_a_recipe_is_for_take_smaller_batches(cluster):
+    command = dry_run(cluster, "pretrain_base.sh", **cluster.job(nodes=4))
+    assert {"optimization.update_freq=[1]", "dataset.batch_size=64"} <= set(command)
 
 
 BAD = {
@@ -79,7 +84,7 @@ BAD = {
     ),
     "batch": (
         ["bert_mlm/base"], dict(SLURM_NTASKS_PER_NODE="6", SLURM_GPUS_ON_NODE="6"),
-        "6 processes x dataset.batch_size=32 do not divide 2048 sequences per update: "
+        "6 processes x dataset.batch_size=128 do not divide 2048 sequences per update: "
         "choose other numbers, or TARGET_BATCH=N",
     ),
     "batch too large": (

@@ -1,0 +1,280 @@
+"""What the plan of `gpu.py` measures beside the benchmarks, each in a process of its own:
+
+    python examples/benchmarks/measurements.py attention --out attention.json
+    python examples/benchmarks/measurements.py training --data FOLDER --sequences 128 --compile-layers
+
+Prints figures, a name and a number each, and writes them with details to --out. `--quick`: tiny shapes, on a CPU.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+import ops as operations
+import step as training_step
+
+from timing import Meter, Settings, compare, describe, product_flops, save  # isort: skip (its environment first)
+import check
+import peers
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from amos_fairseq.analysis.flops import Geometry, update_flops, without_memory
+from amos_fairseq.flops import peak_flops
+from amos_fairseq.methods import METHODS
+
+METHOD = "amos_rtd"
+VOCABULARY, LENGTH = 32768, 512
+TOP_KERNELS = 15
+
+
+class Result(NamedTuple):
+    figures: Dict[str, float]  # what predictions are for
+    details: Dict[str, Any] = {}  # for the JSON alone
+
+
+class Training(NamedTuple):
+    """How fairseq-train is run."""
+
+    data: Optional[str]
+    sequences: int
+    compile_layers: bool
+
+
+def milliseconds(settings: Settings, run: Callable[[], Any]) -> float:
+    """The median of 20 calls after 5 that are not timed."""
+    meter, (warm_up, trials) = Meter(settings.device), ((1, 1) if settings.quick else (5, 20))
+    for _ in range(warm_up):
+        run()
+    seconds = sorted(meter.seconds(run) for _ in range(trials))
+    return 1e3 * seconds[trials // 2]
+
+
+def profiler_of(settings: Settings) -> profile:
+    return profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if settings.on_gpu else [])])
+
+
+def top_kernels(settings: Settings, profiler: profile, calls: int) -> Dict[str, Any]:
+    """The device's kernels, or a CPU's operations, that take longest: milliseconds and number in one of the calls."""
+    events = profiler.key_averages()
+    if settings.on_gpu:
+        events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    taken = "self_device_time_total" if settings.on_gpu else "self_cpu_time_total"
+    rows = [
+        {"name": event.key[:120], "milliseconds": getattr(event, taken) / 1e3 / calls, "number": event.count / calls}
+        for event in events
+    ]
+    rows.sort(key=lambda row: -row["milliseconds"])
+    sums = {key: sum(row[key] for row in rows) for key in ("milliseconds", "number")}
+    return {"all": sums, "top": rows[:TOP_KERNELS]}
+
+
+# ---- One measurement each -------------------------------------------------------------------------------------------
+
+
+def attention(settings: Settings, _) -> Result:
+    """Forward and backward of one layer, by what computes it; of the others even if one fails."""
+    shape = dict(B=2, H=2, T=16, D=16) if settings.quick else dict(B=32, H=12, T=512, D=64)
+    inputs = operations.attention_inputs(settings, **shape, trial=0)
+    sides = {
+        "kernels": operations.with_ops("compiled", lambda given: operations.our_attention(*given)),
+        "bias as a matrix": operations.with_ops("pytorch", lambda given: operations.our_attention(*given)),
+        "no bias": lambda given: operations.unbiased_attention(*given),
+    }
+    leaves = [inputs.packed, inputs.relative.weight, inputs.matrix]
+    figures, details = {}, {}
+    for dropout in (0.0, 0.1):
+        for name, side in sides.items():
+            def both():
+                return torch.autograd.grad(side((inputs, dropout)), leaves, inputs.upstream, allow_unused=True)
+
+            title = f"{name}, dropout {dropout}"
+            try:
+                forward = milliseconds(settings, lambda: side((inputs, dropout)))
+                figures[f"{title}: forward, ms"] = forward
+                figures[f"{title}: backward, ms"] = milliseconds(settings, both) - forward
+                with profiler_of(settings) as profiler:
+                    both()
+                details[title] = top_kernels(settings, profiler, calls=1)
+            except Exception as error:  # of a compiler or a driver: the other sides are worth as much
+                details[title] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+    return Result(figures, details)
+
+
+def ceilings(settings: Settings, _) -> Result:
+    """What products and copies reach: all other predictions stand on these two."""
+    scale = 64 if settings.quick else 1
+    figures = {"square product, TFLOP/s": product_flops(settings) / 1e12}
+    for m, k, n in ((16384, 768, 2304), (16384, 768, 3072), (16384, 3072, 768), (2046, 768, 32768)):
+        a, b = (operations.normal(settings, *size, learns=False) for size in ((m // scale, k), (k, n // scale)))
+        seconds = milliseconds(settings, lambda: a @ b) / 1e3
+        figures[f"product {m} x {k} x {n}, TFLOP/s"] = 2 * a.size(0) * k * b.size(1) / seconds / 1e12
+    source = torch.zeros(2**30 // scale**2, dtype=torch.uint8, device=settings.device)
+    target = torch.empty_like(source)
+    figures["copy, GB/s"] = 2e-9 * source.numel() / (milliseconds(settings, lambda: target.copy_(source)) / 1e3)
+    return Result(figures)
+
+
+def dropout(settings: Settings, _) -> Result:
+    """The share of weights that are dropped: with keys of zero all weights are alike, and values of one tell them."""
+    length, heads, batch, share = 64, 2 if settings.quick else 12, 2 if settings.quick else 64, 0.1
+    packed = torch.zeros(batch, length, 3, heads, length, device=settings.device, dtype=settings.dtype)
+    packed[:, :, 2] = torch.eye(length, device=settings.device)[:, None]
+    zero = packed.new_zeros(1, heads, length, length)
+    inputs = operations.attention_inputs(settings, B=batch, H=heads, T=length, D=length, trial=1)
+    inputs = inputs._replace(packed=packed)
+    sides = {
+        "kernels": operations.with_ops("compiled", lambda _: operations.our_attention(inputs, share)),
+        "bias as a matrix": lambda _: operations.fused_attention(packed, zero.expand(batch, -1, -1, -1), share),
+        "no bias": lambda _: operations.fused_attention(packed, None, share),
+    }
+    figures, details = {}, {}
+    for name, side in sides.items():
+        try:
+            with torch.no_grad():
+                figures[f"{name}: share of zeros"] = (side(None) == 0).double().mean().item()
+        except Exception as error:
+            details[name] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+    return Result(figures, details)
+
+
+def parity(settings: Settings, _) -> Result:
+    """Loss and gradients of each method on the GPU against the CPU's, in fp32 with the same noise."""
+    found = {name: check.parity(name, settings.device) for name in METHODS}
+    return Result({name: differences["gradient_relative_difference"] for name, differences in found.items()}, found)
+
+
+def steps(settings: Settings, _) -> Result:
+    """Forward and backward of each method at size base, 32 x 512 tokens."""
+    size, words, sequences, length = ("tiny", 200, 2, 32) if settings.quick else ("base", VOCABULARY, 32, LENGTH)
+    peak, products = peak_flops(settings.device), product_flops(settings)
+    figures, details = {}, {}
+    for name in METHODS:
+        method = check.make_method(name, size, words, settings.device, settings.dtype, max_positions=length)
+        batch = check.make_batch(settings.device, sequences, length, round(0.15 * length), words)
+
+        def step():
+            method.zero_grad(set_to_none=True)
+            check.loss_of(method, batch).backward()
+
+        figures[f"{name}, ms"] = taken = milliseconds(settings, step)
+        rate = method.training_flops(batch) / (taken / 1e3)
+        details[name] = {
+            "sequences_per_second": 1e3 * sequences / taken, "mfu": rate / peak, "share_of_products": rate / products,
+            "mib": Meter(settings.device).extra_bytes(step) / 2**20,
+        }
+    return Result(figures, details)
+
+
+def public(settings: Settings, _) -> Result:
+    """A step of AMOS with its optimizer beside a transcription of the public code."""
+    shape = next(iter(training_step.shapes(settings)))
+    make = training_step.maker(METHOD, settings, shape)
+    sides = {
+        "ours": training_step.Training(make, check.loss_of),
+        "public code": training_step.Training(lambda: peers.PublicAmos(make()), training_step.forward),
+    }
+    comparison = training_step.comparison(settings, shape, sides, dict.fromkeys(sides, make()))
+    found = compare(comparison, Meter(settings.device), seconds=10, trials=10)
+    reasons = [found[name]["unavailable"] for name in sides if "unavailable" in found[name]]
+    if reasons:
+        raise RuntimeError("; ".join(reasons))
+    return Result({
+        "ours, ms": found["ours"]["milliseconds"]["median"],
+        "public code, times ours": found["public code"]["times_ours"]["median"],
+        "ours, MiB": found["ours"]["extra_mib"], "public code, MiB": found["public code"]["extra_mib"],
+    }, found)
+
+
+def training(settings: Settings, options: Training) -> Result:
+    """AMOS base through fairseq-train: updates per second, and the kernels of three profiled ones after these."""
+    import fairseq_cli.train
+    from fairseq.trainer import Trainer
+    from trainer import corpus
+
+    sequences, length = (2, 32) if settings.quick else (options.sequences, LENGTH)
+    warm_up, timed, profiled = (1, 2, 1) if settings.quick else (12, 25, 3)
+    meter, profiler, reached = Meter(settings.device), profiler_of(settings), []
+    train_step = Trainer.train_step
+
+    @functools.wraps(train_step)
+    def watched(trainer, samples, *rest, **named):
+        update = len(reached)
+        if update in (warm_up, warm_up + timed):
+            meter.synchronize()
+        reached.append(time.perf_counter())
+        if update == warm_up + timed:
+            profiler.start()
+        result = train_step(trainer, samples, *rest, **named)
+        if update + 1 == warm_up + timed + profiled:
+            meter.synchronize()
+            profiler.stop()
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or corpus(Path(folder))
+        words = f"""
+            {data} --task {METHOD} --arch {METHOD}_{'tiny' if settings.quick else 'base'} --criterion {METHOD}
+            --tokens-per-sample {length} --max-positions {length} --batch-size {sequences} --update-freq 1
+            --optimizer fused_adamw --adam-betas (0.9,0.98) --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 2.0
+            --lr 1e-4 --lr-scheduler fixed --bf16 --num-workers 2 --max-update {warm_up + timed + profiled}
+            --distributed-world-size 1 --disable-validation --no-save --save-dir {folder}/checkpoints
+            --log-format json --log-interval 10
+        """.split()
+        words += ["--compile-layers"] * options.compile_layers + ["--cpu"] * (not settings.on_gpu)
+        sys.argv = ["fairseq-train", *words]
+        Trainer.train_step = watched
+        fairseq_cli.train.cli_main()
+    seconds = (reached[warm_up + timed] - reached[warm_up]) / timed
+    size = "tiny" if settings.quick else "base"
+    geometry = Geometry(sequences, length, 1)
+    rate = update_flops(without_memory(METHOD, size, VOCABULARY, geometry), geometry)[1] / seconds
+    kernels = top_kernels(settings, profiler, profiled)
+    figures = {
+        "sequences per second": sequences / seconds,
+        "MFU": rate / peak_flops(settings.device),
+        "share of products": rate / product_flops(settings),
+        "share of an update without a kernel": 1 - kernels["all"]["milliseconds"] / (1e3 * seconds),
+        "kernels of an update": kernels["all"]["number"],
+    }
+    if settings.on_gpu:
+        figures["GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    return Result(figures, kernels)
+
+
+MEASUREMENTS = {
+    function.__name__: function
+    for function in (attention, ceilings, dropout, parity, steps, public, training)
+}
+
+
+def main(arguments: Optional[List[str]] = None) -> dict:
+    parser = argparse.ArgumentParser(description="One measurement of the plan for a GPU.")
+    parser.add_argument("measurement", choices=MEASUREMENTS)
+    parser.add_argument("--quick", action="store_true", help="tiny shapes on a CPU: does it run?")
+    parser.add_argument("--data", help="prepared with 32,768 words in blocks of 512, for `training`")
+    parser.add_argument("--sequences", type=int, default=32, help="of an update in `training`")
+    parser.add_argument("--compile-layers", action="store_true", help="in `training`")
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    options = parser.parse_args(arguments)
+    if not options.quick and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here: --quick tries everything on a CPU")
+    place = ("cpu", torch.float32) if options.quick else ("cuda", torch.bfloat16)
+    settings = Settings(torch.device(place[0]), place[1], options.quick)
+    torch.manual_seed(0)
+    training_options = Training(options.data, options.sequences, options.compile_layers)
+    figures, details = MEASUREMENTS[options.measurement](settings, training_options)
+    report = {**describe(settings), "figures": figures, "details": details}
+    print(json.dumps(figures, indent=1))
+    if options.out:
+        save(report, options.out)
+    return report
+
+
+if __name__ == "__main__":
+    main()
