@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from amos_fairseq.analysis import quantities, run_log
-from amos_fairseq.analysis.run_log import Row, Run, RunLog
+from amos_fairseq import run_log
+from amos_fairseq.analysis import quantities
 from amos_fairseq.quantities import ByRun, Overlay, Plan
+from amos_fairseq.run_log import Row, Run, RunLog
 
 # Okabe and Ito's colours, told apart with any colour vision; lines and markers tell runs apart in black and white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

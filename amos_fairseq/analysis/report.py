@@ -8,12 +8,13 @@ from pathlib import Path
 from string import Template
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from amos_fairseq.analysis import figures, held_out_figures, quantities, run_log
+from amos_fairseq import run_log
+from amos_fairseq.analysis import figures, held_out_figures, quantities
 from amos_fairseq.analysis.expectations import measure_of, number
 from amos_fairseq.analysis.figures import MAX_RUNS, Picture
 from amos_fairseq.analysis.held_out import Pairs, Probe, probe
-from amos_fairseq.analysis.run_log import RATES, Run
 from amos_fairseq.quantities import HIGHER, LOWER
+from amos_fairseq.run_log import RATES, Run
 
 PAGE = "report.html"
 MARK = "<!-- amos-fairseq report -->"  # by it, a report is known from what must not be replaced

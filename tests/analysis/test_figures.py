@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from amos_fairseq.analysis import figures, quantities, run_log
+from amos_fairseq import run_log
+from amos_fairseq.analysis import figures, quantities
 from amos_fairseq.analysis.figures import CURVES
-from amos_fairseq.analysis.run_log import Run, RunLog
 from amos_fairseq.methods import METHODS
 from amos_fairseq.quantities import HIDDEN_STATES, LOWER, Quantity
+from amos_fairseq.run_log import Run, RunLog
 
 AMOS = RunLog(
     train=[

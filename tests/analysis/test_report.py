@@ -7,8 +7,8 @@ import pytest
 
 from amos_fairseq.analysis import report
 from amos_fairseq.analysis.report import Line
-from amos_fairseq.analysis.run_log import Run, RunLog
 from amos_fairseq.checkpoints import storage
+from amos_fairseq.run_log import Run, RunLog
 
 FIRST = RunLog(
     [{"num_updates": 10.0, "mlm": 16.0, "mlm_4": 8.0, "mlm_6": 7.9, "rtd": 0.5, "wps": 100.0, "wpb": 64.0}],

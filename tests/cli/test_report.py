@@ -80,7 +80,7 @@ def test_sparkline_goes_from_the_lowest_to_the_highest_in_even_steps():
 
 @pytest.mark.parametrize("rows, message", [
     (None, "does not exist: name a run's folder, or its log"),
-    ([], "holds no training line yet (train with --log-format json)"),
+    ([], "holds no training row yet: there is one every --log-interval updates"),
 ])
 def test_run_without_numbers_is_refused(make_run, tmp_path, capsys, rows, message):
     run = str(tmp_path / "gone") if rows is None else make_run("run", *rows)
@@ -91,7 +91,7 @@ def test_run_without_numbers_is_refused(make_run, tmp_path, capsys, rows, messag
 def test_folder_without_log_is_refused(tmp_path, capsys):
     assert main.main(["report", str(tmp_path)]) == 64
     assert capsys.readouterr().err == (
-        f"amos-fairseq report: error: {tmp_path} holds no train.log: name a run's folder, or its log\n"
+        f"amos-fairseq report: error: {tmp_path} holds no metrics.jsonl: name a run's folder, or its log\n"
     )
 
 
