@@ -60,7 +60,7 @@ def show(
     page = report.write(runs, out, found, left_out, kind)
     for line in left_out:
         print(f"without checkpoint or held-out text  {line}")
-    print(f"\nfigures   {page}, and as PNG files beside it")
+    print(f"\nfigures   {page}, and as PNG files and curves.csv beside it")
 
 
 def one_run(run: "Run") -> List[List[str]]:
@@ -82,7 +82,10 @@ def one_run(run: "Run") -> List[List[str]]:
 
 
 def several_runs(runs: Sequence["Run"]) -> List[List[str]]:
-    """Last validation of each beside the others, the best marked; the trend is that of the loss."""
+    """Last validation of each beside the others, the best marked; the trend is that of the loss.
+
+    Below, what the runs took, and the options in which they differ.
+    """
     from amos_fairseq import run_log
     from amos_fairseq.analysis import quantities, report
     from amos_fairseq.analysis.expectations import number
@@ -93,6 +96,9 @@ def several_runs(runs: Sequence["Run"]) -> List[List[str]]:
         cells = [NONE if value is None else number(value) for value in line.values]
         marks = [" *" if best else "  " for best in line.best]
         rows.append([quantities.title(line.name), *map(str.__add__, cells, marks)])
+    facts = {name: [report.about(run)[name] for run in runs] for name in report.about(runs[0])}
+    facts.update({name: list(map(str, values)) for name, values in run_log.differing_options(runs).items()})
+    rows += [[name, *(f"{value}  " for value in values)] for name, values in facts.items() if len(set(values)) > 1]
     return rows
 
 

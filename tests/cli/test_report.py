@@ -30,7 +30,7 @@ def test_report_of_a_run_prints_what_it_measured_and_where_its_figures_are(make_
         "detection loss (nats)     0.300",
         f"without checkpoint or held-out text  run: {run} holds no checkpoint",
         "",
-        f"figures   {run}/report/report.html, and as PNG files beside it",
+        f"figures   {run}/report/report.html, and as PNG files and curves.csv beside it",
     ]
 
 
@@ -41,8 +41,9 @@ def test_report_of_runs_compares_them(make_run, tmp_path, capsys):
         "                             a        b",
         "masked LM loss (nats)  7.000 *  7.250",
         "detection loss (nats)  0.300 *  0.400",
+        "updates                   20       10",
         "",
-        f"figures   {tmp_path}/both/report.html, and as PNG files beside it",
+        f"figures   {tmp_path}/both/report.html, and as PNG files and curves.csv beside it",
     ]
 
 
