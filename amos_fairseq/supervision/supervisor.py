@@ -158,9 +158,12 @@ class Supervisor:
 
     def begin_history(self, trainer) -> None:
         """The run goes on after as many updates as it has, which only the first process writes down."""
-        if trainer.is_data_parallel_master and not trainer.cfg.checkpoint.no_save:
+        def begin():
             self.history = history.History(Path(trainer.cfg.checkpoint.save_dir))
             self.history.start(trainer.get_num_updates(), trainer.cfg)
+
+        if not trainer.cfg.checkpoint.no_save:
+            decided_by_first(trainer, begin, {OSError: (lambda error: f"save_dir {error}", os.EX_IOERR)})
 
     def noted(self, show: Callable) -> Callable:
         """`log` or `print` of a progress bar, which writes down what it shows."""
