@@ -206,6 +206,7 @@ def runs_resume_from_the_newest_valid_checkpoint(original: Callable, cfg, traine
         extra_state, epoch_itr = training.load(original, cfg, trainer, **passthrough)
     if supervisor is not None:
         supervisor.resume(extra_state)
+        supervisor.begin_history(trainer)
     return extra_state, epoch_itr
 
 
@@ -495,6 +496,16 @@ def the_data_position_is_known_between_updates(original: Callable, self, *args, 
     if supervision.current() is not None:
         supervision.current().epoch_itr = epoch_itr
     return epoch_itr
+
+
+@repairs("fairseq.logging.progress_bar:progress_bar", source="ccff0ad64057ea6b")
+def what_is_logged_is_kept(original: Callable, *args, **kwargs):
+    """fairseq prints what it measures, in a format that another option chooses, and keeps none of it with the run."""
+    bar = original(*args, **kwargs)
+    if supervision.current() is not None:
+        for name in ("log", "print"):
+            setattr(bar, name, supervision.current().noted(getattr(bar, name)))
+    return bar
 
 
 @repairs("fairseq.data.iterators:GroupedIterator.__init__", source="3c8bbf2ae5907b8f")

@@ -72,7 +72,7 @@ def option(
 def declared(config_class: type) -> List[Option]:
     """All options of a config dataclass, inherited ones included; a field that is no `option` has no rules."""
     return [
-        field.metadata.get("option", Option())._replace(
+        field.metadata.get("option", Option(help=field.metadata.get("help")))._replace(
             name=field.name,
             default=field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
         )

@@ -11,7 +11,7 @@ from typing import Dict, List, NamedTuple
 
 import pytest
 
-from amos_fairseq.analysis import run_log
+from amos_fairseq import run_log
 from amos_fairseq.methods import size_options
 
 REPOSITORY = Path(__file__).resolve().parents[1]

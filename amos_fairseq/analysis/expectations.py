@@ -3,8 +3,9 @@ import json
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from amos_fairseq.analysis import quantities, run_log
-from amos_fairseq.analysis.run_log import RunLog
+from amos_fairseq import run_log
+from amos_fairseq.analysis import quantities
+from amos_fairseq.run_log import RunLog
 
 SETTINGS_FILE = "quickstart.json"  # written by `amos-fairseq quickstart` into its output folder
 QUICKSTART = "quickstart"          # its default settings

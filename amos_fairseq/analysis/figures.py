@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from amos_fairseq.analysis import quantities, run_log
-from amos_fairseq.analysis.run_log import Row, Run, RunLog
+from amos_fairseq import run_log
+from amos_fairseq.analysis import quantities
 from amos_fairseq.quantities import ByRun, Overlay, Plan
+from amos_fairseq.run_log import Row, Run, RunLog
 
 # Okabe and Ito's colours, told apart with any colour vision; lines and markers tell runs apart in black and white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -63,17 +64,27 @@ def overlay(plan: Overlay) -> Draw:
         if not panels:
             return None
         figure, grid = new_figure(len(panels))
-        shown = {}
+        lines: Dict[str, List[Tuple[RunLog, str]]] = {}
         for axes, name in zip(grid, panels):
             for run in runs:
                 for logged in run_log.names(run.log, name)[-1:]:
-                    shown[run.name] = styles[run.name] if plan.validation else styles[run.name]._replace(marker="")
+                    lines.setdefault(run.name, []).append((run.log, logged))
                     draw_line(axes, run.log, logged, styles[run.name])
             decorate(axes, quantities.of(name).words, quantities.of(name).unit, plan.log_updates and spans(runs))
-        legend(figure, shown, any(run.log.validation for run in runs))
+        legend(figure, *drawn(lines, styles))
         return Picture(plan.title, plan.caption + smoothed(runs), figure)
 
     return draw
+
+
+def drawn(lines: Dict[str, List[Tuple[RunLog, str]]], styles: Dict[str, Style]) -> Tuple[Dict[str, Style], bool]:
+    """For a legend, the styles of what has lines, with a marker if one of them was validated; whether any was."""
+    marked = {
+        label for label, parts in lines.items()
+        if any(run_log.series(log.validation, name)[0] for log, name in parts)
+    }
+    shown = {label: styles[label] if label in marked else styles[label]._replace(marker="") for label in lines}
+    return shown, bool(marked)
 
 
 def by_run(plan: ByRun) -> Draw:
@@ -95,9 +106,9 @@ def by_run(plan: ByRun) -> Draw:
             decorate(axes, run.name, unit, plan.log_updates and spans(runs))
         if plan.limits:
             grid[0].set_ylim(*plan.limits)
-        shown = {quantities.label(name): styles[name] for name in lines}
+        shown, marked = drawn({name: [(run.log, name) for run in runs] for name in lines}, styles)
         more = [Line2D([], [], color="0.5", linewidth=1, label="all equal")] if plan.uniform else []
-        legend(figure, shown, any(run.log.validation for run in runs), more)
+        legend(figure, {quantities.label(name): shown[name] for name in lines}, marked, more)
         return Picture(plan.title, plan.caption + smoothed(runs), figure)
 
     return draw

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amos_fairseq.analysis.checkpoint import held_out_blocks
-from amos_fairseq.analysis.run_log import Run
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
 from amos_fairseq.finetune import tables
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
@@ -21,6 +20,7 @@ from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.loading import from_pretrained
 from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.pretrained.scoring import masked_scores, one_pass_scores
+from amos_fairseq.run_log import Run
 
 SEQUENCES = 200
 SEQUENCE_TOKENS = 64

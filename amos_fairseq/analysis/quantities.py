@@ -2,9 +2,9 @@
 
 from typing import Dict, List, Sequence
 
-from amos_fairseq.analysis import run_log
-from amos_fairseq.analysis.run_log import RunLog
+from amos_fairseq import run_log
 from amos_fairseq.quantities import HIDDEN_STATES, HIGHER, Quantity
+from amos_fairseq.run_log import BOOKKEEPING, RunLog
 
 OF_THE_TRAINER = {
     "wps": Quantity("tokens per second", "tokens / s", HIGHER),
@@ -14,11 +14,6 @@ OF_THE_TRAINER = {
     "lr": Quantity("learning rate", of_course=True),
     "loss_scale": Quantity("fp16 loss scale", of_course=True),
 }
-# Logged, too, but told elsewhere or nowhere.
-UNTOLD = (
-    "loss", "best_loss", "epoch", "update", "num_updates", "wpb", "bsz", "ups", "clip", "train_wall", "wall", "gb_free",
-    "micro_batch_parts",
-)
 
 
 def known() -> Dict[str, Quantity]:
@@ -43,9 +38,9 @@ def of(name: str) -> Quantity:
 
 
 def logged(logs: Sequence[RunLog]) -> List[str]:
-    """What one of the runs logged but UNTOLD, without depths: in the order of `known`, then what is not known."""
+    """What one of the runs logged but BOOKKEEPING, without depths: in the order of `known`, then what is not known."""
     found = {run_log.split_depth(name)[0] for log in logs for rows in log for row in rows for name in row}
-    return [*(name for name in known() if name in found), *sorted(found - known().keys() - set(UNTOLD))]
+    return [*(name for name in known() if name in found), *sorted(found - known().keys() - set(BOOKKEEPING))]
 
 
 def summarized(logs: Sequence[RunLog]) -> List[str]:

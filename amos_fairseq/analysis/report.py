@@ -1,21 +1,24 @@
 """A report of training runs: one page with its figures inlined, and the same figures as PNG files beside it."""
 
 import base64
+import csv
 import html
 import io
 import math
 from pathlib import Path
 from string import Template
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from amos_fairseq.analysis import figures, held_out_figures, quantities, run_log
+from amos_fairseq import run_log
+from amos_fairseq.analysis import figures, held_out_figures, quantities
 from amos_fairseq.analysis.expectations import measure_of, number
 from amos_fairseq.analysis.figures import MAX_RUNS, Picture
 from amos_fairseq.analysis.held_out import Pairs, Probe, probe
-from amos_fairseq.analysis.run_log import RATES, Run
+from amos_fairseq.methods.base import ENCODER_SIZES
 from amos_fairseq.quantities import HIGHER, LOWER
+from amos_fairseq.run_log import RATES, Run
 
-PAGE = "report.html"
+PAGE, CURVES = "report.html", "curves.csv"
 MARK = "<!-- amos-fairseq report -->"  # by it, a report is known from what must not be replaced
 DPI = 150
 DASH = "\u2013"
@@ -69,14 +72,17 @@ class Section(NamedTuple):
 
 
 def open_runs(paths: Sequence[Path], names: Sequence[str] = ()) -> List[Run]:
-    """Runs by distinct names: those given, else their folders', with the parents' where they are alike."""
+    """Runs by distinct names: those given, else their folders', with as many parents' as tell them apart."""
     if names and len(names) != len(paths):
         raise ValueError(f"--names gives {len(names)} names for {len(paths)} runs: one for each, separated by commas")
     if len(paths) > MAX_RUNS:
         raise ValueError(f"{len(paths)} runs are more than can be told apart in a figure: give {MAX_RUNS} at most")
     runs = [run_log.open_run(path, name) for path, name in zip(paths, names or [""] * len(paths))]
-    if not names and len({run.name for run in runs}) < len(runs):
-        runs = [run._replace(name=f"{run.folder.resolve().parent.name}/{run.name}") for run in runs]
+    parents = [[parent.name for parent in path.resolve().parents if parent.name] for path in paths]
+    for depth in range(0 if names else max(map(len, parents))):
+        if len({run.name for run in runs}) == len(runs):
+            break
+        runs = [run._replace(name="/".join([*of[depth : depth + 1], run.name])) for run, of in zip(runs, parents)]
     if len({run.name for run in runs}) < len(runs):
         found = [run.name for run in runs]
         raise ValueError(f"two runs have the name {max(found, key=found.count)}: tell them apart with --names")
@@ -92,12 +98,25 @@ def write(runs: Sequence[Run], out: Path, probes: Sequence[Probe], left_out: Seq
     page, images = render(runs, sections(runs, probes, left_out, pairs))
     out.mkdir(parents=True, exist_ok=True)
     (out / PAGE).write_text(page, encoding="utf-8")
+    write_curves(runs, out / CURVES)
     for name in (*figures.CURVES, *figures.papers(), *figures.COURSE, *held_out_figures.FIGURES):
         path = out / f"{name}.png"
         path.unlink(missing_ok=True)
         if name in images:
             path.write_bytes(images[name])
     return out / PAGE
+
+
+def write_curves(runs: Sequence[Run], path: Path) -> None:
+    """All rows of all runs; what a row has not is empty."""
+    rows = [
+        {"run": run.name, "kind": kind, **row}
+        for run in runs for kind, part in zip((run_log.TRAIN, run_log.VALIDATION), run.log) for row in part
+    ]
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def check_replaceable(out: Path) -> None:
@@ -163,7 +182,7 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> Tuple[str, Dict[
     images = {name: png(picture) for section in sections for name, picture in section.pictures.items()}
     names = ", ".join(run.name for run in runs)
     body = [
-        table(["run", "method", "architecture", "updates", "tokens"], [plain(about(run)) for run in runs]),
+        table(["run", *about(runs[0])], [plain([run.name, *about(run).values()]) for run in runs]),
         "<h2>Summary</h2>",
         note(
             "Last validation; of speed, and of what was not validated, the mean over the last tenth of training. Of "
@@ -185,14 +204,29 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> Tuple[str, Dict[
     return TEMPLATE.substitute(title=html.escape(f"Training: {names}"), body="\n".join(body)), images
 
 
-def about(run: Run) -> List[str]:
+def about(run: Run) -> Dict[str, str]:
+    """What it is and what it took, in words; of a resumed run, without what was lost by going back."""
     last = run.log.train[-1]["num_updates"]
     tokens = sum(
         (row["num_updates"] - before) * row.get("wpb", 0)
         for before, row in zip([0, *(row["num_updates"] for row in run.log.train)], run.log.train)
     )
-    named = [str(run.options.get(option, DASH)) for option in ("task", "model")]
-    return [run.name, *named, f"{last:,.0f}", f"{tokens:,.0f}" if tokens else DASH]
+    seconds = run.log.train[-1].get("wall")
+    return {
+        "method": str(run.options.get("task", DASH)), "architecture": architecture(run.options),
+        "updates": f"{last:,.0f}", "tokens": f"{tokens:,.0f}" if tokens else DASH,
+        "hours": DASH if seconds is None else f"{seconds / 3600:.2f}",
+    }
+
+
+def architecture(options: Mapping[str, Any]) -> str:
+    """By name; configurations name only the method, whose size is the one with an encoder of that shape."""
+    name = str(options.get("model", DASH))
+    for size, shape in ENCODER_SIZES.items():
+        encoder = {option: value for option, value in shape.items() if option.startswith("encoder_")}
+        if name == options.get("task") and encoder.items() <= options.items():
+            return f"{name}_{size}"
+    return name
 
 
 def plain(texts: Sequence[str]) -> List[Tuple[str, bool]]:

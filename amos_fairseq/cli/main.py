@@ -17,6 +17,7 @@ COMMANDS = {
     "corpus": "collect a small text corpus from this machine",
     "prepare": "turn text into a vocabulary and binarised training data",
     "train": "fairseq-train (or fairseq-hydra-train) with this package filled in",
+    "options": "what can be set for a method, with defaults, as a table or as yaml",
     "report": "a page of figures and a summary table of training runs",
     "inspect": "follow a text through a model: masked, proposed, drawn, corrupted, judged",
     "probe": "what frozen layers know: of labelled words, or of the order of words",

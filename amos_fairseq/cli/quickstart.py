@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from amos_fairseq.analysis import expectations, quantities, run_log
+from amos_fairseq import run_log
+from amos_fairseq.analysis import expectations, quantities
 from amos_fairseq.cli.main import run_command
 from amos_fairseq.cli.processes import available_cores, held_interrupts, started, stoppable
 from amos_fairseq.data.inputs import list_inputs
@@ -136,20 +137,20 @@ def train(method: str, updates: int, data: Path, out: Path, lock: int) -> None:
     """fairseq-train in a process of its own, its words in train.log, a progress bar here."""
     from amos_fairseq.cli import recipe
 
-    log = out / run_log.FILE_NAME
+    log = out / run_log.LOG_NAME
     print(f"training  {method}_tiny on {available_cores()} CPU cores, log in {log}", flush=True)
     options = {**recipe.model_options(method, updates), **recipe.MASKING}
-    with progress(log, updates) as show:
+    with progress(out, updates) as show:
         run_logged("the training", recipe.training(data, out, method, options, updates), log, show, pass_fds=[lock])
 
 
 @contextlib.contextmanager
-def progress(log: Path, updates: int) -> Iterator[Callable[[], None]]:
-    """A function that shows how far a run's log is: as a progress bar, or in lines if nobody watches."""
+def progress(run: Path, updates: int) -> Iterator[Callable[[], None]]:
+    """A function that shows how far a run is: as a progress bar, or in lines if nobody watches."""
     from tqdm import tqdm
 
     def rows() -> List[run_log.Row]:
-        return run_log.read(log).train if log.exists() else []
+        return run_log.read(run).train
 
     watched = sys.stderr.isatty()
     done = int(rows()[-1]["num_updates"]) if rows() else 0
@@ -224,7 +225,7 @@ def judge(
         for task, question in questions.items():
             print(f"  {task:<15}{question}")
     for network, run in runs.items():
-        log = run_log.read(run / run_log.FILE_NAME).validation[-1]
+        log = run_log.read(run).validation[-1]
         if "rtd_auc_words" in log:
             print(f"{network}: of a replaced and an original word it finds the replaced one in "
                   f"{100 * log['rtd_auc_words']:.1f} % (AUC; 50: by chance), the token alone tells it in "
@@ -333,10 +334,10 @@ def check_settings(args: argparse.Namespace) -> Dict:
 
 def is_trained(out: Path, updates: int) -> bool:
     """Whether the last update was validated and fairseq then ended the training by itself."""
-    log = out / run_log.FILE_NAME
+    log = out / run_log.LOG_NAME
     if not (log.exists() and (out / CHECKPOINT).exists()):
         return False
-    validation = run_log.read(log).validation
+    validation = run_log.read(out).validation
     return bool(validation) and validation[-1]["num_updates"] >= updates and "done training" in last_lines(log, 20)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
 if TYPE_CHECKING:
-    from amos_fairseq.analysis.run_log import Run
+    from amos_fairseq.run_log import Run
 
 HELP = (
     "Write the figures of training runs as one page, report.html, and as PNG files beside it, and print what the runs "
@@ -20,7 +20,7 @@ NONE = "-"  # in place of a value that a run did not log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that holds a train.log, or a log")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or its log")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: RUN/report, of one run)")
     parser.add_argument(
         "--names", type=lambda text: text.split(","), default=[], metavar="NAME,..", help="of the runs, in their order"
@@ -60,14 +60,15 @@ def show(
     page = report.write(runs, out, found, left_out, kind)
     for line in left_out:
         print(f"without checkpoint or held-out text  {line}")
-    print(f"\nfigures   {page}, and as PNG files beside it")
+    print(f"\nfigures   {page}, and as PNG files and curves.csv beside it")
 
 
 def one_run(run: "Run") -> List[List[str]]:
     """What it measured, over updates, in the last validation, and against what is expected of its settings."""
-    from amos_fairseq.analysis import expectations, quantities, run_log
+    from amos_fairseq import run_log
+    from amos_fairseq.analysis import expectations, quantities
     from amos_fairseq.analysis.expectations import number
-    from amos_fairseq.analysis.run_log import RATES
+    from amos_fairseq.run_log import RATES
 
     expected = expectations.of_run(run.folder)
     rows = [["", "trend", "measured", "validation", *(["expected", ""] if expected else [])]]
@@ -81,8 +82,12 @@ def one_run(run: "Run") -> List[List[str]]:
 
 
 def several_runs(runs: Sequence["Run"]) -> List[List[str]]:
-    """Last validation of each beside the others, the best marked; the trend is that of the loss."""
-    from amos_fairseq.analysis import quantities, report, run_log
+    """Last validation of each beside the others, the best marked; the trend is that of the loss.
+
+    Below, what the runs took, and the options in which they differ.
+    """
+    from amos_fairseq import run_log
+    from amos_fairseq.analysis import quantities, report
     from amos_fairseq.analysis.expectations import number
 
     rows = [["", *(run.name for run in runs)]]
@@ -91,6 +96,9 @@ def several_runs(runs: Sequence["Run"]) -> List[List[str]]:
         cells = [NONE if value is None else number(value) for value in line.values]
         marks = [" *" if best else "  " for best in line.best]
         rows.append([quantities.title(line.name), *map(str.__add__, cells, marks)])
+    facts = {name: [report.about(run)[name] for run in runs] for name in report.about(runs[0])}
+    facts.update({name: list(map(str, values)) for name, values in run_log.differing_options(runs).items()})
+    rows += [[name, *(f"{value}  " for value in values)] for name, values in facts.items() if len(set(values)) > 1]
     return rows
 
 

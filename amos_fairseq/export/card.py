@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from amos_fairseq import __version__
+from amos_fairseq import __version__, run_log
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import Manifest, located, read_manifest
 from amos_fairseq.data.tokenizer import Tokenizer
@@ -30,7 +30,6 @@ OPTIONS = {
     "lr_scheduler": ("_name", "warmup_updates", "total_num_update", "power"),
     "common": ("fp16", "bf16"),
 }
-NOT_METRICS = ("wps", "wpb", "bsz", "ups", "loss")
 
 
 def text(name: str, source: Source, report, checkpoint: Optional[Path], data) -> str:
@@ -39,7 +38,8 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
     method = method_name(source)
     state = {} if checkpoint is None else read_state(checkpoint)
     block = state["cfg"]["task"].get("tokens_per_sample") if state else None
-    options, measured = training(state, method) if state else [], validation(state)
+    options = training(state, method) if state else []
+    measured = validation(state, checkpoint.resolve().parent) if state else []
     sections = [
         front_matter(choice, method, report.pooling),
         f"# {name}",
@@ -140,15 +140,16 @@ def training(state: Mapping[str, Any], method: str) -> List[Tuple[str, Any]]:
     return rows
 
 
-def validation(state: Mapping[str, Any]) -> List[Tuple[str, str]]:
-    """Means over the whole split."""
+def validation(state: Mapping[str, Any], run: Path) -> List[Tuple[str, str]]:
+    """The last one until the checkpoint, from the history of its run; without, the loss that the checkpoint holds."""
     extra, rows = state.get("extra_state") or {}, []
     if extra.get("val_loss") is not None:
         rows.append((state["cfg"]["checkpoint"]["best_checkpoint_metric"], f"{float(extra['val_loss']):.4f}"))
-    for _, name, kind, meter in extra.get("metrics", {}).get("valid", ()):
-        if kind == "AverageMeter" and meter["count"] and not name.startswith("_") and name not in NOT_METRICS:
-            rows.append((name, f"{float(meter['sum']) / float(meter['count']):.4f}"))
-    return rows
+    updates = state["optimizer_history"][-1]["num_updates"] if state.get("optimizer_history") else 0
+    before = [row for row in run_log.read(run).validation if row["num_updates"] <= updates]
+    without = (*run_log.BOOKKEEPING, *run_log.RATES)
+    measured = [(name, f"{value:.4f}") for row in before[-1:] for name, value in row.items() if name not in without]
+    return rows + [row for row in measured if row[0] not in dict(rows)]
 
 
 def manifest_of(state: Mapping[str, Any], tokenizer: Tokenizer, data) -> Optional[Manifest]:

@@ -18,7 +18,7 @@ from fairseq.logging import metrics
 from amos_fairseq import fairseq_options
 from amos_fairseq.checkpoints import Damaged, store, verify
 from amos_fairseq.checkpoints.training import as_file, decided_by_first, scaler_state, set_scaler_state
-from amos_fairseq.supervision import faults, lock, options, watch
+from amos_fairseq.supervision import faults, history, lock, options, watch
 from amos_fairseq.supervision.faults import UpdateSkipped
 from amos_fairseq.user_errors import stop, told_in_one_line
 
@@ -132,6 +132,7 @@ class Supervisor:
         self.update = self.attempts = self.saved_at = self.to_skip = self.rewinds = 0
         self.epoch_itr = self.batches = None  # fairseq's, of the current epoch; the latter by update
         self.logs: List[Dict[str, Any]] = []  # of the current update: by micro-batch, or summed over processes
+        self.history: Optional[history.History] = None  # on the first process
         self.stop_votes: Any = None  # summed over processes with what else an update begins with
         self._stopping = self._stepping = False
         self.parts = 1  # that each micro-batch is made in since memory ran out
@@ -154,6 +155,24 @@ class Supervisor:
         """Go on with what a checkpoint says about the run."""
         self.attempts = (extra_state or {}).get("attempts", 0)
         self.losses = faults.RecentLosses(self.losses.factor, (extra_state or {}).get("recent_losses", ()))
+
+    def begin_history(self, trainer) -> None:
+        """The run goes on after as many updates as it has, which only the first process writes down."""
+        def begin():
+            self.history = history.History(Path(trainer.cfg.checkpoint.save_dir))
+            self.history.start(trainer.get_num_updates(), trainer.cfg)
+
+        if not trainer.cfg.checkpoint.no_save:
+            decided_by_first(trainer, begin, {OSError: (lambda error: f"save_dir {error}", os.EX_IOERR)})
+
+    def noted(self, show: Callable) -> Callable:
+        """`log` or `print` of a progress bar, which writes down what it shows."""
+        def note_and_show(stats, tag=None, step=None):
+            if self.history is not None:
+                read = self.epoch_itr.epoch - 1 + self.epoch_itr.iterations_in_epoch / len(self.epoch_itr)
+                self.history.note(stats, tag, step, read)
+            show(stats, tag=tag, step=step)
+        return note_and_show
 
     def state_dict(self) -> Dict[str, Any]:
         """Part of a checkpoint's extra state."""

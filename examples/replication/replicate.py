@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 from variants import AMOS, METHODS, SEARCH, Variant
 
-from amos_fairseq.analysis import run_log
+from amos_fairseq import run_log
 from amos_fairseq.analysis.figures import COLORS
 from amos_fairseq.cli import recipe
 from amos_fairseq.cli.processes import available_cores, started, stoppable
@@ -139,7 +139,7 @@ class Replication:
                 scores.update(self.finetune(run, not variant.pretrained))
                 scores["fine-tuning"] = statistics.mean(scores[task] for task in recipe.FINETUNED)
             score = statistics.mean(scores[name] for name in (*PROBES, "fine-tuning") if name in scores)
-            validation = run_log.read(run / run_log.FILE_NAME).validation
+            validation = run_log.read(run).validation
             measured = Measured(score, scores, validation[-1], validation[0], round(time.monotonic() - start, 1))
             with durably_written(os.fspath(done)) as stream:
                 stream.write(json.dumps(measured._asdict()).encode())
@@ -148,7 +148,7 @@ class Replication:
     def pretrain(self, variant: Variant, seed: int, run: Path) -> None:
         budget, updates = self.budget, self.updates(variant)
         options = {**variant.options(updates), **variant.masking()}
-        self.call(run / run_log.FILE_NAME, *recipe.training(
+        self.call(run / run_log.LOG_NAME, *recipe.training(
             self.out / "data", run, variant.method, options, updates, budget.size, budget.tokens_per_sample,
             variant.batch_size or budget.batch_size, seed, validations=4, logs=40, gpu=torch.cuda.is_available(),
         ))

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from amos_fairseq.analysis import expectations
-from amos_fairseq.analysis.run_log import RunLog
+from amos_fairseq.run_log import RunLog
 
 ROWS = [
     {"num_updates": 10.0 * i, "mlm": 20.0, "mlm_4": 10.0 - i / 10, "rtd_accuracy_original_words": 0.95, "wps": 1234.5}

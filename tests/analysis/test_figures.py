@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from amos_fairseq.analysis import figures, quantities, run_log
+from amos_fairseq import run_log
+from amos_fairseq.analysis import figures, quantities
 from amos_fairseq.analysis.figures import CURVES
-from amos_fairseq.analysis.run_log import Run, RunLog
 from amos_fairseq.methods import METHODS
 from amos_fairseq.quantities import HIDDEN_STATES, LOWER, Quantity
+from amos_fairseq.run_log import Run, RunLog
 
 AMOS = RunLog(
     train=[
@@ -249,3 +250,11 @@ def test_compute_names_the_runs_that_are_drawn():
     )
     untimed = RunLog([{"num_updates": 10.0, "mlm": 8.0}], [{"num_updates": 10.0, "mlm": 7.0}])
     assert legend(figures.learning_by_compute(runs(untimed, timed))) == ["run 1"]
+
+
+def test_legend_has_markers_of_what_was_validated_only():
+    trained, both = RunLog([{"num_updates": 1.0, "lr": 0.1}], []), RunLog([], [{"num_updates": 1.0, "lr": 0.1}])
+    styles = {"a": figures.style(0), "b": figures.style(1)}
+    shown, validated = figures.drawn({"a": [(trained, "lr")], "b": [(both, "lr")]}, styles)
+    assert (shown["a"].marker, shown["b"], validated) == ("", styles["b"], True)
+    assert figures.drawn({"b": [(both, "gnorm")]}, styles) == ({"b": styles["b"]._replace(marker="")}, False)

@@ -8,10 +8,10 @@ import torch
 
 from amos_fairseq.analysis import held_out, held_out_figures
 from amos_fairseq.analysis.held_out import Pairs, Probe, Scores
-from amos_fairseq.analysis.run_log import Run, RunLog
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.pretrained.loading import from_pretrained
+from amos_fairseq.run_log import Run, RunLog
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
 

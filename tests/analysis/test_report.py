@@ -1,4 +1,5 @@
 import base64
+import csv
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,11 +8,13 @@ import pytest
 
 from amos_fairseq.analysis import report
 from amos_fairseq.analysis.report import Line
-from amos_fairseq.analysis.run_log import Run, RunLog
 from amos_fairseq.checkpoints import storage
+from amos_fairseq.methods import size_options
+from amos_fairseq.run_log import Run, RunLog
 
 FIRST = RunLog(
-    [{"num_updates": 10.0, "mlm": 16.0, "mlm_4": 8.0, "mlm_6": 7.9, "rtd": 0.5, "wps": 100.0, "wpb": 64.0}],
+    [{"num_updates": 10.0, "mlm": 16.0, "mlm_4": 8.0, "mlm_6": 7.9, "rtd": 0.5, "wps": 100.0, "wpb": 64.0,
+      "wall": 1800.0}],
     [{"num_updates": 10.0, "mlm": 15.0, "mlm_4": 7.5, "mlm_6": 7.25, "rtd": 0.4, "rtd_auc_words": 0.7, "wps": 900.0}],
 )
 SECOND = RunLog([{"num_updates": 20.0, "mlm": 6.5, "rtd": 0.30001, "wps": 200.0}], [])
@@ -82,13 +85,28 @@ def test_runs_of_one_method_are_compared():
 
 def test_page_says_what_the_runs_are_and_where_they_differ(written):
     rows = Page(written[1]).rows
-    assert ["a <b>", "amos_rtd", "amos_rtd_base", "10", "640"] in rows
-    assert ["second", "electra_rtd", "–", "20", "–"] in rows
+    assert ["run", "method", "architecture", "updates", "tokens", "hours"] in rows
+    assert ["a <b>", "amos_rtd", "amos_rtd_base", "10", "640", "0.50"] in rows
+    assert ["second", "electra_rtd", "–", "20", "–", "–"] in rows
     assert ["seed", "1", "2"] in rows and not any(row[0] == "model" for row in rows)
 
 
 def test_page_says_which_checkpoints_it_lacks(written):
     assert "Without checkpoint or held-out text: second: gone holds no checkpoint." in Page(written[1]).text
+
+
+def test_curves_are_written_as_csv_too(written):
+    rows = list(csv.DictReader(open(written[0].parent / "curves.csv", encoding="utf-8")))
+    assert [(row["run"], row["kind"], row["num_updates"], row["mlm_4"]) for row in rows] == [
+        ("a <b>", "train", "10.0", "8.0"), ("a <b>", "validation", "10.0", "7.5"), ("second", "train", "20.0", ""),
+    ]
+
+
+def test_size_of_a_configuration_is_told_by_its_encoder():
+    options = {"task": "amos_rtd", "model": "amos_rtd", **size_options("amos_rtd", "small")}
+    assert report.architecture(options) == "amos_rtd_small"
+    assert report.architecture({**options, "encoder_layers": 5}) == "amos_rtd"
+    assert report.architecture({**options, "model": "amos_rtd_base"}) == "amos_rtd_base"
 
 
 def test_report_replaces_a_report_and_its_figures_only(tmp_path):
@@ -128,11 +146,13 @@ def test_best_is_what_no_other_is_better_than(name, values, best):
 
 
 def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
-    for folder in ("x/run", "y/run"):
+    for folder in ("x/run", "y/run", "x/1/run", "y/1/run"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "train.log").write_text('{"num_updates": "1", "loss": "1"}\n')
     paths = [tmp_path / "x/run", tmp_path / "y/run"]
     assert [run.name for run in report.open_runs(paths)] == ["x/run", "y/run"]
+    deeper = [tmp_path / "x/1/run", tmp_path / "y/1/run"]
+    assert [run.name for run in report.open_runs(deeper)] == ["x/1/run", "y/1/run"]
     assert [run.name for run in report.open_runs(paths, ["a", "b"])] == ["a", "b"]
     with pytest.raises(ValueError, match="two runs have the name a: tell them apart with --names"):
         report.open_runs(paths, ["a", "a"])

@@ -30,7 +30,7 @@ def test_report_of_a_run_prints_what_it_measured_and_where_its_figures_are(make_
         "detection loss (nats)     0.300",
         f"without checkpoint or held-out text  run: {run} holds no checkpoint",
         "",
-        f"figures   {run}/report/report.html, and as PNG files beside it",
+        f"figures   {run}/report/report.html, and as PNG files and curves.csv beside it",
     ]
 
 
@@ -41,8 +41,9 @@ def test_report_of_runs_compares_them(make_run, tmp_path, capsys):
         "                             a        b",
         "masked LM loss (nats)  7.000 *  7.250",
         "detection loss (nats)  0.300 *  0.400",
+        "updates                   20       10",
         "",
-        f"figures   {tmp_path}/both/report.html, and as PNG files beside it",
+        f"figures   {tmp_path}/both/report.html, and as PNG files and curves.csv beside it",
     ]
 
 
@@ -80,7 +81,7 @@ def test_sparkline_goes_from_the_lowest_to_the_highest_in_even_steps():
 
 @pytest.mark.parametrize("rows, message", [
     (None, "does not exist: name a run's folder, or its log"),
-    ([], "holds no training line yet (train with --log-format json)"),
+    ([], "holds no training row yet: there is one every --log-interval updates"),
 ])
 def test_run_without_numbers_is_refused(make_run, tmp_path, capsys, rows, message):
     run = str(tmp_path / "gone") if rows is None else make_run("run", *rows)
@@ -91,7 +92,7 @@ def test_run_without_numbers_is_refused(make_run, tmp_path, capsys, rows, messag
 def test_folder_without_log_is_refused(tmp_path, capsys):
     assert main.main(["report", str(tmp_path)]) == 64
     assert capsys.readouterr().err == (
-        f"amos-fairseq report: error: {tmp_path} holds no train.log: name a run's folder, or its log\n"
+        f"amos-fairseq report: error: {tmp_path} holds no metrics.jsonl: name a run's folder, or its log\n"
     )
 
 

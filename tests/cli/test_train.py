@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import amos_fairseq
 from amos_fairseq.cli.train import fairseq_command
@@ -31,7 +32,20 @@ def test_configuration_means_hydra(tmp_path):
 
 def test_fairseq_knows_our_tasks_and_architectures(launch):
     command = ["train", "--task", "amos_rtd", "--arch", "amos_rtd_base", "--criterion", "amos_rtd", "--help"]
-    assert "usage: fairseq-train" in launch(AMOS_FAIRSEQ, command).out[0]
+    ours, fairseqs = launch(AMOS_FAIRSEQ, command).out[0].split("usage: fairseq-train")
+    assert "--mixture " in ours and "--mask-prob " in ours and "--adam-betas " in ours and "--log-format" not in ours
+    assert "--log-format" in fairseqs
+
+
+def test_options_of_a_method_are_listed_with_their_defaults(launch):
+    lines = launch(AMOS_FAIRSEQ, ["options", "amos_rtd", "--size", "small"]).out[0].splitlines()
+    assert [line for line in lines if line.endswith(":")] == ["task:", "model:", "optimizer:"]
+    about = {line.split()[0]: line.split()[1] for line in lines if line.startswith("  --")}
+    assert about["--data"] == "(required)"
+    assert about["--encoder-embed-dim"] == "256" and about["--mask-prob"] == "0.15" and "--save-dir" not in about
+    groups = yaml.safe_load(launch(AMOS_FAIRSEQ, ["options", "amos_rtd", "--yaml"]).out[0])
+    assert groups["model"]["_name"] == "amos_rtd" and groups["model"]["generator_depths"] == [4, 6, 8]
+    assert groups["optimizer"]["_name"] == "fused_adamw" and groups["task"]["data"] == "???"
 
 
 def test_spawned_processes_start_as_fairseq_starts_them(tmp_path):

@@ -1,6 +1,7 @@
 """The model card says what was trained, how it is used, and what is not known."""
 
 import hashlib
+import json
 import re
 import shutil
 
@@ -62,9 +63,13 @@ def test_positions_that_no_sequence_of_training_had_are_told(checkpoint, export,
     assert ("trained on sequences of at most 32: later positions are as they were drawn." in text) == told
 
 
-def test_validation_is_the_mean_over_the_split(tmp_path):
+def test_validation_is_the_last_one_until_the_checkpoint(tmp_path):
     storage.write(tmp_path / "checkpoint", TRAINED, {})
-    assert card.validation(card.read_state(tmp_path / "checkpoint")) == [("loss", "4.2500"), ("mlm", "3.7500")]
+    state = card.read_state(tmp_path / "checkpoint")
+    assert card.validation(state, tmp_path) == [("loss", "4.2500")]  # its meters are of all validations together
+    rows = ({"kind": "validation", "num_updates": at, "mlm": at / 100, "wps": 5} for at in (600, 700, 800))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert card.validation(state, tmp_path) == [("loss", "4.2500"), ("mlm", "7.0000")]
 
 
 def test_a_checkpoint_without_these_says_that_it_is_not_known(checkpoint, export):

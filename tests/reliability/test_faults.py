@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from amos_fairseq.analysis import run_log
+from amos_fairseq import run_log
 from amos_fairseq.methods import METHODS
 from amos_fairseq.supervision import faults, supervisor
 from tests.reliability.test_resuming import error_of, last

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import amos_fairseq
-from amos_fairseq import plugins
-from amos_fairseq.analysis import run_log
+from amos_fairseq import plugins, run_log
 from amos_fairseq.methods import METHODS
 
 USER_DIR = Path(__file__).with_name("example_method")

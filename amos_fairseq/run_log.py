@@ -1,16 +1,26 @@
-"""A training run's log, `train.log`, as rows of numbers.
+"""A run's history as rows of numbers: of `metrics.jsonl`, which training writes beside its checkpoints, or of a log.
 
-Written by `fairseq-train --log-format json`: one JSON object a line, with or without a time stamp in front, among lines
-of other text. A row maps a name (`loss`, `mlm_4`, `rtd`, ...) to its value; `num_updates` says when it was taken.
+A line of metrics.jsonl is one JSON object. Its `kind` is
+
+    start         training begins or goes on after `num_updates`: options in fairseq's groups, versions
+    train         means over --log-interval updates
+    validation    means over a validation subset
+    epoch         means over an epoch's training
+
+and all have `time`; but for `start`, they have `update`, the epochs read so far, and every value that was logged.
+A log, `train.log`, is what `fairseq-train --log-format json` prints: the same rows, with or without a time stamp in
+front, among lines of other text. A row maps a name (`loss`, `mlm_4`, `rtd`, ...) to its value; `num_updates` says when
+it was taken.
 """
 import ast
 import contextlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-FILE_NAME = "train.log"
+FILE_NAME, LOG_NAME = "metrics.jsonl", "train.log"
+START, TRAIN, VALIDATION, EPOCH = "start", "train", "validation", "epoch"
 OPTIONS_START = "{'_name': None, 'common': {"  # of the line on which fairseq prints its whole configuration
 
 # Options that say where a run was, not what it was.
@@ -18,6 +28,12 @@ PLACES = ("save_dir", "log_file", "restore_file", "tensorboard_logdir", "distrib
 
 # Speeds, of training whatever validation logs.
 RATES = ("wps", "tflops", "mfu")
+
+# Logged, too, but no measure of what was learned.
+BOOKKEEPING = (
+    "loss", "best_loss", "epoch", "update", "num_updates", "wpb", "bsz", "ups", "clip", "train_wall", "wall", "gb_free",
+    "micro_batch_parts",
+)
 
 Row = Dict[str, float]
 
@@ -35,86 +51,111 @@ class Run(NamedTuple):
 
 
 def open_run(path: Path, name: str = "") -> Run:
-    """A run by its folder, which holds FILE_NAME, or by its log, whatever its name. Default name: the folder's.
+    """A run by its folder, which holds FILE_NAME or LOG_NAME, or by its log. Default name: the folder's.
 
     Raises ValueError, in one line, if there is no log or no training row in it.
     """
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
+    if not files(path):
         trouble = f"holds no {FILE_NAME}" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {trouble}: name a run's folder, or its log")
-    log, options = read(file), read_options(file)
+    log, options = read(path), read_options(path)
     if not log.train:
-        raise ValueError(f"{file} holds no training line yet (train with --log-format json)")
+        raise ValueError(f"{path} holds no training row yet: there is one every --log-interval updates")
     folder = path if path.is_dir() else Path(options.get("save_dir", path.parent))
     return Run(name or (path.resolve().name if path.is_dir() else path.stem), folder, log, options)
 
 
+def files(path: Path) -> List[Path]:
+    """What holds the history of a run's folder, the older first; a file is its own."""
+    return [file for file in ([path / LOG_NAME, path / FILE_NAME] if path.is_dir() else [path]) if file.is_file()]
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    for file in files(path):
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            yield from lines
+
+
 def read(path: Path) -> RunLog:
-    """Rows in order of updates. A resumed run overwrites what it repeats; a truncated line is skipped."""
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        return parse(lines)
+    """Rows in order of updates. A resumed run overwrites what it repeats; a truncated line is skipped.
+
+    Of a folder with both files, the history's first start says up to where the log's rows hold: none, or those of
+    before there was a history.
+    """
+    return parse(lines_of(path))
 
 
 def parse(lines) -> RunLog:
     train: Dict[int, Row] = {}
     validation: Dict[int, Row] = {}
     for line in lines:
-        stats = parse_line(line)
-        if stats is None:
+        found = parse_line(line)
+        if found is None:
             continue
-        if "num_updates" in stats:
+        kind, stats = found
+        if kind in (START, TRAIN):
             forget_after(stats["num_updates"], train, validation)
+        if kind == TRAIN:
             if stats.get("wps") == 0:  # the row of a start's first update alone, in which fairseq sets its clock
                 stats = {name: value for name, value in stats.items() if name not in RATES}
             train[int(stats["num_updates"])] = stats
-        elif "valid_num_updates" in stats:
-            stats = {name.removeprefix("valid_"): value for name, value in stats.items()}
+        elif kind == VALIDATION:
             validation[int(stats["num_updates"])] = stats
     return RunLog(*([rows[update] for update in sorted(rows)] for rows in (train, validation)))
 
 
-def parse_line(line: str) -> Optional[Row]:
-    """The numbers of one line's JSON object; None if it holds none."""
-    start = line.find("{")
-    if start < 0:
-        return None
-    try:
-        stats = json.loads(line[start:])
-    except json.JSONDecodeError:
-        return None
+def parse_line(line: str) -> Optional[Tuple[str, Row]]:
+    """(kind, numbers) of one line's JSON object; None if it holds none, or no number of updates."""
+    stats = json_of(line)
     row = {}
     for name, value in stats.items():
         with contextlib.suppress(TypeError, ValueError):  # None, or text
             row[name] = float(value)
-    return row
+    kind = stats.get("kind", TRAIN)
+    if "valid_num_updates" in row:
+        kind, row = VALIDATION, {name.removeprefix("valid_"): value for name, value in row.items()}
+    return (kind, row) if "num_updates" in row else None
+
+
+def json_of(line: str) -> Dict[str, Any]:
+    """The object that a line holds, or ends with; empty if it holds none."""
+    with contextlib.suppress(ValueError):
+        return json.loads(line[line.index("{") :])
+    return {}
 
 
 def read_options(path: Path) -> Dict[str, Any]:
-    """The options that the last start of training printed; none if its log lacks them."""
+    """The options of the last start of training; none if its log lacks them."""
     options: Dict[str, Any] = {}
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if OPTIONS_START in line:
-                options = parse_options(line) or options
+    for line in lines_of(path):
+        if OPTIONS_START in line:
+            options = parse_options(line) or options
+        elif line.startswith('{"kind": "start"'):
+            options = flat(json_of(line).get("options", {})) or options
     return options
 
 
 def parse_options(line: str) -> Dict[str, Any]:
-    """fairseq's groups of options as one dictionary: on the command line, too, they share one namespace."""
+    """Of the line on which fairseq prints them."""
     try:
         groups = ast.parse(line[line.index(OPTIONS_START) :].strip(), mode="eval").body
     except SyntaxError:
         return {}
     options: Dict[str, Any] = {}
     for key, group in zip(groups.keys, groups.values):
-        try:
-            values = ast.literal_eval(group)
-        except ValueError:  # an argparse.Namespace: it repeats the other groups
-            continue
+        with contextlib.suppress(ValueError):  # an argparse.Namespace: it repeats the other groups
+            options[key.value] = ast.literal_eval(group)
+    return flat(options)
+
+
+def flat(groups: Dict[str, Any]) -> Dict[str, Any]:
+    """fairseq's groups of options as one dictionary: on the command line, too, they share one namespace."""
+    options: Dict[str, Any] = {}
+    for group, values in groups.items():
         if isinstance(values, dict):
-            name = values.pop("_name", None)
-            options.update(values, **({key.value: name} if name else {}))
+            name = values.get("_name")
+            options.update({key: value for key, value in values.items() if key != "_name"})
+            options.update({group: name} if name else {})
     return options
 
 

@@ -1,7 +1,7 @@
 import json
 
-from amos_fairseq.analysis import run_log
-from amos_fairseq.analysis.run_log import RunLog
+from amos_fairseq import run_log
+from amos_fairseq.run_log import RunLog
 
 LOG = RunLog([{"num_updates": 10.0, "loss": 9.0}], [])
 
@@ -50,6 +50,39 @@ def test_truncated_last_line_is_skipped(tmp_path):
     path = tmp_path / "train.log"
     path.write_text(line(10, loss="9") + line(20, loss="8")[:-20])
     assert [row["num_updates"] for row in run_log.read(path).train] == [10]
+
+
+def kept(kind, update, **values):
+    return json.dumps({"kind": kind, "time": "2026-11-20T12:00:00+00:00", "num_updates": update, **values}) + "\n"
+
+
+def test_history_holds_training_validation_and_options(tmp_path):
+    options = {"common": {"_name": None, "seed": 1}, "model": {"_name": "amos_rtd", "generator_depths": [1, 2]}}
+    (tmp_path / "metrics.jsonl").write_text(
+        kept("start", 0, options=options) + kept("train", 10, loss=9.5) + kept("epoch", 10, loss=9.9)
+        + kept("validation", 10, subset="valid", loss="nan") + kept("train", 20, loss=8.5)[:-9]
+    )
+    run = run_log.open_run(tmp_path)
+    assert run.log.train == [{"num_updates": 10.0, "loss": 9.5}]
+    assert [row["num_updates"] for row in run.log.validation] == [10]
+    assert run.options == {"seed": 1, "model": "amos_rtd", "generator_depths": [1, 2]}
+
+
+def test_start_forgets_what_an_abandoned_part_logged_later(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        kept("start", 0) + kept("train", 10, loss=9) + kept("train", 20, loss=8) + kept("validation", 20, loss=8)
+        + kept("start", 10) + kept("validation", 15, loss=7)
+    )
+    log = run_log.read(tmp_path)
+    assert [row["num_updates"] for row in log.train] == [10]
+    assert [(row["num_updates"], row["loss"]) for row in log.validation] == [(15, 7)]
+
+
+def test_log_of_before_there_was_a_history_stays(tmp_path):
+    (tmp_path / "train.log").write_text(line(10, loss="9") + line(20, loss="8") + line(30, loss="7"))
+    (tmp_path / "metrics.jsonl").write_text(kept("start", 20) + kept("train", 30, loss=7.5))
+    rows = run_log.read(tmp_path).train
+    assert [(row["num_updates"], row["loss"]) for row in rows] == [(10, 9), (20, 8), (30, 7.5)]
 
 
 def test_names_are_sorted_by_depth():
