@@ -87,7 +87,7 @@ def test_every_option_of_a_method_has_a_help_text_and_a_default_within_its_rules
 
 def test_names_with_a_rule_of_their_own():
     found = {each.name for method in METHODS.values() for each in declared(method.config_class) if each.unseen}
-    assert found == {"encoder_attention_heads", "rel_pos_max_distance", "rel_pos_bucketing"}
+    assert found == {"encoder_attention_heads", "rel_pos_max_distance", "rel_pos_bucketing", "layer_norm_eps"}
     free = frozenset.union(*(free_names(method.config_class) for method in METHODS.values()))
     assert free == {"init_checkpoint", "init_encoder_from_generator", "generator_checkpoint", "compile_layers"}
 

@@ -145,7 +145,7 @@ class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
         self.generators = nn.ModuleList(
             Encoder(config.encoder_config(vocabulary, layers=layers, **no_dropout), table) for layers in towers
         )
-        self.mlm_head = MaskedLMHead(dim, table)
+        self.mlm_head = MaskedLMHead(dim, table, config.layer_norm_eps)
         self.finish_generator()
         self.rtd_head = DetectionHead(dim, config.rtd_head_hidden_layer)
         if config.mixture == "layer_switch" and self.total_updates < 1:

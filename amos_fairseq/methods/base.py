@@ -18,6 +18,7 @@ from amos_fairseq.methods.generator_first import start_from_generator
 from amos_fairseq.methods.stages import Proposals, Words
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
+from amos_fairseq.modules.initialization import LAYER_NORM_EPS
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
 from amos_fairseq.objectives import VALID, WORDS, LossTerm, Mean
@@ -65,6 +66,10 @@ class PretrainingConfig:
     rel_pos_bucketing: str = option(
         "t5", "t5, or released for that of Microsoft's AMOS and COCO-LM checkpoints", choices=BUCKETINGS, unseen=True
     )
+    layer_norm_eps: float = option(
+        LAYER_NORM_EPS, "added to the variance in every LayerNorm of the networks and the MLM head; public BERT and "
+        "ELECTRA have 1e-12", POSITIVE, unseen=True,
+    )
     rel_pos_lr_factor: float = option(
         1.0, "times the learning rate for relative position biases, of every network: they start at std 0.02 and move "
         "by about the rate per update, while useful ones are of size 1; 100 where runs are short", POSITIVE,
@@ -110,7 +115,7 @@ class PretrainingConfig:
             embedding_dim=self.token_embed_dim or self.encoder_embed_dim, max_positions=self.max_positions,
             dropout=self.dropout, attention_dropout=self.attention_dropout, activation_dropout=self.activation_dropout,
             rel_pos_buckets=self.rel_pos_buckets, rel_pos_max_distance=self.rel_pos_max_distance,
-            rel_pos_bucketing=self.rel_pos_bucketing,
+            rel_pos_bucketing=self.rel_pos_bucketing, layer_norm_eps=self.layer_norm_eps,
         )
         return EncoderConfig(**{**values, **changes})
 

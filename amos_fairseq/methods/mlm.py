@@ -30,7 +30,7 @@ class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
 
     def __init__(self, config: PretrainingConfig, vocabulary: Vocabulary, **schedule):
         super().__init__(config, vocabulary, **schedule)
-        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings)
+        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings, config.layer_norm_eps)
 
     def forward(self, batch: PretrainingBatch) -> MaskedLMOutput:
         hidden = self.encoder(batch.masked_tokens, batch.padding_mask, batch.queries)

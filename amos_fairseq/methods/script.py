@@ -78,7 +78,7 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
 
     def __init__(self, config: ScriptConfig, vocabulary: Vocabulary, **schedule):
         super().__init__(config, vocabulary, **schedule)
-        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings)
+        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings, config.layer_norm_eps)
         if config.critic_bias_init == "neutral":
             nn.init.constant_(self.mlm_head.bias, -math.log(vocabulary.size))
 

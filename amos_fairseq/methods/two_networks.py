@@ -270,7 +270,7 @@ class GeneratorMethod(TwoNetworksMethod[Config, Output]):
         if config.generator_warmup_updates and not config.generator_warmup_without_copy:
             check_same_width("generator_warmup_updates", generator_config, self.encoder.config)
         self.generator = Encoder(generator_config, token_embeddings)
-        self.mlm_head = MaskedLMHead(dim, token_embeddings)
+        self.mlm_head = MaskedLMHead(dim, token_embeddings, config.layer_norm_eps)
         self.finish_generator()
 
     @property
@@ -328,7 +328,7 @@ class SharedGeneratorMethod(GeneratorMethod[SharedGenerator, Output]):
         self.generator = Encoder(generator_config, table)
         if config.shares_table():
             self.generator.share_bottom(self.encoder, config.tied_depth())
-        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, table)
+        self.mlm_head = MaskedLMHead(config.encoder_embed_dim, table, config.layer_norm_eps)
         self.finish_generator()
 
     def masked_lm_states(self, batch: PretrainingBatch) -> Tensor:

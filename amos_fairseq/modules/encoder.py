@@ -15,7 +15,7 @@ from amos_fairseq.modules.token_table import TokenTable
 from amos_fairseq.ops import RelativeBias
 from amos_fairseq.ops.implementation import attention_kernels
 from amos_fairseq.ops.precision import compute_dtype
-from amos_fairseq.options import COUNT, NOT_NEGATIVE, SHARE, check, option
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class EncoderConfig:
     rel_pos_buckets: int = option(32, "0: no relative position bias", NOT_NEGATIVE)
     rel_pos_max_distance: int = 128
     rel_pos_bucketing: str = option("t5", choices=BUCKETINGS)
+    layer_norm_eps: float = option(LAYER_NORM_EPS, range=POSITIVE)
 
     def __post_init__(self) -> None:
         check(self)
@@ -58,10 +59,12 @@ class EncoderConfig:
 class InputEmbeddings(nn.Module):
     """Adds learned absolute positions 0..T-1, LayerNorm, dropout, and a projection if the table has another width."""
 
-    def __init__(self, max_positions: int, embedding_dim: int, dim: int, dropout: float = 0.0):
+    def __init__(
+        self, max_positions: int, embedding_dim: int, dim: int, dropout: float = 0.0, eps: float = LAYER_NORM_EPS
+    ):
         super().__init__()
         self.positions: TokenTable = nn.Embedding(max_positions, embedding_dim)
-        self.layer_norm = nn.LayerNorm(embedding_dim, eps=LAYER_NORM_EPS)
+        self.layer_norm = nn.LayerNorm(embedding_dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(embedding_dim, dim) if embedding_dim != dim else nn.Identity()
 
@@ -81,10 +84,10 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.self_attn = SelfAttention(config.dim, config.heads, config.attention_dropout)
-        self.self_attn_layer_norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.self_attn_layer_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.fc1 = nn.Linear(config.dim, config.ffn_dim)
         self.fc2 = nn.Linear(config.ffn_dim, config.dim)
-        self.final_layer_norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
@@ -151,7 +154,9 @@ class Encoder(nn.Module):
                 f"shared token table is {tuple(token_embeddings.weight.shape)}, this encoder needs "
                 f"({config.vocab_size}, {width}): set embedding_dim and vocab_size alike"
             )
-        self.embeddings = InputEmbeddings(config.max_positions, width, config.dim, config.dropout)
+        self.embeddings = InputEmbeddings(
+            config.max_positions, width, config.dim, config.dropout, config.layer_norm_eps
+        )
         self.relative_position_bias = None
         if config.rel_pos_buckets:
             self.relative_position_bias = RelativePositionBias(

@@ -14,10 +14,10 @@ from amos_fairseq.ops import MaskedLMReading, masked_lm
 class ProjectionHead(nn.Module):
     """Dense + GELU + LayerNorm."""
 
-    def __init__(self, dim: int, width: int):
+    def __init__(self, dim: int, width: int, eps: float = LAYER_NORM_EPS):
         super().__init__()
         self.dense = nn.Linear(dim, width)
-        self.layer_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.layer_norm = nn.LayerNorm(width, eps=eps)
         self.apply(initialize)
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -31,9 +31,9 @@ class ProjectionHead(nn.Module):
 class MaskedLMHead(ProjectionHead):
     """A projection to the width of the token table, whose rows (tied) and a bias give the logits."""
 
-    def __init__(self, dim: int, token_embeddings: TokenTable):
+    def __init__(self, dim: int, token_embeddings: TokenTable, eps: float = LAYER_NORM_EPS):
         vocab_size, width = token_embeddings.weight.shape
-        super().__init__(dim, width)
+        super().__init__(dim, width, eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.token_embeddings: TokenTable = token_embeddings
 

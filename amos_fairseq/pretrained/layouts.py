@@ -104,9 +104,10 @@ def is_bert(config: EncoderConfig) -> bool:
 
 MPNET = Layout("mpnet", "mpnet", "MPNet", is_mpnet, MPNET_NAMES, ROBERTA_HEADS)
 BERT = Layout("bert", "bert", "Bert", is_bert, BERT_NAMES, BERT_HEADS)
+ROBERTA = Layout("roberta", "roberta", "Roberta", is_bert, BERT_NAMES, ROBERTA_HEADS)  # read, never written
 ELECTRA = Layout("electra", "electra", "Electra", is_electra, BERT_NAMES, ELECTRA_HEADS)
 AMOS = Layout("amos_encoder", "amos", "Amos", lambda config: True, None, ROBERTA_HEADS)  # modeling_amos.py
-LAYOUTS = {layout.model_type: layout for layout in (MPNET, BERT, ELECTRA, AMOS)}
+LAYOUTS = {layout.model_type: layout for layout in (MPNET, BERT, ROBERTA, ELECTRA, AMOS)}
 
 
 class Part(NamedTuple):
@@ -184,7 +185,7 @@ def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
         "model_type": layout.model_type, "architectures": [layout.class_name(part.task)],
         **{theirs: getattr(shape, ours) for theirs, ours in SHAPE.items()}, "hidden_act": "gelu",
         "max_position_embeddings": shape.max_positions + (MPNET_FIRST_POSITION if layout is MPNET else 0),
-        "layer_norm_eps": LAYER_NORM_EPS, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
+        "layer_norm_eps": shape.layer_norm_eps, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
         "tie_word_embeddings": True,
     }
     if layout is MPNET:
@@ -220,6 +221,7 @@ def encoder_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Enco
         embedding_dim=config.get("embedding_size", config["hidden_size"]),
         max_positions=config["max_position_embeddings"] - (MPNET_FIRST_POSITION if mpnet else 0),
         rel_pos_buckets=buckets, rel_pos_max_distance=max_distance, rel_pos_bucketing=bucketing,
+        layer_norm_eps=config.get("layer_norm_eps", LAYER_NORM_EPS),
     ))
     prefix = "" if config["architectures"] == [layout.class_name("encoder")] else f"{layout.prefix}."
     state = {

@@ -357,6 +357,9 @@ def write(pretrained: Pretrained, out, layout: str = "fairseq", encoder_only: bo
             f"{source} was trained with rel_pos_bucketing {bucketing} and {buckets} rel_pos_buckets, which Microsoft's "
             "code would read otherwise: train with --rel-pos-bucketing released, or export to Hugging Face"
         )
+    if pretrained.encoder.config.layer_norm_eps != LAYER_NORM_EPS:
+        eps = pretrained.encoder.config.layer_norm_eps
+        raise ValueError(f"{source} has layer_norm_eps {eps}, Microsoft's code {LAYER_NORM_EPS}: export it instead")
     whole = layout == "fairseq" and pretrained.method is not None and not encoder_only
     network = pretrained.method if whole else nn.ModuleDict({"encoder": pretrained.encoder})
     parameters = dict(network.named_parameters(remove_duplicate=False))

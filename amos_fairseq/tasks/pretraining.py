@@ -29,6 +29,7 @@ from amos_fairseq.objectives import COUNTED
 from amos_fairseq.optim.fused_adamw import check_takes_factors, check_takes_pauses, copy_values, pause, set_lr_factor
 from amos_fairseq.options import COUNT, Range, free_names, option
 from amos_fairseq.pooled import mean_cosine
+from amos_fairseq.pretrained import stock
 from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
@@ -156,7 +157,14 @@ class PretrainingTask(SupervisedTask):
     def earlier_run(self, path: str, option_name: str) -> EarlierRun:
         source = f"{option_name} {path}"
         if not os.path.exists(path):
-            raise ValueError(f"{source} does not exist")
+            raise ValueError(f"{source} does not exist: give a local folder, nothing is downloaded")
+        if stock.is_stock(path):
+            if stock.symbols_of(path) != self.dictionary.symbols:
+                raise ValueError(
+                    f"{source} has another vocabulary than {self.cfg.data}: prepare the text anew with "
+                    f"`amos-fairseq prepare --vocabulary {path}`"
+                )
+            return stock.earlier_run(path, source)
         try:
             checkpoint = checkpoint_utils.load_checkpoint_to_cpu(path)
             model, task, vocabulary = checkpoint["cfg"]["model"], checkpoint["cfg"]["task"], checkpoint["task_state"]

@@ -47,6 +47,8 @@ class Prompt(Classification):
         if lm_head_class is None:
             raise ValueError(without_language_model(f"{method} trains"))
         lm_head = lm_head_class(encoder.config.dim, encoder.token_embeddings)
+        if hasattr(lm_head, "layer_norm"):
+            lm_head.layer_norm.eps = encoder.config.layer_norm_eps
         return PromptHead(lm_head, problem.label_tokens, mask_token)
 
     def start_head(self, head: PromptHead, pretrained: Pretrained) -> None:

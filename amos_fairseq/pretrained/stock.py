@@ -1,0 +1,187 @@
+"""Local folders of Hugging Face's BERT, ELECTRA, MPNet and RoBERTa, as their own library saves them.
+
+    config.json, model.safetensors | pytorch_model.bin    the encoder, with its heads if it has any
+    generator/                                            the same of ELECTRA's generator, if it is there
+    tokenizer.json                                        whose ids the rows of the token table belong to
+
+What these classes compute, an `Encoder` does, too: post-LN, learned positions, biases, erf GELU, `layer_norm_eps`,
+ELECTRA's narrower table, MPNet's relative bias. RoBERTa's and MPNet's positions begin behind the padding's row. Token
+types are those of a single text, whose row every position gets.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple
+
+import torch
+from torch import Tensor
+
+from amos_fairseq.methods.continuation import EarlierRun, part
+from amos_fairseq.methods.generator_first import heads_of
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
+from amos_fairseq.pretrained.layouts import BERT, ELECTRA, MPNET, MPNET_BUCKETS, ROBERTA, SHAPE, Layout, their_names
+from amos_fairseq.pretrained.released import read_config, read_tensors
+
+CONFIG, INDEX, TOKENIZER = "config.json", ".index.json", "tokenizer.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+LAYOUTS = {layout.model_type: layout for layout in (BERT, ELECTRA, MPNET, ROBERTA)}
+# Of config.json, what an encoder of ours is
+SUPPORTED = dict(
+    hidden_act="gelu", position_embedding_type="absolute", is_decoder=False,
+    relative_attention_num_buckets=MPNET_BUCKETS[0],
+)
+DECODERS = ("cls.predictions.decoder", "generator_lm_head", "lm_head.decoder")  # of which the table may be a copy
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+logger = logging.getLogger(__name__)
+
+
+class Stock(NamedTuple):
+    """One network of theirs; heads by the names that our methods give them."""
+
+    folder: Path
+    encoder: Encoder
+    heads: Dict[str, Any]
+
+    @property
+    def state(self) -> Dict[str, Tensor]:
+        """By the names of a method's parameters."""
+        return torch.nn.ModuleDict({"encoder": self.encoder, **self.heads}).state_dict()
+
+
+def is_stock(path) -> bool:
+    """Whether `path` is a folder of one of their models."""
+    return Path(path, CONFIG).is_file() and read_config(Path(path, CONFIG)).get("model_type") in LAYOUTS
+
+
+def load(path) -> Stock:
+    """Its encoder, and the MLM or detection head if it has one.
+
+    Raises ValueError, in one line, for a model that no encoder of ours equals, and for weights that are not those of
+    its config.json.
+    """
+    folder = Path(path)
+    config = read_config(folder / CONFIG)
+    layout = LAYOUTS[config["model_type"]]
+    for name, value in SUPPORTED.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{folder} has {name} {config[name]!r}, this package's encoder only {value!r}")
+    tensors = read_weights(folder)
+    prefix = f"{layout.prefix}."
+    if f"{prefix}embeddings.word_embeddings.weight" not in tensors:
+        prefix = ""
+    encoder = encoder_of(folder, config, layout, tensors, prefix)
+    return Stock(folder, encoder.eval(), heads_in(folder, layout, tensors, encoder))
+
+
+def earlier_run(path, source: str) -> EarlierRun:
+    """What a new run takes of the folder, and of `generator/` in it, by the names that methods have."""
+    main = load(path)
+    state, config = main.state, main.encoder.config
+    place = Path(path) / "generator"
+    if is_stock(place):
+        generator = load(place)
+        shape = generator.encoder.config
+        same_heads = shape.heads == heads_of(shape.dim) and (shape.dim != config.dim or shape.heads == config.heads)
+        if same_heads and shape.layer_norm_eps == config.layer_norm_eps:
+            renamed = {f"generator.{name.removeprefix('encoder.')}": tensor
+                       for name, tensor in part(generator.state, ["encoder"]).items()}
+            state = {**state, **renamed, **part(generator.state, ["mlm_head"])}
+        else:
+            logger.warning("%s: heads or layer_norm_eps are no generator's here: not taken", place)
+    options = {
+        "encoder_attention_heads": config.heads, "layer_norm_eps": config.layer_norm_eps,
+        "rel_pos_max_distance": config.rel_pos_max_distance, "rel_pos_bucketing": config.rel_pos_bucketing,
+    }
+    return EarlierRun(source, state, options)
+
+
+def read_weights(folder: Path) -> Dict[str, Tensor]:
+    """In float32, by the names of today."""
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not found:
+        if any(folder.glob(f"*{INDEX}")):
+            remedy = "save it again with save_pretrained(FOLDER, max_shard_size='100GB')"
+            raise ValueError(f"{folder} has its weights in several files: {remedy}")
+        raise ValueError(f"{folder} holds none of {', '.join(WEIGHTS)}")
+    tensors = {}
+    for name, tensor in read_tensors(found[0]).items():
+        for old, new in OLD_NAMES.items():
+            name = name.replace(old, new)
+        tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return tensors
+
+
+def encoder_of(
+    folder: Path, config: Mapping[str, Any], layout: Layout, tensors: Dict[str, Tensor], prefix: str
+) -> Encoder:
+    relative = layout is MPNET
+    first = config["pad_token_id"] + 1 if layout in (MPNET, ROBERTA) else 0
+    buckets, max_distance, bucketing = MPNET_BUCKETS if relative else (0, MPNET_BUCKETS[1], MPNET_BUCKETS[2])
+    try:
+        encoder = Encoder(EncoderConfig(
+            **{ours: config[theirs] for theirs, ours in SHAPE.items()}, padding_idx=config.get("pad_token_id", 0),
+            embedding_dim=config["embedding_size"] if layout is ELECTRA else config["hidden_size"],
+            max_positions=config["max_position_embeddings"] - first, layer_norm_eps=config["layer_norm_eps"],
+            rel_pos_buckets=buckets, rel_pos_max_distance=max_distance, rel_pos_bucketing=bucketing,
+        ))
+    except KeyError as error:
+        raise ValueError(f"{folder / CONFIG} lacks {error}: save the model again with save_pretrained") from None
+    positions, types = (f"{prefix}embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
+    tensors = dict(tensors)
+    if positions in tensors:
+        tensors[positions] = tensors[positions][first:]
+        if types in tensors:
+            tensors[positions] = tensors[positions] + tensors[types][0]
+    fill(folder, encoder, layout.names, prefix, tensors)
+    return encoder
+
+
+def heads_in(folder: Path, layout: Layout, tensors: Mapping[str, Tensor], encoder: Encoder) -> Dict[str, Any]:
+    """mlm_head or rtd_head, if the folder has it; an MLM head with a decoder of its own is left, and told of."""
+    config, heads = encoder.config, dict[str, Any]()
+    names = layout.heads["masked_lm"]
+    if f"{names['dense']}.weight" in tensors:
+        decoders = [tensors[f"{name}.weight"] for name in DECODERS if f"{name}.weight" in tensors]
+        tied = read_config(folder / CONFIG).get("tie_word_embeddings", True)
+        if decoders:
+            tied = torch.equal(decoders[0], encoder.token_embeddings.weight)
+        if tied:
+            heads["mlm_head"] = MaskedLMHead(config.dim, encoder.token_embeddings, config.layer_norm_eps)
+            known = {**tensors, "token_embeddings.weight": encoder.token_embeddings.weight}
+            fill(folder, heads["mlm_head"], {**names, "token_embeddings": "token_embeddings"}, "", known)
+        else:
+            logger.warning("%s: its MLM head has a decoder of its own, not the token table: not taken", folder)
+    if "detection" in layout.heads and f"{layout.heads['detection']['dense']}.weight" in tensors:
+        head = heads["rtd_head"] = DetectionHead(config.dim, hidden_layer=True)
+        fill(folder, head, layout.heads["detection"], "", tensors)
+        with torch.no_grad():  # theirs says `replaced`, ours `original`
+            head.score.weight.neg_()
+            head.score.bias.neg_()
+    return heads
+
+
+@torch.no_grad()
+def fill(folder: Path, network: torch.nn.Module, names, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, in one line, for the first parameter that is absent or has another shape."""
+    for name, parameter in network.named_parameters():
+        theirs = their_names(name, names, prefix)
+        absent = [their for their in theirs if their not in tensors]
+        if absent:
+            raise ValueError(f"{folder} does not hold the weights of its {CONFIG}: {absent[0]} is absent")
+        tensor = torch.cat([tensors[their] for their in theirs])
+        if tensor.shape != parameter.shape:
+            shapes = f"{theirs[0]} makes {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+            raise ValueError(f"{folder} does not hold the weights of its {CONFIG}: {shapes}")
+        parameter.copy_(tensor)
+
+
+def symbols_of(path) -> List[str]:
+    """Of its tokenizer, by id."""
+    file = Path(path) / TOKENIZER
+    if not file.is_file():
+        raise ValueError(f"{path} holds no {TOKENIZER}: save the fast tokenizer beside the model")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    return [tokenizer.id_to_token(index) or "" for index in range(tokenizer.get_vocab_size())]
