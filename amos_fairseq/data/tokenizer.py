@@ -27,7 +27,10 @@ PLAIN = {"``": '"', "''": '"', "\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2
 PLAIN |= {"\u2013": "-", "\u2014": "-"}
 SPELLING = re.compile("|".join(PLAIN))
 CHARACTER = re.compile(f"{SPELLING.pattern}|.", re.DOTALL)
-CLITICS = ("s", "t", "m", "d", "ll", "re", "ve")
+# A quote alone before what English shortens, wherever the line has both: company ' s, 's-Hertogenbosch.
+CLITIC = re.compile(r"' (?=(?:[smdtSMDT]|ll|re|ve)\b)")
+CAPITAL_CLITIC = re.compile(r"' (LL|RE|VE)\b ?")
+ALIASES = {"[CLS]": "<s>", "[PAD]": "<pad>", "[SEP]": "</s>", "[UNK]": "<unk>", "[MASK]": MASK}  # in dict.txt
 MARK = b"amos_fairseq: dict.txt and sp.model\n"
 
 
@@ -50,6 +53,7 @@ class Tokenizer:
         vocabulary = load_vocabulary(model, name)
         self.model = model
         self.symbols = [*SPECIALS, *vocabulary.symbols, MASK]
+        self.mask = len(self.symbols) - 1
         self.processor = load_processor(model, name)
         self.id_of_piece = vocabulary.symbol_of_piece.tolist()
 
@@ -60,10 +64,6 @@ class Tokenizer:
     def sha256(self) -> str:
         """Of `model`: what tells vocabularies apart."""
         return hashlib.sha256(self.model).hexdigest()
-
-    @property
-    def mask(self) -> int:
-        return len(self.symbols) - 1
 
     @property
     def excluded(self) -> List[int]:
@@ -134,11 +134,12 @@ class ReleasedTokenizer(Tokenizer):
         self.sentencepiece, self.dictionary = sentencepiece, dictionary
         self.model = MARK + len(dictionary).to_bytes(8, "little") + dictionary + sentencepiece
         self.processor = load_processor(sentencepiece, f"what belongs to {name}")
-        self.id_of_symbol = read_dictionary(dictionary, name)
-        self.symbols = [*SPECIALS, *self.id_of_symbol, MASK]
+        ids = read_dictionary(dictionary, name)
+        self.symbols, self.mask = [*ids], ids[MASK]
+        self.id_of_symbol = {**{symbol: ids[symbol] for symbol in self.symbols[len(SPECIALS) :]}, "[MASK]": self.mask}
 
     def encode(self, text: str) -> List[int]:
-        """Ids of `text` without special tokens, whose names are text like any other."""
+        """Ids of `text` without special tokens, whose names are text; only their [MASK] inside of a word is none."""
         return self._ids(self._pieces(text))
 
     def _pieces(self, text: str) -> List[str]:
@@ -161,7 +162,8 @@ class ReleasedTokenizer(Tokenizer):
         _, offsets = self._encode_with_offsets(prepared)
         spans = []
         for begin, end in (offsets[index] for index in kept(pieces)):
-            begin += prepared[begin:end].startswith(" ")
+            surface = prepared[begin:end]
+            begin += len(surface) - len(surface.lstrip(f" {SPACE}"))
             spans.append(Span(begins[begin] if begin < end else ends[end], ends[end]))
         return self.encode(text), spans
 
@@ -176,7 +178,10 @@ def load_tokenizer(model: bytes, name: str = "the vocabulary") -> Tokenizer:
 
 
 def read_dictionary(dictionary: bytes, name: str) -> Dict[str, int]:
-    """Ids of the symbols in fairseq's dict.txt, a line each with its count; the first follows the special ones."""
+    """Ids of the special symbols and of those in fairseq's dict.txt, a line each with its count.
+
+    <mask> has the line that names it, in the releases' 64,000 the first; without one it follows the last.
+    """
     ids = {symbol: index for index, symbol in enumerate(SPECIALS)}
     for number, line in enumerate(dictionary.decode("utf-8", "replace").split("\n"), start=1):
         if not line:
@@ -184,10 +189,11 @@ def read_dictionary(dictionary: bytes, name: str) -> Dict[str, int]:
         symbol, _, count = line.rstrip("\r").rpartition(" ")
         if not symbol or not count.isdecimal():
             raise ValueError(f"{name}, line {number}: {line[:40]!r} is no symbol and its count")
-        if symbol in ids or symbol == MASK:
+        if ALIASES.get(symbol, symbol) in ids:
             raise ValueError(f"{name}, line {number}: {symbol!r} is there already")
-        ids[symbol] = len(ids)
-    return {symbol: index for symbol, index in ids.items() if symbol not in SPECIALS}
+        ids[ALIASES.get(symbol, symbol)] = len(ids)
+    ids.setdefault(MASK, len(ids))
+    return ids
 
 
 def as_prepared(text: str) -> str:
@@ -198,19 +204,18 @@ def as_prepared(text: str) -> str:
 def prepare(text: str) -> str:
     """What SentencePiece is given: words and runs of punctuation, a space between any two."""
     text = SPELLING.sub(lambda match: PLAIN[match[0]], without_surrogates(text)[0])
-    return " ".join(token for word in text.split() for token in split_punctuation(word))
+    line = " ".join(token for word in text.split() for token in split_punctuation(word))
+    return CAPITAL_CLITIC.sub(r"'\1 ", CLITIC.sub("'", line)).rstrip()
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def split_punctuation(word: str) -> List[str]:
-    """The punctuation before and after a word; what is inside of it stays, and so do 's, 'll and the like as words."""
+    """The punctuation before and after a word; what is inside of it stays."""
     begin, end = 0, len(word)
     while begin < end and is_punctuation(word[begin]):
         begin += 1
     while end > begin and is_punctuation(word[end - 1]):
         end -= 1
-    if word[:begin] == "'" and word[begin:end] in CLITICS:
-        begin = 0
     return [part for part in (word[:begin], word[begin:end], word[end:]) if part]
 
 

@@ -101,8 +101,8 @@ def export(
         raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
     with new_folder(out) as partial:
         source, checkpoint = read(path, data)
-        if type(source.tokenizer) is not Tokenizer:
-            remedy = "write it with `amos-fairseq convert`"
+        if tokenizer and type(source.tokenizer) is not Tokenizer:
+            remedy = "add --no-tokenizer, or write it with `amos-fairseq convert`"
             raise ValueError(f"{path} has a tokenizer that transformers cannot read: {remedy}")
         chosen = choose(candidates(source), class_names)
         for choice in chosen:

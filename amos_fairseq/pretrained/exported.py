@@ -6,7 +6,7 @@ from typing import Any, Dict
 
 import safetensors.torch
 
-from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.tokenizer import load_tokenizer
 from amos_fairseq.data.vocabulary import MODEL_NAME
 from amos_fairseq.pretrained.layouts import LAYOUTS, encoder_of
 from amos_fairseq.pretrained.model import Pretrained
@@ -33,7 +33,7 @@ def load(path) -> Pretrained:
         encoder = encoder_of(config, safetensors.torch.load_file(folder / WEIGHTS))
     except (FileNotFoundError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise Damaged(f"{folder} is damaged: {type(error).__name__} {error}") from None
-    tokenizer = Tokenizer((folder / MODEL_NAME).read_bytes(), str(folder / MODEL_NAME))
+    tokenizer = load_tokenizer((folder / MODEL_NAME).read_bytes(), str(folder / MODEL_NAME))
     if len(tokenizer) != encoder.config.vocab_size:
         raise ValueError(
             f"{folder / MODEL_NAME} makes {len(tokenizer)} symbols, but the model has {encoder.config.vocab_size}: "
