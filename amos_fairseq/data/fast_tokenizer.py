@@ -65,11 +65,10 @@ class FastTokenizer(Tokenizer):
         self.symbols = [names.get(token, f"madeupword{token:04d}") for token in range(size)]
         ids: Dict[str, int] = {role: self.symbols.index(symbol) for role, symbol in self.roles.items()}
         self.bos, self.pad, self.eos, self.mask = ids["bos"], ids["pad"], ids["eos"], ids["mask"]
-        self.unk = ids.get("unk")
+        self.unk = unk = ids.get("unk")
         # A unigram model has a piece for each name: one that a text spells is unknown.
-        self.id_of_text = list(range(size))
-        for token in set(self.special) - {self.unk} if self.unk is not None else ():
-            self.id_of_text[token] = self.unk
+        hidden = () if unk is None else self.special
+        self.id_of_text = [token if unk is None or token not in hidden else unk for token in range(size)]
         self.separators = 2 if self.pair_of_nothing().count(self.eos) == 3 else 1
 
     def pair_of_nothing(self) -> List[int]:
@@ -240,8 +239,8 @@ def around(roles: Dict[str, str], ids: Dict[str, int]):
 def train_fast(texts: Iterable[str], kind: str, vocab_size: int, uncased: bool) -> FastTokenizer:
     """BERT's WordPieces, RoBERTa's byte-level BPE, or a unigram model, `vocab_size` symbols in all."""
     import_tokenizers()
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Fast
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
     roles = BERT_NAMES if kind == "wordpiece" else Tokenizer.roles
     options: Dict[str, Any] = dict(vocab_size=vocab_size, special_tokens=[*roles.values()], show_progress=False)
@@ -259,7 +258,7 @@ def train_fast(texts: Iterable[str], kind: str, vocab_size: int, uncased: bool) 
         trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
     else:
         fast = Fast(models.Unigram())
-        fast.normalizer = normalizers.Sequence([normalizers.NFKC(), *lower])
+        fast.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), *lower])
         fast.pre_tokenizer, fast.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
         trainer = trainers.UnigramTrainer(unk_token=roles["unk"], **options)
     fast.train_from_iterator(text_sample(texts), trainer)

@@ -81,6 +81,10 @@ def test_odd_text_has_spans_in_order_and_no_special_token_but_unknown(trained, t
     assert flat.tolist() == ids + trained.encode("alpha") and lengths[0] == len(ids)
 
 
+def test_a_line_break_between_words_is_not_unknown(trained):
+    assert trained.unk not in trained.encode("alpha\nbeta\t gamma")
+
+
 def test_what_is_shown_marks_where_words_start(trained):
     ids = trained.encode("na\u00efve alpha")
     assert "".join(trained.shown[token] for token in ids).split("\u2581")[1:] == ["na\u00efve", "alpha"]
