@@ -85,7 +85,8 @@ setup(
         ],
         "data": ["pyarrow>=14", "zstandard>=0.21"],  # `amos-fairseq prepare` of Parquet, Arrow and .zst
         "tensorboard": ["tensorboard"],
-        "huggingface": ["transformers>=4.48"],  # `amos-fairseq export`
+        # `amos-fairseq export`; its tokenizers, vocabularies of other models
+        "huggingface": ["tokenizers>=0.15", "transformers>=4.48"],
     },
     entry_points={"console_scripts": ["amos-fairseq = amos_fairseq.cli.main:main"]},
 )

@@ -12,7 +12,6 @@ from amos_fairseq.analysis.pipeline import Sentence
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located
 from amos_fairseq.data.masking import MaskingOptions
-from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MASK
 from amos_fairseq.pretrained.loading import identify, load
 from amos_fairseq.pretrained.model import Pretrained
 
@@ -46,7 +45,7 @@ class TrainedRun(NamedTuple):
     def inspect_held_out(self, count: int, sampling: Sampling = Sampling()) -> List[Sentence]:
         """`count` blocks from all over the validation data."""
         data = str(self.data or self.task["data"])
-        blocks, _ = held_out_blocks(data, self.model, count, remedy=": name its own data with --data")
+        blocks = held_out_blocks(data, self.model, count, remedy=": name its own data with --data")
         return self.inspect([block.numpy() for block in blocks], sampling)
 
     def inspect(self, sentences: Sequence[np.ndarray], sampling: Sampling) -> List[Sentence]:
@@ -66,21 +65,19 @@ class TrainedRun(NamedTuple):
 
 
 def held_out_blocks(data: str, model: Pretrained, count: int, remedy: str = ""):
-    """`count` token tensors from all over a prepared folder's validation data, or all if it has fewer; its dictionary.
+    """`count` token tensors from all over a prepared folder's validation data, or all if it has fewer.
 
     Raises ValueError, which ends with `remedy`, unless `model` has its vocabulary.
     """
-    from fairseq.data import Dictionary, data_utils
+    from fairseq.data import data_utils
 
-    load_manifest_for(data)
+    manifest, _ = load_manifest_for(data)
     folder = os.path.join(located(data)[0], VALID_SHARD)
-    dictionary = Dictionary.load(str(Path(folder) / DICTIONARY_NAME))
-    dictionary.add_symbol(MASK)
-    if dictionary.symbols != model.tokenizer.symbols:
+    if manifest.sentencepiece_sha256 != model.tokenizer.sha256:
         raise ValueError(f"{data} has another vocabulary than {model.source}{remedy}")
-    blocks = data_utils.load_indexed_dataset(str(Path(folder) / "valid"), dictionary)
+    blocks = data_utils.load_indexed_dataset(str(Path(folder) / "valid"), None)
     count = min(count, len(blocks))
-    return [blocks[len(blocks) * (2 * i + 1) // (2 * count)] for i in range(count)], dictionary
+    return [blocks[len(blocks) * (2 * i + 1) // (2 * count)] for i in range(count)]
 
 
 def load_run(run: Path, data: Optional[Path] = None) -> TrainedRun:

@@ -96,12 +96,13 @@ def held_out_sequences(run: Run, model: Pretrained) -> MaskedBlockDataset:
     data = run.folder / "data" if (run.folder / "data").is_dir() else run.options.get("data")
     if not data:
         raise ValueError(f"{run.folder} holds no data, and its log does not name them")
-    blocks, dictionary = held_out_blocks(str(data), model, SEQUENCES)
+    blocks = held_out_blocks(str(data), model, SEQUENCES)
     if len(blocks) < 2:
         raise ValueError(f"{data} holds {len(blocks)} of the blocks of validation data that pairs need: two or more")
     chosen = [shortened(block, SEQUENCE_TOKENS) for block in blocks]
     sizes = [len(block) for block in chosen]
-    return MaskedBlockDataset(chosen, sizes, dictionary, MaskingOptions.of(run.options), 1, KEPT_BY_CROPS)
+    masking = MaskingOptions.of(run.options)
+    return MaskedBlockDataset(chosen, sizes, model.tokenizer.token_ids, masking, 1, KEPT_BY_CROPS)
 
 
 def shortened(tokens: Tensor, length: int) -> Tensor:

@@ -90,7 +90,7 @@ def batch_of(original: np.ndarray, masked: np.ndarray, selected: np.ndarray, num
 @torch.no_grad()
 def follow(model: Pretrained, batch: PretrainingBatch, top: int) -> Sentence:
     """All stages of a batch of one sentence, with the `top` likeliest tokens wherever a language model speaks."""
-    method, vocabulary = model.method, model.tokenizer.symbols
+    method, vocabulary = model.method, model.tokenizer.shown
     output = method(batch)
     originals = batch.mlm_targets.tolist()
     words = Words(vocabulary, [None if token == model.tokenizer.mask else token for token in originals], top)
@@ -108,7 +108,7 @@ def follow(model: Pretrained, batch: PretrainingBatch, top: int) -> Sentence:
 
 
 def tokens_of(model: Pretrained, output, batch: PretrainingBatch) -> List[Token]:
-    vocabulary = model.tokenizer.symbols
+    vocabulary = model.tokenizer.shown
     tokens = [
         Token(None if original == model.tokenizer.mask else vocabulary[original], vocabulary[masked], selected)
         for original, masked, selected in zip(*(stage[0].tolist() for stage in batch[:3]))

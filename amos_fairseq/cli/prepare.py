@@ -48,7 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of characters: NFKC and what translation removes, zero-width joiners among it (the default), NFKC, none",
     )
     parser.add_argument(
-        "--vocabulary", metavar="PATH", help="take this SentencePiece .model, or an earlier DIR's, instead of training"
+        "--vocabulary", metavar="PATH", help="instead of training one: a SentencePiece .model, an earlier DIR, or the "
+        "tokenizer.json, or the local folder, of a Hugging Face model, whose ids are kept",
+    )
+    parser.add_argument(
+        "--train-tokenizer", choices=["wordpiece", "bpe", "unigram"],
+        help="train BERT's WordPieces, byte-level BPE or a unigram model with Hugging Face's tokenizers (default: "
+        "byte-pair encoding with SentencePiece)",
     )
     parser.add_argument("--tokens-per-sample", type=int, default=512, help="length of a block")
     parser.add_argument("--shards", type=int, default=1, help="number of equal parts; fairseq reads one per epoch")

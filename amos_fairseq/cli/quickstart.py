@@ -180,7 +180,7 @@ def held_out_text(model: "Pretrained", data: Path, corpus: Optional[Path]) -> Li
         return list(held_out_paragraphs())
     from amos_fairseq.analysis.checkpoint import held_out_blocks
 
-    blocks, _ = held_out_blocks(str(data), model, sys.maxsize)
+    blocks = held_out_blocks(str(data), model, sys.maxsize)
     return [model.tokenizer.decode([token for block in blocks for token in block.tolist()[1:-1]])]
 
 

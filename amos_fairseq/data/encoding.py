@@ -18,15 +18,16 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from amos_fairseq.data.corpus import Passages, Span, one_line
-from amos_fairseq.data.vocabulary import SubwordVocabulary, load_processor, token_dtype
+from amos_fairseq.data.corpus import Passages, Span
+from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer
+from amos_fairseq.data.vocabulary import token_dtype
 from amos_fairseq.files import durably_written
 
 PORTION_BYTES = 64 << 20  # of text; no slice of divisible sources is larger
@@ -53,21 +54,16 @@ class EncodedText(NamedTuple):
 class TextEncoder:
     """Encodes passages as dictionary indices."""
 
-    def __init__(self, vocabulary: SubwordVocabulary):
-        self.processor = load_processor(vocabulary.model)
-        self.symbol_of_piece = vocabulary.symbol_of_piece.astype(token_dtype(vocabulary.size))
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer, self.dtype = tokenizer, token_dtype(len(tokenizer))
 
     def __call__(self, passages: Passages) -> EncodedText:
-        pieces = self.processor.encode(list(map(one_line, passages.texts)), num_threads=1)
+        ids, lengths = self.tokenizer.encode_batch(passages.texts)
         return EncodedText(
-            self.symbol_of_piece[np.array([piece for part in pieces for piece in part], dtype=np.int32)],
-            np.array(passages.kinds, dtype=np.uint8), _lengths(pieces), _lengths(passages.texts),
+            ids.astype(self.dtype), np.array(passages.kinds, dtype=np.uint8), np.array(lengths, dtype=np.int64),
+            np.array([len(text) for text in passages.texts], dtype=np.int64),
             np.array(passages.repaired, dtype=np.int64), np.array(passages.ids, dtype=np.uint64),
         )
-
-
-def _lengths(parts: Sequence[Sized]) -> np.ndarray:
-    return np.array([len(part) for part in parts], dtype=np.int64)
 
 
 def encode_slice(
@@ -138,9 +134,9 @@ _encoder: TextEncoder  # of this worker process
 _done: Any  # its and the others' work: as of `encode_slice`
 
 
-def _start_worker(vocabulary: SubwordVocabulary, done: Any) -> None:
+def _start_worker(model: bytes, done: Any) -> None:
     global _encoder, _done
-    _encoder, _done = TextEncoder(vocabulary), done
+    _encoder, _done = TextEncoder(load_tokenizer(model)), done
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
 
@@ -163,7 +159,7 @@ def _encode_in_worker(path: str, spans: Sequence[Span], strand: int, strands: in
 
 
 def encode_slices(
-    slices: Mapping[str, Sequence[Span]], vocabulary: SubwordVocabulary, workers: int,
+    slices: Mapping[str, Sequence[Span]], tokenizer: Tokenizer, workers: int,
     progress: Callable[[int], Any] = lambda size: None,
 ) -> int:
     """Encode each slice to the files that its key names; the bytes of text that were encoded.
@@ -171,7 +167,7 @@ def encode_slices(
     progress: told what is done of the sources' sizes, again and again
     """
     if workers == 1:
-        encoder, total = TextEncoder(vocabulary), 0
+        encoder, total = TextEncoder(tokenizer), 0
 
         def done(size: int, encoded: int) -> None:
             nonlocal total
@@ -182,7 +178,7 @@ def encode_slices(
             encode_slice(encoder, path, spans, done=done)
         return total
     counts = multiprocessing.Array("q", 2)
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(vocabulary, counts))
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(tokenizer.model, counts))
     try:
         waiting, finished, open_strands, told = {}, queue.SimpleQueue[Future](), {}, 0
         for path, spans in slices.items():

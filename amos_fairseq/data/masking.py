@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
+from amos_fairseq.data.vocabulary import TokenIds
 from amos_fairseq.options import Range, check, option
 
 FROM_0_TO_1 = Range(0, 1, with_high=True)
@@ -95,7 +96,7 @@ class MaskedBlockDataset(FairseqDataset):
     """
 
     def __init__(
-        self, blocks, sizes: np.ndarray, dictionary, options: MaskingOptions, seed: int,
+        self, blocks, sizes: np.ndarray, token_ids: TokenIds, options: MaskingOptions, seed: int,
         cropping: Optional[float] = None,
     ):
         super().__init__()
@@ -105,11 +106,9 @@ class MaskedBlockDataset(FairseqDataset):
         self.cropping = cropping
         self.seed = seed
         self.epoch = 1
-        self.padding = dictionary.pad()
-        self.mask_token = dictionary.index("<mask>")
-        self.special_tokens = special_tokens(dictionary)
-        self.excluded_tokens = excluded_tokens(dictionary)
-        self.regular_tokens = np.setdiff1d(np.arange(len(dictionary)), self.excluded_tokens)
+        self.padding, self.mask_token = token_ids.pad, token_ids.mask
+        self.special_tokens, self.excluded_tokens = token_ids.special, token_ids.excluded
+        self.regular_tokens = np.setdiff1d(np.arange(token_ids.size), self.excluded_tokens)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -203,14 +202,3 @@ def padding_mask(lengths: Sequence[int]) -> Optional[torch.Tensor]:
     """(B, T) bool, True at what `stack` adds to rows of these lengths; None if that is nothing."""
     mask = stack([np.zeros(length, dtype=bool) for length in lengths], True)
     return mask if mask.any() else None
-
-
-def special_tokens(dictionary) -> List[int]:
-    """Ids that are never selected: `<s> <pad> </s> <unk>` are structure or nothing to predict, and `<mask>`."""
-    return [*range(dictionary.nspecial), dictionary.index("<mask>")]
-
-
-def excluded_tokens(dictionary) -> List[int]:
-    """Ids that are never drawn: the special tokens, and the fillers that round the vocabulary up."""
-    fillers = [token for token, symbol in enumerate(dictionary.symbols) if symbol.startswith("madeupword")]
-    return special_tokens(dictionary) + fillers

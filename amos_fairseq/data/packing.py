@@ -12,7 +12,8 @@ import numpy as np
 from amos_fairseq.data.corpus import CONTINUES, STARTS_FILE
 from amos_fairseq.data.encoding import EncodedText
 from amos_fairseq.data.manifest import Shard, Split, index_header
-from amos_fairseq.data.vocabulary import BOS, EOS, SPECIALS, UNK, token_dtype
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.vocabulary import BOS, EOS, token_dtype
 from amos_fairseq.files import durably_written, file_record
 
 LONGEST_COMPARED = 1 << 24  # tokens; a longer document is never taken for a duplicate, since it is not held in memory
@@ -157,9 +158,11 @@ class DocumentWriter:
 class SplitWriter:
     """Packs the documents of a split and deals its blocks out to the shards in turn, so that all get equally many."""
 
-    def __init__(self, prefixes: Sequence[str], folder: str, vocab_size: int, tokens_per_sample: int, whole: bool):
-        self.shards = [ShardWriter(folder, prefix, vocab_size) for prefix in prefixes]
-        self.packer = BlockPacker(tokens_per_sample, whole, token_dtype(vocab_size), self._write)
+    def __init__(self, prefixes: Sequence[str], folder: str, tokenizer: Tokenizer, tokens_per_sample: int, whole: bool):
+        self.shards = [ShardWriter(folder, prefix, len(tokenizer)) for prefix in prefixes]
+        dtype = token_dtype(len(tokenizer))
+        self.packer = BlockPacker(tokens_per_sample, whole, dtype, self._write, tokenizer.bos, tokenizer.eos)
+        self.tokenizer = tokenizer
         self.documents = self.characters = self.blocks = 0
 
     def _write(self, block: np.ndarray) -> None:
@@ -179,7 +182,8 @@ class SplitWriter:
         shards = [shard.close() for shard in self.shards]
         return Split(
             documents=self.documents, characters=self.characters,
-            text_tokens=int(counts[len(SPECIALS) :].sum() + counts[UNK]), unknown_tokens=int(counts[UNK]),
+            text_tokens=int(counts.sum() - counts[[self.tokenizer.bos, self.tokenizer.eos]].sum()),
+            unknown_tokens=0 if self.tokenizer.unk is None else int(counts[self.tokenizer.unk]),
             tokens=sum(shard.tokens for shard in shards), blocks=self.blocks, shards=shards,
         )
 
@@ -243,13 +247,14 @@ class BlockPacker:
     """
 
     def __init__(
-        self, tokens_per_sample: int, documents_whole: bool, dtype: np.dtype, write: Callable[[np.ndarray], None]
+        self, tokens_per_sample: int, documents_whole: bool, dtype: np.dtype, write: Callable[[np.ndarray], None],
+        bos: int = BOS, eos: int = EOS,
     ):
         self.capacity = tokens_per_sample - 2
         self.documents_whole = documents_whole
         self.write = write
-        self.block = np.full(tokens_per_sample, BOS, dtype=dtype)
-        self.separator = np.array([EOS], dtype=dtype)
+        self.block = np.full(tokens_per_sample, bos, dtype=dtype)
+        self.separator = np.array([eos], dtype=dtype)
         self.filled = 0  # ids after <s>
         self.held: Optional[np.ndarray] = None  # with documents_whole: the open document while it may still fit a block
 
@@ -287,7 +292,7 @@ class BlockPacker:
                 self._flush()
 
     def _flush(self) -> None:
-        self.block[1 + self.filled] = EOS
+        self.block[1 + self.filled] = self.separator[0]
         self.write(self.block[: self.filled + 2])
         self.filled = 0
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from amos_fairseq.data import corpus
 from amos_fairseq.data.corpus import REPAIRED, Reading, Source, Span
 from amos_fairseq.data.encoding import EncodedText, encode_slices, portions, read_encoded
+from amos_fairseq.data.fast_tokenizer import KINDS, train_fast
 from amos_fairseq.data.inputs import NAMES, STANDARD_INPUT, Input, is_stream, list_inputs
 from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
 from amos_fairseq.data.packing import (
@@ -41,18 +42,16 @@ from amos_fairseq.data.packing import (
     Survey,
     held_out,
 )
-from amos_fairseq.data.sentencepiece_model import parse
 from amos_fairseq.data.sources import Text, open_source
-from amos_fairseq.data.vocabulary import (
-    DICTIONARY_NAME,
-    MODEL_NAME,
-    NORMALIZATIONS,
-    SubwordVocabulary,
+from amos_fairseq.data.tokenizer import (
+    GivenVocabulary,
+    Tokenizer,
     format_dictionary,
-    load_vocabulary,
+    load_tokenizer,
     read_vocabulary,
-    train_vocabulary,
+    vocabulary_file,
 )
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MODEL_NAME, NORMALIZATIONS, train_vocabulary
 from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.user_errors import Damaged
 
@@ -61,7 +60,7 @@ LOCK_NAME, SETUP_LOCK_NAME = "lock", "setup.lock"
 PLAN_NAME = "plan.json"  # what the encoded slices depend on
 ENCODED_NAME = "encoded"
 COMPLETE_NAME, REPLACED_NAME = "complete", "replaced"  # the prepared folder to be, and the one that it replaces
-OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{MODEL_NAME}|data\d+")
+OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{MODEL_NAME}|vocabulary\.json|data\d+")
 DEFAULT_VOCAB_SIZE = 32768
 DROPPED = ("empty_files", "empty_documents", "duplicate_documents", "repeated_ids")
 READING = tuple(field.name for field in fields(Reading))  # options that are also its
@@ -80,7 +79,8 @@ class Options:
     vocab_size: Optional[int] = None  # specials and <mask> included; DEFAULT_VOCAB_SIZE unless a vocabulary is given
     uncased: bool = False
     normalization: Optional[str] = None  # one of NORMALIZATIONS; the first unless a vocabulary is given
-    vocabulary: Optional[str] = None  # a .model file or the folder of an earlier preparation
+    vocabulary: Optional[str] = None  # as of `read_vocabulary`
+    train_tokenizer: Optional[str] = None  # one of KINDS, by Hugging Face's tokenizers; None: SentencePiece's BPE
     tokens_per_sample: int = 512
     shards: int = 1
     valid_fraction: float = 0.01  # of the tokens
@@ -96,8 +96,13 @@ class Options:
             raise ValueError(f"--format {self.format} is none of {', '.join(NAMES)}")
         if self.encoding is not None and not _is_text_encoding(self.encoding):
             raise ValueError(f"--encoding {self.encoding} is none that Python knows, such as latin-1, cp1252 or utf-16")
-        if self.vocabulary is not None and (self.vocab_size is not None or self.uncased or self.normalization):
-            names = "--vocab-size, --uncased and --normalization"
+        if self.train_tokenizer not in (None, *KINDS):
+            raise ValueError(f"--train-tokenizer {self.train_tokenizer} is none of {', '.join(KINDS)}")
+        if self.train_tokenizer is not None and self.normalization is not None:
+            raise ValueError("--normalization is SentencePiece's: leave it out with --train-tokenizer")
+        given = (self.vocab_size is not None, self.uncased, self.normalization, self.train_tokenizer)
+        if self.vocabulary is not None and any(given):
+            names = "--vocab-size, --uncased, --normalization and --train-tokenizer"
             raise ValueError(f"{names} are properties of the given --vocabulary: leave them out")
         if self.normalization not in (None, *NORMALIZATIONS):
             raise ValueError(f"--normalization {self.normalization} is none of {', '.join(NORMALIZATIONS)}")
@@ -178,21 +183,25 @@ def prepare(
         if not is_stream(path):
             open_source(path, path, format, reading).check()
     given = read_vocabulary(chosen.vocabulary) if chosen.vocabulary is not None else None
-    if given is not None and (obstacle := parse(given.model).obstacle):
+    if given is not None and (obstacle := given.tokenizer.obstacle):
         logger.warning(
             "%s: %s, which Hugging Face's tokenizers have no equal for: what is trained with it can be exported with "
             "--no-tokenizer only", chosen.vocabulary, obstacle
         )
     if given is None:
         chosen.vocab_size = chosen.vocab_size or DEFAULT_VOCAB_SIZE
-        chosen.normalization = chosen.normalization or NORMALIZATIONS[0]
+        if chosen.train_tokenizer is None:
+            chosen.normalization = chosen.normalization or NORMALIZATIONS[0]
 
     with _partial_folder(out, shared=part is not None) as (partial, lock):
         train, valid = (
             _open_sources(found.files if found else [], reading, partial, name)
             for found, name in ((inputs_found, "stream"), (valid_found, "valid"))
         )
-        recorded = {**asdict(chosen), "vocabulary": given and given.sha256, "valid": valid_found is not None}
+        of_given = given and given.tokenizer.sha256
+        recorded = {**asdict(chosen), "vocabulary": of_given, "valid": valid_found is not None}
+        if chosen.train_tokenizer is None:
+            del recorded["train_tokenizer"]
         identities = [*train.identities, *({**identity, "split": "valid"} for identity in valid.identities)]
         if os.path.exists(os.path.join(out, MANIFEST_NAME)) and not overwrite:
             manifest = _existing(out, recorded, identities)
@@ -200,7 +209,7 @@ def prepare(
             vocabulary = _set_up(partial, recorded, identities, train.sources, given, overwrite)
             slices = _slices(partial, train.sources, valid.sources)
             share = part or Part(0, 1)
-            _encode(slices.all, share, vocabulary, workers, progress)
+            _encode(slices.all, share, vocabulary.tokenizer, workers, progress)
             if not (all(map(os.path.exists, slices.all)) and lock.taken_alone()):
                 logger.info("part %d/%d is encoded; the last part to be done puts all together", *share)
                 return None
@@ -284,15 +293,17 @@ def _partial_folder(out: str, shared: bool) -> Iterator[tuple[str, _Lock]]:
 
 def _set_up(
     partial: str, options: dict[str, Any], inputs: list[dict[str, Any]], sources: Sequence[Source],
-    given: Optional[SubwordVocabulary], overwrite: bool,
-) -> SubwordVocabulary:
+    given: Optional[GivenVocabulary], overwrite: bool,
+) -> GivenVocabulary:
     """See to it that what `partial` holds is of the same text and vocabulary, which is trained unless it is there."""
     lock = _Lock(os.path.join(partial, SETUP_LOCK_NAME), shared=False)
     with lock.stream:
         lock.take(wait=True)
         names = (*READING, "vocabulary", "vocab_size", "uncased", "normalization", "vocabulary_sample")
-        plan = json.dumps({**{name: options[name] for name in names}, "inputs": inputs}, indent=1).encode()
-        plan_path, model_path = os.path.join(partial, PLAN_NAME), os.path.join(partial, MODEL_NAME)
+        kind = options.get("train_tokenizer")
+        of_kind = {"train_tokenizer": kind} if kind else {}
+        plan = json.dumps({**{name: options[name] for name in names}, **of_kind, "inputs": inputs}, indent=1).encode()
+        plan_path, model_path = os.path.join(partial, PLAN_NAME), vocabulary_file(partial)
         kept = _read_if_there(plan_path)
         if kept != plan:
             if kept is not None and not overwrite and (os.path.exists(model_path) or _encoded_files(partial)):
@@ -308,11 +319,15 @@ def _set_up(
             return given
         model = _read_if_there(model_path)
         if model is not None:
-            return load_vocabulary(model, model_path)
-        sample = corpus.sample_text(sources, options["vocabulary_sample"])
-        vocabulary = train_vocabulary(sample, options["vocab_size"], options["uncased"], options["normalization"])
-        replace_durably(model_path, vocabulary.model)
-        return vocabulary
+            return GivenVocabulary(load_tokenizer(model, model_path))
+        sample, size, uncased = corpus.sample_text(sources, options["vocabulary_sample"]), "vocab_size", "uncased"
+        if kind:
+            tokenizer: Tokenizer = train_fast(sample, kind, options[size], options[uncased])
+        else:
+            vocabulary = train_vocabulary(sample, options[size], options[uncased], options["normalization"])
+            tokenizer = load_tokenizer(vocabulary.model)
+        replace_durably(os.path.join(partial, tokenizer.file_name), tokenizer.model)
+        return GivenVocabulary(tokenizer)
 
 
 def _slices(partial: str, train: Sequence[Source], valid: Sequence[Source]) -> Slices:
@@ -371,7 +386,7 @@ def _open_sources(files: Sequence[Input], reading: Reading, folder: str, name: s
 
 
 def _encode(
-    slices: dict[str, list[Span]], part: Part, vocabulary: SubwordVocabulary, workers: int, progress: bool
+    slices: dict[str, list[Span]], part: Part, tokenizer: Tokenizer, workers: int, progress: bool
 ) -> None:
     """Encode the slices of `part` that are not there yet."""
     mine = dict(list(slices.items())[part.index :: part.count])
@@ -381,7 +396,7 @@ def _encode(
     total, rest = (sum(span.size for spans in some.values() for span in spans) for some in (mine, missing))
     started = time.monotonic()
     with _progress_bar("encode", total, progress, initial=total - rest) as bar:
-        size = encode_slices(missing, vocabulary, workers, bar.update)
+        size = encode_slices(missing, tokenizer, workers, bar.update)
     seconds = time.monotonic() - started
     logger.info("encoded %.1f MB in %.1f s: %.2f MB/s, workers: %d", size / 1e6, seconds, size / 1e6 / seconds, workers)
 
@@ -423,12 +438,13 @@ def _read(slices: Iterable[str], tokens: bool, bar: Optional[tqdm] = None) -> It
             bar.update(os.path.getsize(path))
 
 
-def _pack(slices: Slices, folder: str, vocabulary: SubwordVocabulary, options: Options, progress: bool) -> Manifest:
+def _pack(slices: Slices, folder: str, vocabulary: GivenVocabulary, options: Options, progress: bool) -> Manifest:
     """Write all of a prepared folder but its manifest.json, which is returned without options and inputs."""
     train_prefixes = [os.path.join(f"data{shard}", "train") for shard in range(options.shards)]
     for prefix in train_prefixes:
         os.makedirs(os.path.join(folder, os.path.dirname(prefix)))
-    layout = (folder, vocabulary.size, options.tokens_per_sample, options.documents_whole)
+    tokenizer = vocabulary.tokenizer
+    layout = (folder, tokenizer, options.tokens_per_sample, options.documents_whole)
     train = SplitWriter(train_prefixes, *layout)
     valid = SplitWriter([os.path.join("data0", "valid")], *layout)
 
@@ -459,13 +475,13 @@ def _pack(slices: Slices, folder: str, vocabulary: SubwordVocabulary, options: O
     if options.shards > train.blocks:
         raise ValueError(f"{options.shards} shards are more than the {train.blocks} blocks: lower --shards")
 
-    dictionary = vocabulary.dictionary or format_dictionary(vocabulary, symbol_counts)
+    dictionary = vocabulary.dictionary or format_dictionary(tokenizer, symbol_counts)
     for name in ("", *map(os.path.dirname, train_prefixes)):
         replace_durably(os.path.join(folder, name, DICTIONARY_NAME), dictionary)
-    replace_durably(os.path.join(folder, MODEL_NAME), vocabulary.model)
+    replace_durably(os.path.join(folder, tokenizer.file_name), tokenizer.model)
     return Manifest(
-        version=FORMAT_VERSION, tokens_per_sample=options.tokens_per_sample, vocabulary_size=vocabulary.size,
-        dictionary_sha256=hashlib.sha256(dictionary).hexdigest(), sentencepiece_sha256=vocabulary.sha256,
+        version=FORMAT_VERSION, tokens_per_sample=options.tokens_per_sample, vocabulary_size=len(tokenizer),
+        dictionary_sha256=hashlib.sha256(dictionary).hexdigest(), sentencepiece_sha256=tokenizer.sha256,
         options={}, inputs=[],
         splits={"train": train.close(), "valid": valid.close()},
         dropped={name: getattr(survey, name) for name in DROPPED},

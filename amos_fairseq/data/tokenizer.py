@@ -1,6 +1,7 @@
-"""Text to the ids that training reads, and back: by our own vocabularies, and by those of Microsoft's releases.
+"""Text to the ids that training reads, and back: by our own vocabularies, and by those of others.
 
     Tokenizer           text -> pieces -> ids, as `prepare` numbers them
+    FastTokenizer       one of Hugging Face's, with the ids of its model: in fast_tokenizer.py
     ReleasedTokenizer   text -> plain quotes and dashes -> words and the punctuation around them -> pieces -> numbers in
                         dict.txt: of Microsoft's AMOS and COCO-LM
 """
@@ -8,14 +9,30 @@
 import functools
 import hashlib
 import inspect
+import os
 import re
 import unicodedata
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 import sentencepiece
 
 from amos_fairseq.data.corpus import one_line, without_surrogates
-from amos_fairseq.data.vocabulary import BOS, EOS, MASK, PAD, SPECIALS, UNK, load_processor, load_vocabulary
+from amos_fairseq.data.sentencepiece_model import parse
+from amos_fairseq.data.vocabulary import (
+    BOS,
+    DICTIONARY_NAME,
+    EOS,
+    MASK,
+    MODEL_NAME,
+    PAD,
+    SPECIALS,
+    UNK,
+    TokenIds,
+    load_processor,
+    load_vocabulary,
+)
+from amos_fairseq.user_errors import seen_from
 
 SPACE = "\u2581"  # how SentencePiece writes one in a piece
 ANCHOR = "\ue000"  # a character in no vocabulary, hence a piece of its own
@@ -27,7 +44,10 @@ PLAIN = {"``": '"', "''": '"', "\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2
 PLAIN |= {"\u2013": "-", "\u2014": "-"}
 SPELLING = re.compile("|".join(PLAIN))
 CHARACTER = re.compile(f"{SPELLING.pattern}|.", re.DOTALL)
-CLITICS = ("s", "t", "m", "d", "ll", "re", "ve")
+# A quote alone before what English shortens, wherever the line has both: company ' s, 's-Hertogenbosch.
+CLITIC = re.compile(r"' (?=(?:[smdtSMDT]|ll|re|ve)\b)")
+CAPITAL_CLITIC = re.compile(r"' (LL|RE|VE)\b ?")
+ALIASES = {"[CLS]": "<s>", "[PAD]": "<pad>", "[SEP]": "</s>", "[UNK]": "<unk>", "[MASK]": MASK}  # in dict.txt
 MARK = b"amos_fairseq: dict.txt and sp.model\n"
 
 
@@ -41,16 +61,30 @@ class Span(NamedTuple):
 class Tokenizer:
     """A SentencePiece model as training sees it: `prepare` encodes alike, and fairseq's dictionary has the same ids.
 
-    symbols   V names by id: <s>, <pad>, </s>, <unk>, the pieces, fillers, <mask>
+    What the rest of the package asks of a tokenizer of any kind is what this class has.
+
+    symbols     V names by id: <s>, <pad>, </s>, <unk>, the pieces, fillers, <mask>
+    model       all of it as bytes, in prepared data a file called `file_name`, and in every checkpoint
+    obstacle    what Hugging Face's tokenizers cannot do of what it does; None: nothing
+    roles       names of the special tokens
+    fast        a `tokenizers.Tokenizer` that is the same, if it was made of one
+    separators  how many </s> stand between the texts of a pair
     """
 
-    bos, pad, eos, unk = BOS, PAD, EOS, UNK
+    bos, pad, eos = BOS, PAD, EOS
+    unk: Optional[int] = UNK
+    separators = 2
+    fast: Any = None
+    name, file_name = "SentencePiece", MODEL_NAME
+    roles = {**dict(zip(("bos", "pad", "eos", "unk"), SPECIALS)), "mask": MASK}
 
     def __init__(self, model: bytes, name: str = "the SentencePiece model"):
         vocabulary = load_vocabulary(model, name)
         self.model = model
         self.symbols = [*SPECIALS, *vocabulary.symbols, MASK]
+        self.mask = len(self.symbols) - 1
         self.processor = load_processor(model, name)
+        self.symbol_of_piece = vocabulary.symbol_of_piece
         self.id_of_piece = vocabulary.symbol_of_piece.tolist()
 
     def __len__(self) -> int:
@@ -62,18 +96,42 @@ class Tokenizer:
         return hashlib.sha256(self.model).hexdigest()
 
     @property
-    def mask(self) -> int:
-        return len(self.symbols) - 1
+    def listed(self) -> range:
+        """Ids of the symbols that dict.txt has, a line each."""
+        return range(len(SPECIALS), self.mask)
+
+    @property
+    def special(self) -> List[int]:
+        """Ids that are never selected: `<s> <pad> </s> <unk>` are structure or nothing to predict, and `<mask>`."""
+        return [*range(len(SPECIALS)), self.mask]
 
     @property
     def excluded(self) -> List[int]:
-        """Ids that stand for no text: special tokens, and the fillers that round the vocabulary up."""
-        fillers = [token for token, symbol in enumerate(self.symbols) if symbol.startswith("madeupword")]
-        return [*range(len(SPECIALS)), *fillers, self.mask]
+        """Ids that stand for no text, and are never drawn: special tokens, and those that no text makes."""
+        return self.special + [token for token, symbol in enumerate(self.symbols) if symbol.startswith("madeupword")]
+
+    @property
+    def token_ids(self) -> TokenIds:
+        return TokenIds(len(self), self.pad, self.mask, self.special, self.excluded)
+
+    @property
+    def shown(self) -> List[str]:
+        """`symbols` for people: U+2581 where a word starts, and <mask>."""
+        return self.symbols
+
+    @property
+    def obstacle(self) -> Optional[str]:
+        return parse(self.model).obstacle
 
     def encode(self, text: str) -> List[int]:
         """Ids of `text` without special tokens; line breaks are spaces."""
         return [self.id_of_piece[piece] for piece in self.processor.encode(as_prepared(text))]
+
+    def encode_batch(self, texts: Sequence[str]) -> Tuple[np.ndarray, List[int]]:
+        """Ids of all texts, without halves of surrogate pairs, one after the other, and how many each has."""
+        pieces = self.processor.encode(list(map(one_line, texts)), num_threads=1)
+        flat = np.array([piece for part in pieces for piece in part], dtype=np.int32)
+        return self.symbol_of_piece[flat], [len(part) for part in pieces]
 
     def encode_with_spans(self, text: str) -> Tuple[List[int], List[Span]]:
         """`encode(text)`, and the characters of `text` that each token stands for, the space before it left out."""
@@ -99,7 +157,7 @@ class Tokenizer:
             pieces = self._pieces(ANCHOR + part)
             place = next(index for index, piece in enumerate(pieces) if ANCHOR in piece)
             # SentencePiece makes one piece of all unknown characters in a row, hence of those after the anchor, too.
-            unknown = [self.unk] if not pieces[place].endswith(ANCHOR) else []
+            unknown = [UNK] if not pieces[place].endswith(ANCHOR) else []
             ids += [self.mask, *unknown, *self._ids(pieces[place + 1 :])]
         return ids
 
@@ -110,10 +168,13 @@ class Tokenizer:
         return [self.id_of_piece[self.processor.piece_to_id(piece)] for piece in pieces]
 
     def sequence(self, *parts: Sequence[int]) -> List[int]:
-        """<s> A </s>, or of a pair <s> A </s> </s> B </s>, as RoBERTa, MPNet and the released COCO-LM have it."""
+        """<s> A </s>, or of a pair <s> A </s> </s> B </s>, as RoBERTa, MPNet and the released COCO-LM have it.
+
+        With one separator: <s> A </s> B </s>, as BERT and ELECTRA do.
+        """
         ids = [self.bos]
         for number, part in enumerate(parts):
-            ids += [*([self.eos] if number else []), *part, self.eos]
+            ids += [*([self.eos] * (self.separators - 1) if number else []), *part, self.eos]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -130,15 +191,18 @@ class ReleasedTokenizer(Tokenizer):
     model   both files in one, to be kept with what was trained: see `load_tokenizer`
     """
 
+    obstacle = "the releases' tokenizer moves quotes and spaces"
+
     def __init__(self, sentencepiece: bytes, dictionary: bytes, name: str = "dict.txt"):
         self.sentencepiece, self.dictionary = sentencepiece, dictionary
         self.model = MARK + len(dictionary).to_bytes(8, "little") + dictionary + sentencepiece
         self.processor = load_processor(sentencepiece, f"what belongs to {name}")
-        self.id_of_symbol = read_dictionary(dictionary, name)
-        self.symbols = [*SPECIALS, *self.id_of_symbol, MASK]
+        ids = read_dictionary(dictionary, name)
+        self.symbols, self.mask = [*ids], ids[MASK]
+        self.id_of_symbol = {**{symbol: ids[symbol] for symbol in self.symbols[len(SPECIALS) :]}, "[MASK]": self.mask}
 
     def encode(self, text: str) -> List[int]:
-        """Ids of `text` without special tokens, whose names are text like any other."""
+        """Ids of `text` without special tokens, whose names are text; only their [MASK] inside of a word is none."""
         return self._ids(self._pieces(text))
 
     def _pieces(self, text: str) -> List[str]:
@@ -161,13 +225,18 @@ class ReleasedTokenizer(Tokenizer):
         _, offsets = self._encode_with_offsets(prepared)
         spans = []
         for begin, end in (offsets[index] for index in kept(pieces)):
-            begin += prepared[begin:end].startswith(" ")
+            surface = prepared[begin:end]
+            begin += len(surface) - len(surface.lstrip(f" {SPACE}"))
             spans.append(Span(begins[begin] if begin < end else ends[end], ends[end]))
         return self.encode(text), spans
 
 
 def load_tokenizer(model: bytes, name: str = "the vocabulary") -> Tokenizer:
-    """The tokenizer whose `model` this is, of either kind."""
+    """The tokenizer whose `model` this is, of any kind."""
+    if model.startswith(b"{"):
+        from amos_fairseq.data.fast_tokenizer import FastTokenizer
+
+        return FastTokenizer(model, name)
     if not model.startswith(MARK):
         return Tokenizer(model, name)
     start = len(MARK) + 8
@@ -175,8 +244,62 @@ def load_tokenizer(model: bytes, name: str = "the vocabulary") -> Tokenizer:
     return ReleasedTokenizer(model[end:], model[start:end], name)
 
 
+class GivenVocabulary(NamedTuple):
+    """dictionary: dict.txt as an earlier preparation wrote it, if the vocabulary comes from one"""
+
+    tokenizer: Tokenizer
+    dictionary: Optional[bytes] = None
+
+    @property
+    def model(self) -> bytes:
+        return self.tokenizer.model
+
+
+def vocabulary_file(folder) -> str:
+    """The file of a prepared folder, or of one that was exported, that holds its vocabulary; by default MODEL_NAME."""
+    names = (MODEL_NAME, "vocabulary.json")
+    found = [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))]
+    return found[0] if found else os.path.join(folder, MODEL_NAME)
+
+
+def read_vocabulary(path: str) -> GivenVocabulary:
+    """The vocabulary of a SentencePiece .model file, of an earlier preparation's folder, or of a Hugging Face model."""
+    from amos_fairseq.data.fast_tokenizer import is_fast, read_fast
+
+    if not os.path.exists(path):
+        raise ValueError(f"{seen_from(path)} does not exist: give a local file or folder: nothing is downloaded")
+    folder, dictionary = path, None
+    if os.path.isdir(path) and os.path.exists(vocabulary_file(path)):
+        path = vocabulary_file(path)
+        if os.path.exists(os.path.join(folder, DICTIONARY_NAME)):
+            with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
+                dictionary = stream.read()
+    elif is_fast(path):
+        return GivenVocabulary(read_fast(path))
+    elif os.path.isdir(path):
+        raise ValueError(
+            f"{folder} holds no {MODEL_NAME} and no tokenizer.json: name a .model file, an earlier prepare's folder, "
+            "or that of a Hugging Face model"
+        )
+    with open(path, "rb") as stream:
+        tokenizer = load_tokenizer(stream.read(), path)
+    if dictionary is not None:
+        lines = dictionary.decode(errors="replace").split("\n")
+        if [line.rsplit(" ", 1)[0] for line in lines if line] != [tokenizer.symbols[i] for i in tokenizer.listed]:
+            raise ValueError(f"{folder}: {DICTIONARY_NAME} and {os.path.basename(path)} do not belong together")
+    return GivenVocabulary(tokenizer, dictionary)
+
+
+def format_dictionary(tokenizer: Tokenizer, counts: np.ndarray) -> bytes:
+    """dict.txt; counts: (V,) how often the corpus holds each symbol."""
+    return "".join(f"{tokenizer.symbols[token]} {counts[token]}\n" for token in tokenizer.listed).encode()
+
+
 def read_dictionary(dictionary: bytes, name: str) -> Dict[str, int]:
-    """Ids of the symbols in fairseq's dict.txt, a line each with its count; the first follows the special ones."""
+    """Ids of the special symbols and of those in fairseq's dict.txt, a line each with its count.
+
+    <mask> has the line that names it, in the releases' 64,000 the first; without one it follows the last.
+    """
     ids = {symbol: index for index, symbol in enumerate(SPECIALS)}
     for number, line in enumerate(dictionary.decode("utf-8", "replace").split("\n"), start=1):
         if not line:
@@ -184,10 +307,11 @@ def read_dictionary(dictionary: bytes, name: str) -> Dict[str, int]:
         symbol, _, count = line.rstrip("\r").rpartition(" ")
         if not symbol or not count.isdecimal():
             raise ValueError(f"{name}, line {number}: {line[:40]!r} is no symbol and its count")
-        if symbol in ids or symbol == MASK:
+        if ALIASES.get(symbol, symbol) in ids:
             raise ValueError(f"{name}, line {number}: {symbol!r} is there already")
-        ids[symbol] = len(ids)
-    return {symbol: index for symbol, index in ids.items() if symbol not in SPECIALS}
+        ids[ALIASES.get(symbol, symbol)] = len(ids)
+    ids.setdefault(MASK, len(ids))
+    return ids
 
 
 def as_prepared(text: str) -> str:
@@ -198,19 +322,18 @@ def as_prepared(text: str) -> str:
 def prepare(text: str) -> str:
     """What SentencePiece is given: words and runs of punctuation, a space between any two."""
     text = SPELLING.sub(lambda match: PLAIN[match[0]], without_surrogates(text)[0])
-    return " ".join(token for word in text.split() for token in split_punctuation(word))
+    line = " ".join(token for word in text.split() for token in split_punctuation(word))
+    return CAPITAL_CLITIC.sub(r"'\1 ", CLITIC.sub("'", line)).rstrip()
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def split_punctuation(word: str) -> List[str]:
-    """The punctuation before and after a word; what is inside of it stays, and so do 's, 'll and the like as words."""
+    """The punctuation before and after a word; what is inside of it stays."""
     begin, end = 0, len(word)
     while begin < end and is_punctuation(word[begin]):
         begin += 1
     while end > begin and is_punctuation(word[end - 1]):
         end -= 1
-    if word[:begin] == "'" and word[begin:end] in CLITICS:
-        begin = 0
     return [part for part in (word[:begin], word[begin:end], word[end:]) if part]
 
 

@@ -1,18 +1,14 @@
 """The vocabulary: training SentencePiece, and how its pieces become the symbols of fairseq's dictionary."""
 
-import hashlib
 import io
 import itertools
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple
 
 import numpy as np
 import sentencepiece
-
-from amos_fairseq.user_errors import seen_from
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four symbols, in its order
 MASK = "<mask>"  # the training task appends it: always the last symbol
@@ -31,22 +27,25 @@ class SubwordVocabulary(NamedTuple):
 
     symbols: the dictionary after the four specials and without `<mask>`
     symbol_of_piece: (pieces,) dictionary index of each piece; special names a text can spell are unknown
-    dictionary: dict.txt as an earlier preparation wrote it, if the vocabulary comes from one
     """
 
     model: bytes
     symbols: list[str]
     symbol_of_piece: np.ndarray
-    dictionary: Optional[bytes]
 
     @property
     def size(self) -> int:
         """Number of symbols, `<mask>` included."""
         return len(SPECIALS) + len(self.symbols) + 1
 
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.model).hexdigest()
+class TokenIds(NamedTuple):
+    """What masking asks of a vocabulary. special: never selected; excluded: never drawn, the special ones among them"""
+
+    size: int
+    pad: int
+    mask: int
+    special: List[int]
+    excluded: List[int]
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -54,7 +53,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size < 65500 else np.uint32)
 
 
-def load_vocabulary(model: bytes, name: str, dictionary: Optional[bytes] = None) -> SubwordVocabulary:
+def load_vocabulary(model: bytes, name: str) -> SubwordVocabulary:
     """The vocabulary of a SentencePiece model of any layout; `name` is how messages call it."""
     processor = load_processor(model, name)
     symbols: List[str] = []
@@ -71,7 +70,7 @@ def load_vocabulary(model: bytes, name: str, dictionary: Optional[bytes] = None)
         raise ValueError(f"{name} is not a SentencePiece model with pieces of text")
     fillers = -(len(SPECIALS) + len(symbols) + 1) % PADDING_FACTOR
     symbols.extend(f"madeupword{number:04d}" for number in range(fillers))
-    return SubwordVocabulary(model, symbols, symbol_of_piece, dictionary)
+    return SubwordVocabulary(model, symbols, symbol_of_piece)
 
 
 def load_processor(model: bytes, name: str = "model") -> sentencepiece.SentencePieceProcessor:
@@ -79,27 +78,6 @@ def load_processor(model: bytes, name: str = "model") -> sentencepiece.SentenceP
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise ValueError(f"{name} is not a SentencePiece model") from None
-
-
-def read_vocabulary(path: str) -> SubwordVocabulary:
-    """The vocabulary of a SentencePiece .model file or of an earlier preparation's folder."""
-    dictionary = None
-    if os.path.isdir(path):
-        folder, path = path, os.path.join(path, MODEL_NAME)
-        if not os.path.exists(path):
-            raise ValueError(f"{folder} holds no {MODEL_NAME}: name a .model file or an earlier prepare's folder")
-        if os.path.exists(os.path.join(folder, DICTIONARY_NAME)):
-            with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
-                dictionary = stream.read()
-    if not os.path.exists(path):
-        raise ValueError(f"{seen_from(path)} does not exist")
-    with open(path, "rb") as stream:
-        vocabulary = load_vocabulary(stream.read(), path, dictionary)
-    if dictionary is not None:
-        lines = dictionary.decode(errors="replace").split("\n")
-        if [line.rsplit(" ", 1)[0] for line in lines if line] != vocabulary.symbols:
-            raise ValueError(f"{folder}: {DICTIONARY_NAME} and {MODEL_NAME} do not belong together")
-    return vocabulary
 
 
 def train_vocabulary(
@@ -132,11 +110,16 @@ def train_vocabulary(
     return load_vocabulary(model.getvalue(), "the trained vocabulary")
 
 
+def text_sample(texts: Iterable[str]) -> Iterator[str]:
+    """Lines, the longest cut."""
+    for text in texts:
+        for line in text.replace("\r", " ").split("\n"):
+            yield from SENTENCE.findall(line)
+
+
 def _sentences(texts: Iterable[str], failures: List[Exception]) -> Iterator[str]:
     try:
-        for text in texts:
-            for line in text.replace("\r", " ").split("\n"):
-                yield from SENTENCE.findall(line)
+        yield from text_sample(texts)
     except Exception as error:
         failures.append(error)
         raise
@@ -149,9 +132,3 @@ def _explain(error: str, vocab_size: int) -> str:
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
         return f"a vocabulary of {vocab_size} is too small for the corpus: use --vocab-size {least[1]} or more"
     return f"SentencePiece: {error}"
-
-
-def format_dictionary(vocabulary: SubwordVocabulary, counts: np.ndarray) -> bytes:
-    """dict.txt of the vocabulary; counts: (size,) how often the corpus holds each symbol."""
-    lines = (f"{symbol} {count}\n" for symbol, count in zip(vocabulary.symbols, counts[len(SPECIALS) :].tolist()))
-    return "".join(lines).encode()

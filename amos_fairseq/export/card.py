@@ -162,7 +162,8 @@ def manifest_of(state: Mapping[str, Any], tokenizer: Tokenizer, data) -> Optiona
 
 
 def data_counts(manifest: Optional[Manifest], source: Source) -> str:
-    vocabulary = f"Vocabulary: {len(source.tokenizer):,} symbols, SentencePiece, `sentencepiece.model`."
+    tokenizer = source.tokenizer
+    vocabulary = f"Vocabulary: {len(tokenizer):,} symbols, {tokenizer.name}, `{tokenizer.file_name}`."
     if isinstance(source, Finetuned):
         about = [(name, value) for name, value in source.problem.about.items() if isinstance(value, (str, int, float))]
         return "\n\n".join([*([markdown(("of fine-tuning", ""), about)] if about else []), vocabulary])

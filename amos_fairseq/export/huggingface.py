@@ -3,7 +3,7 @@
     config.json, model.safetensors           of the stock class that the network is equal to, where there is one
     modeling_amos.py                         else: the class itself, for trust_remote_code=True
     tokenizer.json, tokenizer_config.json    a fast tokenizer with our ids
-    sentencepiece.model                      what it was made of, which `load` reads
+    sentencepiece.model | vocabulary.json    what it was made of, which `load` reads
     generator/                               the same of a method's generator, a masked language model
     modules.json, 1_Pooling/config.json      for sentence-transformers, if a pooling is given
     README.md                                the model card
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from amos_fairseq import __version__
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.data.vocabulary import MODEL_NAME
 from amos_fairseq.export import card
 from amos_fairseq.export.choices import Choice, Source, candidates, choose, left_out, method_name
 from amos_fairseq.export.tokenizer import write_tokenizer
@@ -101,9 +100,6 @@ def export(
         raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
     with new_folder(out) as partial:
         source, checkpoint = read(path, data)
-        if type(source.tokenizer) is not Tokenizer:
-            remedy = "write it with `amos-fairseq convert`"
-            raise ValueError(f"{path} has a tokenizer that transformers cannot read: {remedy}")
         chosen = choose(candidates(source), class_names)
         for choice in chosen:
             write_model(partial / choice.place, choice, source, tokenizer)
@@ -131,14 +127,16 @@ def read(path, data) -> Tuple[Source, Optional[Path]]:
 
 def write_model(folder: Path, choice: Choice, source: Source, tokenizer: bool) -> None:
     folder.mkdir(exist_ok=True)
-    config = {**config_of(choice.part, choice.layout), OURS: {"method": method_name(source), "version": __version__}}
+    ids = {"bos_token_id": source.tokenizer.bos, "eos_token_id": source.tokenizer.eos}
+    ours = {"method": method_name(source), "version": __version__}
+    config = {**config_of(choice.part, choice.layout), **ids, OURS: ours}
     write_json(folder / CONFIG, config)
     write_durably(folder / WEIGHTS, storage.safetensors_bytes(tensors_of(choice.part, choice.layout)))
     if choice.needs_code:
         shutil.copyfile(MODELLING_FILE, folder / MODELLING_FILE.name)
     if tokenizer:
         write_tokenizer(source.tokenizer, choice.part.encoder.config.max_positions, folder)
-    (folder / MODEL_NAME).write_bytes(source.tokenizer.model)
+    (folder / source.tokenizer.file_name).write_bytes(source.tokenizer.model)
 
 
 def write_pooling(folder: Path, pooling: str, shape: EncoderConfig) -> None:

@@ -9,6 +9,11 @@ from amos_fairseq.data.tokenizer import SPACE, Tokenizer
 from amos_fairseq.data.vocabulary import BOS, EOS, MASK, SPECIALS, UNK
 
 ISOLATOR = "\uffff"  # no character, so in no text
+# Of tokenizer_config.json
+ROLES_OF_KEYS = {
+    "bos_token": "bos", "eos_token": "eos", "unk_token": "unk", "sep_token": "eos", "pad_token": "pad",
+    "cls_token": "bos", "mask_token": "mask",
+}
 NEVER = -1e4  # log-probability of a special token in a unigram model: text never makes one
 
 
@@ -23,9 +28,9 @@ def fast_tokenizer(tokenizer: Tokenizer):
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
     from tokenizers import Tokenizer as FastTokenizer
 
-    model = parse(tokenizer.model)
-    if obstacle := model.obstacle:
+    if obstacle := tokenizer.obstacle:
         raise ValueError(f"{obstacle}, which Hugging Face's tokenizers have no equal for: add --no-tokenizer")
+    model = parse(tokenizer.model)
     fast = FastTokenizer(pieces_model(model, tokenizer))
 
     steps = [normalizers.Replace("\n", " "), normalizers.Replace("\r", " ")]
@@ -76,16 +81,17 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None
     """The files that AutoTokenizer reads; texts are cut to `max_tokens` where truncation is asked for."""
     from tokenizers import AddedToken
 
-    fast = fast_tokenizer(tokenizer)
-    # In a text they stand for themselves: transformers has it so, unless `split_special_tokens=True` is given.
-    fast.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (*SPECIALS, MASK)])
+    fast = tokenizer.fast
+    if fast is None:
+        fast = fast_tokenizer(tokenizer)
+        # In a text they stand for themselves: transformers has it so, unless `split_special_tokens=True` is given.
+        fast.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (*SPECIALS, MASK)])
     # Its own `save` raises a bare Exception where the disk is full.
     (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), encoding="utf-8")
-    bos, pad, eos, unk = SPECIALS
+    keys = {key: tokenizer.roles.get(role) for key, role in ROLES_OF_KEYS.items()}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens,
         "model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False,
-        "bos_token": bos, "eos_token": eos, "unk_token": unk, "sep_token": eos, "pad_token": pad, "cls_token": bos,
-        "mask_token": MASK,
+        **{key: name for key, name in keys.items() if name is not None},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -6,8 +6,7 @@ from typing import Any, Dict
 
 import safetensors.torch
 
-from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.data.vocabulary import MODEL_NAME
+from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
 from amos_fairseq.pretrained.layouts import LAYOUTS, encoder_of
 from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.user_errors import Damaged
@@ -26,17 +25,18 @@ def load(path) -> Pretrained:
     folder = Path(path)
     if not is_exported(folder):
         raise ValueError(f"{folder} was not written by `amos-fairseq export`")
-    if not (folder / MODEL_NAME).is_file():
-        raise ValueError(f"{folder} holds no {MODEL_NAME}: copy it from the folder that was exported")
+    vocabulary = Path(vocabulary_file(folder))
+    if not vocabulary.is_file():
+        raise ValueError(f"{folder} holds no {vocabulary.name}: copy it from the folder that was exported")
     config = read_config(folder)
     try:
         encoder = encoder_of(config, safetensors.torch.load_file(folder / WEIGHTS))
     except (FileNotFoundError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise Damaged(f"{folder} is damaged: {type(error).__name__} {error}") from None
-    tokenizer = Tokenizer((folder / MODEL_NAME).read_bytes(), str(folder / MODEL_NAME))
+    tokenizer = load_tokenizer(vocabulary.read_bytes(), str(vocabulary))
     if len(tokenizer) != encoder.config.vocab_size:
         raise ValueError(
-            f"{folder / MODEL_NAME} makes {len(tokenizer)} symbols, but the model has {encoder.config.vocab_size}: "
+            f"{vocabulary} makes {len(tokenizer)} symbols, but the model has {encoder.config.vocab_size}: "
             "copy it from the folder that was exported"
         )
     return Pretrained(str(folder), config[OURS]["method"], encoder.eval(), tokenizer)

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 import torch
 from torch import Tensor, nn
 
-from amos_fairseq.data.vocabulary import BOS, EOS, PAD
+from amos_fairseq.data.vocabulary import PAD
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS
 
@@ -91,7 +91,7 @@ class Layout(NamedTuple):
 
 def is_mpnet(config: EncoderConfig) -> bool:
     buckets = config.rel_pos_buckets, config.rel_pos_max_distance, config.rel_pos_bucketing
-    return config.embedding_width == config.dim and buckets == MPNET_BUCKETS
+    return config.embedding_width == config.dim and buckets == MPNET_BUCKETS and config.padding_idx == PAD
 
 
 def is_electra(config: EncoderConfig) -> bool:
@@ -185,7 +185,7 @@ def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
         "model_type": layout.model_type, "architectures": [layout.class_name(part.task)],
         **{theirs: getattr(shape, ours) for theirs, ours in SHAPE.items()}, "hidden_act": "gelu",
         "max_position_embeddings": shape.max_positions + (MPNET_FIRST_POSITION if layout is MPNET else 0),
-        "layer_norm_eps": shape.layer_norm_eps, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
+        "layer_norm_eps": shape.layer_norm_eps, "pad_token_id": shape.padding_idx,
         "tie_word_embeddings": True,
     }
     if layout is MPNET:

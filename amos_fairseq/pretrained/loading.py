@@ -5,8 +5,7 @@ from typing import Mapping, NamedTuple
 
 from amos_fairseq.checkpoints import storage, store
 from amos_fairseq.data.manifest import located
-from amos_fairseq.data.tokenizer import load_tokenizer
-from amos_fairseq.data.vocabulary import MODEL_NAME
+from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
 from amos_fairseq.methods import METHODS, build
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.pretrained import exported, released
@@ -85,7 +84,7 @@ def parameters_of(state: Mapping) -> dict:
 def vocabulary_of(task_state: Mapping, data, source) -> bytes:
     """Of a checkpoint, else of prepared `data`. Raises ValueError if neither has one, or both differ."""
     own = task_state[VOCABULARY].numpy().tobytes() if VOCABULARY in task_state else None
-    given = (Path(located(data)[0]) / MODEL_NAME).read_bytes() if data else None
+    given = Path(vocabulary_file(located(data)[0])).read_bytes() if data else None
     vocabulary = given if own is None else own
     if vocabulary is None:
         raise ValueError(f"{source} holds no vocabulary: name the folder of its prepared data")

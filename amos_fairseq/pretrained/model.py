@@ -128,7 +128,7 @@ class Pretrained:
         logits[:, method.excluded_tokens] = float("-inf")
         best = logits.softmax(dim=-1).topk(top)
         return [
-            [Filling(self.tokenizer.symbols[token], probability) for token, probability in zip(*row)]
+            [Filling(self.tokenizer.shown[token], probability) for token, probability in zip(*row)]
             for row in zip(best.indices.tolist(), best.values.tolist())
         ]
 
@@ -139,7 +139,7 @@ class Pretrained:
         tokens = self._checked(self.tokenizer.sequence(ids), text)
         logits = self._method("a detection head").detection_logits(tokens[None].to(self.device))
         replaced = (-full_precision(logits[0, 1:-1])).sigmoid().tolist()
-        return [Detection(self.tokenizer.symbols[i], *span, p) for i, span, p in zip(ids, spans, replaced)]
+        return [Detection(self.tokenizer.shown[i], *span, p) for i, span, p in zip(ids, spans, replaced)]
 
     def score(self, texts: Sequence[str], masked: bool = False, special_tokens: bool = False, **options) -> List[Score]:
         """Pseudo-log-likelihood of each text: of a SCRIPT model in one pass, else, or if `masked`, in one per token.

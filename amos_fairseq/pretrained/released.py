@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer
-from amos_fairseq.data.vocabulary import DICTIONARY_NAME, format_dictionary, load_vocabulary
+from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer, format_dictionary
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 from amos_fairseq.files import new_folder
 from amos_fairseq.methods import build
 from amos_fairseq.methods.base import PretrainingConfig, Vocabulary
@@ -396,7 +396,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> Dict[str, bytes]:
     if isinstance(tokenizer, ReleasedTokenizer):
         return {SENTENCEPIECE_NAME: tokenizer.sentencepiece, DICTIONARY_NAME: tokenizer.dictionary}
     counts = np.zeros(len(tokenizer), dtype=np.int64)  # nobody reads them
-    dictionary = format_dictionary(load_vocabulary(tokenizer.model, SENTENCEPIECE_NAME), counts)
+    dictionary = format_dictionary(tokenizer, counts)
     return {SENTENCEPIECE_NAME: tokenizer.model, DICTIONARY_NAME: dictionary}
 
 

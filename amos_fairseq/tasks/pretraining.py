@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 from typing import Optional
 
 import numpy as np
@@ -20,8 +21,9 @@ from amos_fairseq.checkpoints.training import goes_on_from
 from amos_fairseq.criterions.pretraining import TOKENS
 from amos_fairseq.data import loading
 from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located, verify_tokens
-from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, excluded_tokens, split
-from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MODEL_NAME
+from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, split
+from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun
@@ -90,27 +92,35 @@ class PretrainingTask(SupervisedTask):
         if cfg.verify_data:
             process, processes = distributed_utils.get_global_rank(), distributed_utils.get_global_world_size()
             verify_tokens(self.manifest, self.shards, process, processes)
+        self.vocabulary_bytes = self.read_vocabulary()
+        self.tokenizer = load_tokenizer(self.vocabulary_bytes.numpy().tobytes())
         self.dictionary = self.load_dictionary()
-        self.sentencepiece_model = self.read_sentencepiece_model()
         self.term_scales = None
         self.has_collapsed = False  # as far as validation has seen
         self.iterators = {}  # by split, the current one
 
     def load_dictionary(self) -> Dictionary:
-        """Of the data, and `<mask>` as its last symbol."""
-        path = os.path.join(self.shards[0], DICTIONARY_NAME)
+        """Of the tokenizer's ids, with the counts of dict.txt, 1 of what that does not list."""
+        path, tokenizer = os.path.join(self.shards[0], DICTIONARY_NAME), self.tokenizer
         try:
-            dictionary = Dictionary.load(path)
-        except Exception as error:  # fairseq's word for what is not UTF-8
+            lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            listed = [(symbol, int(count)) for symbol, _, count in (line.rpartition(" ") for line in lines)]
+        except ValueError as error:
             raise Damaged(f"{path} is no dictionary: {error}: run amos-fairseq prepare again") from None
-        size = self.manifest.vocabulary_size
-        if dictionary.add_symbol("<mask>") != size - 1:
-            raise Damaged(f"{path} is not of {size} symbols with <mask> as the last: run amos-fairseq prepare again")
+        if [symbol for symbol, _ in listed] != [tokenizer.symbols[token] for token in tokenizer.listed]:
+            raise Damaged(f"{path} is not of {self.manifest.vocabulary_size} symbols: run amos-fairseq prepare again")
+        dictionary = Dictionary()
+        dictionary.symbols = list(tokenizer.symbols)
+        dictionary.indices = {symbol: token for token, symbol in enumerate(tokenizer.symbols)}
+        dictionary.count = [1] * len(tokenizer)
+        dictionary.count[tokenizer.listed.start : tokenizer.listed.stop] = [count for _, count in listed]
+        dictionary.bos_index, dictionary.pad_index, dictionary.eos_index = tokenizer.bos, tokenizer.pad, tokenizer.eos
+        dictionary.unk_index = tokenizer.pad if tokenizer.unk is None else tokenizer.unk
         return dictionary
 
-    def read_sentencepiece_model(self) -> torch.Tensor:
-        """Its bytes, as checkpoints have them: to be saved whatever has become of the data by then."""
-        path = os.path.join(self.folder, MODEL_NAME)
+    def read_vocabulary(self) -> torch.Tensor:
+        """The tokenizer's bytes, as checkpoints have them: to be saved whatever has become of the data by then."""
+        path = vocabulary_file(self.folder)
         if not os.path.isfile(path):  # a pipe would be waited for
             raise Damaged(f"{path} does not exist: run amos-fairseq prepare again")
         try:
@@ -123,7 +133,7 @@ class PretrainingTask(SupervisedTask):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(len(self.dictionary), self.dictionary.pad(), excluded_tokens(self.dictionary))
+        return Vocabulary.of(self.tokenizer)
 
     def build_model(self, cfg, from_checkpoint=False):
         with told_in_one_line():
@@ -188,7 +198,7 @@ class PretrainingTask(SupervisedTask):
         """Part of every checkpoint: by it, a later run knows whether the ids mean the same words, and the text."""
         return {
             **super().state_dict(), "dictionary_sha256": self.manifest.dictionary_sha256,
-            "data_sha256": self.data_sha256(), VOCABULARY: self.sentencepiece_model,
+            "data_sha256": self.data_sha256(), VOCABULARY: self.vocabulary_bytes,
         }
 
     def data_sha256(self) -> str:
@@ -208,7 +218,7 @@ class PretrainingTask(SupervisedTask):
         if blocks is None:
             stop(f"{shard} holds no split {split!r}: prepare writes train and valid", os.EX_USAGE)
         options = self.masking, self.cfg.seed, self.cropping
-        self.datasets[split] = MaskedBlockDataset(blocks, blocks.sizes, self.dictionary, *options)
+        self.datasets[split] = MaskedBlockDataset(blocks, blocks.sizes, self.tokenizer.token_ids, *options)
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
         # fairseq drops a last batch that is no multiple of this, in validation, too
@@ -253,9 +263,10 @@ class PretrainingTask(SupervisedTask):
     def refuse_impossible(self, samples) -> None:
         """End the run if a batch holds ids beyond the vocabulary: of what else is damaged, see `load_manifest_for`."""
         for sample in filter(None, samples):
-            tokens, mask = sample["net_input"]["original_tokens"], len(self.dictionary) - 1
-            if tokens.max() >= mask:
-                blocks = [block for block, row in zip(self.sample_ids(sample), tokens) if row.max() >= mask]
+            tokens = sample["net_input"]["original_tokens"]
+            impossible = (tokens >= len(self.tokenizer)) | (tokens == self.tokenizer.mask)
+            if impossible.any():
+                blocks = [block for block, row in zip(self.sample_ids(sample), impossible) if row.any()]
                 stop(
                     f"{self.cfg.data}: ids beyond the vocabulary in blocks {blocks}, so files are damaged: "
                     "--verify-data says which; run amos-fairseq prepare again", os.EX_DATAERR,

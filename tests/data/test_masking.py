@@ -3,76 +3,64 @@
 import numpy as np
 import pytest
 import torch
-from fairseq.data import Dictionary
 
-from amos_fairseq.data.masking import (
-    MaskedBlockDataset,
-    MaskingOptions,
-    excluded_tokens,
-    mask_block,
-    special_tokens,
-)
-
-
-@pytest.fixture
-def dictionary():
-    dictionary = Dictionary()
-    for token in range(90):
-        dictionary.add_symbol(f"word{token}")
-    dictionary.add_symbol("madeupword0000")
-    dictionary.add_symbol("<mask>")
-    return dictionary
-
+from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, mask_block
+from amos_fairseq.data.vocabulary import TokenIds
 
 MASK, FILLER = 95, 94
 
 
-def masked(dictionary, tokens, options=MaskingOptions(), seed=0):
-    regular = np.array([token for token in range(len(dictionary)) if token not in excluded_tokens(dictionary)])
+@pytest.fixture
+def token_ids():
+    return TokenIds(96, 1, MASK, [0, 1, 2, 3, MASK], [0, 1, 2, 3, MASK, FILLER])
+
+
+def masked(token_ids, tokens, options=MaskingOptions(), seed=0):
+    regular = np.array([token for token in range(token_ids.size) if token not in token_ids.excluded])
     generator = np.random.default_rng(seed)
-    return mask_block(np.asarray(tokens), options, generator, MASK, special_tokens(dictionary), regular)
+    return mask_block(np.asarray(tokens), options, generator, MASK, token_ids.special, regular)
 
 
-def dataset(dictionary, blocks=40, seed=1, **options):
+def dataset(token_ids, blocks=40, seed=1, **options):
     generator = torch.Generator().manual_seed(0)
     lengths = [16] * (blocks - 1) + [11]
     data = [
         torch.cat([torch.tensor([0]), torch.randint(4, 94, (length - 2,), generator=generator), torch.tensor([2])])
         for length in lengths
     ]
-    return MaskedBlockDataset(data, np.array(lengths), dictionary, MaskingOptions(**options), seed)
+    return MaskedBlockDataset(data, np.array(lengths), token_ids, MaskingOptions(**options), seed)
 
 
 @pytest.mark.parametrize("maskable, selected", [(100, 15), (10, 2), (9, 1), (3, 0), (510, 76), (512, 77)])
-def test_a_rounded_share_of_the_maskable_positions_is_selected(dictionary, maskable, selected):
-    block = masked(dictionary, [0] + [7] * maskable + [2])
+def test_a_rounded_share_of_the_maskable_positions_is_selected(token_ids, maskable, selected):
+    block = masked(token_ids, [0] + [7] * maskable + [2])
     assert block.masked_positions.sum() == selected
     assert (block.masked_tokens == MASK).sum() == selected
 
 
-def test_special_tokens_are_never_selected(dictionary):
+def test_special_tokens_are_never_selected(token_ids):
     tokens = [0, 10, 2, 11, 3, 12, 2]
     for seed in range(50):
-        positions = masked(dictionary, tokens, MaskingOptions(mask_prob=0.99), seed).masked_positions
+        positions = masked(token_ids, tokens, MaskingOptions(mask_prob=0.99), seed).masked_positions
         assert positions.tolist() == [False, True, False, True, False, True, False]
 
 
-def test_special_tokens_are_selected_when_asked_for(dictionary):
+def test_special_tokens_are_selected_when_asked_for(token_ids):
     tokens, options = [0, 10, 2, 11, 12, 13, 2], MaskingOptions(mask_prob=0.5, mask_special_tokens=True)
-    chosen = sum(masked(dictionary, tokens, options, seed).masked_positions for seed in range(200))
+    chosen = sum(masked(token_ids, tokens, options, seed).masked_positions for seed in range(200))
     assert (chosen > 50).all()
 
 
-def test_every_position_is_selected_equally_often(dictionary):
+def test_every_position_is_selected_equally_often(token_ids):
     tokens = [0] + [9] * 20 + [2]
-    counts = sum(masked(dictionary, tokens, seed=seed).masked_positions.astype(int) for seed in range(2000))[1:-1]
+    counts = sum(masked(token_ids, tokens, seed=seed).masked_positions.astype(int) for seed in range(2000))[1:-1]
     expected = 2000 * 3 / 20
     assert ((counts - expected) ** 2 / expected).sum() / (1 - 3 / 20) < 43.8  # 99.9 % of chi-square, 19 degrees
 
 
-def test_selected_positions_are_masked_kept_or_random_in_the_given_shares(dictionary):
+def test_selected_positions_are_masked_kept_or_random_in_the_given_shares(token_ids):
     options = MaskingOptions(mask_prob=0.5, mask_token_prob=0.8, keep_prob=0.1, random_prob=0.1)
-    block = masked(dictionary, [10] * 40_000, options)
+    block = masked(token_ids, [10] * 40_000, options)
     there = block.masked_tokens[block.masked_positions]
     assert len(there) == 20_000
     assert (there == MASK).mean() == pytest.approx(0.8, abs=0.012)
@@ -83,18 +71,18 @@ def test_selected_positions_are_masked_kept_or_random_in_the_given_shares(dictio
     assert (block.masked_tokens[~block.masked_positions] == 10).all()
 
 
-def test_original_tokens_are_left_as_they_were(dictionary):
+def test_original_tokens_are_left_as_they_were(token_ids):
     tokens = np.arange(4, 44)
-    block = masked(dictionary, tokens)
+    block = masked(token_ids, tokens)
     assert block.original_tokens is tokens and (tokens == np.arange(4, 44)).all()
 
 
-def test_fillers_and_specials_are_excluded_from_draws(dictionary):
-    assert excluded_tokens(dictionary) == [0, 1, 2, 3, MASK, FILLER]
+def test_fillers_and_specials_are_excluded_from_draws(token_ids):
+    assert token_ids.excluded == [0, 1, 2, 3, MASK, FILLER]
 
 
-def test_masks_are_a_function_of_seed_epoch_and_index(dictionary):
-    first, again, other_seed = dataset(dictionary), dataset(dictionary), dataset(dictionary, seed=2)
+def test_masks_are_a_function_of_seed_epoch_and_index(token_ids):
+    first, again, other_seed = dataset(token_ids), dataset(token_ids), dataset(token_ids, seed=2)
 
     def positions(data, epoch, index=5):
         data.set_epoch(epoch)
@@ -107,8 +95,8 @@ def test_masks_are_a_function_of_seed_epoch_and_index(dictionary):
     assert positions(first, 1) != positions(first, 1, index=6)
 
 
-def test_reading_leaves_numpy_s_own_random_numbers_alone(dictionary):
-    data = dataset(dictionary)
+def test_reading_leaves_numpy_s_own_random_numbers_alone(token_ids):
+    data = dataset(token_ids)
     np.random.seed(0)
     expected = np.random.rand()
     np.random.seed(0)
@@ -116,14 +104,14 @@ def test_reading_leaves_numpy_s_own_random_numbers_alone(dictionary):
     assert np.random.rand() == expected
 
 
-def test_a_batch_is_padded_to_a_multiple_of_eight_and_counted(dictionary):
-    data = dataset(dictionary)
+def test_a_batch_is_padded_to_a_multiple_of_eight_and_counted(token_ids):
+    data = dataset(token_ids)
     batch = data.collater([data[38], data[39]])
     inputs = batch["net_input"]
     assert inputs["original_tokens"].shape == (2, 16)
     assert inputs["padding_mask"].sum(1).tolist() == [0, 5]
-    assert (inputs["original_tokens"][1, 11:] == dictionary.pad()).all()
-    assert (inputs["masked_tokens"][1, 11:] == dictionary.pad()).all()
+    assert (inputs["original_tokens"][1, 11:] == token_ids.pad).all()
+    assert (inputs["masked_tokens"][1, 11:] == token_ids.pad).all()
     assert inputs["num_masked"] == [2, 1] and torch.equal(inputs["sample_ids"], torch.tensor([38, 39]))
     assert batch["counts"] == {"selected": 3, "valid": 27, "words": 23, "sequences": 2} and batch["words"] == [14, 9]
     assert batch["ntokens"] == 27 and batch["nsentences"] == 2
@@ -131,13 +119,13 @@ def test_a_batch_is_padded_to_a_multiple_of_eight_and_counted(dictionary):
     assert torch.equal(inputs["masked_index"], positions)
 
 
-def test_full_blocks_need_no_padding_mask(dictionary):
-    data = dataset(dictionary)
+def test_full_blocks_need_no_padding_mask(token_ids):
+    data = dataset(token_ids)
     assert data.collater([data[0], data[1]])["net_input"]["padding_mask"] is None
 
 
-def test_no_samples_are_an_empty_batch(dictionary):
-    assert dataset(dictionary).collater([]) == {}
+def test_no_samples_are_an_empty_batch(token_ids):
+    assert dataset(token_ids).collater([]) == {}
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0, -0.1, 1.5])

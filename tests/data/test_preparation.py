@@ -381,7 +381,10 @@ BAD = {
         bytes(range(256)) * 8,
         "{text} is not UTF-8 text (50% of its first 2048 bytes are NUL or invalid): convert it first, or leave it out",
     ),
-    "no vocabulary": ({"vocabulary": "{text}.model"}, None, "{text}.model does not exist"),
+    "no vocabulary": (
+        {"vocabulary": "{text}.model"}, None,
+        "{text}.model does not exist: give a local file or folder: nothing is downloaded",
+    ),
     "not a model": ({"vocabulary": "{text}"}, None, "{text} is not a SentencePiece model"),
     "no size": ({"vocab_size": 5}, None, "a vocabulary of 5 is too small: 5 symbols are special"),
     "empty model": ({"vocabulary": "/dev/null"}, None, "/dev/null is not a SentencePiece model with pieces of text"),
@@ -481,7 +484,7 @@ def test_a_long_line_is_read_in_bounded_memory(prepared, tmp_path):
     with open(path, "wb") as stream:
         for _ in range(40):
             stream.write(b"abcd efgh " * 50_000)  # one line of 20 MB
-    encoder = encoding.TextEncoder(preparation.read_vocabulary(prepared))
+    encoder = encoding.TextEncoder(preparation.read_vocabulary(prepared).tokenizer)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     text = Text(str(path), str(path), corpus.Reading())
     slices = [[encoder(text.passages(block)) for span in spans for block in text.blocks(span)]

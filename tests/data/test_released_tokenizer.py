@@ -1,5 +1,9 @@
 """The releases' tokenizer: what it splits off, which pieces it drops, and whose numbers its ids are."""
 
+import gzip
+import json
+from pathlib import Path
+
 import pytest
 
 from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer, load_tokenizer, prepare
@@ -7,6 +11,7 @@ from amos_fairseq.data.vocabulary import load_processor, train_vocabulary
 
 SENTENCES = ["the cat sat ( 1895-1943 ). on a mat , it 's", 'the mat - the " e-mail " cat !', "don't sit 's on"]
 SPACE = "\u2581"
+RELEASED = Path(__file__).parents[3] / "shared" / "data" / "released_vocabulary"  # Microsoft's, where it is at hand
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,10 @@ def tokenizer(model):
         ("  \u201cIt\u2019s\u201d \u2014 O\u00b4Hara\u2013 ", ['"', "It's", '"', "-", "O'Hara", "-"]),
         ("``a'' 'b'", ['"', "a", '"', "'", "b", "'"]),
         ("it 's n't 'll, 'tis 's.", ["it", "'s", "n't", "'ll", ",", "'", "tis", "'s", "."]),
-        ("('s ...", ["('", "s", "..."]),
+        ("('s ... company ' s", ["('s", "...", "company", "'s"]),
+        ("'s-Hertogenbosch, JOHN 'S 'T", ["'s-Hertogenbosch", ",", "JOHN", "'S", "'T"]),
+        ("they 'RE, I 'LL-x 'Ll \"'d say", ["they", "'RE", ",", "I", "'LL", "-x", "'", "Ll", "\"'d", "say"]),
+        ("we' ve 'LL", ["we", "'ve", "'LL"]),
         ("$5 a+b <s> [CLS] <mask>", ["$", "5", "a+b", "<", "s", ">", "[", "CLS", "]", "<", "mask", ">"]),
         ("\u00bfqu\u00e9?\u00a0\u3010x\u3011", ["\u00bf", "qu\u00e9", "?", "\u3010", "x", "\u3011"]),
         (" \n", []),
@@ -76,6 +84,28 @@ def test_what_follows_a_mask_at_once_starts_no_word(tokenizer):
     assert ids[0] == tokenizer.mask and not tokenizer.symbols[ids[1]].startswith(SPACE)
 
 
+@pytest.mark.parametrize("name", ["[MASK]", "<mask>"])
+def test_mask_is_where_dict_txt_names_it_and_is_never_counted_twice(tokenizer, model, name):
+    named = ReleasedTokenizer(model, f"{name} 1\n".encode() + tokenizer.dictionary)
+    assert named.mask == 4 and len(named) == len(tokenizer) and named.symbols[4] == "<mask>"
+    assert named.symbols[5:] == tokenizer.symbols[4:-1] and 4 in named.excluded
+    assert named.encode("the cat") == [token + 1 for token in tokenizer.encode("the cat")]
+    assert named.encode_masked("the <mask>")[-1] == 4 and load_tokenizer(named.model).mask == 4
+    assert named.decode([4, *named.encode("the cat")]) == "<mask> the cat"
+
+
+@pytest.mark.skipif(not RELEASED.is_dir(), reason="the released vocabulary is not at hand")
+def test_ids_are_those_of_the_public_class_and_spans_lie_on_the_text():
+    tokenizer = ReleasedTokenizer((RELEASED / "sp.model").read_bytes(), (RELEASED / "dict.txt").read_bytes())
+    assert (len(tokenizer), tokenizer.mask) == (64000, 4)
+    with gzip.open(RELEASED / "ids.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for text, expected in (json.loads(line).values() for line in lines):
+            ids, spans = tokenizer.encode_with_spans(text)
+            assert tokenizer.encode(text) == ids == expected
+            covered = "".join(text[slice(*span)] for span in spans)
+            assert covered == "".join(text.replace(SPACE, " ").split()), text
+
+
 def test_a_pair_has_two_separators(tokenizer):
     a, b = tokenizer.encode("the cat"), tokenizer.encode("a mat")
     assert tokenizer.sequence(a, b) == [0, *a, 2, 2, *b, 2]
@@ -105,7 +135,12 @@ def test_both_files_travel_as_one(tokenizer, model):
 
 @pytest.mark.parametrize(
     "dictionary, reason",
-    [(b"a 1\nb\n", "line 2: 'b'"), (b"a 1\na 2\n", "'a' is there already"), (b"<mask> 1\n", "'<mask>' is there")],
+    [
+        (b"a 1\nb\n", "line 2: 'b'"),
+        (b"a 1\na 2\n", "'a' is there already"),
+        (b"[MASK] 1\n<mask> 1\n", "'<mask>' is there"),
+        (b"[SEP] 1\n", "line 1: '\\[SEP\\]' is there"),
+    ],
 )
 def test_a_damaged_dictionary_is_refused_with_its_line(model, dictionary, reason):
     with pytest.raises(ValueError, match=reason):

@@ -4,9 +4,8 @@ import random
 
 import pytest
 
-from amos_fairseq.data.encoding import TextEncoder
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.data.vocabulary import train_vocabulary
+from amos_fairseq.data.vocabulary import load_processor, train_vocabulary
 
 WORDS = ["alpha", "beta", "Gamma,", "delta", "epsilon", "na\u00efve", "caf\u00e9", "\ufb01rst", "\u00bd", "x"]
 ODD = "  The \ufb01rst\u00a0 na\u00efve\nword, \u00bd \u00dcn\u00ef \u65e5\u672c <mask> </s> "
@@ -30,10 +29,11 @@ def test_special_tokens_are_fairseqs_first_four_and_the_mask_is_last(tokenizer, 
 
 
 def test_ids_are_those_of_preparation(tokenizer, vocabulary):
-    encoder = TextEncoder(vocabulary)
+    processor = load_processor(vocabulary.model)
     for text in ["alpha beta", "Gamma, alpha\nbeta", ODD]:
-        pieces = encoder.processor.encode(text.replace("\n", " "))
-        assert tokenizer.encode(text) == encoder.symbol_of_piece[pieces].tolist()
+        pieces = processor.encode(text.replace("\n", " "))
+        assert tokenizer.encode(text) == vocabulary.symbol_of_piece[pieces].tolist()
+        assert tokenizer.encode_batch([text, text])[0].tolist() == 2 * tokenizer.encode(text)
         assert not {0, 1, 2, tokenizer.mask} & set(tokenizer.encode(text))
 
 

@@ -309,13 +309,13 @@ def test_another_tokenizer_is_refused(checkpoint, export, monkeypatch):
 
 def test_a_tokenizer_of_another_kind_is_refused(checkpoint, export, tokenizer, monkeypatch):
     class Released(Tokenizer):
-        pass
+        obstacle = "the tokenizer moves spaces"
 
     run, _ = checkpoint("bert_mlm", **ABSOLUTE)
     source = replace(from_pretrained(run), tokenizer=Released(tokenizer.model))
     monkeypatch.setattr(huggingface, "load", lambda *_: source)
     status, _, err, folder = export(run)
-    assert status == 64 and "has a tokenizer that transformers cannot read" in err and not folder.exists()
+    assert status == 64 and "moves spaces, which Hugging Face's tokenizers have no equal" in err and not folder.exists()
 
 
 def test_an_exported_encoder_is_exported_again(checkpoint, export, tokens):

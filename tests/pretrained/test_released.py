@@ -607,3 +607,28 @@ def test_the_command_converts_a_run(trained, tmp_path, capsys):
     found, expected = released.load(out).method.state_dict(), from_pretrained(tmp_path).method.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert "wrote" in capsys.readouterr().out
+
+
+def test_a_release_that_names_its_mask_is_converted_exported_scored_and_fine_tuned(folder, save, tmp_path, capsys):
+    dictionary = b"[MASK] 1\n" + (folder / "dict.txt").read_bytes()
+    (folder / "dict.txt").write_bytes(dictionary)
+    save(random_state(released_shapes("amos", layers=2), "amos"))
+    loaded = from_pretrained(folder)
+    assert (loaded.tokenizer.mask, len(loaded.tokenizer)) == (4, V)
+    assert math.isfinite(loaded.score(["the cat"])[0].pll)
+    assert all(filling.token != "<mask>" for filling in loaded.fill_mask("the <mask> sat", top=5)[0])
+
+    out, exported, data = tmp_path / "out", tmp_path / "exported", tmp_path / "data.tsv"
+    assert main.main(["convert", str(folder), "--to", "fairseq", "--out", str(out)]) == 0
+    assert (out / "dict.txt").read_bytes() == dictionary and released.load(out).tokenizer.mask == 4
+    export = ["export", str(folder), "--out", str(exported)]
+    assert main.main(export) == os.EX_USAGE and "add --no-tokenizer" in capsys.readouterr().err
+    assert main.main([*export, "--no-tokenizer"]) == 0
+    again = from_pretrained(exported)
+    assert again.tokenizer.model == loaded.tokenizer.model
+    assert torch.equal(again.encoder.token_embeddings.weight, loaded.encoder.token_embeddings.weight)
+
+    data.write_text("text\tlabel\n" + "the cat\ta\na mat\tb\n" * 4)
+    options = ["--text", "text", "--label", "label", "--epochs", "1", "--seeds", "1", "--max-length", "16", "--cpu"]
+    files = ["--train", str(data), "--valid", str(data), "--out", str(tmp_path / "tuned")]
+    assert main.main(["finetune", "file", "--model", str(folder), *files, *options]) == 0, capsys.readouterr().err
