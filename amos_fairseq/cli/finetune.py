@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from amos_fairseq.cli import train
 from amos_fairseq.cli.processes import interrupt, shared_cores, signals_handled
@@ -52,7 +52,8 @@ def add_paper(parser: argparse.ArgumentParser) -> None:
 
 def add_common(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.add_argument(
-        "--model", required=True, metavar="RUN", help="a run's folder, or a checkpoint: of pre-training or another task"
+        "--model", required=True, metavar="RUN",
+        help="a run's folder, a checkpoint of pre-training or of another task, or a local folder of a stock model",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything goes")
     parser.add_argument("--preset", help="the settings to try, as examples/finetune lists them (default: quick, one)")
@@ -235,28 +236,26 @@ def show(args: argparse.Namespace) -> None:
 
 
 def print_results(outs: Sequence[Path], paper: Optional[str]) -> None:
-    """The table of all finished runs; of one folder it is kept there."""
+    """The table of all finished runs, of several models a row each; that of one folder is kept there."""
     from amos_fairseq.finetune import presets, results, sweep
 
     abouts = [json.loads((out / sweep.ABOUT).read_bytes()) for out in outs]
-    model = {name: abouts[0][name] for name in ("model", "from_scratch")}
-    for out, about in zip(outs, abouts):
-        if any(about[name] != value for name, value in model.items()):
-            raise ValueError(f"{outs[0]} and {out} are of different models: ask for one after the other")
-    paper = paper or presets.published_for(abouts[0]["method"], abouts[0]["width"])
-    found, places = {}, {}
-    for out in outs:
-        for run, result in results.read_all(out).items():
-            other = places.setdefault((result.task, result.setting, result.seed), out)
+    titles = [f"{about['method']}, {about['model']}{', from scratch' * about['from_scratch']}" for about in abouts]
+    found: Dict[str, List[results.Result]] = {title: [] for title in titles}
+    places: Dict[Tuple[Any, ...], Path] = {}
+    for out, title in zip(outs, titles):
+        for result in results.read_all(out).values():
+            other = places.setdefault((title, result.task, result.setting, result.seed), out)
             if other != out:
                 raise ValueError(f"{other} and {out} both hold {result.task} with seed {result.seed}: leave one out")
-            found[run] = result
-    if not found:
+            found[title].append(result)
+    first, paper = titles[0], paper or presets.published_for(abouts[0]["method"], abouts[0]["width"])
+    if not any(found.values()):
         print("no run has finished yet")
-        return
-    if len(outs) == 1:
-        title = f"{abouts[0]['method']}, {model['model']}{', from scratch' * model['from_scratch']}"
-        print(results.write_tables(outs[0], list(found.values()), paper, title))
+    elif len(outs) == 1:
+        print(results.write_tables(outs[0], found[first], paper, first))
         print(f"results  {outs[0] / 'results.md'}, results.json")
+    elif len(found) == 1:
+        print(results.format_table(found[first], paper))
     else:
-        print(results.format_table(list(found.values()), paper))
+        print(results.comparison(found))

@@ -177,7 +177,9 @@ def read_fast(path: str) -> FastTokenizer:
     if file.is_dir():
         file /= TOKENIZER_NAME
         if not file.is_file():
-            slow = next(name for name in SLOW if (file.parent / name).is_file())
+            slow = next((name for name in SLOW if (file.parent / name).is_file()), None)
+            if slow is None:
+                raise ValueError(f"{path} holds no {TOKENIZER_NAME}: save the model's tokenizer there, too")
             raise ValueError(
                 f"{path} holds a slow tokenizer ({slow}): load it with transformers' AutoTokenizer, which makes a fast "
                 "one of it, and name the folder that its save_pretrained writes"

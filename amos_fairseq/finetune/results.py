@@ -8,7 +8,7 @@ standard deviation over seeds of what that reaches on the test sets are reported
 import json
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -159,6 +159,17 @@ def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
     kinds = {result.kind for result in results}
     notes += [kind.note for name, kind in KINDS.items() if name in kinds and kind.note]
     return "\n".join([table, "", " ".join(notes), ""])
+
+
+def comparison(found: Mapping[str, Sequence[Result]]) -> str:
+    """Markdown: a row for each model and a column for each task that any of them has, as `table_row` has them."""
+    tasks = sorted({result.task for runs in found.values() for result in runs})
+    rows = []
+    for model, runs in found.items():
+        cells = [table_row(task, [run for run in runs if run.task == task], None) for task in tasks]
+        rows.append([model, *(f"{ours} ({seeds})" if seeds else ours for _, _, _, ours, seeds, *_ in cells)])
+    note = "In per cent: the median over seeds (their number) of each model's best setting."
+    return "\n".join([markdown(("model", *tasks), rows), "", note, ""])
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -8,10 +8,11 @@ from amos_fairseq.data.manifest import located
 from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
 from amos_fairseq.methods import METHODS, build
 from amos_fairseq.methods.base import Vocabulary
-from amos_fairseq.pretrained import exported, released
+from amos_fairseq.pretrained import exported, released, stock
 from amos_fairseq.pretrained.model import Pretrained
 
-EXPORTED, RELEASED, PRETRAINING, FINETUNING = "exported", "released", "pretraining", "finetuning"  # kinds
+EXPORTED, STOCK, RELEASED = "exported", "stock", "released"  # kinds
+PRETRAINING, FINETUNING = "pretraining", "finetuning"
 VOCABULARY = "sentencepiece_model"  # in a checkpoint's `task_state`
 
 
@@ -23,7 +24,8 @@ class Found(NamedTuple):
 
 
 def identify(path) -> Found:
-    """Tell a folder that `amos-fairseq export` wrote, Microsoft's checkpoints, and those of our training apart.
+    """Tell a folder that `amos-fairseq export` wrote, a stock model of Hugging Face, Microsoft's checkpoints, and
+    those of our training apart.
 
     Of a run's folder it is the newest valid checkpoint, of a fine-tuning run the best one if any was validated; its
     files are as they were written. Raises ValueError if it is nothing of this, Damaged if no checkpoint is valid.
@@ -31,6 +33,8 @@ def identify(path) -> Found:
     path = Path(path)
     if exported.is_exported(path):
         return Found(EXPORTED, path)
+    if stock.is_stock(path):
+        return Found(STOCK, path)
     if released.is_released(path):
         return Found(RELEASED, path)
     folder = store.find(path, verify=True)
@@ -43,8 +47,8 @@ def identify(path) -> Found:
 
 
 def from_pretrained(path, data=None) -> Pretrained:
-    """Load a run's folder (its newest valid checkpoint), one checkpoint, a folder that `amos-fairseq export` wrote, or
-    a checkpoint of Microsoft's AMOS or COCO-LM.
+    """Load a run's folder (its newest valid checkpoint), one checkpoint, a folder that `amos-fairseq export` wrote,
+    a local one of Hugging Face's BERT, ELECTRA, MPNet or RoBERTa, or a checkpoint of Microsoft's AMOS or COCO-LM.
 
     data: prepared folder, for a checkpoint that holds no vocabulary of its own
     Raises ValueError, in one line, if it is none of these, or if `data` are of another vocabulary.
@@ -57,6 +61,8 @@ def load(found: Found, data=None) -> Pretrained:
     folder = found.path
     if found.kind == EXPORTED:
         return exported.load(folder)
+    if found.kind == STOCK:
+        return stock.pretrained(folder)
     if found.kind == RELEASED:
         return released.load(folder)
     if found.kind == FINETUNING:

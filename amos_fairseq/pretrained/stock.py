@@ -11,19 +11,24 @@ types are those of a single text, whose row every position gets.
 
 import logging
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple
+from typing import Any, Dict, Mapping, NamedTuple
 
 import torch
 from torch import Tensor
 
+from amos_fairseq.data.fast_tokenizer import read_fast
+from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer, vocabulary_file
+from amos_fairseq.methods import build
+from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun, part
 from amos_fairseq.methods.generator_first import heads_of
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.pretrained.layouts import BERT, ELECTRA, MPNET, MPNET_BUCKETS, ROBERTA, SHAPE, Layout, their_names
+from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.pretrained.released import read_config, read_tensors
 
-CONFIG, INDEX, TOKENIZER = "config.json", ".index.json", "tokenizer.json"
+CONFIG, INDEX = "config.json", ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LAYOUTS = {layout.model_type: layout for layout in (BERT, ELECTRA, MPNET, ROBERTA)}
 # Of config.json, what an encoder of ours is
@@ -176,12 +181,31 @@ def fill(folder: Path, network: torch.nn.Module, names, prefix: str, tensors: Ma
         parameter.copy_(tensor)
 
 
-def symbols_of(path) -> List[str]:
-    """Of its tokenizer, by id."""
-    file = Path(path) / TOKENIZER
-    if not file.is_file():
-        raise ValueError(f"{path} holds no {TOKENIZER}: save the fast tokenizer beside the model")
-    from tokenizers import Tokenizer
+def tokenizer_of(path) -> Tokenizer:
+    """Of a folder of theirs, or of one that `amos-fairseq export` wrote."""
+    own = Path(vocabulary_file(path))
+    return load_tokenizer(own.read_bytes(), str(own)) if own.is_file() else read_fast(str(path))
 
-    tokenizer = Tokenizer.from_file(str(file))
-    return [tokenizer.id_to_token(index) or "" for index in range(tokenizer.get_vocab_size())]
+
+def pretrained(path) -> Pretrained:
+    """With its tokenizer: a model with an MLM head on its token table as `bert_mlm`, of all others the encoder alone.
+
+    Raises ValueError as `load` does, and if the tokenizer is absent or another model's.
+    """
+    found, tokenizer = load(path), tokenizer_of(path)
+    shape = found.encoder.config
+    theirs, ours = (shape.vocab_size, shape.padding_idx), (len(tokenizer), tokenizer.pad)
+    if theirs != ours:
+        both = "{} symbols with the pad at {}, but its model {} with the pad at {}".format(*ours, *theirs)
+        raise ValueError(f"{path}: its tokenizer has {both}: save both of one model")
+    if "mlm_head" not in found.heads:
+        detects = read_config(Path(path, CONFIG))["model_type"] == ELECTRA.model_type
+        return Pretrained(str(path), "electra_rtd" if detects else "bert_mlm", found.encoder, tokenizer)
+    method = build("bert_mlm", dict(
+        encoder_layers=shape.layers, encoder_embed_dim=shape.dim, encoder_ffn_embed_dim=shape.ffn_dim,
+        encoder_attention_heads=shape.heads, token_embed_dim=shape.embedding_dim, max_positions=shape.max_positions,
+        rel_pos_buckets=shape.rel_pos_buckets, rel_pos_max_distance=shape.rel_pos_max_distance,
+        rel_pos_bucketing=shape.rel_pos_bucketing, layer_norm_eps=shape.layer_norm_eps,
+    ), Vocabulary.of(tokenizer)).eval()
+    method.load_state_dict(found.state)
+    return Pretrained(str(path), "bert_mlm", method.encoder, tokenizer, method)

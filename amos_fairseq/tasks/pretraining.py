@@ -169,7 +169,7 @@ class PretrainingTask(SupervisedTask):
         if not os.path.exists(path):
             raise ValueError(f"{source} does not exist: give a local folder, nothing is downloaded")
         if stock.is_stock(path):
-            if stock.symbols_of(path) != self.dictionary.symbols:
+            if stock.tokenizer_of(path).symbols != self.tokenizer.symbols:
                 raise ValueError(
                     f"{source} has another vocabulary than {self.cfg.data}: prepare the text anew with "
                     f"`amos-fairseq prepare --vocabulary {path}`"

@@ -105,10 +105,17 @@ def test_results_are_shown_beside_the_paper_of_the_method(finished, capsys):
 
 
 def test_folders_of_one_model_are_shown_together(finished, command):
-    finished("one"), finished("two", seed=2), finished("other", model="n"), finished("again")
+    finished("one"), finished("two", seed=2), finished("again")
     status, _ = command("results", "{}/one", "{}/two")
     assert status == 0
     status, line = command("results", "{}/one", "{}/again")
     assert status == 64 and "one and again both hold RTE with seed 1: leave one out" in line
-    status, line = command("results", "{}/one", "{}/other")
-    assert status == 64 and "one and other are of different models" in line
+
+
+def test_several_models_have_a_row_each(finished, capsys):
+    folders = [finished("one"), finished("two", seed=2), finished("other", model="n")]
+    folders.append(finished("new", from_scratch=True))
+    assert main.main(["finetune", "results", *map(str, folders)]) == 0
+    table = capsys.readouterr().out
+    assert "| model | RTE |" in table and "| amos_rtd, m | 87.5 (2) |" in table
+    assert "| amos_rtd, n | 87.5 (1) |" in table and "| amos_rtd, m, from scratch | 87.5 (1) |" in table

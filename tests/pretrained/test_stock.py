@@ -198,8 +198,9 @@ def test_a_run_starts_from_a_stock_folder(save, corpus, launch, arguments, tmp_p
 
 
 def test_another_vocabulary_and_a_remote_name_are_refused_with_the_remedy(save, corpus, launch, arguments, tmp_path):
-    _, folder = save("BertModel")
-    write_tokenizer(folder, corpus, ("[CLS]", "[PAD]", "[SEP]", "[UNK]"))
+    (tmp_path / "model").mkdir()
+    size = write_tokenizer(tmp_path / "model", corpus, ("[CLS]", "[PAD]", "[SEP]", "[UNK]"))
+    _, folder = save("BertModel", vocab_size=size)
     for path, words in ((folder, f"with `amos-fairseq prepare --vocabulary {folder}`"),
                         ("google/electra-base", "does not exist: give a local folder, nothing is downloaded")):
         options = dict(init_checkpoint=path, save_dir=tmp_path / "run", **ABSOLUTE)

@@ -22,7 +22,7 @@ def dry_run(cluster, script, *arguments, **environment):
     return shlex.split(done.stdout)
 
 
-@pytest.mark.parametrize("nodes, update_freq", [(1, 8), (2, 4)])
+@pytest.mark.parametrize("nodes, update_freq", [(1, 2), (2, 1)])
 def test_a_dry_run_prints_the_command_of_the_paper_on_any_number_of_nodes(cluster, nodes, update_freq):
     here = cluster.folder
     assert dry_run(cluster, "pretrain_base.sh", "common.seed=2", **cluster.job(nodes)) == [
@@ -32,7 +32,8 @@ def test_a_dry_run_prints_the_command_of_the_paper_on_any_number_of_nodes(cluste
         "amos-fairseq", "train", "--config-dir", f"{here}/examples/amos_rtd", "--config-name", "base", "common.seed=2",
         f"task.data={here}/data", f"checkpoint.save_dir={here}/checkpoints/amos_rtd/base",
         f"hydra.run.dir={here}/checkpoints/amos_rtd/base",
-        f"optimization.update_freq=[{update_freq}]", f"distributed_training.distributed_world_size={8 * nodes}",
+        "dataset.batch_size=128", f"optimization.update_freq=[{update_freq}]",
+        f"distributed_training.distributed_world_size={8 * nodes}",
     ]
 
 

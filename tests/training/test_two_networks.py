@@ -63,4 +63,5 @@ def test_a_run_of_one_shared_table_goes_on_from_one_of_a_difference(earlier, lau
 
 def test_a_generator_of_no_checkpoint_is_refused_in_one_line(launch, arguments, tmp_path):
     outcome = launch(TRAIN, arguments(NAME, generator_checkpoint="gone", save_dir=tmp_path / "run"), fails=True)
-    assert outcome.err[0].splitlines()[-1] == "amos_fairseq: error: generator_checkpoint gone does not exist"
+    words = "generator_checkpoint gone does not exist: give a local folder, nothing is downloaded"
+    assert outcome.err[0].splitlines()[-1] == f"amos_fairseq: error: {words}"
