@@ -1,6 +1,5 @@
 """What a run writes down of itself, whatever it prints: `metrics.jsonl`, whose lines `amos_fairseq.run_log` reads."""
 
-import importlib.metadata
 import json
 import logging
 import math
@@ -10,6 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Mapping
 
+import fairseq
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -64,9 +65,8 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> dict:
-    packages = {name: importlib.metadata.version(name) for name in ("fairseq-fixed", "numpy")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "amos_fairseq": __version__, "python": platform.python_version(), "torch": torch.__version__,
-        "cuda": torch.version.cuda, **packages, "device": device,
+        "cuda": torch.version.cuda, "fairseq": fairseq.__version__, "numpy": np.__version__, "device": device,
     }

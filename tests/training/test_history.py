@@ -27,7 +27,7 @@ def test_every_run_has_its_history_whatever_it_prints(launch, arguments, tmp_pat
         ("start", 0), ("train", 1), ("train", 2), ("validation", 2),
         ("start", 2), ("train", 3), ("train", 4), ("validation", 4),
     ]
-    assert rows[0]["options"]["task"]["_name"] == NAME and {"torch", "fairseq-fixed"} <= rows[0]["versions"].keys()
+    assert rows[0]["options"]["task"]["_name"] == NAME and {"torch", "fairseq"} <= rows[0]["versions"].keys()
     assert rows[0]["options"]["optimization"]["max_update"] == 2
     assert {"time", "update", "loss", "mlm", "gnorm", "lr", "wps", "wall"} <= rows[1].keys()
     read = run_log.open_run(path.parent)
