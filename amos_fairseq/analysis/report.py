@@ -181,8 +181,9 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> Tuple[str, Dict[
     """The page, and its figures as PNG."""
     images = {name: png(picture) for section in sections for name, picture in section.pictures.items()}
     names = ", ".join(run.name for run in runs)
+    took = [{"run": run.name, **about(run)} for run in runs]
     body = [
-        table(["run", *about(runs[0])], [plain([run.name, *about(run).values()]) for run in runs]),
+        table([*took[0]], [plain([*facts.values()]) for facts in took]),
         "<h2>Summary</h2>",
         note(
             "Last validation; of speed, and of what was not validated, the mean over the last tenth of training. Of "

@@ -96,7 +96,8 @@ def several_runs(runs: Sequence["Run"]) -> List[List[str]]:
         cells = [NONE if value is None else number(value) for value in line.values]
         marks = [" *" if best else "  " for best in line.best]
         rows.append([quantities.title(line.name), *map(str.__add__, cells, marks)])
-    facts = {name: [report.about(run)[name] for run in runs] for name in report.about(runs[0])}
+    took = [report.about(run) for run in runs]
+    facts = {name: [of_run[name] for of_run in took] for name in took[0]}
     facts.update({name: list(map(str, values)) for name, values in run_log.differing_options(runs).items()})
     rows += [[name, *(f"{value}  " for value in values)] for name, values in facts.items() if len(set(values)) > 1]
     return rows

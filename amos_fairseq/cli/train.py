@@ -34,12 +34,14 @@ def run(arguments: List[str]) -> None:
 
 def show_options(arguments: List[str]) -> None:
     """With --help, the options of the task, model and optimizer that are named, before fairseq's hundreds."""
+    if {"--help", "-h"}.isdisjoint(arguments):
+        return
     from amos_fairseq.cli import options
     from amos_fairseq.methods import METHODS
     from amos_fairseq.methods.base import ENCODER_SIZES
 
     given = values_of(arguments)
-    if {"--help", "-h"} & set(arguments) and given.get("--task") in METHODS:
+    if given.get("--task") in METHODS:
         size = given.get("--arch", "").removeprefix(f"{given['--task']}_")
         optimizer = given.get("--optimizer", options.OPTIMIZER)
         with told_in_one_line():

@@ -16,7 +16,7 @@ import numpy as np
 
 from amos_fairseq.data.corpus import without_surrogates
 from amos_fairseq.data.tokenizer import SPACE, Span, Tokenizer
-from amos_fairseq.data.vocabulary import MASK, text_sample
+from amos_fairseq.data.vocabulary import FAST_NAME, MASK, text_sample
 
 TOKENIZER_NAME, ROLES_NAME = "tokenizer.json", "tokenizer_config.json"
 KINDS = ("wordpiece", "bpe", "unigram")
@@ -49,7 +49,7 @@ class FastTokenizer(Tokenizer):
     model   JSON: tokenizer.json, names of the special tokens by role, rows of the table
     """
 
-    file_name = "vocabulary.json"
+    file_name = FAST_NAME
     name = "Hugging Face's tokenizers"
     obstacle = None
 
@@ -69,6 +69,7 @@ class FastTokenizer(Tokenizer):
         # A unigram model has a piece for each name: one that a text spells is unknown.
         hidden = () if unk is None else self.special
         self.id_of_text = [token if unk is None or token not in hidden else unk for token in range(size)]
+        self.ids_of_text = np.array(self.id_of_text)
         self.separators = 2 if self.pair_of_nothing().count(self.eos) == 3 else 1
 
     def pair_of_nothing(self) -> List[int]:
@@ -104,7 +105,7 @@ class FastTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> Tuple[np.ndarray, List[int]]:
         ids = [encoding.ids for encoding in self.fast.encode_batch(list(texts), add_special_tokens=False)]
         flat = np.array([token for part in ids for token in part], dtype=np.int64)
-        return np.array(self.id_of_text)[flat], [len(part) for part in ids]
+        return self.ids_of_text[flat], [len(part) for part in ids]
 
     def encode_with_spans(self, text: str) -> Tuple[List[int], List[Span]]:
         encoding, spans, last = self._encoding(text), [], 0

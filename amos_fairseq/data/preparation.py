@@ -51,7 +51,7 @@ from amos_fairseq.data.tokenizer import (
     read_vocabulary,
     vocabulary_file,
 )
-from amos_fairseq.data.vocabulary import DICTIONARY_NAME, MODEL_NAME, NORMALIZATIONS, train_vocabulary
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME, FAST_NAME, MODEL_NAME, NORMALIZATIONS, train_vocabulary
 from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.user_errors import Damaged
 
@@ -60,7 +60,7 @@ LOCK_NAME, SETUP_LOCK_NAME = "lock", "setup.lock"
 PLAN_NAME = "plan.json"  # what the encoded slices depend on
 ENCODED_NAME = "encoded"
 COMPLETE_NAME, REPLACED_NAME = "complete", "replaced"  # the prepared folder to be, and the one that it replaces
-OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{MODEL_NAME}|vocabulary\.json|data\d+")
+OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{MODEL_NAME}|{FAST_NAME}|data\d+")
 DEFAULT_VOCAB_SIZE = 32768
 DROPPED = ("empty_files", "empty_documents", "duplicate_documents", "repeated_ids")
 READING = tuple(field.name for field in fields(Reading))  # options that are also its
@@ -200,7 +200,7 @@ def prepare(
         )
         of_given = given and given.tokenizer.sha256
         recorded = {**asdict(chosen), "vocabulary": of_given, "valid": valid_found is not None}
-        if chosen.train_tokenizer is None:
+        if chosen.train_tokenizer is None:  # SentencePiece's folders are those of before there was a choice
             del recorded["train_tokenizer"]
         identities = [*train.identities, *({**identity, "split": "valid"} for identity in valid.identities)]
         if os.path.exists(os.path.join(out, MANIFEST_NAME)) and not overwrite:
@@ -300,9 +300,8 @@ def _set_up(
     with lock.stream:
         lock.take(wait=True)
         names = (*READING, "vocabulary", "vocab_size", "uncased", "normalization", "vocabulary_sample")
-        kind = options.get("train_tokenizer")
-        of_kind = {"train_tokenizer": kind} if kind else {}
-        plan = json.dumps({**{name: options[name] for name in names}, **of_kind, "inputs": inputs}, indent=1).encode()
+        of_vocabulary = {name: options[name] for name in (*names, "train_tokenizer") if name in options}
+        plan = json.dumps({**of_vocabulary, "inputs": inputs}, indent=1).encode()
         plan_path, model_path = os.path.join(partial, PLAN_NAME), vocabulary_file(partial)
         kept = _read_if_there(plan_path)
         if kept != plan:
@@ -320,12 +319,12 @@ def _set_up(
         model = _read_if_there(model_path)
         if model is not None:
             return GivenVocabulary(load_tokenizer(model, model_path))
-        sample, size, uncased = corpus.sample_text(sources, options["vocabulary_sample"]), "vocab_size", "uncased"
-        if kind:
-            tokenizer: Tokenizer = train_fast(sample, kind, options[size], options[uncased])
+        sample = corpus.sample_text(sources, options["vocabulary_sample"])
+        size, uncased = options["vocab_size"], options["uncased"]
+        if "train_tokenizer" in options:
+            tokenizer: Tokenizer = train_fast(sample, options["train_tokenizer"], size, uncased)
         else:
-            vocabulary = train_vocabulary(sample, options[size], options[uncased], options["normalization"])
-            tokenizer = load_tokenizer(vocabulary.model)
+            tokenizer = load_tokenizer(train_vocabulary(sample, size, uncased, options["normalization"]).model)
         replace_durably(os.path.join(partial, tokenizer.file_name), tokenizer.model)
         return GivenVocabulary(tokenizer)
 

@@ -23,6 +23,7 @@ from amos_fairseq.data.vocabulary import (
     BOS,
     DICTIONARY_NAME,
     EOS,
+    FAST_NAME,
     MASK,
     MODEL_NAME,
     PAD,
@@ -250,16 +251,11 @@ class GivenVocabulary(NamedTuple):
     tokenizer: Tokenizer
     dictionary: Optional[bytes] = None
 
-    @property
-    def model(self) -> bytes:
-        return self.tokenizer.model
-
 
 def vocabulary_file(folder) -> str:
     """The file of a prepared folder, or of one that was exported, that holds its vocabulary; by default MODEL_NAME."""
-    names = (MODEL_NAME, "vocabulary.json")
-    found = [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))]
-    return found[0] if found else os.path.join(folder, MODEL_NAME)
+    paths = [os.path.join(folder, name) for name in (MODEL_NAME, FAST_NAME)]
+    return next(filter(os.path.exists, paths), paths[0])
 
 
 def read_vocabulary(path: str) -> GivenVocabulary:

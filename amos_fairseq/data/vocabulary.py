@@ -16,6 +16,7 @@ BOS, PAD, EOS, UNK = range(4)
 PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "identity")  # SentencePiece's, of which the first two have one that folds case
 MODEL_NAME, DICTIONARY_NAME = "sentencepiece.model", "dict.txt"
+FAST_NAME = "vocabulary.json"  # instead of MODEL_NAME: of Hugging Face's tokenizers
 # Of a line at most 1000 characters, not blank. SentencePiece skips lines of more than 4192 bytes: longer ones are cut,
 # between words where there are any.
 SENTENCE = re.compile(r"\S[^\n]{0,998}(?=\s|$)|\S{1,1000}")
@@ -37,6 +38,7 @@ class SubwordVocabulary(NamedTuple):
     def size(self) -> int:
         """Number of symbols, `<mask>` included."""
         return len(SPECIALS) + len(self.symbols) + 1
+
 
 class TokenIds(NamedTuple):
     """What masking asks of a vocabulary. special: never selected; excluded: never drawn, the special ones among them"""

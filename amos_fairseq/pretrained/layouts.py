@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from amos_fairseq.data.vocabulary import PAD
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
-from amos_fairseq.modules.initialization import LAYER_NORM_EPS
 
 Names = Dict[str, Union[str, List[str]]]  # our modules -> theirs; of several, ours has the rows one after the other
 MPNET_BUCKETS = (32, 128, "t5")  # constants of its code, whatever its config says
@@ -210,25 +209,33 @@ def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
     return config
 
 
+def first_position(config: Mapping[str, Any]) -> int:
+    """Row of the first token's position: RoBERTa's and MPNet's begin behind the padding's row."""
+    return config["pad_token_id"] + 1 if LAYOUTS[config["model_type"]] in (MPNET, ROBERTA) else 0
+
+
+def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
+    """Of a config.json, theirs or one of `config_of`. Raises KeyError for what it lacks."""
+    layout = LAYOUTS[config["model_type"]]
+    none = {"relative_buckets": 0, "relative_max_distance": MPNET_BUCKETS[1], "relative_bucketing": MPNET_BUCKETS[2]}
+    buckets, max_distance, bucketing = MPNET_BUCKETS if layout is MPNET else ({**none, **config}[name] for name in none)
+    return EncoderConfig(
+        **{ours: config[theirs] for theirs, ours in SHAPE.items()}, padding_idx=config["pad_token_id"],
+        embedding_dim=config["embedding_size" if layout is ELECTRA or "embedding_size" in config else "hidden_size"],
+        max_positions=config["max_position_embeddings"] - first_position(config),
+        rel_pos_buckets=buckets, rel_pos_max_distance=max_distance, rel_pos_bucketing=bucketing,
+        layer_norm_eps=config["layer_norm_eps"],
+    )
+
+
 def encoder_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
     """The encoder of a folder that was written with `config_of` and `tensors_of`."""
-    layout = LAYOUTS[config["model_type"]]
-    mpnet = layout is MPNET
-    none = {"relative_buckets": 0, "relative_max_distance": 128, "relative_bucketing": "t5"}
-    buckets, max_distance, bucketing = MPNET_BUCKETS if mpnet else ({**none, **config}[name] for name in none)
-    encoder = Encoder(EncoderConfig(
-        **{ours: config[theirs] for theirs, ours in SHAPE.items()}, padding_idx=config["pad_token_id"],
-        embedding_dim=config.get("embedding_size", config["hidden_size"]),
-        max_positions=config["max_position_embeddings"] - (MPNET_FIRST_POSITION if mpnet else 0),
-        rel_pos_buckets=buckets, rel_pos_max_distance=max_distance, rel_pos_bucketing=bucketing,
-        layer_norm_eps=config.get("layer_norm_eps", LAYER_NORM_EPS),
-    ))
+    layout, encoder = LAYOUTS[config["model_type"]], Encoder(encoder_config(config))
     prefix = "" if config["architectures"] == [layout.class_name("encoder")] else f"{layout.prefix}."
     state = {
         name: torch.cat([tensors[theirs] for theirs in their_names(name, layout.names, prefix)])
         for name in encoder.state_dict()
     }
-    if mpnet:
-        state["embeddings.positions.weight"] = state["embeddings.positions.weight"][MPNET_FIRST_POSITION:]
+    state["embeddings.positions.weight"] = state["embeddings.positions.weight"][first_position(config) :]
     encoder.load_state_dict(state)
     return encoder

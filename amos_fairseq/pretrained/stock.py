@@ -22,9 +22,19 @@ from amos_fairseq.methods import build
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun, part
 from amos_fairseq.methods.generator_first import heads_of
-from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
-from amos_fairseq.pretrained.layouts import BERT, ELECTRA, MPNET, MPNET_BUCKETS, ROBERTA, SHAPE, Layout, their_names
+from amos_fairseq.pretrained.layouts import (
+    BERT,
+    ELECTRA,
+    MPNET,
+    MPNET_BUCKETS,
+    ROBERTA,
+    Layout,
+    encoder_config,
+    first_position,
+    their_names,
+)
 from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.pretrained.released import read_config, read_tensors
 
@@ -44,7 +54,7 @@ logger = logging.getLogger(__name__)
 class Stock(NamedTuple):
     """One network of theirs; heads by the names that our methods give them."""
 
-    folder: Path
+    layout: Layout
     encoder: Encoder
     heads: Dict[str, Any]
 
@@ -76,7 +86,7 @@ def load(path) -> Stock:
     if f"{prefix}embeddings.word_embeddings.weight" not in tensors:
         prefix = ""
     encoder = encoder_of(folder, config, layout, tensors, prefix)
-    return Stock(folder, encoder.eval(), heads_in(folder, layout, tensors, encoder))
+    return Stock(layout, encoder.eval(), heads_in(folder, config, layout, tensors, encoder))
 
 
 def earlier_run(path, source: str) -> EarlierRun:
@@ -120,45 +130,41 @@ def read_weights(folder: Path) -> Dict[str, Tensor]:
 def encoder_of(
     folder: Path, config: Mapping[str, Any], layout: Layout, tensors: Dict[str, Tensor], prefix: str
 ) -> Encoder:
-    relative = layout is MPNET
-    first = config["pad_token_id"] + 1 if layout in (MPNET, ROBERTA) else 0
-    buckets, max_distance, bucketing = MPNET_BUCKETS if relative else (0, MPNET_BUCKETS[1], MPNET_BUCKETS[2])
+    if layout in (BERT, ELECTRA):
+        config = {"pad_token_id": 0, **config}
     try:
-        encoder = Encoder(EncoderConfig(
-            **{ours: config[theirs] for theirs, ours in SHAPE.items()}, padding_idx=config.get("pad_token_id", 0),
-            embedding_dim=config["embedding_size"] if layout is ELECTRA else config["hidden_size"],
-            max_positions=config["max_position_embeddings"] - first, layer_norm_eps=config["layer_norm_eps"],
-            rel_pos_buckets=buckets, rel_pos_max_distance=max_distance, rel_pos_bucketing=bucketing,
-        ))
+        encoder = Encoder(encoder_config(config))
     except KeyError as error:
         raise ValueError(f"{folder / CONFIG} lacks {error}: save the model again with save_pretrained") from None
     positions, types = (f"{prefix}embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
     tensors = dict(tensors)
     if positions in tensors:
-        tensors[positions] = tensors[positions][first:]
+        tensors[positions] = tensors[positions][first_position(config) :]
         if types in tensors:
             tensors[positions] = tensors[positions] + tensors[types][0]
     fill(folder, encoder, layout.names, prefix, tensors)
     return encoder
 
 
-def heads_in(folder: Path, layout: Layout, tensors: Mapping[str, Tensor], encoder: Encoder) -> Dict[str, Any]:
+def heads_in(
+    folder: Path, config: Mapping[str, Any], layout: Layout, tensors: Mapping[str, Tensor], encoder: Encoder
+) -> Dict[str, Any]:
     """mlm_head or rtd_head, if the folder has it; an MLM head with a decoder of its own is left, and told of."""
-    config, heads = encoder.config, dict[str, Any]()
+    shape, heads = encoder.config, dict[str, Any]()
     names = layout.heads["masked_lm"]
     if f"{names['dense']}.weight" in tensors:
         decoders = [tensors[f"{name}.weight"] for name in DECODERS if f"{name}.weight" in tensors]
-        tied = read_config(folder / CONFIG).get("tie_word_embeddings", True)
+        tied = config.get("tie_word_embeddings", True)
         if decoders:
             tied = torch.equal(decoders[0], encoder.token_embeddings.weight)
         if tied:
-            heads["mlm_head"] = MaskedLMHead(config.dim, encoder.token_embeddings, config.layer_norm_eps)
+            heads["mlm_head"] = MaskedLMHead(shape.dim, encoder.token_embeddings, shape.layer_norm_eps)
             known = {**tensors, "token_embeddings.weight": encoder.token_embeddings.weight}
             fill(folder, heads["mlm_head"], {**names, "token_embeddings": "token_embeddings"}, "", known)
         else:
             logger.warning("%s: its MLM head has a decoder of its own, not the token table: not taken", folder)
     if "detection" in layout.heads and f"{layout.heads['detection']['dense']}.weight" in tensors:
-        head = heads["rtd_head"] = DetectionHead(config.dim, hidden_layer=True)
+        head = heads["rtd_head"] = DetectionHead(shape.dim, hidden_layer=True)
         fill(folder, head, layout.heads["detection"], "", tensors)
         with torch.no_grad():  # theirs says `replaced`, ours `original`
             head.score.weight.neg_()
@@ -199,8 +205,8 @@ def pretrained(path) -> Pretrained:
         both = "{} symbols with the pad at {}, but its model {} with the pad at {}".format(*ours, *theirs)
         raise ValueError(f"{path}: its tokenizer has {both}: save both of one model")
     if "mlm_head" not in found.heads:
-        detects = read_config(Path(path, CONFIG))["model_type"] == ELECTRA.model_type
-        return Pretrained(str(path), "electra_rtd" if detects else "bert_mlm", found.encoder, tokenizer)
+        name = "electra_rtd" if found.layout is ELECTRA else "bert_mlm"
+        return Pretrained(str(path), name, found.encoder, tokenizer)
     method = build("bert_mlm", dict(
         encoder_layers=shape.layers, encoder_embed_dim=shape.dim, encoder_ffn_embed_dim=shape.ffn_dim,
         encoder_attention_heads=shape.heads, token_embed_dim=shape.embedding_dim, max_positions=shape.max_positions,
