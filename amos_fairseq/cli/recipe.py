@@ -4,11 +4,13 @@ The encoder starts from a generator that has learned alone, relative position bi
 detection looks at words only. How it was found, and what each part is worth, is in examples/replication.
 """
 
+import statistics
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping
 
 from amos_fairseq.analysis.flops import Geometry, updates_within, without_memory
 from amos_fairseq.demo.documentation_tasks import COLUMNS
+from amos_fairseq.finetune import results
 from amos_fairseq.methods import METHODS
 from amos_fairseq.options import declared
 
@@ -18,8 +20,9 @@ MODEL: Dict[str, Any] = dict(
 )
 GENERATOR_ALONE = 0.68  # share of the updates
 MASKING: Dict[str, Any] = dict(mask_prob=0.3)
-VOCAB_SIZE, TOKENS_PER_SAMPLE, BATCH_SIZE = 1024, 16, 32
-FINETUNED = {"package": "valid.tsv", "cloze": "test.tsv"}  # of `corpus --tasks`, and what each is tested on
+VOCAB_SIZE, TOKENS_PER_SAMPLE, BATCH_SIZE = 1024, 16, 64
+FINETUNED = {"CoLA": "glue/CoLA/dev.tsv", "cloze": "cloze/test.tsv"}  # of `corpus --tasks`, and what each is tested on
+EXAMPLES = 8000  # of a task at most: there are 7,863 and 5,968
 
 
 def model_options(method: str, updates: int, **changes: Any) -> Dict[str, Any]:
@@ -64,15 +67,30 @@ def training(
 
 
 def finetuning(
-    tasks: Path, task: str, run: Path, out: Path, seeds: Iterable[int], from_scratch: bool = False, epochs: int = 3,
+    tasks: Path, task: str, run: Path, out: Path, seeds: Iterable[int], from_scratch: bool = False, epochs: int = 2,
     lr: float = 1e-3,
 ) -> List[Any]:
     """Arguments of `amos-fairseq`: a run on one of FINETUNED, or its network with new weights."""
+    if task in COLUMNS:
+        valid = tasks / FINETUNED[task]
+        data = ["file", "--train", valid.with_name("train.tsv"), "--valid", valid, *COLUMNS[task]]
+    else:
+        data = ["glue", "--glue", tasks / "glue", "--tasks", task]
     return [
-        "finetune", "file", "--train", tasks / task / "train.tsv", "--valid", tasks / task / FINETUNED[task],
-        *COLUMNS[task], "--model", run, "--out", out, "--epochs", epochs, "--seeds", ",".join(map(str, seeds)),
+        "finetune", *data, "--model", run, "--out", out, "--epochs", epochs, "--seeds", ",".join(map(str, seeds)),
         "--lr", lr, "--batch-size", 32, "--max-length", 64, *(["--from-scratch"] if from_scratch else []),
     ]
+
+
+def accuracy(finetuned: Path) -> float:
+    """On what the task is tested on, the mean over the seeds in a folder that `finetuning` filled."""
+    return statistics.mean(result.scores["valid"]["accuracy"] for result in results.read_all(finetuned).values())
+
+
+def items(tasks: Path, task: str) -> int:
+    """That the task is tested on; CoLA's layout has no header."""
+    lines = (tasks / FINETUNED[task]).read_text(encoding="utf-8").splitlines()
+    return len(lines) - (task in COLUMNS)
 
 
 def argument(name: str, value: Any) -> List[str]:

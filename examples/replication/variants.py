@@ -45,12 +45,11 @@ METHODS: Dict[str, Variant] = {
 AMOS = {name: METHODS[name] for name in METHODS if name.startswith("AMOS")}  # the claims of its own budget
 
 
-
 def changed(
     generator_alone: float = recipe.GENERATOR_ALONE, ramp: float = 0.0, batch_size: int = 0, **changes: Any
 ) -> Variant:
-    """AMOS by the recipe that the search began with, which had a rate of the encoder's own, too."""
-    return Variant("amos_rtd", {"encoder_lr_factor": 0.5, **changes}, True, generator_alone, ramp, batch_size)
+    """AMOS by the recipe but for this."""
+    return Variant("amos_rtd", changes, True, generator_alone, ramp, batch_size)
 
 
 SEARCH: Dict[str, Variant] = {
@@ -60,23 +59,23 @@ SEARCH: Dict[str, Variant] = {
     "- generator alone": changed(generator_alone=0.0),
     "- copy": changed(generator_warmup_without_copy=True),
     "- mask .3": changed(mask_prob=0.15),
-    "- encoder rate": changed(encoder_lr_factor=1.0),
+    "+ encoder rate": changed(encoder_lr_factor=0.5),
     "- words only": changed(detection_on_words=False),
     "- prior": changed(detection_bias_init="zero"),
     "- log frequency": changed(output_bias_init="zero"),
-    "- 512 tokens per update": changed(batch_size=64),
+    "- 1,024 tokens per update": changed(batch_size=32),
     "+ gdes": changed(token_table="gdes"),
     "+ separate tables": changed(token_table="separate"),
     "+ ramp": changed(ramp=0.16),
     "+ joined blocks": changed(join_blocks=True),
     "nothing of it": changed(
-        0.0, rel_pos_lr_factor=1.0, encoder_lr_factor=1.0, detection_on_words=False, detection_bias_init="zero",
-        output_bias_init="zero", mask_prob=0.15,
+        0.0, rel_pos_lr_factor=1.0, detection_on_words=False, detection_bias_init="zero", output_bias_init="zero",
+        mask_prob=0.15,
     ),
     "ELECTRA": METHODS["ELECTRA"],
     "BERT": METHODS["BERT"],
     "BERT - position bias rate": Variant("bert_mlm", dict(rel_pos_lr_factor=1.0)),
     "BERT - mask .3": Variant("bert_mlm", dict(mask_prob=0.15)),
     "BERT - log frequency": Variant("bert_mlm", dict(output_bias_init="zero")),
-    "BERT - 512 tokens per update": Variant("bert_mlm", batch_size=64),
+    "BERT - 1,024 tokens per update": Variant("bert_mlm", batch_size=32),
 }

@@ -169,18 +169,24 @@ def test_failed_training_shows_its_last_words(tmp_path, monkeypatch, capsys):
 def test_finetuning_compares_with_the_untrained_network(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(quickstart, "run_logged", lambda what, arguments, log: called.append(list(map(str, arguments))))
-    scores = {f"cloze-{name}": score for name, score in (("untrained", 0.25), ("a", 0.5), ("b", 0.75))}
-    monkeypatch.setattr(
-        "amos_fairseq.finetune.results.read_all",
-        lambda folder: {seed: argparse.Namespace(score=scores[folder.name] + seed / 10) for seed in (-1, 1)},
-    )
-    found = quickstart.finetuned({"a": tmp_path / "a", "b": tmp_path / "b"}, "cloze", tmp_path)
-    assert {name: result.accuracy for name, result in found.items()} == {"untrained": 0.25, "a": 0.5, "b": 0.75}
-    items, half = found["a"].items, 0.98 / found["a"].items ** 0.5
-    assert items > 400 and found["a"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.001)
-    assert [("--from-scratch" in arguments) for arguments in called] == [True, False, False]
+    scores = {"untrained": 0.25, "a": 0.5, "b": 0.75}
+    monkeypatch.setattr(recipe, "accuracy", lambda folder: scores[folder.name.split("-")[1]])
+    for task in recipe.FINETUNED:
+        found = quickstart.finetuned({"a": tmp_path / "a", "b": tmp_path / "b"}, task, tmp_path)
+        assert {name: result.accuracy for name, result in found.items()} == scores
+        items, half = found["a"].items, 0.98 / found["a"].items ** 0.5
+        assert items > 2000 and found["a"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.001)
+    assert [("--from-scratch" in arguments) for arguments in called] == 2 * [True, False, False]
     for arguments in called:  # every file that is named is there
-        assert all(os.path.exists(path) for path in arguments if path.endswith(".tsv"))
+        named = [path for path in arguments if "tasks" in path and os.sep in path]
+        assert named and all(os.path.exists(path) for path in named)
+
+
+def test_accuracy_is_the_mean_over_seeds_whatever_metric_comes_first(tmp_path, monkeypatch):
+    scores = [{"valid": {"matthews": 0.1, "accuracy": accuracy}} for accuracy in (0.5, 0.7)]
+    found = {seed: argparse.Namespace(scores=score) for seed, score in enumerate(scores)}
+    monkeypatch.setattr("amos_fairseq.finetune.results.read_all", lambda folder: found)
+    assert recipe.accuracy(tmp_path) == pytest.approx(0.6)
 
 
 def test_a_cell_is_marked_where_it_is_clearly_above_untrained():
@@ -193,9 +199,9 @@ def test_the_recipe_of_a_method_has_what_it_knows_and_costs_what_was_asked_for()
     for name in methods.METHODS:
         updates = recipe.updates_for(quickstart.FLOPS, name, recipe.model_options(name, 10**6))
         options = recipe.model_options(name, updates)
-        geometry = Geometry(32, 16, updates, 0.3)
+        geometry = Geometry(64, 16, updates, 0.3)
         method = without_memory(name, "tiny", 1024, geometry, options)
-        cost = hardware_flops(method, geometry) * 32 * 16 * updates
+        cost = hardware_flops(method, geometry) * 64 * 16 * updates
         assert cost == pytest.approx(quickstart.FLOPS, rel=0.002), name
         assert ("generator_warmup_updates" in options) == (name not in ("bert_mlm", "script_selfcritic"))
     assert recipe.argument("generator_depths", [1, 2]) == ["--generator-depths", "1,2"]
