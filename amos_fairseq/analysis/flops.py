@@ -10,6 +10,7 @@ from typing import Any, Mapping, NamedTuple, Tuple
 
 import torch
 
+from amos_fairseq.data.masking import padded_width
 from amos_fairseq.methods import build, size_options
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod, Vocabulary
 from amos_fairseq.methods.generator_first import GeneratorAlone
@@ -50,7 +51,10 @@ def update_flops(method: PretrainingMethod, geometry: Geometry) -> Tuple[int, in
     """Of an update in the generator's warm-up, 0 without one, and of one after it."""
     shape = geometry.sequences, geometry.length
     tokens = torch.empty(shape, dtype=torch.long, device="meta")
-    cropped = tokens[:, : round(method.cropping * geometry.length)] if method.cropping else None
+    cropped = None
+    if method.cropping:
+        width = padded_width(round(method.cropping * geometry.length))
+        cropped = tokens.new_empty(geometry.sequences, width)
     masked = round(geometry.mask_prob * tokens.numel())
     batch = PretrainingBatch(tokens, tokens, tokens.bool(), tokens[0, :0], [masked], [], cropped_tokens=cropped)
     alone = GeneratorAlone(method).training_flops(batch) if method.generator_warmup else 0

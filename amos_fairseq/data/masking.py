@@ -189,10 +189,14 @@ def counted(net_input: Dict[str, Any], lengths: List[int], words: List[int]) -> 
     return {"net_input": net_input, "counts": counts, "lengths": lengths, "words": words, **sizes}
 
 
+def padded_width(longest: int) -> int:
+    """Of a batch whose longest sequence has so many tokens: a multiple of 8, as matrix units like it."""
+    return -(-longest // 8) * 8
+
+
 def stack(rows: Sequence[np.ndarray], fill) -> torch.Tensor:
-    """(B, T) from rows of T or fewer: right-padded with `fill` to the longest, rounded up to a multiple of 8."""
-    length = -(-max(map(len, rows)) // 8) * 8
-    stacked = np.full((len(rows), length), fill, dtype=rows[0].dtype)
+    """(B, T) from rows of T or fewer, right-padded with `fill`; T: `padded_width`."""
+    stacked = np.full((len(rows), padded_width(max(map(len, rows)))), fill, dtype=rows[0].dtype)
     for padded, row in zip(stacked, rows):
         padded[: len(row)] = row
     return torch.from_numpy(stacked)

@@ -2,7 +2,7 @@
 import pytest
 
 from amos_fairseq import reference_flops
-from amos_fairseq.analysis.flops import Geometry, electra_flops, hardware_flops, without_memory
+from amos_fairseq.analysis.flops import Geometry, electra_flops, hardware_flops, update_flops, without_memory
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import PretrainingMethod
 
@@ -65,3 +65,13 @@ def test_every_method_is_counted_in_both_ways(name):
     matrix_products = 2 * hardware_flops(method, geometry) / 3  # a backward pass of one forward pass
     lookups = 2 * 2 * 128 * 32768  # of one network at least, charged by electra alone
     assert electra_flops(method, 128) > matrix_products + lookups
+
+
+def test_a_crop_costs_what_its_padded_batch_does():
+    """COCO-LM's crop of 16 tokens keeps 14, which a batch pads to 16: the pass costs what that over the batch does."""
+    geometry = Geometry(sequences=4, length=16, updates=10)
+    with_crop, without = (
+        without_memory("coco_lm", "tiny", 100, geometry, dict(scl_weight=weight)) for weight in (1.0, 0.0)
+    )
+    encoder = with_crop.network_flops(with_crop.encoder, 4 * 16, 16)
+    assert update_flops(with_crop, geometry)[1] - update_flops(without, geometry)[1] == 3 * encoder
