@@ -138,7 +138,8 @@ def train(method: str, updates: int, data: Path, out: Path, lock: int) -> None:
     print(f"training  {method}_tiny on {available_cores()} CPU cores, log in {log}", flush=True)
     options = {**recipe.model_options(method, updates), **recipe.MASKING}
     with progress(out, updates) as show:
-        run_logged("the training", recipe.training(data, out, method, options, updates), log, show, pass_fds=[lock])
+        arguments = recipe.training(data, out, method, options, updates)
+        run_logged("the training", [(arguments, log)], show, pass_fds=[lock])
 
 
 @contextlib.contextmanager
@@ -209,9 +210,8 @@ def judge(
     questions, rows = probed(models, texts)
     if documentation:
         questions.update(FINETUNED)
-        for task in FINETUNED:
-            for network, result in finetuned(runs, task, out).items():
-                rows[network][task] = result
+        for (network, task), result in finetuned(runs, out).items():
+            rows[network][task] = result
     width = max(map(len, rows)) + 2
     if questions:
         print("\n" + " " * width + "".join(f"{task:<15}" for task in questions).rstrip())
@@ -258,8 +258,8 @@ def probed(
     return questions, rows
 
 
-def finetuned(runs: Dict[str, Path], task: str, out: Path) -> Dict[str, "Result"]:
-    """By network, what one seed of fine-tuning on labelled sentences, which are in `out`, reaches."""
+def finetuned(runs: Dict[str, Path], out: Path) -> Dict[Tuple[str, str], "Result"]:
+    """By network and task, what one seed of fine-tuning on labelled sentences, which are in `out`, reaches."""
     from amos_fairseq.analysis.sentence_probes import Result, wilson
     from amos_fairseq.cli import recipe
     from amos_fairseq.demo.documentation_tasks import write_tasks
@@ -267,14 +267,20 @@ def finetuned(runs: Dict[str, Path], task: str, out: Path) -> Dict[str, "Result"
     tasks = out / TASKS
     if not tasks.exists():
         write_tasks(tasks, recipe.EXAMPLES)
-    items = recipe.items(tasks, task)
+    networks = {UNTRAINED: next(iter(runs.values())), **runs}
+    folders = {(network, task): out / "finetuned" / f"{task}-{network}" for task in FINETUNED for network in networks}
+    calls = []
+    for (network, task), folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = recipe.finetuning(tasks, task, networks[network], folder, [1], from_scratch=network == UNTRAINED)
+        calls.append(([*arguments, "--cpu"], folder / "finetune.log"))
+    cores = available_cores()
+    for first in range(0, len(calls), cores):
+        run_logged("fine-tuning", calls[first : first + cores])
     found = {}
-    for network, run in {UNTRAINED: next(iter(runs.values())), **runs}.items():
-        folder = out / "finetuned" / f"{task}-{network}"
-        arguments = recipe.finetuning(tasks, task, run, folder, [1], from_scratch=network == UNTRAINED)
-        run_logged("fine-tuning", [*arguments, "--cpu"], out / "finetune.log")
-        score = recipe.accuracy(folder)
-        found[network] = Result(score, wilson(round(score * items), items), items)
+    for (network, task), folder in folders.items():
+        score, items = recipe.accuracy(folder), recipe.items(tasks, task)
+        found[network, task] = Result(score, wilson(round(score * items), items), items)
     return found
 
 
@@ -285,25 +291,29 @@ def export(out: Path) -> None:
         return
     if not folder.exists():
         log.unlink(missing_ok=True)  # of an export that failed
-        run_logged("the export", ["export", out, "--out", folder], log)
+        run_logged("the export", [(["export", out, "--out", folder], log)])
     print(f"\nExport, to be loaded by transformers:\n  {log.read_text().strip().splitlines()[0]}", flush=True)
 
 
 def run_logged(
-    what: str, arguments: List, log: Path, show: Callable[[], None] = lambda: None, pass_fds: Sequence[int] = ()
+    what: str, calls: Sequence[Tuple[List, Path]], show: Callable[[], None] = lambda: None, pass_fds: Sequence[int] = ()
 ) -> None:
-    """`amos-fairseq` with these arguments in a process of its own, its words in a log, `show` called meanwhile.
+    """`amos-fairseq` with arguments, its words in a log, in a process of its own for each; `show` is called meanwhile.
 
-    pass_fds: the folder's lock, for it to stay claimed for as long as that process lives
+    pass_fds: the folder's lock, for it to stay claimed for as long as a process lives
     """
-    with held_interrupts() as interrupt_point, started(arguments, log, pass_fds=pass_fds) as process:
-        while process.poll() is None:
+    with held_interrupts() as interrupt_point, contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(started(arguments, log, len(calls), pass_fds=pass_fds)) for arguments, log in calls
+        ]
+        while any(process.poll() is None for process in processes):
             time.sleep(POLL_SECONDS)
             interrupt_point()
             show()
-    if process.returncode:
-        print(last_lines(log, 15), file=sys.stderr)
-        sys.exit(f"amos-fairseq quickstart: error: {what} ended with status {process.returncode}; see {log}")
+    for process, (_, log) in zip(processes, calls):
+        if process.returncode:
+            print(last_lines(log, 15), file=sys.stderr)
+            sys.exit(f"amos-fairseq quickstart: error: {what} ended with status {process.returncode}; see {log}")
 
 
 def check_settings(args: argparse.Namespace) -> Dict:
