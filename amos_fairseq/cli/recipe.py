@@ -50,7 +50,7 @@ def updates_for(
 def training(
     data: Path, run: Path, method: str, options: Mapping[str, Any], updates: int, size: str = "tiny",
     tokens_per_sample: int = TOKENS_PER_SAMPLE, batch_size: int = BATCH_SIZE, seed: int = 1, validations: int = 8,
-    logs: int = 160, gpu: bool = False,
+    logs: int = 160, gpu: bool = False, lr: float = 1e-3,
 ) -> List[Any]:
     """Arguments of `amos-fairseq`. `options`: of the model and of masking"""
     interval = max(1, updates // validations)
@@ -58,7 +58,7 @@ def training(
         "train", data.resolve(), "--task", method, "--arch", f"{method}_{size}", "--criterion", method,
         "--bf16" if gpu else "--cpu", *(word for option in options.items() for word in argument(*option)),
         "--tokens-per-sample", tokens_per_sample, "--batch-size", batch_size, "--optimizer", "fused_adamw",
-        "--adam-betas", "(0.9, 0.999)", "--adam-eps", 1e-6, "--weight-decay", 0.01, "--clip-norm", 2.0, "--lr", 1e-3,
+        "--adam-betas", "(0.9, 0.999)", "--adam-eps", 1e-6, "--weight-decay", 0.01, "--clip-norm", 2.0, "--lr", lr,
         "--lr-scheduler", "polynomial_decay", "--warmup-updates", max(1, updates // 10), "--total-num-update", updates,
         "--max-update", updates, "--save-dir", run, "--no-epoch-checkpoints", "--save-interval-updates", interval,
         "--keep-interval-updates", 1, "--validate-interval-updates", interval, "--log-format", "json",

@@ -5,8 +5,9 @@
 All variants are pre-trained with the same FLOPs on the same text with several seeds, then judged as protocol.md says:
 by probes of the frozen encoder, and by fine-tuning on labelled tasks made from text that pre-training has not seen.
 Writes OUT/results.json, OUT/results.md and OUT/results.png. What is finished is not done again: the same command goes
-on where an interrupted one stopped. Budgets: smoke (minutes), search (of the recipe), cpu (two cores, hours), amos (its
-ablations with four times the FLOPs), gpu (one GPU).
+on where an interrupted one stopped; --dry-run says what a budget costs. Budgets: smoke (minutes), search (of the recipe),
+cpu (two cores, hours), amos (its ablations with four times the FLOPs), gpu (one GPU), node (eight GPUs, a day: the
+papers' settings of size small on data of your own, --data FOLDER as `amos-fairseq prepare` wrote it).
 """
 
 import argparse
@@ -26,13 +27,15 @@ import torch
 from claims import Measured, Runs, verdicts
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from variants import AMOS, METHODS, SEARCH, Variant
+from variants import AMOS, METHODS, PLAIN, SEARCH, Variant
 
 from amos_fairseq import run_log
 from amos_fairseq.analysis.figures import COLORS
 from amos_fairseq.cli import recipe
 from amos_fairseq.cli.processes import available_cores, started, stoppable
+from amos_fairseq.data.manifest import read_manifest
 from amos_fairseq.files import durably_written
+from amos_fairseq.flops import PEAK_FLOPS, peak_flops
 
 PROBES = ("swap", "acceptability")
 DEVELOPMENT, HELD_OUT = "development", "held_out"  # items of the probes
@@ -40,12 +43,17 @@ DEVELOPMENT, HELD_OUT = "development", "held_out"  # items of the probes
 
 @dataclass(frozen=True)
 class Budget:
-    """flops: of each pre-training run, forward and backward, matrix products alone"""
+    """flops: of each pre-training run, forward and backward, matrix products alone
+
+    papers: the settings are the papers', not those of the recipe, which is for tiny networks
+    """
 
     flops: float
     seeds: Tuple[int, ...]
     items: str = HELD_OUT
     size: str = "tiny"
+    papers: bool = False
+    lr: float = 1e-3
     megabytes: float = 12
     vocab_size: int = recipe.VOCAB_SIZE
     tokens_per_sample: int = recipe.TOKENS_PER_SAMPLE
@@ -67,15 +75,20 @@ BUDGETS = {
     "gpu": Budget(
         flops=2e14, seeds=CONFIRMED[:3], megabytes=100, vocab_size=2048, tokens_per_sample=32, batch_size=512
     ),
+    "node": Budget(  # ELECTRA's FLOPs
+        flops=1.4e18, seeds=(31, 32, 33), size="small", papers=True, lr=5e-4, tokens_per_sample=128, batch_size=512
+    ),
 }
-VARIANTS_OF = {"search": SEARCH, "amos": AMOS}  # the others: all methods
+VARIANTS_OF = {"search": SEARCH, "amos": AMOS, "node": PLAIN}  # the others: all methods
+MFU, DEVICES = 0.3, ("A100", "H100")  # of --dry-run
 
 
 class Replication:
     """The work of one budget in the folder `out`."""
 
-    def __init__(self, budget: Budget, variants: Dict[str, Variant], out: Path, jobs: int):
+    def __init__(self, budget: Budget, variants: Dict[str, Variant], out: Path, jobs: int, data: Optional[Path] = None):
         self.budget, self.variants, self.out, self.jobs = budget, variants, out, jobs
+        self.given, self.data = data is not None, data or out / "data"
         self.processes: List[subprocess.Popen] = []
         self.stopped = threading.Event()
 
@@ -106,12 +119,14 @@ class Replication:
     def prepare(self) -> None:
         """Text, labelled tasks, vocabulary and blocks, one after the other."""
         budget, corpus, tasks, log = self.budget, self.out / "corpus.txt", self.out / "tasks", self.out / "prepare.log"
-        if not corpus.exists():
-            self.call(log, "corpus", "--out", corpus, "--megabytes", budget.megabytes)
         if not tasks.exists():
             self.call(log, "corpus", "--tasks", tasks, "--examples", budget.examples)
+        if self.given:
+            return
+        if not corpus.exists():
+            self.call(log, "corpus", "--out", corpus, "--megabytes", budget.megabytes)
         self.call(
-            log, "prepare", corpus, "--out", self.out / "data", "--uncased", "--vocab-size", budget.vocab_size,
+            log, "prepare", corpus, "--out", self.data, "--uncased", "--vocab-size", budget.vocab_size,
             "--tokens-per-sample", budget.tokens_per_sample,
         )
 
@@ -121,8 +136,10 @@ class Replication:
             return 1
         budget = self.budget
         return recipe.updates_for(
-            budget.flops, variant.method, variant.options(10**6), variant.generator_alone, budget.size,
-            budget.vocab_size, budget.tokens_per_sample, variant.batch_size or budget.batch_size, **variant.masking(),
+            budget.flops, variant.method, variant.options(10**6, budget.papers),
+            0.0 if budget.papers else variant.generator_alone, budget.size, budget.vocab_size,
+            budget.tokens_per_sample, variant.batch_size or budget.batch_size,
+            **{"mask_prob": 0.15, **variant.masking(budget.papers)},
         )
 
     def measure(self, name: str, seed: int) -> Measured:
@@ -145,10 +162,11 @@ class Replication:
 
     def pretrain(self, variant: Variant, seed: int, run: Path) -> None:
         budget, updates = self.budget, self.updates(variant)
-        options = {**variant.options(updates), **variant.masking()}
+        options = {**variant.options(updates, budget.papers), **variant.masking(budget.papers)}
         self.call(run / run_log.LOG_NAME, *recipe.training(
-            self.out / "data", run, variant.method, options, updates, budget.size, budget.tokens_per_sample,
-            variant.batch_size or budget.batch_size, seed, validations=4, logs=40, gpu=torch.cuda.is_available(),
+            self.data, run, variant.method, options, updates, budget.size, budget.tokens_per_sample,
+            (variant.batch_size or budget.batch_size) // max(1, torch.cuda.device_count()), seed, validations=4,
+            logs=40, gpu=torch.cuda.is_available(), lr=budget.lr,
         ))
 
     def probe(self, run: Path) -> Dict[str, float]:
@@ -188,6 +206,27 @@ class Replication:
                 pool.shutdown(cancel_futures=True)
                 raise
         return {name: [measured[name, seed] for seed in seeds] for name in self.variants}
+
+
+def cost(replication: Replication) -> str:
+    """What --dry-run prints."""
+    budget, gpus = replication.budget, torch.cuda.device_count() or (8 if replication.budget.papers else 0)
+    total = 0.0
+    lines = [f"{'variant':<22}{'updates':>9}{'FLOPs':>10}"]
+    for name, variant in replication.variants.items():
+        flops = budget.flops if variant.pretrained else 0.0
+        total += flops * len(budget.seeds)
+        lines.append(f"{name:<22}{replication.updates(variant):>9,}{flops:>10.1e}")
+    if gpus:
+        speeds = {f"{gpus} x {name}": gpus * PEAK_FLOPS[name] for name in DEVICES}
+    else:
+        speeds = {f"{available_cores()} cores of this CPU": peak_flops(torch.device("cpu"))}
+    hours = (f"{total / (MFU * peak) / 3600:.3g} h on {name}" for name, peak in speeds.items())
+    lines += [
+        f"{len(budget.seeds)} seeds: {total:.1e} FLOPs of pre-training; probes and fine-tuning come on top",
+        f"at {MFU:.0%} of the peak {', '.join(hours)}",
+    ]
+    return "\n".join(lines)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -266,19 +305,42 @@ def chosen(option: str, given: Optional[str], separator: str, known: List[str]) 
     return names
 
 
+def on_data(budget: Budget, data: Path) -> Budget:
+    """With the data's vocabulary and length, and as many tokens of an update."""
+    try:
+        manifest = read_manifest(str(data))
+    except ValueError as error:
+        sys.exit(f"replicate: error: {error}")
+    length = manifest.tokens_per_sample
+    sequences = max(1, budget.batch_size * budget.tokens_per_sample // length)
+    return replace(
+        budget, megabytes=0, vocab_size=manifest.vocabulary_size, tokens_per_sample=length, batch_size=sequences
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("budget", choices=BUDGETS)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything goes")
     parser.add_argument("--variants", metavar="NAME;..", help="some of the budget's (default: all)")
     parser.add_argument("--seeds", metavar="N,..", help="some of the budget's pre-training seeds (default: all)")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: a core each, three on a GPU)")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core, three on a GPU, one on several)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="prepared data of your own; node needs them")
+    parser.add_argument("--dry-run", action="store_true", help="what it costs; nothing is run")
     args = parser.parse_args()
     budget = BUDGETS[args.budget]
+    if args.data is not None:
+        budget = on_data(budget, args.data)
+    elif budget.papers:
+        sys.exit(f"replicate: error: {args.budget} is for data of your own: name them, --data FOLDER")
     known = VARIANTS_OF.get(args.budget, METHODS)
     names = chosen("--variants", args.variants, ";", list(known))
     seeds = chosen("--seeds", args.seeds, ",", list(map(str, budget.seeds)))
-    jobs = args.jobs or (3 if torch.cuda.is_available() else available_cores())
+    jobs = args.jobs or {0: available_cores(), 1: 3}.get(torch.cuda.device_count(), 1)
+    if args.dry_run:
+        seeds_of = replace(budget, seeds=tuple(map(int, seeds)))
+        print(cost(Replication(seeds_of, {name: known[name] for name in names}, args.out, jobs)))
+        return
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "budget.json"
     if kept.exists() and json.loads(kept.read_text()) != json.loads(json.dumps(asdict(budget))):
@@ -286,7 +348,7 @@ def main() -> None:
     kept.write_text(json.dumps(asdict(budget)))
 
     budget = replace(budget, seeds=tuple(map(int, seeds)))
-    replication = Replication(budget, {name: known[name] for name in names}, args.out, jobs)
+    replication = Replication(budget, {name: known[name] for name in names}, args.out, jobs, args.data)
     try:
         with stoppable(args.out):
             runs = replication.run()

@@ -15,14 +15,16 @@ class Variant(NamedTuple):
     ramp: float = 0.0  # share of the updates in which the weight of detection rises
     batch_size: int = 0  # 0: the budget's
 
-    def options(self, updates: int) -> Dict[str, Any]:
-        """Of the model."""
+    def options(self, updates: int, papers: bool = False) -> Dict[str, Any]:
+        """Of the model; papers: their settings, not the recipe's."""
+        if papers:
+            return dict(self.changes)
         alone, ramp = int(self.generator_alone * updates), int(self.ramp * updates)
         changes = {"generator_warmup_updates": alone, "rtd_warmup_updates": ramp, **self.changes}
         return recipe.model_options(self.method, updates, **changes)
 
-    def masking(self) -> Dict[str, Any]:
-        return {name: self.changes.get(name, value) for name, value in recipe.MASKING.items()}
+    def masking(self, papers: bool = False) -> Dict[str, Any]:
+        return {} if papers else {name: self.changes.get(name, value) for name, value in recipe.MASKING.items()}
 
 
 METHODS: Dict[str, Variant] = {
@@ -41,6 +43,10 @@ METHODS: Dict[str, Variant] = {
     "PEER, K = 2": Variant("peer_tqr", dict(tqr_partition=[])),
     "SCRIPT": Variant("script_selfcritic"),
     "SCRIPT, no critic": Variant("script_selfcritic", dict(critic_weight=0.0)),
+}
+PLAIN = {  # the methods themselves, as their papers have them
+    "untrained": METHODS["untrained"],
+    **{name: Variant(METHODS[name].method) for name in METHODS if "," not in name and name != "untrained"},
 }
 AMOS = {name: METHODS[name] for name in METHODS if name.startswith("AMOS")}  # the claims of its own budget
 

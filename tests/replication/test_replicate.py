@@ -5,15 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from amos_fairseq import run_log
+from amos_fairseq.data.manifest import read_manifest
 
 FOLDER = Path(__file__).parents[2] / "examples/replication"
 REPLICATE = [sys.executable, str(FOLDER / "replicate.py"), "smoke"]
 sys.path.insert(0, str(FOLDER))
 from claims import CLAIMS  # noqa: E402
-from variants import METHODS  # noqa: E402
+from replicate import BUDGETS, Replication, main, on_data  # noqa: E402
+from variants import METHODS, PLAIN  # noqa: E402
 
 
 def replicate(out, *options):
@@ -42,12 +47,49 @@ def test_a_stopped_replication_goes_on_and_ends_in_a_table(tmp_path):
     assert all(0.0 <= run["score"] <= 1.0 and run["seconds"] > 0 for seeds in runs.values() for run in seeds)
 
 
-def test_what_cannot_be_replicated_is_told_in_one_line(tmp_path):
-    done = replicate(tmp_path / "out", "--variants", "XLNet")
-    assert done.returncode == 1 and done.stderr.startswith("replicate: error: --variants 'XLNet' is none of untrained;")
+def test_what_cannot_be_replicated_is_told_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "budget.json").write_text("{}")
-    done = replicate(tmp_path)
-    assert done.returncode == 1 and "holds another budget" in done.stderr
+    for options, told in [
+        (["smoke", "--variants", "XLNet"], "replicate: error: --variants 'XLNet' is none of untrained;"),
+        (["smoke"], f"replicate: error: --out {tmp_path} holds another budget"),
+        (["node"], "replicate: error: node is for data of your own: name them, --data FOLDER"),
+        (["node", "--data", str(tmp_path)], f"replicate: error: {tmp_path} holds no manifest.json"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["replicate", *options, "--out", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code.startswith(told)
+
+
+def test_the_budget_of_a_node_trains_by_the_papers_settings_on_data_of_ones_own(tmp_path, corpus):
+    budget = replace(BUDGETS["node"], size="tiny", flops=1e8, batch_size=4)
+    on = on_data(budget, Path(corpus))
+    manifest = read_manifest(corpus)
+    assert (on.vocab_size, on.tokens_per_sample) == (manifest.vocabulary_size, manifest.tokens_per_sample)
+    assert on.batch_size == 4 * 128 // manifest.tokens_per_sample  # as many tokens
+    replication = Replication(on, PLAIN, tmp_path, 1, Path(corpus))
+    run = tmp_path / "run"
+    replication.pretrain(PLAIN["TEAMS"], 31, run)
+    options = run_log.open_run(run).options
+    assert options["mask_token_prob"] == 0.8 and options["mask_prob"] == 0.15  # TEAMS, App. B
+    assert options["dropout"] == 0.1 and options["rel_pos_lr_factor"] == 1.0
+    assert options["lr"] == [5e-4] and options["max_update"] == 4
+    replication.prepare()
+    assert {path.name for path in tmp_path.iterdir()} >= {"tasks"} and not (tmp_path / "corpus.txt").exists()
+    assert list(PLAIN) == ["untrained", "BERT", "ELECTRA", "AMOS", "COCO-LM", "TEAMS", "PEER", "SCRIPT"]
+
+
+def test_what_a_budget_costs_is_told_and_nothing_written(tmp_path, corpus, capsys, monkeypatch):
+    def told(*arguments):
+        command = ["replicate", *map(str, arguments), "--out", str(tmp_path / "out"), "--dry-run"]
+        monkeypatch.setattr(sys, "argv", command)
+        main()
+        return capsys.readouterr().out
+
+    assert "3 seeds: 2.9e+19 FLOPs" in told("node", "--data", corpus)  # 7 methods x 3 seeds x 1.4e18
+    cpu = told("cpu", "--seeds", "21,22")
+    assert "AMOS, one depth" in cpu and "2 seeds: 1.1e+14 FLOPs" in cpu and "of this CPU" in cpu
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.soak
