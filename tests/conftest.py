@@ -34,8 +34,8 @@ SMALL = dict(
 GENERATOR = {
     "amos_rtd": dict(generator_depths=[1, 2, 4]),
     "coco_lm": dict(generator_layers=1, generator_dropout=0.0),
-    "teams_mws": dict(generator_layers=2),
-    "peer_tqr": dict(generator_layers=2),
+    "teams_mws": dict(generator_layers=2, generator_dropout=0.0),
+    "peer_tqr": dict(generator_layers=2, generator_dropout=0.0),
     "script_selfcritic": {},
     "electra_rtd": dict(generator_embed_dim=8),
     "bert_mlm": {},

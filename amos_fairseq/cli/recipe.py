@@ -15,8 +15,9 @@ from amos_fairseq.methods import METHODS
 from amos_fairseq.options import declared
 
 MODEL: Dict[str, Any] = dict(
-    rel_pos_buckets=32, dropout=0.0, attention_dropout=0.0, generator_embed_dim=0, generator_layers=2,
-    rel_pos_lr_factor=100.0, detection_on_words=True, detection_bias_init="prior", output_bias_init="log_frequency",
+    rel_pos_buckets=32, dropout=0.0, attention_dropout=0.0, generator_dropout=0.0, generator_embed_dim=0,
+    generator_layers=2, rel_pos_lr_factor=100.0, detection_on_words=True, detection_bias_init="prior",
+    output_bias_init="log_frequency",
 )
 GENERATOR_ALONE = 0.68  # share of the updates
 MASKING: Dict[str, Any] = dict(mask_prob=0.3)

@@ -27,7 +27,7 @@ AMOS_EXPORT int amos_gumbel_noise(std::uint64_t seed, const std::int64_t* noise_
 AMOS_EXPORT int amos_read_rows(void* logits, const float* bias, const std::int64_t* targets, const float* weights,
                                const std::uint8_t* excluded, std::uint64_t seed, const std::int64_t* noise_rows,
                                float temperature, int write_gradient, float* losses, std::int64_t* predicted,
-                               std::int64_t* ranks, std::int64_t* sampled, std::int64_t* likeliest, float* margins,
+                               std::int64_t* ranks, std::int64_t* sampled, std::int64_t* likeliest,
                                std::int32_t* candidates, float* tail, std::int64_t rows, int heads, int vocabulary,
                                int scalar, int place, void* stream) {
     const bool packed = vocabulary % amos::TILE == 0 && amos::aligned(logits) && amos::aligned(bias) &&
@@ -37,7 +37,7 @@ AMOS_EXPORT int amos_read_rows(void* logits, const float* bias, const std::int64
         return amos::launch(
             amos::ReadRows<Scalar>{static_cast<Scalar*>(logits), bias, targets, weights, excluded, seed, noise_rows,
                                    temperature, write_gradient != 0, heads, {vocabulary, packed}, losses, predicted,
-                                   ranks, sampled, likeliest, margins, candidates, tail},
+                                   ranks, sampled, likeliest, candidates, tail},
             rows, place, stream);
     });
 }

@@ -29,7 +29,6 @@ struct ReadRows {
     std::int64_t* ranks;      // (M, G)
     std::int64_t* sampled;    // (M,)
     std::int64_t* likeliest;  // (M,)
-    float* margins;           // (M,)
     std::int32_t* candidates;  // (M, CAPACITY), or null: none are listed
     float* tail;               // (M,)
 
@@ -150,13 +149,6 @@ struct ReadRows {
             block.sync();
         }
 
-        AMOS_INLINE float mixture_at(std::int64_t token) const {
-            float mixture = 0.0f;
-            for (int g = 0; g < in.heads; ++g)
-                if (weight(g) != 0.0f) mixture += weight(g) * logit(g, token);
-            return mixture;
-        }
-
         AMOS_INLINE void report_draw() {
             RunningSoftmax* of_phi = shared.statistics;
             RunningSoftmax* of_mixture = shared.statistics + block.threads();
@@ -169,8 +161,6 @@ struct ReadRows {
             if (block.thread() == 0) {
                 in.sampled[row] = drawn.likeliest;
                 in.likeliest[row] = of_mixture[0].likeliest;
-                const bool both = has_target() && drawn.likeliest >= 0;
-                in.margins[row] = both ? mixture_at(drawn.likeliest) - mixture_at(in.targets[row]) : NOT_A_NUMBER;
             }
             block.sync();
         }

@@ -180,7 +180,7 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
     def sample(self, masked_lm: Optional[MaskedLMReading], batch: PretrainingBatch) -> Tensor:
         """(M,) draws from the generator without its dropout; without generator, of any word."""
         if masked_lm is not None:
-            return super().sample(masked_lm, batch)
+            return self.without_dropout(masked_lm, batch).sampled
         return draw_evenly(self.excluded_tokens, self.sampling_noise(batch))
 
     def correct(self, hidden: Tensor, corruption: Corruption, batch: PretrainingBatch) -> Optional[Correction]:

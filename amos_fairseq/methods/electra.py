@@ -46,7 +46,7 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
 
     def forward(self, batch: PretrainingBatch) -> ElectraOutput:
         masked_lm = self.generate(batch)
-        sampled_tokens = self.sample(masked_lm, batch)
+        sampled_tokens = self.without_dropout(masked_lm, batch).sampled
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
         rtd_logits = self.detection_logits(corruption.corrupted_tokens, batch.padding_mask)
         return ElectraOutput(masked_lm, sampled_tokens, corruption, rtd_logits)

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
+from amos_fairseq.methods.base import Look, PretrainingBatch, Vocabulary
 from amos_fairseq.methods.stages import Words
 from amos_fairseq.methods.two_networks import SharedGeneratorConfig, SharedGeneratorMethod
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, check_partition, level_targets, quality_levels, tqr_loss
-from amos_fairseq.ops import MaskedLMReading, full_precision
+from amos_fairseq.ops import MaskedLMReading, full_precision, linear_logits
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, ByRun, Overlay, Quantity
 
@@ -138,9 +138,10 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
 
     def forward(self, batch: PretrainingBatch) -> PeerOutput:
         masked_lm = self.generate(batch)
-        sampled_tokens = self.sample(masked_lm, batch)
+        drawn = self.without_dropout(masked_lm, batch)
+        sampled_tokens = drawn.sampled
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        level_codes = self.label(masked_lm, batch)
+        level_codes = self.label(drawn, batch)
         quality_scores = self.tqr_head(self.encoder(corruption.corrupted_tokens, batch.padding_mask))
         level_thresholds = self.tqr_head.level_thresholds()
         rtd_logits = full_precision(quality_scores) - level_thresholds[-1]
@@ -148,16 +149,26 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
             masked_lm, sampled_tokens, corruption, level_codes, quality_scores, level_thresholds, rtd_logits
         )
 
+    def read(self, projected: Tensor, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
+        """With margins of logits in full precision: by logits that bf16 rounds, some draws get another level."""
+        reading = super().read(projected, batch, look)
+        with torch.no_grad():
+            drawn, original = (
+                linear_logits(projected, self.mlm_head.token_embeddings.weight, self.mlm_head.bias, tokens)
+                for tokens in (reading.sampled, batch.mlm_targets)
+            )
+        return reading._replace(margins=drawn - original)
+
     @torch.no_grad()
     def start_detection_bias(self, logit: float) -> None:
         """The highest threshold, of which all others keep their distance, is what a score of 0 is held against."""
         self.tqr_head.top_threshold.fill_(-logit)
 
-    def label(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
+    def label(self, drawn: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
         """(B, T) codes of quality levels: the generator's word at the selected positions, elsewhere the original's."""
         config = self.config
         codes = quality_levels(
-            masked_lm.margins, masked_lm.ranks[:, 0], masked_lm.sampled != batch.mlm_targets, config.tqr_partition,
+            drawn.margins, drawn.ranks[:, 0], drawn.sampled != batch.mlm_targets, config.tqr_partition,
             config.tqr_top, config.tqr_buffer,
         )
         return torch.full_like(batch.original_tokens, 2 * self.levels).masked_scatter(batch.masked_positions, codes)

@@ -108,9 +108,10 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         self.rtd_head = DetectionHead(dim, hidden_layer) if config.rtd_weight else None
 
     def forward(self, batch: PretrainingBatch) -> TeamsOutput:
-        masked_lm = self.generate(batch, self.candidates(batch))
-        candidate_tokens = masked_lm.looked
-        sampled_tokens = self.sample(masked_lm, batch)
+        look = self.candidates(batch)
+        masked_lm = self.generate(batch, None if self.samples_in_second_pass else look)
+        drawn = self.without_dropout(masked_lm, batch, look)
+        sampled_tokens, candidate_tokens = drawn.sampled, drawn.looked
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
         mws_states, rtd_states = self.encode(corruption.corrupted_tokens, batch.padding_mask)
         mws_hidden, candidate_embeddings = self.select(mws_states, candidate_tokens, batch)

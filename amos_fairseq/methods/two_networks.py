@@ -136,6 +136,10 @@ class SharedGeneratorConfig(TwoNetworksConfig):
     generator_layers: int = option(
         0, "layers of the generator, which is as wide as the encoder; 0: half the encoder's", NOT_NEGATIVE
     )
+    generator_dropout: float = option(
+        0.1, "dropout of the generator's own layers, those it shares having the encoder's; above 0 a second pass "
+        "without any is sampled from. 0: none in any of its layers", SHARE,
+    )
     tied_layers: str = option(
         "half", "bottom layers of the generator that are the encoder's, too: none | half | all", choices=TIED_SHARES
     )
@@ -282,9 +286,13 @@ class GeneratorMethod(TwoNetworksMethod[Config, Output]):
 
     def generate(self, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
         """The generator's losses and predictions at the selected positions, and a draw; `look`: see `masked_lm`."""
+        return self.read(self.mlm_head.project(self.masked_lm_states(batch)), batch, look)
+
+    def read(self, projected: Tensor, batch: PretrainingBatch, look: Optional[Look] = None) -> MaskedLMReading:
+        """`generate` from the generator's states as the token table reads them, (M, E)."""
         return self.mlm_head.read(
-            self.mlm_head.project(self.masked_lm_states(batch)), batch.mlm_targets, excluded=self.excluded_tokens,
-            noise=self.sampling_noise(batch), draw_temperature=self.draw_temperature, look=look,
+            projected, batch.mlm_targets, excluded=self.excluded_tokens, noise=self.sampling_noise(batch),
+            draw_temperature=self.draw_temperature, look=look,
         )
 
     @property
@@ -294,13 +302,16 @@ class GeneratorMethod(TwoNetworksMethod[Config, Output]):
         return self.training and max(generator.config.dropout, generator.embeddings.dropout.p) > 0
 
     @torch.no_grad()
-    def sample(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Tensor:
-        """(M,) draws from the generator without its dropout."""
-        if self.samples_in_second_pass:
-            self.generator.eval()
-            masked_lm = self.generate(batch)
-            self.generator.train()
-        return masked_lm.sampled
+    def without_dropout(
+        self, masked_lm: MaskedLMReading, batch: PretrainingBatch, look: Optional[Look] = None
+    ) -> MaskedLMReading:
+        """The reading to draw from: of a second pass, if `masked_lm` is of one with dropout."""
+        if not self.samples_in_second_pass:
+            return masked_lm
+        self.generator.eval()
+        reading = self.generate(batch, look)
+        self.generator.train()
+        return reading
 
     def reference_flops(self, length: int) -> float:
         """ELECTRA's: also a detection head on the encoder."""
@@ -313,17 +324,18 @@ class GeneratorMethod(TwoNetworksMethod[Config, Output]):
 class SharedGeneratorMethod(GeneratorMethod[SharedGenerator, Output]):
     """A method whose generator and encoder share the embedding network and bottom layers (TEAMS, PEER).
 
-    What is shared runs twice and gets both gradients. Dropout acts in the encoder's pass only, for the generator's
-    logits of training are also those to draw from.
+    What is shared runs twice and gets both gradients.
     """
 
     config_class: Type[PretrainingConfig] = SharedGeneratorConfig
-    samples_in_second_pass = False
 
     def __init__(self, config: SharedGenerator, vocabulary: Vocabulary, **schedule):
         super().__init__(config, vocabulary, **schedule)
-        no_dropout = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
-        generator_config = config.encoder_config(vocabulary, layers=config.generator_depth(), **no_dropout)
+        dropout = 0.0 if self.frozen_generator else config.generator_dropout
+        generator_config = config.encoder_config(
+            vocabulary, layers=config.generator_depth(), dropout=dropout, attention_dropout=dropout,
+            activation_dropout=0.0,
+        )
         table = self.table_of_generator()
         self.generator = Encoder(generator_config, table)
         if config.shares_table():
@@ -331,7 +343,13 @@ class SharedGeneratorMethod(GeneratorMethod[SharedGenerator, Output]):
         self.mlm_head = MaskedLMHead(config.encoder_embed_dim, table, config.layer_norm_eps)
         self.finish_generator()
 
+    @property
+    def samples_in_second_pass(self) -> bool:
+        return self.training and self.generator.config.dropout > 0
+
     def masked_lm_states(self, batch: PretrainingBatch) -> Tensor:
+        if self.generator.config.dropout:
+            return super().masked_lm_states(batch)
         self.generator.eval()  # the layers shared with the encoder have its dropout
         states = super().masked_lm_states(batch)
         self.generator.train(self.training)

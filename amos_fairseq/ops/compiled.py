@@ -154,7 +154,7 @@ def amos_read_rows(
     logits: Array("MGV"), bias: Array("V", float32), targets: Array("M", int64), weights: Array("MG", float32),
     excluded: Array("V", torch.bool), seed: c_uint64, noise_rows: Array("M2", int64), temperature: c_float,
     write_gradient: c_int, losses: Array("MG", float32), predicted: Array("MG", int64), ranks: Array("MG", int64),
-    sampled: Array("M", int64), likeliest: Array("M", int64), margins: Array("M", float32),
+    sampled: Array("M", int64), likeliest: Array("M", int64),
     candidates: Array("MC", int32), tail: Array("M", float32), rows: c_int64, heads: c_int, vocabulary: c_int,
     scalar: c_int,
 ): ...
@@ -167,8 +167,8 @@ def read_rows(
     """Read (M, G, V) logits, then overwrite them with d losses / d logits if `write_gradient`; see `RowReading`.
 
     Candidates are those with at least a millionth of the likeliest's probability, in ascending order, the first
-    CAPACITY of them if there are more. A row whose target lies outside the vocabulary has losses, margin and gradient
-    NaN and ranks 0; one whose tokens are all excluded draws -1.
+    CAPACITY of them if there are more. A row whose target lies outside the vocabulary has losses and gradient NaN
+    and ranks 0; one whose tokens are all excluded draws -1.
     """
     seed, noise_rows = (0, None) if noise is None else (noise.seed, noise.rows)
     amos_read_rows.check(
@@ -183,7 +183,7 @@ def read_rows(
 def _read_rows(
     logits: Tensor, bias: Tensor, targets: Tensor, weights: Optional[Tensor], excluded: Optional[Tensor], seed: int,
     noise_rows: Optional[Tensor], temperature: float, candidates: bool, write_gradient: bool,
-) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     reading = _empty_reading(logits, noise_rows is not None, candidates)
     inputs = logits, bias, targets, weights, excluded, seed, noise_rows, temperature, write_gradient
     outputs = *reading[:-2], *(reading[-2:] if reading.tail.numel() else (None, None))
@@ -202,7 +202,7 @@ def _empty_reading(logits: Tensor, draws: bool, lists: bool) -> RowReading:
     return RowReading(
         losses=logits.new_empty(rows, heads, dtype=float32), predicted=logits.new_empty(rows, heads, dtype=int64),
         ranks=logits.new_empty(rows, heads, dtype=int64), sampled=logits.new_empty(drawn, dtype=int64),
-        likeliest=logits.new_empty(drawn, dtype=int64), margins=logits.new_empty(drawn, dtype=float32),
+        likeliest=logits.new_empty(drawn, dtype=int64),
         candidates=logits.new_empty(listed, CAPACITY if draws and lists else 0, dtype=int32),
         tail=logits.new_empty(listed, dtype=float32),
     )

@@ -21,10 +21,10 @@ class MaskedLMReading(NamedTuple):
     ranks: Tensor  # (M, G)
     sampled: Tensor  # (M,)
     likeliest: Tensor  # (M,)
-    margins: Tensor  # (M,)
     candidates: Tensor  # (M, C)
     tail: Tensor  # (M,)
     looked: Optional[Tensor] = None  # (M, ..) what `look` returned
+    margins: Optional[Tensor] = None  # (M,) what PEER adds: the draw's logit less the original's
 
 
 class _MaskedLM(torch.autograd.Function):
@@ -90,9 +90,8 @@ def masked_lm(
         sampled = argmax(zbar + gumbel_noise(noise)) over the tokens not `excluded`
 
     With `candidates` the tokens that carry the gradient of the soft draw softmax((zbar + noise) / temperature) are
-    listed for `straight_through_gumbel_softmax`, and what their list leaves out. `margins` are those of sum_g
-    weights_g z_g, without the temperature. The products are taken in the type
-    of `hidden` (of autocast, where it is on), all that follows in full precision. The gradient of `loss` is computed
+    listed for `straight_through_gumbel_softmax`, and what their list leaves out. The products are taken in the type of
+    `hidden` (of autocast, where it is on), all that follows in full precision. The gradient of `loss` is computed
     here, if anything needs one, and kept in place of the logits: (M, G, E), (V, E), (V,).
 
     hidden: (M, G, E), or (M, E) for one head   table: (V, E)   bias: (V,)   targets: (M,)   weights: (M, G), no
@@ -111,8 +110,7 @@ def masked_lm(
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned)
     targets = targets.contiguous()
     outputs = _MaskedLM.apply(*learned, targets, weights, excluded, noise, temperature, candidates, look, learns)
-    reading = MaskedLMReading(*outputs)
-    return reading if draw_temperature == 1.0 else reading._replace(margins=reading.margins * draw_temperature)
+    return MaskedLMReading(*outputs)
 
 
 def _check(hidden, table, bias, targets, weights, excluded, noise, temperature) -> None:

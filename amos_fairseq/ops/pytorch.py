@@ -29,7 +29,6 @@ class RowReading(NamedTuple):
     ranks: Tensor  # (M, G) 1 + how many logits exceed the target's
     sampled: Tensor  # (M,) argmax over the tokens that may be drawn of zbar + noise; zbar: the heads' mixture
     likeliest: Tensor  # (M,) argmax of zbar over the same tokens
-    margins: Tensor  # (M,) fp32, zbar[sampled] - zbar[target]
     candidates: Tensor  # (M, C) int32 ids of the tokens that hold the soft sample's probability, -1 after the last
     tail: Tensor  # (M,) fp32, share of that probability which the others hold
 
@@ -62,23 +61,22 @@ def read_rows(
     logsumexp = z.logsumexp(dim=-1, keepdim=True)
     losses = (logsumexp - of_target).squeeze(-1)
     predicted, ranks = z.argmax(dim=-1), 1 + (z > of_target).sum(dim=-1)
-    drawn = _draw(z, targets, weights, excluded, noise, temperature, candidates)
+    drawn = _draw(z, weights, excluded, noise, temperature, candidates)
     if write_gradient:
         z.sub_(logsumexp).exp_().scatter_add_(-1, index, torch.full_like(of_target, -1.0))
         logits.copy_(z)
     return RowReading(losses, predicted, ranks, *drawn)
 
 
-def _draw(z, targets, weights, excluded, noise, temperature, candidates) -> Tuple[Tensor, ...]:
-    empty = targets.new_empty(0)
+def _draw(z, weights, excluded, noise, temperature, candidates) -> Tuple[Tensor, ...]:
+    empty = z.new_empty(0, dtype=torch.long)
     listed, tail = empty.view(0, 0).int(), z.new_empty(0)
     if noise is None:
-        return empty, empty, z.new_empty(0), listed, tail
+        return empty, empty, listed, tail
     mixed = z.squeeze(1) if weights is None else torch.einsum("mg,mgv->mv", weights.to(z.dtype), z)
     allowed = mixed if excluded is None else mixed.masked_fill(excluded, float("-inf"))
     perturbed = allowed + gumbel_noise(noise, z.size(-1), z.dtype)
     sampled = perturbed.argmax(dim=-1)
-    margins = (mixed.gather(-1, sampled[:, None]) - mixed.gather(-1, targets[:, None])).squeeze(-1)
     if candidates:
         probabilities, listed = perturbed.topk(min(CAPACITY, z.size(-1)), dim=-1)
         largest = probabilities[:, :1].clone()
@@ -87,7 +85,7 @@ def _draw(z, targets, weights, excluded, noise, temperature, candidates) -> Tupl
         whole = perturbed.sub_(largest).div_(temperature).exp_().sum(dim=-1)
         tail = 1 - probabilities.exp_().masked_fill_(left_out, 0.0).sum(dim=-1) / whole
         listed = listed.masked_fill_(left_out, -1).int()
-    return sampled, allowed.argmax(dim=-1), margins, listed, tail
+    return sampled, allowed.argmax(dim=-1), listed, tail
 
 
 def logsumexp_rows(logits: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

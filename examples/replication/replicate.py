@@ -5,7 +5,7 @@
 All variants are pre-trained with the same FLOPs on the same text with several seeds, then judged as protocol.md says:
 by probes of the frozen encoder, and by fine-tuning on labelled tasks made from text that pre-training has not seen.
 Writes OUT/results.json, OUT/results.md and OUT/results.png. What is finished is not done again: the same command goes
-on where an interrupted one stopped; --dry-run says what a budget costs. Budgets: smoke (minutes), search (of the recipe),
+on where an interrupted one stopped; --dry-run says what a budget costs. Budgets: smoke (minutes), search (the recipe),
 cpu (two cores, hours), amos (its ablations with four times the FLOPs), gpu (one GPU), node (eight GPUs, a day: the
 papers' settings of size small on data of your own, --data FOLDER as `amos-fairseq prepare` wrote it).
 """

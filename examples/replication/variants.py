@@ -29,14 +29,14 @@ class Variant(NamedTuple):
 
 METHODS: Dict[str, Variant] = {
     "untrained": Variant("bert_mlm", pretrained=False),
-    "BERT": Variant("bert_mlm"),
+    "BERT": Variant("bert_mlm", dict(mask_prob=0.15, output_bias_init="zero")),  # its best of the search
     "ELECTRA": Variant("electra_rtd"),
     "AMOS": Variant("amos_rtd"),
     "AMOS, no adversary": Variant("amos_rtd", dict(mixture="uniform")),
     "AMOS, random layer": Variant("amos_rtd", dict(mixture="random_layer")),
     "AMOS, one depth": Variant("amos_rtd", dict(generator_depths=[2])),
-    "COCO-LM": Variant("coco_lm", dict(generator_dropout=0.0)),
-    "COCO-LM, no SCL": Variant("coco_lm", dict(generator_dropout=0.0, scl_weight=0.0)),
+    "COCO-LM": Variant("coco_lm"),
+    "COCO-LM, no SCL": Variant("coco_lm", dict(scl_weight=0.0)),
     "TEAMS": Variant("teams_mws"),
     "TEAMS, no MWS": Variant("teams_mws", dict(mws_weight=0.0)),
     "PEER": Variant("peer_tqr"),
@@ -79,7 +79,7 @@ SEARCH: Dict[str, Variant] = {
         mask_prob=0.15,
     ),
     "ELECTRA": METHODS["ELECTRA"],
-    "BERT": METHODS["BERT"],
+    "BERT": Variant("bert_mlm"),
     "BERT - position bias rate": Variant("bert_mlm", dict(rel_pos_lr_factor=1.0)),
     "BERT - mask .3": Variant("bert_mlm", dict(mask_prob=0.15)),
     "BERT - log frequency": Variant("bert_mlm", dict(output_bias_init="zero")),

@@ -25,15 +25,18 @@ def test_electra_loss_is_mlm_plus_fifty_times_detection(make_method, batch):
     assert terms["mlm"].count == 9 and int(terms["rtd"].count) == 33
 
 
-def test_generator_dropout_is_off_when_sampling(make_method, batch):
-    # the same weights draw the same tokens with dropout in the MLM pass and without
-    with_dropout = make_method("electra_rtd", generator_dropout=0.5).train()
-    without = make_method("electra_rtd").train()
+@pytest.mark.parametrize("name", ["electra_rtd", "teams_mws", "peer_tqr"])
+def test_generator_dropout_is_off_when_sampling(make_method, batch, name):
+    # the same weights draw the same tokens, candidates and levels with dropout in the MLM pass and without
+    with_dropout = make_method(name, generator_dropout=0.5).train()
+    without = make_method(name).train()
     without.load_state_dict(with_dropout.state_dict())
     outputs = with_dropout(batch), without(batch)
-    assert torch.equal(outputs[0].sampled_tokens, outputs[1].sampled_tokens)
+    for field in ("sampled_tokens", "candidate_tokens", "level_codes"):
+        if hasattr(outputs[0], field):
+            assert torch.equal(*(getattr(output, field) for output in outputs)), field
     assert not torch.allclose(outputs[0].masked_lm.losses, outputs[1].masked_lm.losses)
-    assert with_dropout.generator.training
+    assert all(module.training for module in with_dropout.modules())
 
 
 def test_one_token_table_serves_input_output_generator_and_encoder(make_method):

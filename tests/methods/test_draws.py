@@ -11,7 +11,9 @@ from amos_fairseq.random import mixed_seed
 
 CASES = {name: (name, {}) for name in METHODS if name != "bert_mlm"}  # which draws nothing
 CASES["amos_rtd, random layer"] = "amos_rtd", dict(mixture="random_layer")
-CASES["coco_lm, generator dropout"] = "coco_lm", dict(generator_dropout=0.3)
+CASES.update({
+    f"{name}, generator dropout": (name, dict(generator_dropout=0.3)) for name in ("coco_lm", "teams_mws", "peer_tqr")
+})
 CASES["coco_lm, random replacements"] = "coco_lm", dict(random_replacements=True)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from amos_fairseq.methods.continuation import EarlierRun, load_generator
 
-UNTIED = dict(tied_layers="none")
+UNTIED = dict(tied_layers="none", generator_dropout=0.3)
 METHODS = {  # of the frozen one the dropout plays no part
     "amos_rtd": {}, "electra_rtd": dict(generator_dropout=0.3), "coco_lm": dict(generator_dropout=0.3),
     "teams_mws": UNTIED, "peer_tqr": UNTIED,

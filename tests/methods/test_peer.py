@@ -169,7 +169,19 @@ def test_statistics_of_a_worked_case(make_method, make_batch):
     assert (validation["rtd_auc_words"].value, validation["rtd_auc_all"].value) == (3 / 4, 7 / 8)
 
 
-def test_dropout_acts_in_the_encoders_pass_only(make_method, batch):
+def test_levels_are_those_of_logits_in_full_precision_whatever_the_logits_are_rounded_to(make_method, make_batch):
+    """In bf16 a logit of 10 is known to 0.03: against that, margins are those of a float64 copy."""
+    method, batch = make_method("peer_tqr", gain=6.0, dtype=torch.bfloat16), make_batch()
+    reading = method(batch).masked_lm
+    states = method.mlm_head.project(method.masked_lm_states(batch)).double()
+    logits = states @ method.mlm_head.token_embeddings.weight.double().T + method.mlm_head.bias.double()
+    rows = torch.arange(len(logits))
+    margins = logits[rows, reading.sampled] - logits[rows, batch.mlm_targets]
+    assert margins.abs().max() > 1
+    torch.testing.assert_close(reading.margins.double(), margins, rtol=1e-5, atol=1e-5)
+
+
+def test_without_generator_dropout_it_acts_in_the_encoders_pass_only(make_method, batch):
     method = make_method("peer_tqr", dropout=0.5).train()
     first, again = method(batch), method(batch)
     assert torch.equal(first.masked_lm.losses, again.masked_lm.losses)

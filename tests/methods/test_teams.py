@@ -124,7 +124,7 @@ def test_hardest_negatives_are_the_likeliest_others(make_method, batch):
     assert torch.equal(method(batch).candidate_tokens, output.candidate_tokens)
 
 
-def test_dropout_acts_in_the_encoders_pass_only(make_method, batch):
+def test_without_generator_dropout_it_acts_in_the_encoders_pass_only(make_method, batch):
     method = make_method("teams_mws", dropout=0.5).train()
     first, again = method(batch), method(batch)
     assert torch.equal(first.masked_lm.losses, again.masked_lm.losses)

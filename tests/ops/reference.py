@@ -28,7 +28,7 @@ def gumbel_noise(noise, vocabulary):
 
 
 def read_rows(logits, bias, targets, weights, excluded, noise, temperature):
-    """losses, predicted, ranks, sampled, likeliest, margins, lists of candidates, tails, d losses / d logits"""
+    """losses, predicted, ranks, sampled, likeliest, lists of candidates, tails, d losses / d logits"""
     z = logits.double().numpy() + bias.double().numpy()
     rows, heads, vocabulary = z.shape
     weights = np.ones((rows, heads)) if weights is None else weights.double().numpy()
@@ -49,7 +49,6 @@ def read_rows(logits, bias, targets, weights, excluded, noise, temperature):
     phi = (perturbed - perturbed.max(-1, keepdims=True)) / temperature
     listed = phi > -np.log(1e6)
     tails = 1 - (np.exp(phi) * listed).sum(-1) / np.exp(phi).sum(-1)
-    margins = mixed[row, sampled] - mixed[row, target]
     candidates = [np.flatnonzero(x) for x in listed]
     ranks = 1 + (z > of_target[..., None]).sum(-1)
-    return losses, z.argmax(-1), ranks, sampled, allowed.argmax(-1), margins, candidates, tails, gradient
+    return losses, z.argmax(-1), ranks, sampled, allowed.argmax(-1), candidates, tails, gradient

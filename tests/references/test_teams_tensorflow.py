@@ -47,6 +47,7 @@ def our_teams(table_width: int) -> Teams:
         dropout=0.0,
         attention_dropout=0.0,
         generator_layers=theirs.GENERATOR_LAYERS,
+        generator_dropout=0.0,
         num_negatives=theirs.NEGATIVES,
         rtd_head_hidden_layer=True,
     )
@@ -62,7 +63,8 @@ def our_teams(table_width: int) -> Teams:
     for module in method.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-12
-    method.sample = lambda *_: torch.tensor(sum(INPUTS["sampled_tokens"], []))
+    sampled = torch.tensor(sum(INPUTS["sampled_tokens"], []))
+    method.without_dropout = lambda masked_lm, *_: masked_lm._replace(sampled=sampled)
     chosen = torch.tensor(sum(INPUTS["candidate_tokens"], []))
     method.candidates = lambda _: lambda rows, logits: chosen[rows]
     return method
