@@ -37,9 +37,11 @@ ARROWS = {
     "export": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune"},
     # what is fairseq's
     "fairseq_options": {"ops", "options", "user_errors"},
+    "fairseq_help": {"fairseq_options", "options"},
     "optim": {"options"},
+    "silenced": set(),
     "supervision": {"options", "run_log", "terminal", "user_errors", "checkpoints", "fairseq_options"},
-    "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_options", "supervision"},
+    "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_help", "fairseq_options", "silenced", "supervision"},
     "models": CORE | {"options", "pretrained", "finetune"},
     "criterions": CORE | {"pretrained", "finetune", "user_errors"},
     "tasks": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}
