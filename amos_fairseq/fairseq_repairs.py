@@ -29,6 +29,7 @@ from amos_fairseq import fairseq_help, fairseq_options, silenced, supervision
 from amos_fairseq.checkpoints import position, storage, store, training
 from amos_fairseq.data import loading
 from amos_fairseq.random import mixed_seed
+from amos_fairseq.supervision import display
 from amos_fairseq.user_errors import Damaged, stop, tell_mistakes, told_in_one_line
 
 Repair = Callable[..., object]
@@ -46,6 +47,7 @@ def install() -> None:
         owner, name = target.replace(":", ".").rsplit(".", 1)
         setattr(pkgutil.resolve_name(owner), name, repaired(original, REPAIRS[target][1]))
     silenced.install()
+    display.install()
     _installed = True
 
 
@@ -503,7 +505,12 @@ def the_data_position_is_known_between_updates(original: Callable, self, *args, 
 
 @repairs("fairseq.logging.progress_bar:progress_bar", source="ccff0ad64057ea6b")
 def what_is_logged_is_kept(original: Callable, *args, **kwargs):
-    """fairseq prints what it measures, in a format that another option chooses, and keeps none of it with the run."""
+    """fairseq prints what it measures, in a format that another option chooses, and keeps none of it with the run.
+
+    Without that option it prints all of it, a dozen lines to a screen; see `amos_fairseq.supervision.display`.
+    """
+    if display.current() is not None:
+        kwargs["log_format"] = "none"
     bar = original(*args, **kwargs)
     if supervision.current() is not None:
         for name in ("log", "print"):

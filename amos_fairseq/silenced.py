@@ -11,7 +11,9 @@ WARNINGS = (
     r"In '.*': Usage of deprecated keyword in package header",
     r"\s*'.*' is validated against ConfigStore schema with the same name",
     r"\s*The strict flag in the compose API is deprecated",
+    r"Future Hydra versions will no longer change working directory at job runtime",
     r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated",
+    r"`broadcast_buffers` is deprecated",
     r"'pin_memory' argument is set as true but no accelerator is found",
 )
 LOG_LINES = {"fairseq.utils": r"--user-dir=.* has already been imported"}  # by our command, for a purpose
