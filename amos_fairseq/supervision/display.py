@@ -5,6 +5,7 @@ the checkpoints: configuration, modules, and every line that is not shown. Elsew
 same rows without bar and colour.
 """
 
+import contextlib
 import logging
 import logging.handlers
 import math
@@ -175,6 +176,10 @@ class File(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger().removeHandler(self)
         logging.getLogger(__name__).warning("%s cannot be written: %s", FILE_NAME, sys.exc_info()[1])
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of what was not written
+            super().close()
 
 
 def row(cells: Sequence[str], terms: int) -> str:

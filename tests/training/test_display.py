@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -121,6 +122,14 @@ def test_warnings_and_this_packages_lines_are_shown_without_control_characters(w
     logging.getLogger("fairseq.trainer").info("no one needs this")
     logging.getLogger("amos_fairseq.tasks").info("ours")
     assert out.getvalue().splitlines()[1:] == ["warning: bad \\x1b name", "ours"]
+
+
+def test_a_full_disk_ends_the_log_and_not_the_run(caplog):
+    log, root = display.File(Path("/dev/full")), logging.getLogger()
+    root.addHandler(log)
+    logging.getLogger("fairseq").warning("more")
+    assert log not in root.handlers and caplog.messages[1].startswith("fairseq.log cannot be written: [Errno 28]")
+    log.close()
 
 
 def test_the_time_left_has_days_only_where_it_needs_them():
