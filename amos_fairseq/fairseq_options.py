@@ -100,7 +100,7 @@ def options_declared(group: str, component: Any) -> List[Option]:
     """Of a component of the configuration; none of fairseq's older ones, which have no dataclass."""
     registries = {
         "task": tasks.TASK_DATACLASS_REGISTRY, "model": models.MODEL_DATACLASS_REGISTRY,
-        **{name: REGISTRIES[name]["dataclass_registry"] for name in ("optimizer", "lr_scheduler")},
+        **{name: REGISTRIES[name]["dataclass_registry"] for name in ("criterion", "optimizer", "lr_scheduler")},
     }
     config_class = registries[group].get(models.ARCH_MODEL_NAME_REGISTRY.get(component._name, component._name))
     return [] if config_class is None else declared(config_class)

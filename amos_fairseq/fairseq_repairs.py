@@ -25,10 +25,11 @@ import torch
 from fairseq import utils
 from fairseq.optim import OPTIMIZER_REGISTRY
 
-from amos_fairseq import fairseq_options, supervision
+from amos_fairseq import fairseq_help, fairseq_options, silenced, supervision
 from amos_fairseq.checkpoints import position, storage, store, training
 from amos_fairseq.data import loading
 from amos_fairseq.random import mixed_seed
+from amos_fairseq.supervision import display
 from amos_fairseq.user_errors import Damaged, stop, tell_mistakes, told_in_one_line
 
 Repair = Callable[..., object]
@@ -45,6 +46,8 @@ def install() -> None:
     for target, original in originals.items():
         owner, name = target.replace(":", ".").rsplit(".", 1)
         setattr(pkgutil.resolve_name(owner), name, repaired(original, REPAIRS[target][1]))
+    silenced.install()
+    display.install()
     _installed = True
 
 
@@ -98,9 +101,11 @@ def bf16_does_not_ask_for_a_tpu(original: Callable, parser, input_args=None, *ar
 
     So bf16, the natural precision of an A100, trains from yaml only. Here the TPU is used if `--tpu` is given.
     Mistakes in the command, which fairseq answers with pages of usage, end in one line; see `fairseq_options`, too.
-    The default of --total-num-update is --max-update, as fairseq has it in configurations.
+    The default of --total-num-update is --max-update, as fairseq has it in configurations. With --help, fairseq lists
+    its own options alone; here those of the task, model, criterion and optimizer that are named come before.
     """
     given = sys.argv[1:] if input_args is None else input_args
+    fairseq_help.show(parser, given)
     tell_mistakes(parser)
     with told_in_one_line():
         try:
@@ -500,7 +505,12 @@ def the_data_position_is_known_between_updates(original: Callable, self, *args, 
 
 @repairs("fairseq.logging.progress_bar:progress_bar", source="ccff0ad64057ea6b")
 def what_is_logged_is_kept(original: Callable, *args, **kwargs):
-    """fairseq prints what it measures, in a format that another option chooses, and keeps none of it with the run."""
+    """fairseq prints what it measures, in a format that another option chooses, and keeps none of it with the run.
+
+    Without that option it prints all of it, a dozen lines to a screen; see `amos_fairseq.supervision.display`.
+    """
+    if display.current() is not None:
+        kwargs["log_format"] = "none"
     bar = original(*args, **kwargs)
     if supervision.current() is not None:
         for name in ("log", "print"):

@@ -14,6 +14,8 @@ import re
 import sys
 from typing import Iterable, NoReturn, Tuple, Type, Union
 
+from amos_fairseq.terminal import visible
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 SHOWN_CHOICES = 8
 
@@ -42,7 +44,7 @@ def told_in_one_line(kind: Union[Type[Exception], Tuple[Type[Exception], ...]] =
 
 def stop(message: str, status: int, program: str = "amos_fairseq") -> NoReturn:
     """End the program with the message on standard error and a status that says what kind of trouble it is."""
-    print(f"{program}: error: {message}", file=sys.stderr)
+    print(f"{program}: error: {visible(message)}", file=sys.stderr)
     raise SystemExit(status)
 
 

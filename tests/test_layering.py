@@ -12,12 +12,13 @@ from amos_fairseq.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "amos_fairseq"
 
-BOTTOM = {"files", "options", "plugins", "random", "run_log", "user_errors"}
+BOTTOM = {"files", "options", "plugins", "random", "run_log", "terminal", "user_errors"}
 # the science
 CORE = {"ops", "objectives", "corruption", "modules", "flops", "reference_flops", "quantities", "pooled", "methods"}
 # part -> parts that it may import besides itself, at the top of a file or within a function
 ARROWS = {
     **{part: set() for part in BOTTOM},
+    "user_errors": {"terminal"},
     "csrc": set(),
     "demo": set(),
     "ops": {"random", "csrc"},
@@ -36,9 +37,11 @@ ARROWS = {
     "export": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune"},
     # what is fairseq's
     "fairseq_options": {"ops", "options", "user_errors"},
+    "fairseq_help": {"fairseq_options", "options"},
     "optim": {"options"},
-    "supervision": {"options", "run_log", "user_errors", "checkpoints", "fairseq_options"},
-    "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_options", "supervision"},
+    "silenced": set(),
+    "supervision": {"options", "run_log", "terminal", "user_errors", "checkpoints", "fairseq_options"},
+    "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_help", "fairseq_options", "silenced", "supervision"},
     "models": CORE | {"options", "pretrained", "finetune"},
     "criterions": CORE | {"pretrained", "finetune", "user_errors"},
     "tasks": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}

@@ -8,6 +8,7 @@ import functools
 import math
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +19,8 @@ from amos_fairseq import run_log
 from amos_fairseq.analysis import quantities
 from amos_fairseq.quantities import ByRun, Overlay, Plan
 from amos_fairseq.run_log import Row, Run, RunLog
+
+matplotlib.rcParams["text.parse_math"] = False  # names of runs may have a $
 
 # Okabe and Ito's colours, told apart with any colour vision; lines and markers tell runs apart in black and white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -17,11 +17,13 @@ from amos_fairseq.data.tokenizer import SPACE
 from amos_fairseq.data.vocabulary import MASK
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.stages import TokenProbability
+from amos_fairseq.terminal import visible
 
 WIDTH = 100  # columns of a line where there is no terminal
 
 FOUND, MISSED, MISTAKEN, FILLED = "found", "missed", "mistaken", "filled"
-STYLES = {FOUND: "bold blue", MISSED: "bold red", MISTAKEN: "yellow", FILLED: "bold", "": ""}
+# Colours that are readable on black and on white.
+STYLES = {FOUND: "bold magenta", MISSED: "bold red", MISTAKEN: "underline", FILLED: "bold", "": ""}
 WORDS = {
     FOUND: "replaced, found", MISSED: "replaced, missed", MISTAKEN: "original, mistaken", FILLED: "filled in",
     "": "original",
@@ -125,7 +127,7 @@ def piece(text: str) -> str:
 def wrapped(marks: Sequence[Mark], width: int) -> Text:
     """Lines of at most `width` columns, broken between words only."""
     words: List[List[Mark]] = []
-    for mark in marks:
+    for mark in (mark._replace(text=visible(mark.text)) for mark in marks):
         if mark.starts_word or not words:
             words.append([])
         words[-1].append(mark)
@@ -143,7 +145,7 @@ def wrapped(marks: Sequence[Mark], width: int) -> Text:
 
 def render_stages(sentence: Sentence, threshold: float, width: int = WIDTH) -> Group:
     """All stages, one below the other."""
-    parts = [heading(f"{sentence.method}: original"), Text(sentence.text)]
+    parts = [heading(f"{sentence.method}: original"), Text(visible(sentence.text))]
     parts += [heading("masked"), render_masked(sentence, width)]
     if sentence.positions:
         drawn = sentence.positions[0].sampled is not None
@@ -172,7 +174,7 @@ def cells_of(sentence: Sentence, position: Position, threshold: float) -> Dict[s
     """By title of the column."""
     token = sentence.tokens[position.index]
     original = token.original
-    cells = {"original": Text("?" if original is None else piece(original))}
+    cells = {"original": lines("?" if original is None else piece(original))}
     for proposal in position.proposals:
         weight = () if proposal.mixture_weight is None else (f"weight {proposal.mixture_weight:.3f}",)
         cells[proposal.generator] = lines(*weight, *listed(proposal.top, original), *share(proposal.original))
@@ -207,7 +209,7 @@ def detail_lines(name: str, detail: Any, original: Optional[str]) -> List[str]:
 
 
 def lines(*texts: str) -> Text:
-    return Text("\n".join(texts), no_wrap=True)
+    return Text("\n".join(map(visible, texts)), no_wrap=True)
 
 
 def listed(tokens: Iterable[TokenProbability], original: Optional[str]) -> List[str]:

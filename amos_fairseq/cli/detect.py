@@ -1,15 +1,14 @@
 """`amos-fairseq detect`: which tokens of a text a model takes for replaced."""
 import argparse
-import json
 import sys
 
 from amos_fairseq.cli import trained
+from amos_fairseq.terminal import BOLD, RED, coloured, json_line, visible
 
 HELP = (
     "Print a text with the tokens that the encoder takes for replaced, [token probability], by a run of any method "
     "that learns to detect them."
 )
-BOLD_RED, END = "\033[1;31m", "\033[0m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,17 +28,17 @@ def run(args: argparse.Namespace) -> None:
     for line in lines:
         detections = model.detect(line)
         if args.json:
-            print(json.dumps([detection._asdict() for detection in detections], ensure_ascii=False))
+            print(json_line([detection._asdict() for detection in detections]))
         else:
-            print(marked(line, detections, args.threshold, sys.stdout.isatty()))
+            print(marked(line, detections, args.threshold))
 
 
-def marked(line: str, detections, threshold: float, color: bool) -> str:
+def marked(line: str, detections, threshold: float) -> str:
     """The line with [token probability] for each token that is taken for replaced."""
     text, end = "", 0
     for detection in detections:
         if detection.replaced >= threshold:
-            mark = f"[{line[detection.begin:detection.end]} {detection.replaced:.2f}]"
-            text += line[end:detection.begin] + (f"{BOLD_RED}{mark}{END}" if color else mark)
+            mark = f"[{visible(line[detection.begin:detection.end])} {detection.replaced:.2f}]"
+            text += visible(line[end:detection.begin]) + coloured(mark, sys.stdout, BOLD, RED)
             end = detection.end
-    return text + line[end:]
+    return text + visible(line[end:])

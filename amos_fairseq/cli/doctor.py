@@ -6,8 +6,10 @@ import platform
 import sys
 from typing import List, NamedTuple
 
+from amos_fairseq.terminal import GREEN, MAGENTA, RED, coloured, visible
+
 HELP = "What this installation has, which ops are compiled, and how to get what is missing."
-COLOURS = {"ok": "32", "slow": "33", "optional": "33", "broken": "31"}
+COLOURS = {"ok": GREEN, "slow": MAGENTA, "optional": MAGENTA, "broken": RED}
 
 
 class Finding(NamedTuple):
@@ -25,8 +27,7 @@ def run(args: argparse.Namespace) -> int:
     findings = [*software(), *devices(), *ops(), attention()]
     width = max(len(finding.subject) for finding in findings)
     for subject, state, text in findings:
-        shown = f"\033[{COLOURS[state]}m{state:<8}\033[0m" if sys.stdout.isatty() else f"{state:<8}"
-        print(f"{subject:<{width}}  {shown}  {text}")
+        print(f"{subject:<{width}}  {coloured(f'{state:<8}', sys.stdout, COLOURS[state])}  {visible(text)}")
     return int(any(finding.state == "broken" for finding in findings))
 
 

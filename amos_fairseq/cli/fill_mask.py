@@ -1,8 +1,8 @@
 """`amos-fairseq fill-mask`: what a model's masked language model puts in the place of <mask>."""
 import argparse
-import json
 
 from amos_fairseq.cli import trained
+from amos_fairseq.terminal import json_line, visible
 
 HELP = "Print the likeliest tokens for each <mask> of a text, by the masked language model of any run."
 
@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
     text = trained.checked(args.text, "TEXT")
     for fillings in trained.load(args).fill_mask(text, args.top):
         if args.json:
-            print(json.dumps([filling._asdict() for filling in fillings], ensure_ascii=False))
+            print(json_line([filling._asdict() for filling in fillings]))
         else:
-            print("  ".join(f"{filling.token.replace(chr(0x2581), ' ').strip() or '(space)'} {filling.probability:.3f}"
-                            for filling in fillings))
+            tokens = [filling.token.replace(chr(0x2581), " ").strip() or "(space)" for filling in fillings]
+            print("  ".join(f"{visible(token)} {filling.probability:.3f}" for token, filling in zip(tokens, fillings)))

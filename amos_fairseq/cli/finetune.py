@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from amos_fairseq.cli import train
 from amos_fairseq.cli.processes import interrupt, shared_cores, signals_handled
 from amos_fairseq.finetune.commands import COMMANDS, Command
+from amos_fairseq.terminal import visible
 from amos_fairseq.user_errors import tell_mistakes
 
 HELP = (
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> Optional[int]:
 
 
 def stopped(out: Path) -> int:
-    print(f"Stopped. The same command goes on from what {out} holds.", file=sys.stderr)
+    print(f"Stopped. The same command goes on from what {visible(out)} holds.", file=sys.stderr)
     return os.EX_TEMPFAIL
 
 
@@ -143,7 +144,7 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
             return stopped(args.out)
         print_results([args.out], args.paper)
         for job, reason in outcome.failed.items():
-            print(f"failed: {job.name}: {reason}", file=sys.stderr)
+            print(visible(f"failed: {job.name}: {reason}"), file=sys.stderr)
         if getattr(args, "export_predictions", False):
             export_predictions(args.out, data, "cpu" if cpu else "cuda")
         return 1 if outcome.failed else None
@@ -200,7 +201,7 @@ def carry_out(args: argparse.Namespace, jobs, model, devices):
                 f"{metric} {100 * value:.1f}" for metric, value in result.scores["valid"].items()
                 if metric in result.metrics[:2]
             ) + f" in {result.seconds:.0f} s"
-            bar.write(f"{job.name}: {words}")
+            bar.write(visible(f"{job.name}: {words}"))
             sys.stdout.flush()
 
         return sweep.carry_out_all(jobs, model, train.run, PRELOAD, devices, args.keep_checkpoints, progress)
@@ -218,11 +219,11 @@ def export_predictions(out: Path, data: Mapping[str, Mapping[int, Path]], device
         for split in [split for split in sweep.splits_of(folder) if split.startswith("test")]:
             path = out / "predictions" / kind.predictions_name(task, split)
             if path.exists():
-                print(f"{path} is there already, and stays as it is")
+                print(f"{visible(path)} is there already, and stays as it is")
                 continue
             outputs = predict(network, labelled.read_examples(folder, split))
             kind.write_predictions(path, folder, problem, split, outputs)
-            print(f"predictions  {path}")
+            print(f"predictions  {visible(path)}")
 
 
 def show(args: argparse.Namespace) -> None:
@@ -253,9 +254,9 @@ def print_results(outs: Sequence[Path], paper: Optional[str]) -> None:
     if not any(found.values()):
         print("no run has finished yet")
     elif len(outs) == 1:
-        print(results.write_tables(outs[0], found[first], paper, first))
-        print(f"results  {outs[0] / 'results.md'}, results.json")
+        print(visible(results.write_tables(outs[0], found[first], paper, first)))
+        print(f"results  {visible(outs[0] / 'results.md')}, results.json")
     elif len(found) == 1:
-        print(results.format_table(found[first], paper))
+        print(visible(results.format_table(found[first], paper)))
     else:
-        print(results.comparison(found))
+        print(visible(results.comparison(found)))

@@ -2,12 +2,12 @@
 import argparse
 import contextlib
 import io
-import json
 import sys
 from pathlib import Path
 from typing import List, Optional
 
 from amos_fairseq.cli.trained import add_text, lines_of
+from amos_fairseq.terminal import json_line, shows_colour, visible
 
 HELP = (
     "Follow text through a trained model: what is masked, what each generator would put there and what is drawn, the "
@@ -77,14 +77,14 @@ def run(args: argparse.Namespace) -> None:
     sentences = trained.inspect_text(lines, sampling) if lines else trained.inspect_held_out(args.count, sampling)
     if args.json:
         for sentence in sentences:
-            print(json.dumps(sentence.as_json(), ensure_ascii=False))
+            print(json_line(sentence.as_json()))
         return
     stages = bool(lines) if args.stages is None else args.stages
     if args.html:
         console = Console(record=True, file=io.StringIO(), width=HTML_WIDTH)
         write(console, sentences, args.threshold, stages)
         args.html.write_text(console.export_html(), encoding="utf-8")
-        print(args.html)
+        print(visible(args.html))
     else:
         write(terminal(args.color), sentences, args.threshold, stages)
 
@@ -111,11 +111,13 @@ def write(console, sentences: List, threshold: Optional[float], stages: bool) ->
 
 
 def terminal(color: str):
-    """Where to print: as wide as the terminal; through a pipe without colour, unless it is asked for."""
+    """Where to print: as wide as the terminal; without colour where none is shown, unless it is asked for."""
     from rich.console import Console
 
     from amos_fairseq.analysis.inspection import WIDTH
 
     width = None if sys.stdout.isatty() else WIDTH
-    systems = {"auto": "auto", "always": "standard", "never": None}
-    return Console(color_system=systems[color], force_terminal=color == "always" or None, width=width)
+    if color == "always":
+        return Console(color_system="standard", force_terminal=True, no_color=False, width=width)
+    shown = color == "auto" and shows_colour(sys.stdout)
+    return Console(color_system="auto" if shown else None, width=width)

@@ -10,6 +10,7 @@ import sys
 from typing import List, Optional
 
 from amos_fairseq import __version__, plugins
+from amos_fairseq.terminal import visible
 from amos_fairseq.user_errors import status_of, tell_mistakes
 
 COMMANDS = {
@@ -55,7 +56,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         # fairseq-train's tracebacks stay: an error after hours of training is no mistake in the input.
         if chosen.command == "train" or os.environ.get("AMOS_FAIRSEQ_TRACEBACK") == "1":
             raise
-        print(f"amos-fairseq {chosen.command}: error: {describe(error)}", file=sys.stderr)
+        print(f"amos-fairseq {chosen.command}: error: {visible(describe(error))}", file=sys.stderr)
         return status_of(error)
 
 

@@ -4,7 +4,8 @@ import argparse
 import logging
 import os
 import shlex
-import sys
+
+from amos_fairseq.terminal import show_log, visible
 
 HELP = "turn text into a vocabulary and binarised training data; the same command goes on after a kill"
 
@@ -78,14 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from amos_fairseq.data.preparation import Part, prepare
 
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    show_log()
     logging.getLogger("amos_fairseq").setLevel(logging.INFO)
     part = None if args.part is None else Part.parse(args.part)
     manifest = prepare(**{**vars(args), "part": part}, progress=True)
     if manifest is None:  # other parts are not done
         return
     for line in summary(manifest, os.path.normpath(args.out)):
-        print(line)
+        print(visible(line))
 
 
 def summary(manifest, out: str) -> list[str]:

@@ -1,10 +1,10 @@
 """`amos-fairseq probe`: what frozen layers know, of labelled words or of the order of words."""
 import argparse
-import json
 from pathlib import Path
 from typing import List, Optional
 
 from amos_fairseq.cli import trained
+from amos_fairseq.terminal import json_line, visible
 
 HELP = (
     "Train a linear probe on the frozen hidden states of each layer of a run's generator and encoder, beside the "
@@ -92,8 +92,9 @@ def probe_order(args: argparse.Namespace) -> None:
             {"network": name, "task": task, **result._asdict()}
             for name, of_network in results.items() for task, result in of_network.items()
         ]
-        print(json.dumps({"part": part, "items": counts, "probes": rows}, ensure_ascii=False))
+        print(json_line({"part": part, "items": counts, "probes": rows}))
         return
+    results = {visible(name): of_network for name, of_network in results.items()}
     width = max(map(len, results)) + 2
     print((" " * width + "".join(f"{task:<22}" for task in tasks)).rstrip())
     for name, of_network in results.items():
@@ -145,11 +146,11 @@ def probe_words(args: argparse.Namespace) -> None:
     if args.json:
         words = {"train": train_words, "test": test_words}
         rows, majority = [result._asdict() for result in results], {"label": label, "accuracy": share}
-        print(json.dumps({"words": words, "majority": majority, "probes": rows}, ensure_ascii=False))
+        print(json_line({"words": words, "majority": majority, "probes": rows}))
     else:
         print_table(results, depths)
         print(f"\n{train_words:,} words to learn from, {test_words:,} to be tested on. "
-              f"Always saying {label} is right for {100 * share:.1f} %.")
+              f"Always saying {visible(label)} is right for {100 * share:.1f} %.")
         print("layer 0: embeddings; *: with a head of AMOS's masked LM; untrained: the same network with new weights.")
 
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, Sequence
 
+from amos_fairseq.terminal import visible
+
 PROGRAM = [sys.executable, "-m", "amos_fairseq.cli.main"]
 
 
@@ -36,7 +38,7 @@ def stoppable(out: Path) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            print(f"\nStopped. The same command goes on from what {out} holds.", file=sys.stderr)
+            print(f"\nStopped. The same command goes on from what {visible(out)} holds.", file=sys.stderr)
             raise
 
 

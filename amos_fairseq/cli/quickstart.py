@@ -6,7 +6,6 @@ there already is not done again, so the same command goes on where an interrupte
 import argparse
 import contextlib
 import importlib.util
-import logging
 import os
 import re
 import resource
@@ -21,6 +20,7 @@ from amos_fairseq.cli.main import run_command
 from amos_fairseq.cli.processes import available_cores, held_interrupts, started, stoppable
 from amos_fairseq.data.inputs import list_inputs
 from amos_fairseq.files import claimed
+from amos_fairseq.terminal import show_log, visible
 
 if TYPE_CHECKING:
     from amos_fairseq.analysis.sentence_probes import Result
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # before fairseq's imports do it otherwise
+    show_log()
     start = time.monotonic()
     settings = check_settings(args)
     out = args.out or Path("runs") / f"quickstart-{args.method}"
@@ -312,7 +312,7 @@ def run_logged(
             show()
     for process, (_, log) in zip(processes, calls):
         if process.returncode:
-            print(last_lines(log, 15), file=sys.stderr)
+            print(visible(last_lines(log, 15)), file=sys.stderr)
             sys.exit(f"amos-fairseq quickstart: error: {what} ended with status {process.returncode}; see {log}")
 
 

@@ -1,10 +1,11 @@
 """`amos-fairseq report`: a page of figures and a summary table of one or several training runs."""
 import argparse
-import logging
 import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
+
+from amos_fairseq.terminal import show_log, shows_colour, visible
 
 if TYPE_CHECKING:
     from amos_fairseq.run_log import Run
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # before fairseq's imports do it otherwise
+    show_log()
     if args.out is None and (len(args.runs) > 1 or not args.runs[0].is_dir()):
         raise ValueError("--out FOLDER says where a report of several runs, or of a log, is written")
     show(*args.runs, out=args.out, names=args.names, pairs=args.pairs, logs_only=args.logs_only)
@@ -59,8 +60,8 @@ def show(
     found, left_out = report.read_checkpoints(read, scored)
     page = report.write(runs, out, found, left_out, kind)
     for line in left_out:
-        print(f"without checkpoint or held-out text  {line}")
-    print(f"\nfigures   {page}, and as PNG files and curves.csv beside it")
+        print(f"without checkpoint or held-out text  {visible(line)}")
+    print(f"\nfigures   {visible(page)}, and as PNG files and curves.csv beside it")
 
 
 def one_run(run: "Run") -> List[List[str]]:
@@ -118,13 +119,14 @@ def print_table(rows: List[List[str]]) -> None:
 
     What is wider than the terminal goes below, under the same titles.
     """
+    rows = [[visible(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty() or "utf" not in (sys.stdout.encoding or "utf-8").lower():
         return print(aligned(rows))
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = Console(color_system="auto" if shows_colour(sys.stdout) else None)
     for number, part in enumerate(parts(rows, console.width)):
         table = Table(box=None, header_style="bold", padding=(0, GAP, 0, 0))
         for index, title in enumerate(part[0]):

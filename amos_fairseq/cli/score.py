@@ -1,9 +1,9 @@
 """`amos-fairseq score`: pseudo-log-likelihoods of sentences, in one pass each by a model trained with SCRIPT."""
 import argparse
-import json
 from typing import Dict, List, NamedTuple
 
 from amos_fairseq.cli import trained
+from amos_fairseq.terminal import json_line, visible
 
 HELP = (
     "Print the pseudo-log-likelihood of every sentence, or find the best of each n-best list: in one pass with a "
@@ -85,7 +85,7 @@ def print_rows(rows: List[Dict], columns: List[str], as_json: bool) -> None:
         print("\t".join(columns))
     for row in rows:
         row = {column: row[column] for column in columns}
-        print(json.dumps(row, ensure_ascii=False) if as_json else "\t".join(map(cell, row.values())))
+        print(json_line(row) if as_json else visible("\t".join(map(cell, row.values()))))
 
 
 def cell(value) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, NoReturn
 
 import amos_fairseq
-from amos_fairseq.user_errors import stop, told_in_one_line
+from amos_fairseq.user_errors import stop
 
 HELP = "fairseq-train with --user-dir filled in; with --config-name or --config-dir, fairseq-hydra-train"
 HYDRA_NAMES = ("--config-dir", "-cd"), ("--config-name", "-cn")
@@ -25,28 +25,10 @@ def run(arguments: List[str]) -> None:
     # have this package imported, too.
     ours, sys.modules["__main__"] = sys.modules["__main__"], program
     try:
-        show_options(arguments)
         with mistakes_in_configurations_told():
             program.cli_main()
     finally:
         sys.modules["__main__"] = ours
-
-
-def show_options(arguments: List[str]) -> None:
-    """With --help, the options of the task, model and optimizer that are named, before fairseq's hundreds."""
-    if {"--help", "-h"}.isdisjoint(arguments):
-        return
-    from amos_fairseq.cli import options
-    from amos_fairseq.methods import METHODS
-    from amos_fairseq.methods.base import ENCODER_SIZES
-
-    given = values_of(arguments)
-    if given.get("--task") in METHODS:
-        size = given.get("--arch", "").removeprefix(f"{given['--task']}_")
-        optimizer = given.get("--optimizer", options.OPTIMIZER)
-        with told_in_one_line():
-            groups = options.options_by_group(given["--task"], size if size in ENCODER_SIZES else None, optimizer)
-        print(f"{options.table(groups)}\n\nfairseq's options, of every task:\n")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@
            76   more updates were skipped for faults than --max-skipped-updates allows, or memory ran out for good
            64   another run uses the folder
 
+Beside these, it keeps what the run measures (`history`) and shows it (`display`).
+
 `faults` decides and knows no trainer, `watch` is the thread that hears signals and sees deadlines, `lock` keeps a
 folder to one run, `supervisor` ties them to fairseq's trainer, `task` is what a task derives from to be made under it.
 The other hooks are in `fairseq_repairs`.

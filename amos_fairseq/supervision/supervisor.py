@@ -18,7 +18,7 @@ from fairseq.logging import metrics
 from amos_fairseq import fairseq_options
 from amos_fairseq.checkpoints import Damaged, store, verify
 from amos_fairseq.checkpoints.training import as_file, decided_by_first, scaler_state, set_scaler_state
-from amos_fairseq.supervision import faults, history, lock, options, watch
+from amos_fairseq.supervision import display, faults, history, lock, options, watch
 from amos_fairseq.supervision.faults import UpdateSkipped
 from amos_fairseq.user_errors import stop, told_in_one_line
 
@@ -62,6 +62,7 @@ def end() -> None:
     if _current is not None:
         _current.watch.close()
         _current = None
+    display.end()
 
 
 os.register_at_fork(after_in_child=lambda: _current is not None and _current.watch.leave_signals_to_parent())
@@ -157,20 +158,26 @@ class Supervisor:
         self.losses = faults.RecentLosses(self.losses.factor, (extra_state or {}).get("recent_losses", ()))
 
     def begin_history(self, trainer) -> None:
-        """The run goes on after as many updates as it has, which only the first process writes down."""
-        def begin():
-            self.history = history.History(Path(trainer.cfg.checkpoint.save_dir))
-            self.history.start(trainer.get_num_updates(), trainer.cfg)
+        """The run goes on after as many updates as it has, which only the first process writes down, and shows."""
+        folder = None if trainer.cfg.checkpoint.no_save else Path(trainer.cfg.checkpoint.save_dir)
 
-        if not trainer.cfg.checkpoint.no_save:
-            decided_by_first(trainer, begin, {OSError: (lambda error: f"save_dir {error}", os.EX_IOERR)})
+        def begin():
+            if folder is not None:
+                self.history = history.History(folder)
+                self.history.start(trainer.get_num_updates(), trainer.cfg)
+            if display.current() is not None:
+                display.current().start(trainer, folder)
+
+        decided_by_first(trainer, begin, {OSError: (lambda error: f"save_dir {error}", os.EX_IOERR)})
 
     def noted(self, show: Callable) -> Callable:
-        """`log` or `print` of a progress bar, which writes down what it shows."""
+        """`log` or `print` of fairseq's progress bar, with what it shows written down, and shown our way."""
         def note_and_show(stats, tag=None, step=None):
             if self.history is not None:
                 read = self.epoch_itr.epoch - 1 + self.epoch_itr.iterations_in_epoch / len(self.epoch_itr)
                 self.history.note(stats, tag, step, read)
+            if display.current() is not None:
+                display.current().note(stats, tag, step)
             show(stats, tag=tag, step=step)
         return note_and_show
 
@@ -378,6 +385,7 @@ class Supervisor:
 
     def _fail(self, trainer, message: str) -> NoReturn:
         """On all processes."""
+        display.end()
         if trainer.is_data_parallel_master:
             stop(message, FAULTS)
         raise SystemExit(FAULTS)
@@ -423,6 +431,8 @@ class Supervisor:
     def after_update(self, trainer) -> None:
         """Called between an update and its validation: stop here if that was agreed."""
         updates, limit = trainer.get_num_updates(), trainer.cfg.optimization.max_update
+        if display.current() is not None:
+            display.current().updated(updates)
         if self._stopping and not (limit and updates >= limit):
             self._leave(trainer)
         interval = trainer.cfg.checkpoint.save_interval_updates

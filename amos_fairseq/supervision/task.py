@@ -1,7 +1,7 @@
 """What a task is to supervision; one that derives from this, with a config derived from SupervisionConfig, has it."""
 
 import logging
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 from fairseq.tasks import FairseqTask
 
@@ -18,6 +18,7 @@ class SupervisedTask(FairseqTask):
 
     forward_is_local = True  # no forward pass of training waits for other processes
     free_options = free_names(SupervisionConfig)  # of the task and its model, that a resumed run may change
+    loss_names: Sequence[str] = ()  # of logged quantities: what the loss is made of
     divides_batches = False  # an update is the same if its micro-batches are made in parts, which `split_batch` makes
     _validation_parts = 1  # that each batch of validation is made in since memory ran out
 

@@ -151,6 +151,7 @@ class PretrainingTask(SupervisedTask):
         self.check_batch_size = method.check_batch_size
         self.forward_is_local = method.forward_is_local
         self.divides_batches = method.divides_batches
+        self.loss_names = [name for name, quantity in method.quantities.items() if quantity.is_loss]
         return model
 
     def scale_learning_rates(self, method) -> None:

@@ -164,3 +164,14 @@ def test_wide_letters_are_wrapped_by_their_columns():
     sentence = Sentence("", "", [word("\u2581\u65e5\u672c", "\u2581\u65e5\u672c", 0.9)] * 20, [])
     lines = render_verdicts(sentence, 0.5, width=30).plain.split("\n")
     assert [len(line.split()) for line in lines] == [6, 6, 6, 2]
+
+
+def test_control_characters_are_written_out_in_every_stage():
+    escape = "\u2581\x1b]0;x\x07"
+    sentence = Sentence(
+        "electra_rtd", "the \x1b]0;x\x07", [word(escape, "\x9b", 0.3, masked="<mask>")],
+        [Position(0, [Proposal("generator", [Says(escape, 0.5)], 0.1)], sampled=Says("\x9b", 0.1))],
+    )
+    text = printed(render_stages(sentence, 0.5))
+    assert not set(text) & set("\x1b\x07\x9b")
+    assert text.count("\\x1b]0;x\\x07") == 4 and text.count("\\x9b") == 2

@@ -19,7 +19,7 @@ FIRST = RunLog(
 )
 SECOND = RunLog([{"num_updates": 20.0, "mlm": 6.5, "rtd": 0.30001, "wps": 200.0}], [])
 RUNS = [
-    Run("a <b>", Path("gone"), FIRST, {"task": "amos_rtd", "model": "amos_rtd_base", "seed": 1}),
+    Run("a <b> $_{$", Path("gone"), FIRST, {"task": "amos_rtd", "model": "amos_rtd_base", "seed": 1}),
     Run("second", Path("gone"), SECOND, {"task": "electra_rtd", "seed": 2}),
 ]
 
@@ -86,7 +86,7 @@ def test_runs_of_one_method_are_compared():
 def test_page_says_what_the_runs_are_and_where_they_differ(written):
     rows = Page(written[1]).rows
     assert ["run", "method", "architecture", "updates", "tokens", "hours"] in rows
-    assert ["a <b>", "amos_rtd", "amos_rtd_base", "10", "640", "0.50"] in rows
+    assert ["a <b> $_{$", "amos_rtd", "amos_rtd_base", "10", "640", "0.50"] in rows
     assert ["second", "electra_rtd", "–", "20", "–", "–"] in rows
     assert ["seed", "1", "2"] in rows and not any(row[0] == "model" for row in rows)
 
@@ -98,7 +98,8 @@ def test_page_says_which_checkpoints_it_lacks(written):
 def test_curves_are_written_as_csv_too(written):
     rows = list(csv.DictReader(open(written[0].parent / "curves.csv", encoding="utf-8")))
     assert [(row["run"], row["kind"], row["num_updates"], row["mlm_4"]) for row in rows] == [
-        ("a <b>", "train", "10.0", "8.0"), ("a <b>", "validation", "10.0", "7.5"), ("second", "train", "20.0", ""),
+        ("a <b> $_{$", "train", "10.0", "8.0"), ("a <b> $_{$", "validation", "10.0", "7.5"),
+        ("second", "train", "20.0", ""),
     ]
 
 
@@ -116,7 +117,7 @@ def test_report_replaces_a_report_and_its_figures_only(tmp_path):
     assert (out / "mixture_weights.png").exists() is False and (out / "generator_depths.png").exists()
     report.write(RUNS[1:], out, [], [], "")
     assert not (out / "generator_depths.png").exists() and (out / "notes.txt").read_text() == "mine"
-    assert "a &lt;b&gt;" not in (out / "report.html").read_text(encoding="utf-8")
+    assert "a &lt;b&gt; $_{$" not in (out / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("content", ["thesis.tex", "report.html"])
@@ -167,5 +168,5 @@ def test_checkpoints_that_cannot_be_read_are_left_out_with_their_reason(tmp_path
     (tmp_path / "checkpoint_1_2" / "state.json").write_text("{}")
     probes, left_out = report.read_checkpoints([RUNS[0], RUNS[1]._replace(folder=tmp_path)], None)
     assert probes == []
-    assert left_out[0] == "a <b>: gone does not exist"
+    assert left_out[0] == "a <b> $_{$: gone does not exist"
     assert left_out[1].startswith("second: none of the 1 checkpoints in")

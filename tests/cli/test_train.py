@@ -30,19 +30,23 @@ def test_configuration_means_hydra(tmp_path):
     assert fairseq_command([*arguments, given])[-1] == given
 
 
-def test_fairseq_knows_our_tasks_and_architectures(launch):
-    command = ["train", "--task", "amos_rtd", "--arch", "amos_rtd_base", "--criterion", "amos_rtd", "--help"]
-    ours, fairseqs = launch(AMOS_FAIRSEQ, command).out[0].split("usage: fairseq-train")
-    assert "--mixture " in ours and "--mask-prob " in ours and "--adam-betas " in ours and "--log-format" not in ours
-    assert "--log-format" in fairseqs
+@pytest.mark.parametrize(
+    "function, command", [(AMOS_FAIRSEQ, ["train"]), ("fairseq_cli.train:cli_main", ["--user-dir", USER_DIR])]
+)
+def test_help_lists_what_is_named_before_fairseqs_options(function, command, launch):
+    names = ["--task", "amos_rtd", "--arch", "amos_rtd_small", "--criterion", "amos_rtd", "--optimizer", "adam"]
+    ours, fairseqs = launch(function, [*command, *names, "--help"]).out[0].split("\nusage: ")
+    assert "  --mixture learned " in ours and "  --encoder-embed-dim 256 " in ours
+    assert "  --mask-prob 0.15 " in ours and "  --use-old-adam off " in ours and "--log-format" not in ours
+    assert "  --log-format LOG_FORMAT\n" in fairseqs and max(map(len, ours.splitlines())) <= 80
 
 
 def test_options_of_a_method_are_listed_with_their_defaults(launch):
     lines = launch(AMOS_FAIRSEQ, ["options", "amos_rtd", "--size", "small"]).out[0].splitlines()
-    assert [line for line in lines if line.endswith(":")] == ["task:", "model:", "optimizer:"]
-    about = {line.split()[0]: line.split()[1] for line in lines if line.startswith("  --")}
-    assert about["--data"] == "(required)"
-    assert about["--encoder-embed-dim"] == "256" and about["--mask-prob"] == "0.15" and "--save-dir" not in about
+    assert [line for line in lines if line and line[0] != " "] == ["task:", "model:", "optimizer:"]
+    about = {line.split()[0]: line.split()[1:2] for line in lines if line.startswith("  --")}
+    assert about["--data"] == ["(required)"]
+    assert about["--encoder-embed-dim"] == ["256"] and about["--mask-prob"] == ["0.15"] and "--save-dir" not in about
     groups = yaml.safe_load(launch(AMOS_FAIRSEQ, ["options", "amos_rtd", "--yaml"]).out[0])
     assert groups["model"]["_name"] == "amos_rtd" and groups["model"]["generator_depths"] == [4, 6, 8]
     assert groups["optimizer"]["_name"] == "fused_adamw" and groups["task"]["data"] == "???"
