@@ -40,8 +40,7 @@ sys.exit(max(code if code >= 0 else 128 - code for code in codes))
 """
 
 # Does what the file `behaviour` of FAKE says: `exit N`; `train N`: wait for SIGUSR2, save update N, exit with 75;
-# `lose N`: exit with N a moment after saving as many updates as it has made attempts; `taken N`: in the first N attempts,
-# end as where the port is taken.
+# `lose N`: save an update more than the attempt before, exit with N; `taken N`: fail N times as where a port is taken.
 COMMAND = """
 import json, os, pathlib, signal, sys, time
 fake = pathlib.Path(os.environ["FAKE"])
