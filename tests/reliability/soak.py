@@ -1,6 +1,6 @@
 """A training of many updates, validations and saves, and what its processes hold meanwhile: nothing may grow.
 
-    python3 -m tests.reliability.soak FOLDER                                     20,000 updates, 400 validations and saves
+    python3 -m tests.reliability.soak FOLDER         20,000 updates, 400 validations and saves
     python3 -m tests.reliability.soak FOLDER --updates 2000 --validations 40
 
 Two processes over gloo with two loader workers each train a tiny model. FOLDER/soak.json has a sample of each process a
