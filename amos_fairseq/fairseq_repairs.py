@@ -226,7 +226,9 @@ def a_wrong_command_makes_no_folder(original: Callable, save_dir):
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
-        stop(f"save_dir {save_dir}: {folder} is no folder that can be written to", os.EX_USAGE)
+        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        status = os.EX_IOERR if read_only else os.EX_USAGE
+        stop(f"save_dir {save_dir}: {folder} is no folder that can be written to", status)
 
 
 @repairs("fairseq.dataclass.utils:merge_with_parent", source="799b14fda91be311")

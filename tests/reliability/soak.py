@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Dict, List
 
 GROWTH = {  # of the median (memory) or the greatest value of a quarter, that is none
-    "memory, MB": 5.0, "descriptors": 2, "threads": 0, "children": 0, "shared memory, MB": 1.0, "checkpoints, MB": 0.1,
+    "memory, MB": 5.0, "descriptors": 2, "threads": 0, "children": 0, "shared memory, MB": 1.0, "disk, MB": 0.5,
 }
 OPTIONS = """
     --task bert_mlm --arch bert_mlm_tiny --criterion bert_mlm --cpu --seed 1 --log-format json --log-interval 1000
@@ -111,7 +111,8 @@ def held(process: int, folder: Path) -> Dict[str, float]:
         return {}
     shared = os.statvfs("/dev/shm")
     held["shared memory, MB"] = (shared.f_blocks - shared.f_bfree) * shared.f_frsize / 1e6
-    held["checkpoints, MB"] = sum(map(size, (folder / "run").glob("checkpoint_*/*"))) / 1e6
+    files = (Path(root, name) for root, _, names in os.walk(folder / "run") for name in names)
+    held["disk, MB"] = sum(map(size, files)) / 1e6
     return held
 
 
@@ -127,7 +128,7 @@ def compared(samples: List[Dict[str, float]]) -> Dict[str, List[float]]:
     samples = [sample for sample in samples if sample]
     quarter = len(samples) // 4
     quarters = samples[quarter : 2 * quarter], samples[-quarter:]
-    median = ("memory, MB", "shared memory, MB", "checkpoints, MB")
+    median = ("memory, MB", "shared memory, MB", "disk, MB")
     return {
         what: [(statistics.median if what in median else max)(sample[what] for sample in part) for part in quarters]
         for what in GROWTH
