@@ -97,7 +97,7 @@ def test_a_command_that_is_stopped_leaves_all_or_nothing_and_the_next_one_clears
         words = [*commands[name], str(folder / "out")]
         status = run(words, folder, number, sent)
         if status == 0:  # it makes fewer changes
-            assert number > 2
+            assert number > 1
             break
         if sent == signal.SIGTERM:
             assert status == 128 + sent and tree(folder) in ([], tree(through))
