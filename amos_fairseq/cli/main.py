@@ -65,7 +65,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if chosen.command == "train" or os.environ.get("AMOS_FAIRSEQ_TRACEBACK") == "1":
             raise
         print(f"amos-fairseq {chosen.command}: error: {visible(describe(error))}", file=sys.stderr)
-        if status_of(error) == os.EX_IOERR:  # perhaps of standard output, the rest of which Python writes at its end
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk takes no more of it, which Python would try at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status_of(error)
 
