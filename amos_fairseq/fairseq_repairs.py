@@ -17,6 +17,7 @@ import re
 import sys
 import types
 import typing
+import weakref
 from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
 import numpy
@@ -225,7 +226,9 @@ def a_wrong_command_makes_no_folder(original: Callable, save_dir):
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
-        stop(f"save_dir {save_dir}: {folder} is no folder that can be written to", os.EX_USAGE)
+        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        status = os.EX_IOERR if read_only else os.EX_USAGE
+        stop(f"save_dir {save_dir}: {folder} is no folder that can be written to", status)
 
 
 @repairs("fairseq.dataclass.utils:merge_with_parent", source="799b14fda91be311")
@@ -260,15 +263,35 @@ def data_position_is_loaded_in_samples(original: Callable, self, state_dict):
 
 @repairs("fairseq.data.iterators:CountingIterator.__next__", source="3784bbd3e690cfb0")
 def loader_workers_end_with_their_epoch(original: Callable, self):
-    """fairseq leaves an epoch's loader in a reference cycle, its workers waiting for another epoch.
+    """fairseq leaves an epoch's loader with its workers waiting for another epoch.
 
-    Whenever the garbage collector finds it, in the middle of an update or in a thread at the process's end, torch waits
-    seconds for the workers. Here they end with the last batch, told by the thread that takes it.
+    Whenever the last reference to it goes, in the middle of an update or in a thread at the process's end, torch waits
+    seconds for the workers. Here they end with the last batch, told by the thread that takes it. A worker that is
+    killed, by the system for want of memory, ends the run without a checkpoint; here the process loads what is left of
+    the epoch by itself, and the run is asked to stop.
     """
-    batch = original(self)
+    try:
+        batch = original(self)
+    except (RuntimeError, OSError, EOFError):
+        if supervision.current() is None or not loading.lost_worker(self):
+            raise
+        loading.go_on_without_workers(self)
+        supervision.current().watch.ask_to_stop("a worker process of the data loader is gone")
+        batch = original(self)
+    self.drawn = getattr(self, "drawn", 0) + 1
     if not self.has_next():
         loading.end_workers(self._itr)
     return batch
+
+
+@repairs("fairseq.data.iterators:FrozenBatchSampler.__init__", source="fb864395b5ef6841")
+def epochs_are_freed_when_they_are_over(original: Callable, self, ordered_batches, *args, **kwargs):
+    """fairseq's iterator and its loader refer to each other, and wait for the garbage collector's rare full round.
+
+    Each loader keeps 2 x workers + 2 pipes open until then: some 50 validations use up 1,024 descriptors.
+    """
+    of_iterator = weakref.WeakMethod(ordered_batches)
+    original(self, lambda *arguments: of_iterator()(*arguments), *args, **kwargs)
 
 
 @repairs("fairseq.data.indexed_dataset:_warmup_mmap_file", source="4c060907a1fe9cd5")

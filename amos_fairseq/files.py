@@ -5,9 +5,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
-import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterable, Iterator, Mapping, Union
 
@@ -27,10 +27,39 @@ def file_record(path: str) -> Dict[str, Any]:
     return {"bytes": os.path.getsize(path), "sha256": sha256_of(path)}
 
 
+def temporary_name(path: PathLike) -> str:
+    """What this process calls `path` until it is complete."""
+    return f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
+
+
+def is_temporary(path: Path) -> bool:
+    return re.search(r"\.\d+\.tmp$", path.name) is not None
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Delete what processes of this machine that were killed left in `folder`: of anything, or of what has that name.
+    """
+    for left in filter(is_temporary, list(folder.iterdir())):
+        of, _, process = left.name.removesuffix(".tmp").rpartition(".")
+        is_mine = of.endswith(f".{socket.gethostname()}") and name in ("", of.removesuffix(f".{socket.gethostname()}"))
+        if is_mine and (int(process) == os.getpid() or not is_alive(int(process))):  # this process has not begun
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def durably_written(path: PathLike) -> Iterator[BinaryIO]:
     """Write a file that is there in full or not at all, whatever happens meanwhile, on whichever machines."""
-    temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as stream:
             yield stream
@@ -73,7 +102,8 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, which gets that name at the end; after an error nothing of it is left.
+    """An empty folder beside `out`, which gets that name at the end; after an error nothing of it is left, and what a
+    killed process left is removed.
 
     Raises ValueError if `out` exists, or has no folder to be in.
     """
@@ -82,13 +112,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     parent = out.absolute().parent
     if not parent.is_dir():
         raise ValueError(f"{out.parent} is no folder to write {out.name} into")
+    partial = Path(temporary_name(parent / f".{out.name}"))
     try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
-    except OSError as error:
-        error.filename = str(out)  # not that of the temporary folder
-        raise
-    try:
-        partial.chmod(0o755)
+        try:
+            remove_leftovers(parent, f".{out.name}")
+            partial.mkdir()
+        except OSError as error:
+            error.filename = str(out)  # not that of the temporary folder
+            raise
         yield partial
         sync(partial)
         os.rename(partial, out)
@@ -112,7 +143,7 @@ def claimed(path: Path, settings: Mapping[str, Any], at_work: str, begun_with: s
     """
     out = path.parent
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or not all(map(is_temporary, out.iterdir()))):
             raise ValueError(f"--out {out} is in use by something else: choose another folder")
         out.mkdir(parents=True, exist_ok=True)
         with durably_written(os.fspath(path)) as stream:
@@ -126,4 +157,6 @@ def claimed(path: Path, settings: Mapping[str, Any], at_work: str, begun_with: s
         changes = [f"{name} {kept.get(name)}, not {new}" for name, new in settings.items() if kept.get(name) != new]
         if changes:
             raise ValueError(f"{out} {begun_with} {'; '.join(changes)}: choose another --out, or delete it")
+        for folder in {left.parent for left in filter(is_temporary, out.rglob("*.tmp"))}:
+            remove_leftovers(folder)
         yield stream.fileno()

@@ -1,15 +1,17 @@
 # shellcheck shell=bash
 # What the scripts of this folder share; each sources it and calls one of: pretrain, finetune, prepare.
 #
-# Under Slurm a command runs by srun, one task per GPU, on a plain machine by torchrun. A command that is stopped by the
-# signal that Slurm sends before the time limit saves and exits with STOPPED. Then the job is requeued, or without Slurm
-# the command started again, as long as each attempt gets further than the one before. DRY_RUN=1 prints the command.
+# Under Slurm a command runs by srun, one task per GPU, on a plain machine by torchrun. A command that ends before its
+# work is done, be it that Slurm's signal before the time limit stopped it (STOPPED), a node was lost or nothing moved,
+# has its job requeued, or without Slurm is started again, as long as each attempt gets further than the one before.
+# Where only the user can help, the job ends with the last errors. DRY_RUN=1 prints the command.
 
 STOPPED=75
-STOPPED_BEFORE_IT_LISTENED=140 # 128 + SIGUSR2
-# torchrun exits with 1 whatever its processes exit with: a mark says that one was stopped.
+DISK=74
+FOR_THE_USER=" 2 64 65 130 " # the command, its configuration or its data are wrong; interrupted twice
+# torchrun exits with 1 whatever its processes exit with, and stops the others: the first to end says why.
 # shellcheck disable=SC2016
-MARK_STOPPED='trap : USR2 TERM; "$@" && exit; s=$?; [ $s -eq 75 ] && touch "$MARKS/stopped" && exit; exit $s'
+TELL_STATUS='trap : USR2 TERM; "$@" && exit; s=$?; (set -C; echo $s > "$MARKS/status"); [ $s -eq 75 ] || exit $s'
 # shellcheck disable=SC2016
 NAME_RANK='RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"'
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -55,7 +57,7 @@ pretrain() {
 finetune() {
     find_command
     find_processes "" 1
-    run_until_done newest_file "$(value_of --out "$@")" amos-fairseq finetune "$@"
+    run_until_done fine_tuned "$(value_of --out "$@")" amos-fairseq finetune "$@"
 }
 
 # prepare ARGUMENT..: as `amos-fairseq prepare` takes them; a task of an array does its part of the work.
@@ -122,7 +124,7 @@ find_command() {
 
 # Sets `world_size` and `launcher`: find_processes [true: on the CPU] [PROCESSES]
 find_processes() {
-    local on_cpu="$1" asked="$2" gpus per_node nodes="${SLURM_JOB_NUM_NODES:-1}" hosts port
+    local on_cpu="$1" asked="$2" gpus per_node nodes="${SLURM_JOB_NUM_NODES:-1}" hosts
     gpus="$(count_gpus)"
     if [ "$on_cpu" != true ] && [ "$gpus" -eq 0 ]; then
         fail "no GPU found on $(hostname): ask for some by sbatch --gpus-per-node=N"
@@ -132,8 +134,7 @@ find_processes() {
         [ "$on_cpu" = true ] || [ "$world_size" -le "$gpus" ] ||
             fail "distributed_training.distributed_world_size=$world_size, but there are $gpus GPUs: leave it out"
         launcher=()
-        [ "$world_size" -eq 1 ] ||
-            launcher=(torchrun --nproc-per-node "$world_size" --master-port $((20000 + $$ % 10000)) --no-python)
+        [ "$world_size" -eq 1 ] || launcher=(torchrun --nproc-per-node "$world_size" --no-python)
         return
     fi
     per_node="${SLURM_NTASKS_PER_NODE:-${SLURM_NTASKS:-1}}"
@@ -144,8 +145,7 @@ find_processes() {
     world_size=$((nodes * per_node))
     hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
     MASTER_ADDR="${hosts%%$'\n'*}"
-    port=$((20000 + SLURM_JOB_ID % 10000))
-    export MASTER_ADDR MASTER_PORT="$port" WORLD_SIZE="$world_size"
+    export MASTER_ADDR WORLD_SIZE="$world_size"
     # A task that has saved and left must not have the others killed while they still save.
     launcher=(
         srun --nodes "$nodes" --ntasks "$world_size" --ntasks-per-node "$per_node" --distribution block
@@ -170,8 +170,8 @@ newest_update() {
     find "$1" -maxdepth 1 -name 'checkpoint_*' 2> /dev/null |
         sed -En 's,.*/checkpoint_[0-9]+_([0-9]+)(-[0-9]+|\.pt)?$,\1,p' | sort -n | tail -n 1 || true
 }
-newest_file() {
-    find "$1" -type f -printf '%T@ %p\n' 2> /dev/null | sort -n | tail -n 1 || true
+fine_tuned() {
+    find "$1" \( -name result.json -o -name '*.npz' -o -name 'checkpoint_*_*' ! -name '*.tmp' \) 2> /dev/null | sort || true
 }
 encoded_slices() {
     find "${1%/}.partial/encoded" -name '*.npz' 2> /dev/null | wc -l || true
@@ -179,46 +179,86 @@ encoded_slices() {
 
 # run_until_done PROGRESS FOLDER COMMAND..: PROGRESS is one of the functions above.
 run_until_done() {
-    local progress="$1" folder="$2" before after status
+    local progress="$1" folder="$2" before status port ports_taken=0
     shift 2
+    port=$((20000 + (${SLURM_JOB_ID:-$$} + ${SLURM_RESTART_COUNT:-0}) % 10000))
     if [ "${DRY_RUN:-0}" = 1 ]; then
         launch "$@"
         return
     fi
+    marks="$(mktemp -d)"
+    trap 'rm -rf "$marks"' EXIT
     while true; do
         before="$("$progress" "$folder")"
         status=0
         launch "$@" || status=$?
-        [ "$status" -eq "$STOPPED" ] || [ "$status" -eq "$STOPPED_BEFORE_IT_LISTENED" ] || exit "$status"
-        after="$("$progress" "$folder")"
-        if [ "$after" = "$before" ]; then
-            echo "error: stopped, and not started again: this attempt got no further than the one before it" >&2
-            exit "$status"
+        [ "$status" -ne 0 ] || exit 0
+        [[ "$FOR_THE_USER" != *" $status "* ]] || give_up "starting it again would change nothing"
+        [ "$status" -ne "$DISK" ] || has_room "$folder" || give_up "there is no room in $folder"
+        if [ "$("$progress" "$folder")" = "$before" ]; then
+            { port_was_taken && ((++ports_taken < 10)); } || give_up "this attempt got no further than the one before it"
+            ((port += 1))
+            continue
         fi
         if [ -n "${SLURM_JOB_ID:-}" ]; then
-            echo "stopped: job $SLURM_JOB_ID goes back into the queue" >&2
-            exec scontrol requeue "$SLURM_JOB_ID"
+            echo "$(ended): job $SLURM_JOB_ID goes back into the queue" >&2
+            scontrol requeue "$SLURM_JOB_ID"
+            exit
         fi
-        echo "stopped: the same command goes on" >&2
+        echo "$(ended): the same command goes on" >&2
+        ((port += 1))
     done
 }
 
-# launch COMMAND..: run it by `launcher`, passing signals on; returns its status, STOPPED if a process was stopped.
+ended() {
+    [ "$status" -eq "$STOPPED" ] && echo "stopped" || echo "ended with status $status"
+}
+
+# End the job with the command's status, the reason given, and the errors that were told last.
+give_up() {
+    echo "error: $(ended), and not started again: $*" >&2
+    [ ! -s "$marks/errors" ] || { echo "its last errors:" && tail -n 5 "$marks/errors" | cut -c 1-300; } >&2
+    exit "$status"
+}
+
+# Whether a file of 1 MiB can be written into FOLDER, or where that is to be.
+has_room() {
+    local folder="$1" written=0
+    while [ ! -d "$folder" ]; do folder="$(dirname "$folder")"; done
+    head -c 1048576 /dev/zero 2> /dev/null > "$folder/.room" || written=$?
+    rm -f "$folder/.room"
+    return "$written"
+}
+
+port_was_taken() {
+    grep -q EADDRINUSE "$marks/errors"
+}
+
+# The first of PORT and those after it at which nothing listens on this machine, where the first process is.
+free_port() {
+    local port="$1"
+    while (: 3<> "/dev/tcp/localhost/$port") 2> /dev/null; do port=$((port + 1)); done
+    echo "$port"
+}
+
+# launch COMMAND..: run it by `launcher`, passing signals on; returns the status that says why it ended.
 launch() {
-    local marks status next
+    local status next
+    port="$(free_port "$port")"
     case "${launcher[0]:-}" in
         srun) set -- "${launcher[@]}" bash -c "$NAME_RANK" task "$@" ;;
-        torchrun) set -- "${launcher[@]}" bash -c "$MARK_STOPPED" task "$@" ;;
+        torchrun) set -- "${launcher[@]}" --master-port "$port" bash -c "$TELL_STATUS" task "$@" ;;
     esac
     if [ "${DRY_RUN:-0}" = 1 ]; then
         show "$@"
         return
     fi
-    marks="$(mktemp -d)"
-    MARKS="$marks" "$@" &
+    rm -f "$marks"/*
+    MARKS="$marks" MASTER_PORT="$port" "$@" 2> >(keep_errors) &
     launched=$! signalled=""
     trap 'signalled=1; pass_on_stop' USR2 TERM
     trap 'kill -TERM "$launched"; wait "$launched"; exit 130' INT
+    trap 'pass_on_stop; wait "$launched"; exit 129' HUP # the terminal is gone
     status=0
     wait "$launched" || status=$?
     while [ -n "$signalled" ]; do # a signal ends the waiting, not the command
@@ -226,10 +266,19 @@ launch() {
         wait "$launched" || next=$?
         [ "$next" -eq 127 ] || status="$next" # 127: the status was told before
     done
-    trap - USR2 TERM INT
-    [ ! -e "$marks/stopped" ] || [ "$status" -ne 0 ] || status="$STOPPED"
-    rm -rf "$marks"
+    trap - USR2 TERM INT HUP
+    for _ in {1..50}; do # what holds its standard error open may outlive the command
+        [ ! -e "$marks/read" ] || break
+        sleep 0.02
+    done
+    [ ! -s "$marks/status" ] || status="$(< "$marks/status")"
     return "$status"
+}
+
+# Pass standard error on, and keep the lines that tell an error; a signal to all processes must not end this.
+keep_errors() {
+    trap '' USR2 TERM INT HUP
+    tee >(grep --line-buffered -ai error > "$marks/errors"; touch "$marks/read") >&2
 }
 
 # Words as a shell would read them.

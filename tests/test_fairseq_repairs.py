@@ -1,11 +1,13 @@
 """Each repair of fairseq: what goes wrong without it, what happens with it, and that it knows the source it repairs."""
 import collections
+import gc
 import inspect
 import multiprocessing
 import os
 import pickle
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +24,7 @@ pytest.importorskip("fairseq")
 import fairseq_cli.train  # noqa: E402
 from fairseq import checkpoint_utils, models, options, tasks, utils  # noqa: E402
 from fairseq.data import Dictionary, indexed_dataset  # noqa: E402
-from fairseq.data.iterators import CountingIterator, EpochBatchIterator  # noqa: E402
+from fairseq.data.iterators import CountingIterator, EpochBatchIterator, FrozenBatchSampler  # noqa: E402
 from fairseq.dataclass import utils as dataclass_utils  # noqa: E402
 from fairseq.dataclass.configs import DatasetConfig, DistributedTrainingConfig  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
@@ -91,7 +93,7 @@ def training_config(corpus, *more):
 # install()
 
 def test_every_repair_knows_the_source_of_the_installed_fairseq():
-    assert len(fairseq_repairs.REPAIRS) == 32
+    assert len(fairseq_repairs.REPAIRS) == 33
     for target, (source, _) in fairseq_repairs.REPAIRS.items():
         assert fairseq_repairs.checked_original(target, source)
 
@@ -341,9 +343,9 @@ def epoch_iterator(monkeypatch):
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", noted)
 
-    def epoch_iterator(buffer_size):
-        batches = [[index] for index in range(4)]
-        dataset = torch.utils.data.TensorDataset(torch.arange(4))
+    def epoch_iterator(buffer_size, length=4):
+        batches = [[index] for index in range(length)]
+        dataset = torch.utils.data.TensorDataset(torch.arange(length))
         return EpochBatchIterator(dataset, list, batches, num_workers=2, buffer_size=buffer_size)
 
     epoch_iterator.threads = threads
@@ -377,6 +379,43 @@ def test_the_workers_of_an_epoch_that_is_left_early_end_when_told(epoch_iterator
         end_epoch(iterator)
         assert set(multiprocessing.active_children()) == others
     assert epoch_iterator.threads == [threading.main_thread()]
+
+
+@pytest.mark.parametrize("buffer_size", [0, 10])
+@pytest.mark.parametrize("repaired", [True, False])
+def test_validations_leave_no_descriptors_behind(epoch_iterator, monkeypatch, buffer_size, repaired):
+    if not repaired:
+        monkeypatch.setattr(FrozenBatchSampler, "__init__", FrozenBatchSampler.__init__.__wrapped__)
+    gc.collect()
+    gc.disable()  # whose full rounds are rare
+    try:
+        counts = []
+        for _ in range(3):
+            iterator = epoch_iterator(buffer_size)
+            list(iterator.next_epoch_itr(shuffle=False))
+            counts.append(len(os.listdir("/proc/self/fd")))
+    finally:
+        gc.enable()
+        gc.collect()
+    assert counts == [counts[0] + (0 if repaired else 2 * 2 + 2) * number for number in range(3)]
+
+
+@pytest.mark.parametrize("buffer_size", [0, 1, 10])
+def test_a_worker_that_is_killed_stops_the_run_after_the_batches_that_it_owed(epoch_iterator, monkeypatch, buffer_size):
+    asked = []
+    watch = SimpleNamespace(ask_to_stop=asked.append)
+    monkeypatch.setattr(supervision, "current", lambda: SimpleNamespace(watch=watch))
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", True)  # as supervision does
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    others = set(multiprocessing.active_children())
+    batches = epoch_iterator(buffer_size, length=100).next_epoch_itr(shuffle=False)
+    drawn = [next(batches) for _ in range(3)]
+    for child in set(multiprocessing.active_children()) - others:
+        os.kill(child.pid, signal.SIGKILL)
+    drawn += batches
+    assert [index.item() for ((index,),) in drawn] == list(range(100))
+    assert asked == ["a worker process of the data loader is gone"]
+    assert set(multiprocessing.active_children()) == others
 
 
 # Random numbers

@@ -14,6 +14,7 @@ from amos_fairseq.analysis import figures, held_out_figures, quantities
 from amos_fairseq.analysis.expectations import measure_of, number
 from amos_fairseq.analysis.figures import MAX_RUNS, Picture
 from amos_fairseq.analysis.held_out import Pairs, Probe, probe
+from amos_fairseq.files import is_temporary, remove_leftovers, replace_durably
 from amos_fairseq.methods.base import ENCODER_SIZES
 from amos_fairseq.quantities import HIGHER, LOWER
 from amos_fairseq.run_log import RATES, Run
@@ -97,13 +98,14 @@ def write(runs: Sequence[Run], out: Path, probes: Sequence[Probe], left_out: Seq
     check_replaceable(out)
     page, images = render(runs, sections(runs, probes, left_out, pairs))
     out.mkdir(parents=True, exist_ok=True)
-    (out / PAGE).write_text(page, encoding="utf-8")
+    replace_durably(out / PAGE, page.encode())  # first: by it the next report knows what it may replace
     write_curves(runs, out / CURVES)
     for name in (*figures.CURVES, *figures.papers(), *figures.COURSE, *held_out_figures.FIGURES):
         path = out / f"{name}.png"
         path.unlink(missing_ok=True)
         if name in images:
-            path.write_bytes(images[name])
+            replace_durably(path, images[name])
+    remove_leftovers(out)
     return out / PAGE
 
 
@@ -113,10 +115,11 @@ def write_curves(runs: Sequence[Run], path: Path) -> None:
         {"run": run.name, "kind": kind, **row}
         for run in runs for kind, part in zip((run_log.TRAIN, run_log.VALIDATION), run.log) for row in part
     ]
-    with open(path, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_durably(path, stream.getvalue().encode())
 
 
 def check_replaceable(out: Path) -> None:
@@ -124,7 +127,7 @@ def check_replaceable(out: Path) -> None:
     page = out / PAGE
     if page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:200]:
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or not all(map(is_temporary, out.iterdir()))):
         raise ValueError(f"--out {out} holds something else than a report: name another folder")
 
 

@@ -60,7 +60,7 @@ def write(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> N
         sync_folder(partial)
         os.rename(partial, folder)
         sync_folder(folder.parent)
-    except Exception:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 

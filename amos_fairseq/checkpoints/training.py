@@ -15,7 +15,7 @@ from fairseq.distributed import utils as distributed_utils
 from omegaconf import OmegaConf
 
 from amos_fairseq.checkpoints import differences, storage, store
-from amos_fairseq.user_errors import stop
+from amos_fairseq.user_errors import status_of, stop
 
 logger = logging.getLogger(__name__)
 
@@ -229,6 +229,8 @@ def gathered(value: Any) -> List[Any]:
 
 def decided_by_first(trainer, decide: Callable[[], Any], failures: Dict[type, tuple]) -> Any:
     """decide() of the first process, for all. One of `failures`, {type: (words, status)}, ends all, told by the first.
+
+    What the disk refuses has the status 74 whatever failures say.
     """
     answer = None
     if trainer.is_data_parallel_master:
@@ -236,7 +238,7 @@ def decided_by_first(trainer, decide: Callable[[], Any], failures: Dict[type, tu
             answer = ("value", decide())
         except tuple(failures) as error:
             words, status = next(failures[kind] for kind in type(error).__mro__ if kind in failures)
-            answer = ("failure", words(error), status)
+            answer = ("failure", words(error), os.EX_IOERR if status_of(error) == os.EX_IOERR else status)
     if trainer.data_parallel_world_size > 1:
         answer = distributed_utils.broadcast_object(
             answer, src_rank=0, group=trainer.data_parallel_process_group, dist_device=trainer.device

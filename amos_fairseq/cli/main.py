@@ -6,10 +6,12 @@ is asked for, and imports what takes long only when it runs, so that no `--help`
 import argparse
 import importlib
 import os
+import signal
 import sys
 from typing import List, Optional
 
 from amos_fairseq import __version__, plugins
+from amos_fairseq.cli.processes import interrupt, signals_handled
 from amos_fairseq.terminal import visible
 from amos_fairseq.user_errors import status_of, tell_mistakes
 
@@ -36,7 +38,8 @@ COMMANDS = {
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Run one command; returns the exit status: 0, one of `user_errors` for a mistake, 130 when interrupted."""
+    """Run one command; returns the exit status: 0, one of `user_errors` for a mistake, 128 and a signal that ended it.
+    """
     parser = build_parser()
     if not (sys.argv[1:] if arguments is None else arguments):
         parser.print_help()
@@ -46,9 +49,14 @@ def main(arguments: Optional[List[str]] = None) -> int:
         os.environ[plugins.USER_DIR] = os.path.abspath(chosen.user_dir)
     try:
         plugins.load()
-        return run_command(chosen.command, chosen.arguments)
-    except KeyboardInterrupt:
-        return 130
+        # What is half-written is cleared away by whoever writes; training saves instead.
+        numbers = [] if chosen.command == "train" else [signal.SIGTERM, signal.SIGHUP]
+        with signals_handled(numbers, interrupt):
+            status = run_command(chosen.command, chosen.arguments)
+        sys.stdout.flush()  # which may fail
+        return status
+    except KeyboardInterrupt as interrupted:
+        return 128 + (interrupted.args or (signal.SIGINT,))[0]
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -57,6 +65,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if chosen.command == "train" or os.environ.get("AMOS_FAIRSEQ_TRACEBACK") == "1":
             raise
         print(f"amos-fairseq {chosen.command}: error: {visible(describe(error))}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk takes no more of it, which Python would try at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status_of(error)
 
 

@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, Sequence
+from typing import Callable, Dict, Iterable, Iterator, List, Sequence
 
 from amos_fairseq.terminal import visible
 
 PROGRAM = [sys.executable, "-m", "amos_fairseq.cli.main"]
 
 
-def interrupt(*_) -> None:
-    raise KeyboardInterrupt
+def interrupt(number: int, *_) -> None:
+    raise KeyboardInterrupt(number)
 
 
 @contextlib.contextmanager
@@ -45,13 +45,13 @@ def stoppable(out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
     """Inside, a request to stop waits for a call of the function that this yields: no process starts unnoticed."""
-    received = []
+    received: List[int] = []
 
     def interrupt_point() -> None:
         if received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(received[0])
 
-    with signals_handled([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], lambda *_: received.append(True)):
+    with signals_handled([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], lambda number, _: received.append(number)):
         yield interrupt_point
 
 

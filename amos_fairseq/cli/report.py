@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
+from amos_fairseq.cli.processes import held_interrupts
 from amos_fairseq.terminal import show_log, shows_colour, visible
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def show(
     read = [] if logs_only else tqdm(runs, desc="checkpoints", unit="run", leave=False, disable=None)
     kind = f"Similar: the pairs of the highest score in {pairs.name}." if pairs else held_out_figures.CROPS
     found, left_out = report.read_checkpoints(read, scored)
-    page = report.write(runs, out, found, left_out, kind)
+    with held_interrupts() as interrupt_point:
+        page = report.write(runs, out, found, left_out, kind)
+        interrupt_point()
     for line in left_out:
         print(f"without checkpoint or held-out text  {visible(line)}")
     print(f"\nfigures   {visible(page)}, and as PNG files and curves.csv beside it")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, NoReturn
 
 import amos_fairseq
-from amos_fairseq.user_errors import stop
+from amos_fairseq.user_errors import status_of, stop
 
 HELP = "fairseq-train with --user-dir filled in; with --config-name or --config-dir, fairseq-hydra-train"
 HYDRA_NAMES = ("--config-dir", "-cd"), ("--config-name", "-cn")
@@ -50,6 +50,10 @@ def mistakes_in_configurations_told() -> Iterator[None]:
         cause = error.__cause__
         reason = f": {described(cause)}" if isinstance(cause, OmegaConfBaseException) else ""
         stop(" ".join(str(error).split("\nTo append")[0].split()) + reason, os.EX_USAGE)
+    except OSError as error:  # hydra writes, too, before the training does
+        if status_of(error) != os.EX_IOERR:
+            raise
+        stop(f"{error.filename or 'a file'}: {error.strerror}", os.EX_IOERR)
 
 
 def fairseq_command(arguments: List[str]) -> List[str]:

@@ -2,15 +2,35 @@
 
 import contextlib
 import queue
+from multiprocessing import connection
 from typing import Optional
 
-from fairseq.data.iterators import BufferedIterator, EpochBatchIterator
+from fairseq.data.iterators import BufferedIterator, CountingIterator, EpochBatchIterator
 
 
 def end_epoch(iterator: Optional[EpochBatchIterator]) -> None:
     """End the worker processes of an iterator that nothing more will be drawn from."""
     if iterator is not None and iterator._cur_epoch_itr is not None:
         end_workers(iterator._cur_epoch_itr._itr)
+
+
+def lost_worker(batches: CountingIterator) -> bool:
+    """Whether a process that loads `batches` is gone, or is so within a second: its pipes end before it does."""
+    workers = getattr(torch_loader(batches._itr), "_workers", [])
+    return bool(connection.wait([worker.sentinel for worker in workers], timeout=1.0))
+
+
+def go_on_without_workers(batches: CountingIterator) -> None:
+    """Let this process load what is left of an epoch, of which `batches.drawn`, if any, have been drawn."""
+    loader = torch_loader(batches._itr)
+    end_workers(batches._itr)
+    left = list(loader._index_sampler)[getattr(batches, "drawn", 0) :]
+    batches._itr = (loader._collate_fn([loader._dataset[index] for index in indices]) for indices in left)
+
+
+def torch_loader(batches):
+    """torch's iterator over an epoch that `batches`, as of `end_workers`, are taken from."""
+    return batches._iterable._iterator if isinstance(batches, BufferedIterator) else batches
 
 
 def end_workers(batches) -> None:
@@ -26,6 +46,6 @@ def end_workers(batches) -> None:
         while consumer.is_alive():
             with contextlib.suppress(queue.Empty):
                 batches._queue.get(timeout=0.01)
-        batches = batches._iterable._iterator
-    if hasattr(batches, "_shutdown_workers"):  # torch's, if it has any
-        batches._shutdown_workers()
+    loader = torch_loader(batches)
+    if hasattr(loader, "_shutdown_workers"):  # if it has any
+        loader._shutdown_workers()

@@ -74,13 +74,16 @@ def write_tasks(folder: Path, examples: int = 2000, seed: int = 1) -> Dict[str, 
     sizes = {split: examples if split == "train" else examples // 2 for split in SPLITS}
     held_out = read_held_out()
     written = {}
-    for task, write in TASKS.items():
-        draw = random.Random(f"{seed} {task}")
-        for split in SPLITS:
-            shuffled = HeldOut(*(draw.sample(part, len(part)) for part in held_out[split]))
-            count = write(partial, split, shuffled, sizes[split], draw)
-            written.setdefault(task, count)
-    partial.rename(folder)
+    try:
+        for task, write in TASKS.items():
+            draw = random.Random(f"{seed} {task}")
+            for split in SPLITS:
+                shuffled = HeldOut(*(draw.sample(part, len(part)) for part in held_out[split]))
+                count = write(partial, split, shuffled, sizes[split], draw)
+                written.setdefault(task, count)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return written
 
 

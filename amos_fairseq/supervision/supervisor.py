@@ -96,12 +96,14 @@ def run_in_processes(run: Callable[[], None]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, number)
 
-    handlers = {number: signal.signal(number, forward) for number in watch.SIGNALS}
+    handlers = {number: signal.signal(number, forward) for number in watch.heard_signals()}
     try:
         run()
     except torch.multiprocessing.ProcessExitedException as error:
         if error.exit_code not in (STOPPED, FAULTS, watch.TIMED_OUT, os.EX_USAGE, os.EX_DATAERR, os.EX_IOERR):
             raise
+        if error.exit_code == STOPPED:  # which it stays, whatever signal comes until this process has ended, too
+            handlers = dict.fromkeys(handlers, signal.SIG_IGN)
         raise SystemExit(error.exit_code) from None
     finally:
         for number, handler in handlers.items():
@@ -128,6 +130,8 @@ class Supervisor:
     def __init__(self, task_options):
         limits = {phase: (f"{phase}_timeout", getattr(task_options, f"{phase}_timeout")) for phase in PHASES}
         self.watch = watch.Watch(limits, 60 * task_options.stop_after_minutes)
+        # A lost worker is noticed where its batch is asked for, not by an error of torch's wherever this process is.
+        torch.utils.data._utils.signal_handling._SIGCHLD_handler_set = True
         self.budget = faults.Budget(task_options.max_skipped_updates)
         self.losses = faults.RecentLosses(task_options.loss_spike_factor)
         self.update = self.attempts = self.saved_at = self.to_skip = self.rewinds = 0
@@ -394,7 +398,7 @@ class Supervisor:
         """For want of memory, without what Python does at its end, which may wait for others: they see this one gone.
         """
         watch.say(f"error: out of memory in {when}: {remedy} ({' '.join(str(error).split())[:200]})")
-        os._exit(FAULTS)
+        watch.end_at_once(FAULTS)
 
     # Loss spikes
 
@@ -457,6 +461,7 @@ class Supervisor:
             self._fail_alone(f"validation at update {self.update}", "give a smaller --batch-size-valid", error)
 
     def _leave(self, trainer) -> NoReturn:
+        self.watch.leave()
         self._save(trainer)
         reason = self.watch.requested or "another process"
         logger.info("stopped by %s after update %d; the same command goes on", reason, trainer.get_num_updates())

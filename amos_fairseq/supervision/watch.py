@@ -1,7 +1,9 @@
 """A thread that hears signals while the main one computes or waits, and ends the process when nothing moves."""
 
+import contextlib
 import faulthandler
 import math
+import multiprocessing
 import os
 import select
 import signal
@@ -9,9 +11,9 @@ import socket
 import sys
 import threading
 import time
-from typing import Dict, NoReturn, Tuple
+from typing import Dict, List, NoReturn, Tuple
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 TIMED_OUT, INTERRUPTED = os.EX_SOFTWARE, 130
 SECONDS_BETWEEN_LOOKS = 1.0
 SAME_REQUEST = 1.0  # seconds: a terminal and a launcher may both pass on one Ctrl-C
@@ -30,11 +32,11 @@ class Watch:
         self._limits = limits
         self._stop_at = time.monotonic() + (stop_after_seconds or math.inf)
         self._interrupted_at = math.inf
-        self._closed = False
+        self._closed = self._leaves = False
         self._wakes, wake = socket.socketpair()
         wake.setblocking(False)
         self._wake = wake  # open as long as its number is in use
-        handlers = {number: signal.signal(number, lambda number, frame: None) for number in SIGNALS}
+        handlers = {number: signal.signal(number, lambda number, frame: None) for number in heard_signals()}
         self._handlers = {number: handler or signal.SIG_DFL for number, handler in handlers.items()}  # None: one in C
         self._wakeup_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         self.enter("startup", 0)
@@ -45,8 +47,16 @@ class Watch:
         """From now on the limit of `phase` counts; entering it again starts it anew."""
         self._position = phase, update, time.monotonic() + (self._limits[phase][1] or math.inf)
 
+    def leave(self) -> None:
+        """The run saves and ends: from here to its end, signals, of which more may come, change nothing; limits do."""
+        self._leaves = True
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def close(self) -> None:
-        """No limits, and signals as they were."""
+        """No limits, and signals as they were; nothing of a run that leaves."""
+        if self._leaves:
+            return
         self._closed = True
         signal.set_wakeup_fd(self._wakeup_fd)
         for number, handler in self._handlers.items():
@@ -77,7 +87,7 @@ class Watch:
             for number in numbers:
                 self._hear(number)
             if time.monotonic() > self._stop_at:
-                self._ask_to_stop("--stop-after-minutes")
+                self.ask_to_stop("--stop-after-minutes")
             phase, update, deadline = self._position
             if time.monotonic() > deadline:
                 self._time_out(phase, update)
@@ -90,12 +100,12 @@ class Watch:
         if number not in SIGNALS:
             return
         if number == signal.SIGINT:
-            if time.monotonic() > self._interrupted_at + SAME_REQUEST:
-                os._exit(INTERRUPTED)
+            if time.monotonic() > self._interrupted_at + SAME_REQUEST and self._position[0] != "save":
+                end_at_once(INTERRUPTED)
             self._interrupted_at = min(self._interrupted_at, time.monotonic())
-        self._ask_to_stop(signal.Signals(number).name)
+        self.ask_to_stop(signal.Signals(number).name)
 
-    def _ask_to_stop(self, reason: str) -> None:
+    def ask_to_stop(self, reason: str) -> None:
         if not self.requested:
             self.requested = reason
             say(f"{reason}: the run saves and ends after this update")
@@ -105,12 +115,27 @@ class Watch:
         option = "--" + name.replace("_", "-")
         say(f"error: no progress in {phase} at update {update} for {seconds:g} s ({option}); stacks of all threads:")
         faulthandler.dump_traceback(file=2, all_threads=True)
-        os._exit(TIMED_OUT)
+        end_at_once(TIMED_OUT)
+
+
+def heard_signals() -> List[int]:
+    """Those of SIGNALS that are not ignored, as nohup has it."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End this process, from any thread, and its workers, of which one that is stopped would not see that it is gone.
+    """
+    for child in list(multiprocessing.process._children):
+        with contextlib.suppress(OSError):
+            os.kill(child.pid, signal.SIGKILL)
+    os._exit(status)
 
 
 def say(message: str) -> None:
-    """One line on standard error, past all buffers and locks, which the main thread may hold."""
-    os.write(2, f"amos_fairseq: rank {rank()}: {message}\n".encode())
+    """One line on standard error, past all buffers and locks, which the main thread may hold; no terminal, no line."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"amos_fairseq: rank {rank()}: {message}\n".encode())
 
 
 def rank() -> int:

@@ -2,12 +2,14 @@
 
 Arguments: a JSON list of [rank, place, number, what], then fairseq-train's. Rank None is all of them. Places, each
 visited number times before: startup, update (the forward pass; backward, its end), optimizer (its step), validation (a
-batch), validation pass (forward), save, loader (a sample, in a worker process if there are any). After each update
+batch), validation pass (forward), save, leaving (once it is asked to stop, before it saves), loader (a sample, in a
+worker process if there are any). After each update
 every process prints "parameters", its update number and the parameters' SHA-256.
 
 The clock of limits and interrupts stands still until the event "clock", so that no speed of the machine reaches them.
 """
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -81,6 +83,7 @@ def main():
     before(Trainer, "valid_step", "validation")
     before(FairseqTask, "optimizer_step", "optimizer")
     before(importlib.import_module("amos_fairseq.checkpoints.store"), "save", "save")
+    before(importlib.import_module("amos_fairseq.supervision.supervisor").Supervisor, "_save", "leaving")
     before(MaskedBlockDataset, "__getitem__", "loader")
     forward, train_step = PretrainingCriterion.forward, Trainer.train_step
 
@@ -177,6 +180,20 @@ def stuck_in_c():
     ctypes.PyDLL(None).pause()
 
 
+def every_signal():
+    """Now and once Python is about to end."""
+    from amos_fairseq.supervision import watch
+
+    for number in watch.SIGNALS:
+        os.kill(os.getpid(), number)
+    atexit.register(every_signal)
+
+
+def stop_worker():
+    print("stopped", os.getpid(), flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def forget_votes():
     """As under a task that does not sum them with what it sums."""
     from amos_fairseq import supervision
@@ -192,4 +209,6 @@ ACTIONS = {
     "out of memory": end_of_memory,
     "votes forgotten": forget_votes,
     "stuck": stuck,
+    "every signal": every_signal,
+    "stopped worker": stop_worker,
 }

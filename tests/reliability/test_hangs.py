@@ -1,6 +1,9 @@
 """Where nothing moves, every process that can ends itself, and shows where it was."""
 
 import functools
+import re
+import time
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +17,8 @@ CLOCK_STARTS = {
 }
 CASES = [  # processes, events, the phase whose time-out is set, codes
     (2, [(1, "update", 3, "SIGSTOP")], "update", [70, None]),
-    (1, [(0, "loader", 30, "stuck")], "update", [70]),
+    (1, [(0, "startup", 0, "nothing"), (0, "loader", 30, "stopped worker")], "startup", [70]),
+    soak(1, [(0, "loader", 30, "stuck")], "update", [70]),
     (2, [(0, "save", 0, "stuck")], "save", [70, 70]),
     soak(2, [(0, "update", 3, "SIGSTOP")], "update", [None, 70]),
     soak(2, [(1, "loader", 15, "stuck")], "update", [70, 70]),
@@ -27,6 +31,13 @@ CASES = [  # processes, events, the phase whose time-out is set, codes
     soak(1, [(0, "save", 0, "stuck")], "save", [70]),
     soak(2, [(0, "save", 0, "SIGSTOP")], "save", [None, 70]),
 ]
+
+
+def is_alive(process):
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.parametrize("processes, events, phase, codes", CASES)
@@ -49,6 +60,9 @@ def test_every_process_that_is_not_stopped_itself_ends_in_the_time_out_with_its_
         assert line.startswith(f"amos_fairseq: rank {rank}: error: no progress in {phase} at update ")
         assert f"for {TIMEOUT} s (--{phase}-timeout)" in line
         assert "Thread 0x" in err and "fairseq_cli/train.py" in err  # the main thread, down to the program
+        for worker in re.findall(r"^stopped (\d+)$", outcome.out[rank], re.MULTILINE):
+            while is_alive(worker):  # it does not outlive the process that it worked for
+                time.sleep(0.01)
 
 
 @pytest.mark.soak

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from amos_fairseq.supervision import lock
+from amos_fairseq.supervision import lock, watch
 from tests.reliability.states import assert_equal
 from tests.reliability.test_resuming import TRAINED, error_of, last
 
@@ -52,12 +52,15 @@ SOAK = [soak(*who, *where) for who in TIMES for where in PLACES if where[0] != "
 
 
 @pytest.mark.parametrize("processes, rank, what, place, number", [
-    (2, 1, "SIGTERM to all", "update", 2), (1, 0, "SIGUSR2", "validation", 1), soak(1, 0, "SIGINT", "save", 0), *SOAK,
+    (2, 1, "SIGTERM to all", "update", 2), (1, 0, "SIGHUP", "validation", 1), (2, 1, "SIGKILL", "loader", 15),
+    soak(1, 0, "SIGKILL", "loader", 30), soak(1, 0, "SIGUSR2", "validation", 1), soak(1, 0, "SIGINT", "save", 0), *SOAK,
 ])
 def test_a_signal_stops_all_processes_after_the_same_update_and_the_run_goes_on_to_the_same_bits(
     disturbed, through, tmp_path, processes, rank, what, place, number
 ):
-    stopped = disturbed(processes, [(rank, place, number, what)], True, save_interval_updates=3)
+    """Signals that come while it saves and leaves change nothing. A loader's worker that is killed stops it, too."""
+    events = [(rank, place, number, what), (None, "leaving", 0, "every signal")]
+    stopped = disturbed(processes, events, True, save_interval_updates=3)
     assert stopped.codes == [75] * processes, stopped.err
     done = updates(stopped)
     assert done == [done[0]] * processes and done[0] < 8
@@ -76,6 +79,26 @@ def test_a_signal_stops_all_processes_after_the_same_update_and_the_run_goes_on_
 def test_a_second_interrupt_ends_the_run_at_once(disturbed, tmp_path):
     assert disturbed(1, [(0, "update", 2, "interrupts")], True).codes == [130]
     assert not (tmp_path / "run" / "checkpoint_last").exists()
+
+
+def test_a_second_interrupt_while_the_run_saves_is_not_its_end(monkeypatch):
+    ended = []
+    monkeypatch.setattr(watch, "end_at_once", ended.append)
+    monkeypatch.setattr(watch, "SAME_REQUEST", -1.0)
+    watching = watch.Watch({"startup": ("", 0), "save": ("", 0)}, 0)
+    for phase, statuses in ("startup", []), ("save", []), ("startup", [130]):
+        watching.enter(phase, 0)
+        watching._hear(signal.SIGINT)
+        assert ended == statuses and watching.requested == "SIGINT"
+    watching.close()
+
+
+def test_a_run_under_nohup_does_not_hear_of_the_end_of_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    watching = watch.Watch({"startup": ("", 0)}, 0)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and signal.SIGTERM in watching._handlers
+    watching.close()
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_interrupts_within_a_second_are_one_key_press_passed_on_twice(disturbed, tmp_path):

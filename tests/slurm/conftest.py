@@ -39,7 +39,8 @@ codes = [task.wait() for task in started]
 sys.exit(max(code if code >= 0 else 128 - code for code in codes))
 """
 
-# Does what the file `behaviour` of FAKE says: `exit N`, or `train N`: wait for SIGUSR2, save update N, exit with 75.
+# Does what the file `behaviour` of FAKE says: `exit N`; `train N`: wait for SIGUSR2, save update N, exit with 75;
+# `lose N`: save an update more than the attempt before, exit with N; `taken N`: fail N times as where a port is taken.
 COMMAND = """
 import json, os, pathlib, signal, sys, time
 fake = pathlib.Path(os.environ["FAKE"])
@@ -47,19 +48,25 @@ names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 rank = os.environ.get("RANK", "0")
 verb, number = (fake / "behaviour").read_text().split()
 attempt = len(list(fake.glob(f"call-*-{rank}")))
-def save(*_):
+def save(updates):
     path = pathlib.Path(next(a.partition("=")[2] for a in sys.argv if a.startswith("checkpoint.save_dir=")))
-    (path / f"checkpoint_1_{number}").mkdir(parents=True, exist_ok=True)
-    (path / f"checkpoint_9_{number}999.tmp").mkdir(exist_ok=True)
+    (path / f"checkpoint_1_{updates}").mkdir(parents=True, exist_ok=True)
+    (path / f"checkpoint_9_{updates}999.tmp").mkdir(exist_ok=True)
+def stop(*_):
+    save(number)
     sys.exit(75)
-signal.signal(signal.SIGUSR2, save)
+signal.signal(signal.SIGUSR2, stop)
 note = {"arguments": sys.argv[1:], **{name: os.environ.get(name) for name in names}}
 (fake / "note").mkdir(exist_ok=True)
 partial = fake / f"partial-{os.getpid()}"
 partial.write_text(json.dumps(note))
 partial.rename(fake / f"call-{attempt}-{rank}")
-if verb == "exit":
-    sys.exit(int(number))
+if verb == "lose":
+    save(attempt + 1)
+if verb in ("exit", "lose"):
+    sys.exit(f"ValueError: error of rank {rank}" if number == "1" else int(number))
+if verb == "taken":
+    sys.exit("DistNetworkError: name: EADDRINUSE" if attempt < int(number) else 0)
 time.sleep(900)
 """
 

@@ -1,9 +1,11 @@
 """The Slurm scripts: what they start with which numbers, and when a job goes back into the queue."""
 
+import os
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -39,7 +41,7 @@ def test_a_dry_run_prints_the_command_of_the_paper_on_any_number_of_nodes(cluste
 
 def test_without_slurm_the_command_runs_under_torchrun(cluster):
     command = dry_run(cluster, "pretrain.sh", "coco_lm/large_plus_plus", CUDA_VISIBLE_DEVICES="0,1,2,3")
-    assert command[:4] == ["torchrun", "--nproc-per-node", "4", "--master-port"]
+    assert command[:5] == ["torchrun", "--nproc-per-node", "4", "--no-python", "--master-port"]
     assert "optimization.update_freq=[32]" in command and "--config-name large_plus_plus" in " ".join(command)
     command = dry_run(cluster, "pretrain_base.sh", CUDA_VISIBLE_DEVICES="0")
     assert command[:2] == ["amos-fairseq", "train"] and "optimization.update_freq=[16]" in command
@@ -180,11 +182,59 @@ def test_updates_are_compared_as_numbers(cluster):
     assert cluster.requeued == ["123456"]
 
 
-@pytest.mark.parametrize("status", [1, 2, 70, 137])
-def test_a_failure_keeps_its_status_and_is_not_requeued(cluster, status):
+@pytest.mark.parametrize("status", [1, 70, 137])
+def test_a_run_that_lost_a_node_or_hung_is_requeued_until_an_attempt_gets_no_further(cluster, status):
+    cluster.behaves(f"lose {status}")
+    done = cluster.run("pretrain_base.sh", **cluster.job(gpus=2))
+    assert (done.returncode, cluster.requeued) == (0, ["123456"])
+    assert f"ended with status {status}: job 123456 goes back into the queue\n" in done.stderr
     cluster.behaves(f"exit {status}")
     done = cluster.run("pretrain_base.sh", **cluster.job(gpus=2))
+    assert (done.returncode, cluster.requeued) == (status, ["123456"])
+    assert f"error: ended with status {status}, and not started again: this attempt got no further" in done.stderr
+
+
+@pytest.mark.parametrize("status", [64, 65])
+def test_what_only_the_user_can_change_ends_the_job_even_after_progress(cluster, status):
+    cluster.behaves(f"lose {status}")
+    done = cluster.run("pretrain_base.sh", **cluster.job(gpus=2))
     assert (done.returncode, cluster.requeued) == (status, [])
+    assert "not started again: starting it again would change nothing\n" in done.stderr
+
+
+def test_a_job_ends_with_the_errors_of_its_processes(cluster):
+    cluster.behaves("exit 1")
+    err = cluster.run("pretrain_base.sh", **cluster.job(gpus=2)).stderr
+    said, _, repeated = err.partition("error: ended with status 1, ")
+    assert sorted(said.splitlines()) == sorted(repeated.splitlines()[2:]) == [
+        "ValueError: error of rank 0", "ValueError: error of rank 1",
+    ]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_disk_error_ends_the_job_only_where_there_is_no_room_yet(cluster, full):
+    (cluster.folder.parent / "bin" / "head").write_text(f"#!/bin/bash\nexit {int(full)}\n")
+    (cluster.folder.parent / "bin" / "head").chmod(0o700)
+    cluster.behaves("lose 74")
+    done = cluster.run("pretrain_base.sh", **cluster.job(gpus=1))
+    assert (done.returncode, cluster.requeued) == ((74, []) if full else (0, ["123456"]))
+    assert full == (f"there is no room in {cluster.folder}/checkpoints/amos_rtd/base\n" in done.stderr)
+    assert not list(cluster.folder.rglob(".room"))
+
+
+def test_a_port_that_is_taken_is_followed_by_another(cluster):
+    cluster.behaves("taken 2")  # after the look for what listens
+    first = 20_000 + os.getpid() % 10_000
+    with socket.create_server(("localhost", first)):
+        done = cluster.run("pretrain_base.sh", **cluster.job(gpus=1, number=first))
+    assert done.returncode == 0, done.stderr
+    ports = [int(call["MASTER_PORT"]) for call in cluster.calls()]
+    assert first < ports[0] < ports[1] < ports[2] and cluster.requeued == []
+
+
+def test_a_requeued_job_meets_at_another_port(cluster):
+    cluster.run("pretrain_base.sh", **cluster.job(gpus=1, number=987654), SLURM_RESTART_COUNT="3")
+    assert cluster.calls()[0]["MASTER_PORT"] == "27657"
 
 
 def test_a_job_that_is_stopped_at_once_is_not_requeued(cluster):
@@ -215,7 +265,7 @@ def test_torchrun_passes_signals_on_and_starts_again_until_done(cluster):
     assert [call["RANK"] for call in calls] == ["0", "1", "0", "1"]
     assert {call["WORLD_SIZE"] for call in calls} == {"2"}
     cluster.behaves("exit 3")
-    assert cluster.run("pretrain_base.sh", *arguments).returncode == 1  # torchrun's word for any failure
+    assert cluster.run("pretrain_base.sh", *arguments).returncode == 3  # torchrun's word for any failure is 1
 
 
 def test_one_process_without_slurm_is_started_again_until_done(cluster):
