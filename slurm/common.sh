@@ -42,7 +42,7 @@ pretrain() {
     data="$(absolute "$(override task.data "$@")" data)"
     [ -f "${data%%:*}/manifest.json" ] || [ -f "$(dirname "${data%%:*}")/manifest.json" ] ||
         fail "$data holds no prepared data: task.data=FOLDER names it, amos-fairseq prepare writes it"
-    save_dir="$(absolute "$(override checkpoint.save_dir "$@")" "checkpoints/$recipe")"
+    save_dir="$(absolute "$(override checkpoint.save_dir "$@")" "runs/${recipe/\//-}")" # as in the recipe
 
     run_until_done newest_update "$save_dir" \
         amos-fairseq train --config-dir "$(dirname "$file")" --config-name "$(basename "$recipe")" "$@" \

@@ -30,8 +30,8 @@ def test_a_dry_run_prints_the_command_of_the_paper_on_any_number_of_nodes(cluste
         "--kill-on-bad-exit=0", "--wait=600", "--cpus-per-task", "4",
         "bash", "-c", 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"', "task",
         "amos-fairseq", "train", "--config-dir", f"{here}/examples/amos_rtd", "--config-name", "base", "common.seed=2",
-        f"task.data={here}/data", f"checkpoint.save_dir={here}/checkpoints/amos_rtd/base",
-        f"hydra.run.dir={here}/checkpoints/amos_rtd/base",
+        f"task.data={here}/data", f"checkpoint.save_dir={here}/runs/amos_rtd-base",
+        f"hydra.run.dir={here}/runs/amos_rtd-base",
         "dataset.batch_size=128", f"optimization.update_freq=[{update_freq}]",
         f"distributed_training.distributed_world_size={8 * nodes}",
     ]
@@ -169,7 +169,7 @@ def test_an_attempt_without_progress_is_the_last(cluster):
 
 
 def test_updates_are_compared_as_numbers(cluster):
-    saved = cluster.folder / "checkpoints" / "amos_rtd" / "base"
+    saved = cluster.folder / "runs" / "amos_rtd-base"
     for name in ("checkpoint_1_900", "checkpoint_2_9999.tmp", "checkpoint_last", "checkpoint_1_100.pt"):
         (saved / name).mkdir(parents=True)
     cluster.behaves("train 1000")

@@ -119,7 +119,14 @@ def test_recipe_names_its_method_and_how_to_run_it(recipe):
     name, stem = recipe
     cfg = load(name, stem)
     assert {cfg.task._name, cfg.model._name, cfg.criterion._name} == {name}
-    assert f"--config-dir $PWD/examples/{name} --config-name {stem} " in (EXAMPLES / name / f"{stem}.yaml").read_text()
+    assert f"--config-dir examples/{name} --config-name {stem} " in (EXAMPLES / name / f"{stem}.yaml").read_text()
+
+
+def test_recipe_has_one_folder_for_its_run_seen_from_where_one_stands(recipe):
+    name, stem = recipe
+    written = OmegaConf.load(EXAMPLES / name / f"{stem}.yaml")
+    assert written.checkpoint.save_dir == f"runs/{name}-{stem}"
+    assert OmegaConf.to_container(written.hydra) == {"run": {"dir": "${checkpoint.save_dir}"}, "job": {"chdir": False}}
 
 
 def test_recipe_trains_on_the_papers_batch_and_schedule(recipe):
