@@ -57,8 +57,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
-    """launch(function, arguments, processes=1, fails=False, folder=None): its Outcome; the folder is a new one, or this.
-    """
+    """launch(function, arguments, processes=1, fails=False, folder=None): its Outcome; None is a new folder."""
     pytest.importorskip("fairseq")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
     environment.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)

@@ -1,8 +1,8 @@
 """Runs commands in forks of one process that has imported fairseq, so that its start-up is paid once.
 
 Standard input holds one job a line, in JSON: the function to call, its arguments, the number of processes, which find
-each other through the variables that torchrun sets, the folder to run in, that of the streams, in which process N writes
-N.out and N.err, and whether it is to fail: if it is not, the first process that does ends the others.
+each other through the variables that torchrun sets, the folder to run in, and whether it is to fail: if it is not, the
+first process that does ends the others. In the folder `streams`, process N writes N.out and N.err.
 The answer to a job is one line with the exit codes. A child calls its function last, so it ends as a program would.
 """
 

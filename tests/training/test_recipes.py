@@ -183,7 +183,7 @@ def test_command_line_of_the_card_is_the_base_recipe(name, monkeypatch):
     arguments = words[:start] + words[start + 2 :]
     monkeypatch.setattr(sys, "argv", ["fairseq-train", *arguments])  # fairseq looks there, too
     given = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), arguments))
-    recipe = load(name, "base", "task.data=data")
+    recipe = load(name, "base", "task.data=data", "checkpoint.save_dir=checkpoints")
     assert model_config(name, given) == model_config(name, recipe)
     for section in ("common", "task", "dataset", "optimization", "optimizer", "lr_scheduler", "checkpoint"):
         values, expected = (OmegaConf.to_container(cfg, resolve=True)[section] for cfg in (given, recipe))
