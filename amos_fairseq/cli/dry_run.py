@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import textwrap
 import warnings
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Tuple
@@ -19,8 +20,8 @@ OPTION = "--dry-run"
 NOTHING_WRITTEN = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 DEVICES, MFU = ("A100", "H100", "H200"), 0.35
 VOCABULARY_SIZE = 32768  # where there are no data to tell
-LABEL = 14  # columns
-NOT_TOLD = {"common.user_dir", "task.data"}
+WIDTH, LABEL = 80, 14  # columns, and those of what stands on the left
+NOT_TOLD = {"common.user_dir", "task.data", "checkpoint.save_dir"}  # or elsewhere
 
 
 class Numbers(NamedTuple):
@@ -70,7 +71,8 @@ def end_with_plan(cfg, by_hydra: bool) -> NoReturn:
     from omegaconf import OmegaConf
 
     from amos_fairseq import fairseq_options, supervision
-    from amos_fairseq.checkpoints.training import goes_on_from, refuse_changes
+    from amos_fairseq.checkpoints import store
+    from amos_fairseq.checkpoints.training import goes_on_from, refuse_changes, refuse_no_rate
     from amos_fairseq.methods import METHODS
 
     given = not OmegaConf.is_missing(cfg.task, "data")
@@ -91,6 +93,9 @@ def end_with_plan(cfg, by_hydra: bool) -> NoReturn:
         earlier = goes_on_from(cfg.task)
         if earlier is not None and earlier.is_dir() and has_data:
             refuse_changes(earlier, SimpleNamespace(cfg=cfg, task=task))
+        made = earlier and store.NAME.fullmatch(earlier.resolve().name)
+        if made and int(made["updates"]) < (cfg.optimization.max_update or math.inf):  # else it is finished
+            refuse_no_rate(cfg, int(made["updates"]))
     missing = "" if has_data else (
         f"{seen_from(cfg.task.data.split(':')[0])} does not exist" if given else "task.data is not given"
     )
@@ -102,7 +107,7 @@ def end_with_plan(cfg, by_hydra: bool) -> NoReturn:
         differ = differing(cfg, by_hydra)
         rows += [("options", differ[0]), *(("", line) for line in differ[1:]), *costs(cfg, model, numbers)]
         print(f"{OPTION}: nothing is trained, nothing is written\n")
-        print("\n".join(f"{label:<{LABEL}}{text}".rstrip() for label, text in rows))
+        print("\n".join(line for row in rows for line in wrapped(*row)))
     sys.stdout.flush()
     raise SystemExit(0)
 
@@ -165,6 +170,14 @@ def method_and_size(cfg) -> str:
     size = min(unlike, key=lambda size: len(unlike[size]))
     changed = ", ".join(f"{name} {plain(options[name])}" for name in unlike[size])
     return f"{method}, size {size}" + (f" but for {changed}" if changed else "")
+
+
+def wrapped(label: str, text: str) -> List[str]:
+    """Lines of at most WIDTH columns, but for a word that is longer."""
+    lines = textwrap.wrap(
+        text, WIDTH - LABEL, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return [f"{name:<{LABEL}}{line}" for name, line in zip([label, *[""] * len(lines)], lines)]
 
 
 # What differs
@@ -269,7 +282,7 @@ def costs(cfg, model, numbers: Numbers) -> Iterator[Tuple[str, str]]:
     tokens = sequences * numbers.length
     if numbers.tokens:
         tokens = round(sequences * numbers.tokens / max(1, numbers.blocks or 1))
-    layout = f"{numbers.devices} devices x {numbers.batch} x update_freq {numbers.update_freq}"
+    layout = f"{counted(numbers.devices, 'device')} x {numbers.batch} x update_freq {numbers.update_freq}"
     yield "update", f"{sequences:,} sequences, {tokens:,} tokens: {layout}"
 
     alone, joint = update_flops(method, geometry)
@@ -280,7 +293,7 @@ def costs(cfg, model, numbers: Numbers) -> Iterator[Tuple[str, str]]:
 
     yield from memory_rows(cfg, method, numbers)
     times = [f"{name} {duration(total / (PEAK_FLOPS[name] * MFU * numbers.devices))}" for name in DEVICES]
-    yield "time", f"{', '.join(times)}, if {numbers.devices} of them reach an MFU of {MFU:.0%}"
+    yield "time", f"{', '.join(times)}, where {counted(numbers.devices, 'device')} reach an MFU of {MFU:.0%}"
     if numbers.passes is None:
         yield "passes", "not known without data"
     else:
@@ -305,12 +318,12 @@ def memory_rows(cfg, method, numbers: Numbers) -> Iterator[Tuple[str, str]]:
     except (NotImplementedError, RuntimeError) as error:
         yield "memory", f"not known: {str(error).splitlines()[0]}"
         return
-    yield "memory", f"{amount(parts.total)} of each device"
+    yield "memory", f"{amount(parts.total)} of each device" + ("" if common.cpu else ", and about 0.6 GiB of CUDA's own")
     notes = {
         "gradients": ", and the buckets that they are sent in" if numbers.devices > 1 else "",
         "optimizer": ": two moments" + (" and the parameters in fp32" if masters and dtype != torch.float else ""),
-        "activations": f" of {numbers.batch} sequences" + (", with attention's probabilities" if not fused else ""),
-        "temporaries": "" if common.cpu else "; CUDA, about 0.6 GiB, and holes come on top",
+        "activations": f" of {numbers.batch} sequences" + (", attention in full" if not fused else ""),
+        "temporaries": "" if common.cpu else ", fewer with the compiled ops",
     }
     for name, size in parts._asdict().items():
         yield "", f"{amount(size):>10} {name}{notes.get(name, '')}"
@@ -331,13 +344,23 @@ def checkpoints(cfg, model, numbers: Numbers) -> str:
     ):
         made = of_kind // interval if interval > 0 else 0
         kept += min(made, keep) if keep > 0 else made
-    return f"{size / 1e9:.2f} GB each, at most {kept:,}: {size * kept / 1e9:.2f} GB in {options.save_dir}"
+    return f"{on_disk(size)} each, at most {kept:,}: {on_disk(size * kept)} in {options.save_dir}"
 
 
 def amount(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
+def on_disk(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("s" if number != 1 else "")
+
+
 def duration(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours / 24:,.1f} days" if hours >= 100 else f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
+    for unit, length, least in (("days", 86400, 4), ("h", 3600, 1), ("min", 60, 1)):
+        if seconds >= least * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -18,8 +18,10 @@ RECIPES = sorted(str(path.relative_to(EXAMPLES).with_suffix("")) for path in EXA
 def dry_run(cluster, script, *arguments, **environment):
     done = cluster.run(script, *arguments, DRY_RUN="1", **environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert cluster.calls() == [] and done.stdout.count("\n") == 1
-    return shlex.split(done.stdout)
+    assert done.stdout.count("\n") == 1
+    command = shlex.split(done.stdout)
+    assert cluster.calls()[-1]["arguments"] == [*command[command.index("amos-fairseq") + 1 :], "--dry-run"]
+    return command
 
 
 @pytest.mark.parametrize("nodes, update_freq", [(1, 2), (2, 1)])
@@ -43,6 +45,14 @@ def test_without_slurm_the_command_runs_under_torchrun(cluster):
     assert "optimization.update_freq=[32]" in command and "--config-name large_plus_plus" in " ".join(command)
     command = dry_run(cluster, "pretrain_base.sh", CUDA_VISIBLE_DEVICES="0")
     assert command[:2] == ["amos-fairseq", "train"] and "optimization.update_freq=[16]" in command
+
+
+def test_a_dry_run_needs_no_gpu_no_data_and_ends_as_its_checks_do(cluster):
+    shutil.rmtree(cluster.folder / "data")
+    command = dry_run(cluster, "pretrain.sh", "coco_lm/large_plus_plus", CUDA_VISIBLE_DEVICES="")
+    assert command[:3] == ["torchrun", "--nproc-per-node", "8"]
+    cluster.behaves("exit 64")
+    assert cluster.run("pretrain.sh", "bert_mlm/base", "common.sed=2", DRY_RUN="1").returncode == 64
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
