@@ -141,7 +141,10 @@ def _loss(method: PretrainingMethod, batch: PretrainingBatch) -> Tensor:
 
 
 def checkpoint_bytes(model: torch.nn.Module, masters: bool = True) -> int:
-    """Of a checkpoint's tensors: the model's, each once, two fp32 moments and, in half precision, fp32 parameters."""
+    """Of a checkpoint's tensors: the model's, each once, two fp32 moments and, in half precision, fp32 parameters.
+
+    Vocabulary and options, below a megabyte, come on top.
+    """
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     saved = sum(named[name].nbytes for name in named.keys() & model.state_dict().keys())
     return saved + _trainer_bytes([parameter for parameter in model.parameters() if parameter.requires_grad], masters)

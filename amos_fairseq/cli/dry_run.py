@@ -318,7 +318,8 @@ def memory_rows(cfg, method, numbers: Numbers) -> Iterator[Tuple[str, str]]:
     except (NotImplementedError, RuntimeError) as error:
         yield "memory", f"not known: {str(error).splitlines()[0]}"
         return
-    yield "memory", f"{amount(parts.total)} of each device" + ("" if common.cpu else ", and about 0.6 GiB of CUDA's own")
+    cuda = "" if common.cpu else ", and about 0.6 GiB of CUDA's own"
+    yield "memory", f"{amount(parts.total)} of each device{cuda}"
     notes = {
         "gradients": ", and the buckets that they are sent in" if numbers.devices > 1 else "",
         "optimizer": ": two moments" + (" and the parameters in fp32" if masters and dtype != torch.float else ""),
@@ -352,7 +353,7 @@ def amount(size: int) -> str:
 
 
 def on_disk(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def counted(number: int, thing: str) -> str:
