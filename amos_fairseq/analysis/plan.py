@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from amos_fairseq.data.masking import padded_width
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 from amos_fairseq.ops import use
 
@@ -93,7 +94,7 @@ def batch_without_values(
     """Full blocks of `length` tokens, all but two of them words; cropping: share that a cropped view keeps."""
     tokens = torch.empty(sequences, length, dtype=torch.long, device="meta")
     masked = [round(mask_prob * (length - 2))] * sequences
-    cropped = None if cropping is None else tokens.new_empty(sequences, max(1, round(cropping * length)))
+    cropped = None if cropping is None else tokens.new_empty(sequences, padded_width(round(cropping * length)))
     positions, index = tokens.new_empty(tokens.shape, dtype=torch.bool), tokens.new_empty(sum(masked))
     return PretrainingBatch(
         tokens, tokens.clone(), positions, index, masked, tokens.new_empty(sequences), cropped_tokens=cropped

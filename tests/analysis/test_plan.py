@@ -10,6 +10,7 @@ import torch
 
 from amos_fairseq.analysis.flops import Geometry, without_memory
 from amos_fairseq.analysis.plan import Alive, Memory, batch_without_values, memory
+from amos_fairseq.data.masking import padded_width
 from amos_fairseq.methods import METHODS, build, size_options
 from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
 from amos_fairseq.ops import use
@@ -34,7 +35,7 @@ def real(name: str, size: str, sequences: int, **changes):
     tokens, masked = torch.randint(4, VOCABULARY, (sequences, LENGTH)), round(MASK_PROB * (LENGTH - 2))
     positions = torch.zeros(sequences, LENGTH, dtype=torch.bool)
     positions[:, 5 : 5 + masked] = True
-    cropped = tokens[:, : round(method.cropping * LENGTH)].clone() if method.cropping else None
+    cropped = tokens[:, : padded_width(round(method.cropping * LENGTH))].clone() if method.cropping else None
     index = positions.flatten().nonzero().squeeze(-1)
     ids = torch.arange(sequences)
     return method, PretrainingBatch(
