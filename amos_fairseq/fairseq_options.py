@@ -2,7 +2,7 @@
 
     RANGES    what a number may be
     check     those, the rules of our own options, and what cannot be combined, of a whole configuration
-    check_ops    what this machine has not
+    check_devices, check_ops    what this machine has not
     check_literals    options in which fairseq runs what is written there as Python
 """
 
@@ -74,8 +74,22 @@ def check(cfg: DictConfig) -> None:
     decay = options_of(cfg.lr_scheduler).get("decay_share")
     if warmup and total and decay and warmup > (1 - decay) * total:
         raise ValueError(f"warmup_updates {warmup} and decay_share {decay} of {total:g} overlap: lower one of them")
-    check_processes(cfg.distributed_training)
+    check_parallelism(cfg.distributed_training)
     check_paths(cfg)
+
+
+def check_devices(cfg: DictConfig) -> None:
+    """Raises ValueError if more processes are asked for than there are devices, and nobody else starts them.
+
+    fairseq starts one for each GPU that it sees; torchrun and srun start them themselves.
+    """
+    size, seen = cfg.distributed_world_size, max(1, torch.cuda.device_count())
+    started = cfg.distributed_init_method is not None or any(name in os.environ for name in STARTED_BY_OTHERS)
+    if size > seen and not started:
+        raise ValueError(
+            f"distributed_world_size {size} exceeds the {seen} devices seen here: start the processes with torchrun or "
+            "srun, or leave it out"
+        )
 
 
 def check_ops(cfg: DictConfig) -> None:
@@ -112,8 +126,7 @@ def check_precision(common: Mapping[str, Any]) -> None:
         raise ValueError(f"{' and '.join(chosen)} are two precisions: give one of them; bf16 is for A100 and later")
 
 
-def check_processes(cfg: DictConfig) -> None:
-    """fairseq starts one process for each GPU that it sees; torchrun and srun start them themselves."""
+def check_parallelism(cfg: DictConfig) -> None:
     if cfg.pipeline_model_parallel:
         raise ValueError("pipeline_model_parallel is for some of fairseq's own models: leave it out")
     if cfg.ddp_backend in ("fully_sharded", "slowmo"):
@@ -122,13 +135,6 @@ def check_processes(cfg: DictConfig) -> None:
         raise ValueError(
             f"zero_sharding {cfg.zero_sharding} does not work with these optimizers: leave it out, and save memory by "
             "a smaller --batch-size with a larger --update-freq"
-        )
-    size, seen = cfg.distributed_world_size, max(1, torch.cuda.device_count())
-    started = cfg.distributed_init_method is not None or any(name in os.environ for name in STARTED_BY_OTHERS)
-    if size > seen and not started:
-        raise ValueError(
-            f"distributed_world_size {size} exceeds the {seen} devices seen here: start the processes with torchrun or "
-            "srun, or leave it out"
         )
 
 

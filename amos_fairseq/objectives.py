@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amos_fairseq.ops import LinearReading, MaskedLMReading, full_precision
+from amos_fairseq.ops import LinearReading, MaskedLMReading, full_precision, without_autocast
 
 # What a term's mean is taken over: selected positions, non-padding positions, of these all but special tokens, or
 # sequences.
@@ -254,7 +254,7 @@ def clm_loss(
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """(n, C), (m, C) -> (n, m) cosine similarities, normalised and multiplied in full precision."""
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a):
         a, b = (F.normalize(full_precision(x), dim=-1, eps=1e-6) for x in (a, b))
         return a @ b.T
 

@@ -4,7 +4,8 @@
 # Under Slurm a command runs by srun, one task per GPU, on a plain machine by torchrun. A command that ends before its
 # work is done, be it that Slurm's signal before the time limit stopped it (STOPPED), a node was lost or nothing moved,
 # has its job requeued, or without Slurm is started again, as long as each attempt gets further than the one before.
-# Where only the user can help, the job ends with the last errors. DRY_RUN=1 prints the command.
+# Where only the user can help, the job ends with the last errors. DRY_RUN=1 prints the command, and what a pre-training
+# would be; it needs no GPU, no data and no Slurm.
 
 STOPPED=75
 DISK=74
@@ -18,18 +19,17 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 # pretrain RECIPE [OVERRIDE..]: a yaml file under examples/, and hydra's words for what is to differ from it.
 pretrain() {
-    local recipe="${1:-}" file data save_dir batch_size update_freq processes target
+    local recipe="${1:-}" file data save_dir batch_size update_freq processes target command
     file="$root/examples/$recipe.yaml"
     [ -f "$file" ] || fail "unknown recipe '$recipe': choose one of $(recipes)"
     shift
     [ -z "$(override optimization.update_freq "$@")" ] ||
         fail "leave out optimization.update_freq: the sequences per update give it, TARGET_BATCH=N changes these"
     find_command
-    find_processes "$(override common.cpu "$@")" "$(override distributed_training.distributed_world_size "$@")"
-
     batch_size="$(recipe_number batch_size "$file")"
     update_freq="$(recipe_number update_freq "$file")"
     processes="$(recipe_number distributed_world_size "$file")"
+    find_processes "$(override common.cpu "$@")" "$(override distributed_training.distributed_world_size "$@")" "$processes"
     target="${TARGET_BATCH:-$((batch_size * update_freq * processes))}"
     if [ -n "$(override dataset.batch_size "$@")" ]; then
         batch_size="$(override dataset.batch_size "$@")"
@@ -42,15 +42,18 @@ pretrain() {
             "choose other numbers, or TARGET_BATCH=N"
 
     data="$(absolute "$(override task.data "$@")" data)"
-    [ -f "${data%%:*}/manifest.json" ] || [ -f "$(dirname "${data%%:*}")/manifest.json" ] ||
+    [ "${DRY_RUN:-0}" = 1 ] || [ -f "${data%%:*}/manifest.json" ] || [ -f "$(dirname "${data%%:*}")/manifest.json" ] ||
         fail "$data holds no prepared data: task.data=FOLDER names it, amos-fairseq prepare writes it"
-    save_dir="$(absolute "$(override checkpoint.save_dir "$@")" "checkpoints/$recipe")"
+    save_dir="$(absolute "$(override checkpoint.save_dir "$@")" "runs/${recipe/\//-}")" # as in the recipe
 
-    run_until_done newest_update "$save_dir" \
-        amos-fairseq train --config-dir "$(dirname "$file")" --config-name "$(basename "$recipe")" "$@" \
-        "task.data=$data" "checkpoint.save_dir=$save_dir" "hydra.run.dir=$save_dir" \
-        "dataset.batch_size=$batch_size" "optimization.update_freq=[$update_freq]" \
+    command=(
+        amos-fairseq train --config-dir "$(dirname "$file")" --config-name "$(basename "$recipe")" "$@"
+        "task.data=$data" "checkpoint.save_dir=$save_dir" "hydra.run.dir=$save_dir"
+        "dataset.batch_size=$batch_size" "optimization.update_freq=[$update_freq]"
         "distributed_training.distributed_world_size=$world_size"
+    )
+    run_until_done newest_update "$save_dir" "${command[@]}"
+    "${command[@]}" --dry-run # what is left to do with DRY_RUN=1
 }
 
 # finetune ARGUMENT..: as `amos-fairseq finetune` takes them, on one GPU.
@@ -122,10 +125,11 @@ find_command() {
         fail "amos-fairseq is not on PATH: activate the environment that it is installed in"
 }
 
-# Sets `world_size` and `launcher`: find_processes [true: on the CPU] [PROCESSES]
+# Sets `world_size` and `launcher`: find_processes [true: on the CPU] [PROCESSES] [GPUS, for a dry run where there are none]
 find_processes() {
     local on_cpu="$1" asked="$2" gpus per_node nodes="${SLURM_JOB_NUM_NODES:-1}" hosts
     gpus="$(count_gpus)"
+    [ "${DRY_RUN:-0}" != 1 ] || [ -n "${SLURM_JOB_ID:-}" ] || [ "$gpus" -gt 0 ] || gpus="${asked:-${3:-0}}"
     if [ "$on_cpu" != true ] && [ "$gpus" -eq 0 ]; then
         fail "no GPU found on $(hostname): ask for some by sbatch --gpus-per-node=N"
     fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # AMOS base, as in the paper (Meng et al., ICLR 2022, Table 5):
 #   sbatch [--nodes=N] slurm/pretrain_base.sh [OVERRIDE..]
-# Data are in ./data and checkpoints in ./checkpoints/amos_rtd/base unless task.data= and checkpoint.save_dir= differ.
+# Data are in ./data and checkpoints in ./runs/amos_rtd-base unless task.data= and checkpoint.save_dir= differ.
 # An update has as many sequences as in the paper for any number of GPUs.
 #SBATCH --job-name=amos_base
 #SBATCH --nodes=1

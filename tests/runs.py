@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
-    """launch(function, arguments, processes=1, fails=False): its Outcome; the folder is a new one."""
+    """launch(function, arguments, processes=1, fails=False, folder=None): its Outcome; None is a new folder."""
     pytest.importorskip("fairseq")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
     environment.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
@@ -68,14 +68,14 @@ def launch(tmp_path_factory):
             [sys.executable, str(REPOSITORY / "tests/training/launcher.py")], env=environment, stderr=stderr, **pipes
         )
 
-    def launch(function, arguments, processes=1, fails=False):
-        folder = tmp_path_factory.mktemp("job")
+    def launch(function, arguments, processes=1, fails=False, folder=None):
+        streams = tmp_path_factory.mktemp("job")
         job = dict(function=function, arguments=[str(a) for a in arguments], processes=processes, fails=fails)
-        job["folder"] = str(folder)
+        job["streams"], job["folder"] = str(streams), str(folder or streams)
         launcher.stdin.write(json.dumps(job) + "\n")
         answer = launcher.stdout.readline()
         assert answer, errors.read_text()
-        outputs = ([(folder / f"{rank}.{kind}").read_text() for rank in range(processes)] for kind in ("out", "err"))
+        outputs = ([(streams / f"{rank}.{kind}").read_text() for rank in range(processes)] for kind in ("out", "err"))
         outcome = Outcome(json.loads(answer), *outputs)
         report = "\n".join(text[-3000:] for text in outcome.out + outcome.err)
         assert all(outcome.codes) if fails else not any(outcome.codes), report

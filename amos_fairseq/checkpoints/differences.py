@@ -7,6 +7,7 @@ from typing import Any, Collection, Dict, List, Mapping, NamedTuple
 FREE = {"_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "max_tokens"}
 PRECISIONS = ("fp16", "bf16", "amp")
 PRECISION_OPTIONS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16_no_flatten_grads", "fp16_adam_stats")
+NO_SCHEDULE = {"_name", "update_freq"}  # compared as the optimizer's name and the batch
 DIGITS = 12  # of a SHA-256
 
 
@@ -39,6 +40,13 @@ def characteristics(
     }
 
 
+def schedule(cfg: Mapping[str, Any]) -> Dict[str, Any]:
+    """By name, what a resumed run does otherwise from there on if it is changed: rates, their schedule, the length."""
+    groups = [cfg[group] for group in ("optimization", "optimizer", "lr_scheduler")]
+    own = {key: value for group in groups if isinstance(group, Mapping) for key, value in group.items()}
+    return {"lr_scheduler": name_of(cfg["lr_scheduler"]), **{key: own[key] for key in own if key not in NO_SCHEDULE}}
+
+
 def name_of(component: Any) -> str:
     """One of fairseq's without a dataclass is a Namespace of all options of the command."""
     return component["_name"] if isinstance(component, Mapping) else component._name
@@ -63,6 +71,10 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], allowed: Collec
 def plain(value: Any) -> str:
     """Equal for lists and tuples, numbers and their text in a checkpoint."""
     return json.dumps(value, default=str, sort_keys=True)
+
+
+def in_a_line(found: List[Difference]) -> str:
+    return ", ".join(f"{name} {then} -> {now}" for name, then, now in found)
 
 
 def table(found: List[Difference]) -> str:

@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 import random
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
@@ -126,8 +127,8 @@ def set_scaler_state(optimizer, state: Dict[str, Any]) -> None:
 def load(original: Callable, cfg, trainer, **passthrough):
     """Around fairseq's `load_checkpoint`: let it load the checkpoint that this run goes on from, or end the run.
 
-    Status 65: all checkpoints are damaged; 64: the one named does not exist, or the command has changed otherwise than
-    `--allow-change` says; 0: the run is finished. Each with a message.
+    Status 65: all checkpoints are damaged; 64: the one named does not exist, the command has changed otherwise than
+    `--allow-change` says, or the learning rate has ended; 0: the run is finished. Each with a message.
     """
     overrides = decided_by_first(
         trainer, lambda: chosen(cfg, trainer), {storage.Damaged: (str, os.EX_DATAERR), ValueError: (str, os.EX_USAGE)}
@@ -145,6 +146,7 @@ def load(original: Callable, cfg, trainer, **passthrough):
     if limit and updates >= limit:
         logger.info("done training: %s has %d of %d updates already", cfg.restore_file, updates, limit)
         raise SystemExit(0)
+    decided_by_first(trainer, lambda: refuse_no_rate(trainer.cfg, updates), {ValueError: (str, os.EX_USAGE)})
     return extra_state, epoch_itr
 
 
@@ -190,8 +192,22 @@ def newest(save_dir: Path, trainer) -> Optional[Path]:
     return old if path is None and old.is_file() else path
 
 
+def refuse_no_rate(cfg, updates: int) -> None:
+    """Raise ValueError if a run goes on, after so many updates, where its learning rate has fallen to 0 for good."""
+    options = vars(cfg.lr_scheduler) if isinstance(cfg.lr_scheduler, Namespace) else cfg.lr_scheduler
+    total = options.get("total_num_update")
+    if total and updates >= float(total) and not options.get("end_learning_rate"):
+        raise ValueError(
+            f"total_num_update {float(total):g}: the learning rate is 0 from there on, and the run has {updates} "
+            "updates already: raise --total-num-update, to --max-update for instance"
+        )
+
+
 def refuse_changes(path: Path, trainer) -> None:
-    """Raise ValueError if the verified checkpoint at `path` is of a run that did otherwise than this one does."""
+    """Raise ValueError if the verified checkpoint at `path` is of a run that did otherwise than this one does.
+
+    What may change and makes a difference is logged: rates, their schedule and the length.
+    """
     then, task_state = storage.read_verified(path, ["cfg", "task_state"]).values()
     now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
     allowed = str(getattr(trainer.cfg.task, "allow_change", "")).split(",")
@@ -206,6 +222,9 @@ def refuse_changes(path: Path, trainer) -> None:
             f"{path} was trained otherwise than this command says:\n{differences.table(found)}\n"
             f"set what changed as it was, or allow it by name: --allow-change {names}"
         )
+    told = differences.differences(differences.schedule(then), differences.schedule(now), [])
+    if told:
+        logger.warning("the run goes on with what is not as it was: %s", differences.in_a_line(told))
 
 
 def load_to_cpu(path: Path, arg_overrides: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:

@@ -19,7 +19,7 @@ COMMANDS = {
     "quickstart": "corpus, vocabulary, a small model, figures and examples in six minutes on a CPU",
     "corpus": "collect a small text corpus from this machine",
     "prepare": "turn text into a vocabulary and binarised training data",
-    "train": "fairseq-train (or fairseq-hydra-train) with this package filled in",
+    "train": "fairseq-train (or fairseq-hydra-train), filled in; --dry-run tells what it takes",
     "options": "what can be set for a method, with defaults, as a table or as yaml",
     "report": "a page of figures and a summary table of training runs",
     "inspect": "follow a text through a model: masked, proposed, drawn, corrupted, judged",

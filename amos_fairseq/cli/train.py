@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Dict, Iterator, List, NoReturn
 
 import amos_fairseq
+from amos_fairseq.cli import dry_run
 from amos_fairseq.user_errors import status_of, stop
 
-HELP = "fairseq-train with --user-dir filled in; with --config-name or --config-dir, fairseq-hydra-train"
+HELP = "fairseq-train with --user-dir filled in; with --config-name or --config-dir, fairseq-hydra-train; --dry-run"
+HYDRA = "fairseq-hydra-train"
 HYDRA_NAMES = ("--config-dir", "-cd"), ("--config-name", "-cn")
 HYDRA_OPTIONS = (*HYDRA_NAMES[0], *HYDRA_NAMES[1], "--config-path", "-cp")
 
 
 def run(arguments: List[str]) -> None:
     """Hand all arguments to fairseq, the repairs of `fairseq_repairs` in place before it parses them."""
+    plans, arguments = dry_run.OPTION in arguments, [word for word in arguments if word != dry_run.OPTION]
     sys.argv = fairseq_command(arguments)
+    by_hydra = sys.argv[0] == HYDRA
+    sys.argv += dry_run.NOTHING_WRITTEN if plans and by_hydra else []
+    instead = dry_run.instead_of_training(by_hydra) if plans else contextlib.nullcontext()
     # First of all fairseq, since the program sets up logging.
     program = importlib.import_module("fairseq_cli." + sys.argv[0].removeprefix("fairseq-").replace("-", "_"))
     # Tasks and models of a user directory are imported by fairseq unless its package is imported already, as here.
@@ -25,7 +31,7 @@ def run(arguments: List[str]) -> None:
     # have this package imported, too.
     ours, sys.modules["__main__"] = sys.modules["__main__"], program
     try:
-        with mistakes_in_configurations_told():
+        with mistakes_in_configurations_told(), instead:
             program.cli_main()
     finally:
         sys.modules["__main__"] = ours
@@ -63,7 +69,7 @@ def fairseq_command(arguments: List[str]) -> List[str]:
     check_places(options)
     if any(option in HYDRA_OPTIONS for option in options):
         given = "common.user_dir" in options
-        return ["fairseq-hydra-train", *arguments, *([] if given else [f"common.user_dir={user_dir}"])]
+        return [HYDRA, *arguments, *([] if given else [f"common.user_dir={user_dir}"])]
     given = "--user-dir" in options
     return ["fairseq-train", *([] if given else ["--user-dir", user_dir]), *arguments]
 

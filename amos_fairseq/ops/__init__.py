@@ -17,7 +17,7 @@ from amos_fairseq.ops.linear_logsumexp import (
 )
 from amos_fairseq.ops.masked_lm import MaskedLMReading, masked_lm
 from amos_fairseq.ops.noise import Noise
-from amos_fairseq.ops.precision import full_precision
+from amos_fairseq.ops.precision import full_precision, without_autocast
 from amos_fairseq.ops.rows_of_others import rows_of_others
 from amos_fairseq.ops.straight_through import SPARSE_TEMPERATURE, soft_embedding, straight_through_gumbel_softmax
 
@@ -25,5 +25,5 @@ __all__ = [
     "AttentionDropout", "LinearReading", "MaskedLMReading", "Noise", "RelativeBias", "SPARSE_TEMPERATURE",
     "full_precision", "gradient_reversal", "gumbel_noise", "gumbel_softmax", "linear_cross_entropy", "linear_logits",
     "linear_logsumexp", "masked_lm", "read_linear", "relative_attention", "rows_of_others", "soft_embedding",
-    "straight_through_gumbel_softmax", "use",
+    "straight_through_gumbel_softmax", "use", "without_autocast",
 ]

@@ -1,5 +1,7 @@
 """The precision in which probabilities, losses and noise are computed."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -15,3 +17,9 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """Inside, products on the device of `x` have the type of what they multiply ("meta" has no autocast)."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()

@@ -13,5 +13,14 @@ The other hooks are in `fairseq_repairs`.
 """
 
 from amos_fairseq.supervision.options import SupervisionConfig  # noqa: F401
-from amos_fairseq.supervision.supervisor import begin, check, current, end, run_in_processes, saving, spawns  # noqa: F401
+from amos_fairseq.supervision.supervisor import (  # noqa: F401
+    begin,
+    check,
+    check_options,
+    current,
+    end,
+    run_in_processes,
+    saving,
+    spawns,
+)
 from amos_fairseq.supervision.task import SupervisedTask  # noqa: F401

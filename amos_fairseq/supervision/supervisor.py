@@ -37,14 +37,21 @@ def current() -> Optional["Supervisor"]:
 
 
 def check(cfg) -> bool:
-    """Whether the task of fairseq's whole configuration has the options of supervision; ends the run if any is wrong.
+    """Whether the task of fairseq's whole configuration has the options of supervision; ends the run if any is wrong,
+    or if it asks for devices that are not here.
     """
     supervised = hasattr(cfg.task, "update_timeout")
     if supervised:
         with told_in_one_line():
-            fairseq_options.check(cfg)
-            options.check(cfg.task, cfg.checkpoint.no_save)
+            check_options(cfg)
+            fairseq_options.check_devices(cfg.distributed_training)
     return supervised
+
+
+def check_options(cfg) -> None:
+    """Raises ValueError, in one line, whatever machine this is."""
+    fairseq_options.check(cfg)
+    options.check(cfg.task, cfg.checkpoint.no_save)
 
 
 def begin(cfg) -> Optional["Supervisor"]:

@@ -75,6 +75,13 @@ class PretrainingTask(SupervisedTask):
         super().__init__(cfg)
         self.masking = MaskingOptions.of(cfg)
         self.cropping = getattr(cfg, "crop_keep_fraction", None)
+        self.term_scales = None
+        self.has_collapsed = False  # as far as validation has seen
+        self.iterators = {}  # by split, the current one
+        self.open_data()
+
+    def open_data(self) -> None:
+        cfg = self.cfg
         self.manifest, self.shards = load_manifest_for(cfg.data)
         self.folder = os.path.abspath(located(cfg.data)[0])
         if self.manifest.tokens_per_sample > cfg.tokens_per_sample:
@@ -95,9 +102,6 @@ class PretrainingTask(SupervisedTask):
         self.vocabulary_bytes = self.read_vocabulary()
         self.tokenizer = load_tokenizer(self.vocabulary_bytes.numpy().tobytes())
         self.dictionary = self.load_dictionary()
-        self.term_scales = None
-        self.has_collapsed = False  # as far as validation has seen
-        self.iterators = {}  # by split, the current one
 
     def load_dictionary(self) -> Dictionary:
         """Of the tokenizer's ids, with the counts of dict.txt, 1 of what that does not list."""
@@ -144,7 +148,7 @@ class PretrainingTask(SupervisedTask):
             for name, load in starts.items():
                 path = getattr(model.method.config, name)
                 if path and goes_on_from(self.cfg) is None:  # else its own checkpoint holds what was taken
-                    load(model.method, self.earlier_run(path, name))
+                    self.take_up(model.method, load, path, name)
             if not from_checkpoint:
                 self.scale_learning_rates(model.method)
         self.model, method = model, model.method
@@ -153,6 +157,9 @@ class PretrainingTask(SupervisedTask):
         self.divides_batches = method.divides_batches
         self.loss_names = [name for name, quantity in method.quantities.items() if quantity.is_loss]
         return model
+
+    def take_up(self, method, load, path: str, option_name: str) -> None:
+        load(method, self.earlier_run(path, option_name))
 
     def scale_learning_rates(self, method) -> None:
         for option_name, factor in method.config.lr_factors().items():

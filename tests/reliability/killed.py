@@ -1,12 +1,14 @@
 """fairseq-train in a process that kills itself, with its group, at a given point of a given save.
 
-Arguments: the function of `os` before whose call it is killed and the number of that call, then fairseq-train's.
+Arguments: the function of `os` before whose call it is killed and the number of that call, then fairseq-train's, or
+with --config-name those of fairseq-hydra-train.
 """
 
 import os
 import signal
 import sys
 
+import fairseq_cli.hydra_train
 import fairseq_cli.train
 
 
@@ -22,4 +24,5 @@ def main():
         return function(*arguments, **options)
 
     setattr(os, name, counted)
-    fairseq_cli.train.cli_main()
+    program = fairseq_cli.hydra_train if "--config-name" in arguments else fairseq_cli.train
+    program.cli_main()

@@ -15,9 +15,11 @@ from amos_fairseq import checkpoints
 from amos_fairseq.checkpoints import storage, store
 from amos_fairseq.methods import METHODS
 from tests.reliability.states import assert_equal
+from tests.runs import REPOSITORY, USER_DIR
 
 TRAIN, KILLED = "fairseq_cli.train:cli_main", "tests.reliability.killed:main"
 NAME = "bert_mlm"
+EXAMPLES = REPOSITORY / "examples"
 COMMON = dict(disable_validation=True, num_workers=0, save_interval_updates=2, max_update=8)
 TRAINED = ("model", "last_optimizer_state")
 
@@ -89,6 +91,24 @@ def test_a_run_killed_while_it_saves_ends_with_the_same_bits(train, through, tmp
     train(processes)
     assert_same_training(tmp_path / "run", through(processes))
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_recipe_killed_and_started_again_goes_on_in_its_one_folder(launch, corpus, tmp_path):
+    """Where log, configuration and metrics are, too; a path is seen from where the command is given."""
+    command = [
+        "--config-dir", EXAMPLES / NAME, "--config-name", "base", f"common.user_dir={USER_DIR}", "model=tiny",
+        f"task.data={os.path.relpath(corpus, tmp_path)}", "task.tokens_per_sample=32", "dataset.num_workers=0",
+        "common.cpu=true", "common.bf16=false", "distributed_training.distributed_world_size=1", "dataset.batch_size=8",
+        "optimization.max_update=4", "lr_scheduler.warmup_updates=2", "checkpoint.save_interval_updates=2",
+        "common.log_interval=1", "dataset.disable_validation=true",
+    ]
+    killed = launch(KILLED, ["fsync", 9, *command], fails=True, folder=tmp_path)
+    assert killed.codes == [-9]
+    outcome = launch("fairseq_cli.hydra_train:cli_main", command, folder=tmp_path)
+    assert [row["num_updates"] for row in outcome.log.train] == [3, 4]
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"] and os.listdir(tmp_path / "runs") == ["bert_mlm-base"]
+    made = {path.name for path in (tmp_path / "runs/bert_mlm-base").iterdir()}
+    assert {".hydra", "checkpoint_last", "hydra_train.log", "metrics.jsonl"} <= made
 
 
 POINTS = [pytest.param(*point, marks=pytest.mark.soak) for point in [
@@ -223,6 +243,21 @@ def test_changes_are_told_together_and_allowed_by_name(run, train):
     )
     outcome = train(max_update=9, seed=4, batch_size=16, allow_change="seed,batch")
     assert [row["num_updates"] for row in outcome.log.train] == [9]
+
+
+def test_another_learning_rate_and_length_are_told_in_one_line(run, train):
+    outcome = train(max_update=9, lr=[0.001], warmup_updates=3)
+    (line,) = [line for line in outcome.out[0].splitlines() if "not as it was" in line]
+    assert line.endswith("not as it was: max_update 8 -> 9, lr [0.002] -> [0.001], warmup_updates 2 -> 3")
+
+
+def test_a_run_does_not_go_on_where_its_learning_rate_is_0(run, train):
+    outcome = train(fails=True, max_update=9, total_num_update=8)
+    assert outcome.codes == [os.EX_USAGE] and not outcome.log.train
+    assert error_of(outcome) == (
+        "total_num_update 8: the learning rate is 0 from there on, and the run has 8 updates already: raise "
+        "--total-num-update, to --max-update for instance\n"
+    )
 
 
 @pytest.mark.parametrize("vocabulary", [True, False])

@@ -20,8 +20,10 @@ RECIPES = sorted(str(path.relative_to(EXAMPLES).with_suffix("")) for path in EXA
 def dry_run(cluster, script, *arguments, **environment):
     done = cluster.run(script, *arguments, DRY_RUN="1", **environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert cluster.calls() == [] and done.stdout.count("\n") == 1
-    return shlex.split(done.stdout)
+    assert done.stdout.count("\n") == 1
+    command = shlex.split(done.stdout)
+    assert cluster.calls()[-1]["arguments"] == [*command[command.index("amos-fairseq") + 1 :], "--dry-run"]
+    return command
 
 
 @pytest.mark.parametrize("nodes, update_freq", [(1, 2), (2, 1)])
@@ -32,8 +34,8 @@ def test_a_dry_run_prints_the_command_of_the_paper_on_any_number_of_nodes(cluste
         "--kill-on-bad-exit=0", "--wait=600", "--cpus-per-task", "4",
         "bash", "-c", 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"', "task",
         "amos-fairseq", "train", "--config-dir", f"{here}/examples/amos_rtd", "--config-name", "base", "common.seed=2",
-        f"task.data={here}/data", f"checkpoint.save_dir={here}/checkpoints/amos_rtd/base",
-        f"hydra.run.dir={here}/checkpoints/amos_rtd/base",
+        f"task.data={here}/data", f"checkpoint.save_dir={here}/runs/amos_rtd-base",
+        f"hydra.run.dir={here}/runs/amos_rtd-base",
         "dataset.batch_size=128", f"optimization.update_freq=[{update_freq}]",
         f"distributed_training.distributed_world_size={8 * nodes}",
     ]
@@ -45,6 +47,14 @@ def test_without_slurm_the_command_runs_under_torchrun(cluster):
     assert "optimization.update_freq=[32]" in command and "--config-name large_plus_plus" in " ".join(command)
     command = dry_run(cluster, "pretrain_base.sh", CUDA_VISIBLE_DEVICES="0")
     assert command[:2] == ["amos-fairseq", "train"] and "optimization.update_freq=[16]" in command
+
+
+def test_a_dry_run_needs_no_gpu_no_data_and_ends_as_its_checks_do(cluster):
+    shutil.rmtree(cluster.folder / "data")
+    command = dry_run(cluster, "pretrain.sh", "coco_lm/large_plus_plus", CUDA_VISIBLE_DEVICES="")
+    assert command[:3] == ["torchrun", "--nproc-per-node", "8"]
+    cluster.behaves("exit 64")
+    assert cluster.run("pretrain.sh", "bert_mlm/base", "common.sed=2", DRY_RUN="1").returncode == 64
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -171,7 +181,7 @@ def test_an_attempt_without_progress_is_the_last(cluster):
 
 
 def test_updates_are_compared_as_numbers(cluster):
-    saved = cluster.folder / "checkpoints" / "amos_rtd" / "base"
+    saved = cluster.folder / "runs" / "amos_rtd-base"
     for name in ("checkpoint_1_900", "checkpoint_2_9999.tmp", "checkpoint_last", "checkpoint_1_100.pt"):
         (saved / name).mkdir(parents=True)
     cluster.behaves("train 1000")

@@ -2,7 +2,7 @@
 
 Standard input holds one job a line, in JSON: the function to call, its arguments, the number of processes, which find
 each other through the variables that torchrun sets, the folder to run in, and whether it is to fail: if it is not, the
-first process that does ends the others. In the folder, process N writes N.out and N.err.
+first process that does ends the others. In the folder `streams`, process N writes N.out and N.err.
 The answer to a job is one line with the exit codes. A child calls its function last, so it ends as a program would.
 """
 
@@ -47,7 +47,7 @@ def serve() -> Optional[str]:
 def become(job: dict, rank: int, port: int) -> None:
     os.setpgid(0, 0)  # killed with its own children
     os.chdir(job["folder"])
-    files = os.devnull, f"{rank}.out", f"{rank}.err"
+    files = os.devnull, *(os.path.join(job["streams"], f"{rank}.{kind}") for kind in ("out", "err"))
     for number, path in enumerate(files):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
     sys.argv = [job["function"], *job["arguments"]]

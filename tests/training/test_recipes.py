@@ -119,7 +119,14 @@ def test_recipe_names_its_method_and_how_to_run_it(recipe):
     name, stem = recipe
     cfg = load(name, stem)
     assert {cfg.task._name, cfg.model._name, cfg.criterion._name} == {name}
-    assert f"--config-dir $PWD/examples/{name} --config-name {stem} " in (EXAMPLES / name / f"{stem}.yaml").read_text()
+    assert f"--config-dir examples/{name} --config-name {stem} " in (EXAMPLES / name / f"{stem}.yaml").read_text()
+
+
+def test_recipe_has_one_folder_for_its_run_seen_from_where_one_stands(recipe):
+    name, stem = recipe
+    written = OmegaConf.load(EXAMPLES / name / f"{stem}.yaml")
+    assert written.checkpoint.save_dir == f"runs/{name}-{stem}"
+    assert OmegaConf.to_container(written.hydra) == {"run": {"dir": "${checkpoint.save_dir}"}, "job": {"chdir": False}}
 
 
 def test_recipe_trains_on_the_papers_batch_and_schedule(recipe):
@@ -176,7 +183,7 @@ def test_command_line_of_the_card_is_the_base_recipe(name, monkeypatch):
     arguments = words[:start] + words[start + 2 :]
     monkeypatch.setattr(sys, "argv", ["fairseq-train", *arguments])  # fairseq looks there, too
     given = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), arguments))
-    recipe = load(name, "base", "task.data=data")
+    recipe = load(name, "base", "task.data=data", "checkpoint.save_dir=checkpoints")
     assert model_config(name, given) == model_config(name, recipe)
     for section in ("common", "task", "dataset", "optimization", "optimizer", "lr_scheduler", "checkpoint"):
         values, expected = (OmegaConf.to_container(cfg, resolve=True)[section] for cfg in (given, recipe))
