@@ -38,10 +38,12 @@ ARROWS = {
     # what is fairseq's
     "fairseq_options": {"ops", "options", "user_errors"},
     "fairseq_help": {"fairseq_options", "options"},
+    "hydra_options": set(),
     "optim": {"options"},
     "silenced": set(),
     "supervision": {"options", "run_log", "terminal", "user_errors", "checkpoints", "fairseq_options"},
-    "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_help", "fairseq_options", "silenced", "supervision"},
+    "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_help", "fairseq_options", "hydra_options", "silenced"}
+    | {"supervision"},
     "models": CORE | {"options", "pretrained", "finetune"},
     "criterions": CORE | {"pretrained", "finetune", "user_errors"},
     "tasks": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}
