@@ -192,7 +192,7 @@ def newest(save_dir: Path, trainer) -> Optional[Path]:
 
 def refuse_changes(path: Path, trainer) -> None:
     """Raise ValueError if the verified checkpoint at `path` is of a run that did otherwise than this one does."""
-    then, task_state = storage.read_verified(path, ["cfg", "task_state"]).values()
+    then, task_state = storage.read_state(path, ["cfg", "task_state"]).values()
     now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
     allowed = str(getattr(trainer.cfg.task, "allow_change", "")).split(",")
     free = getattr(trainer.task, "free_options", ())
