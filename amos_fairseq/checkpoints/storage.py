@@ -131,7 +131,7 @@ def read_verified(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[st
         raise Damaged(f"{folder / STATE} is not as training writes it: {type(error).__name__} {error}") from None
 
 
-def read_state(folder: Path, keys: Iterable[str]) -> State:
+def read_state(folder: Path, keys: Optional[Iterable[str]] = None) -> State:
     """`read_verified` of what a training saved, of which `State` says what it must be."""
     return json_files.formed(read_verified(folder, keys), State, folder / STATE)
 
