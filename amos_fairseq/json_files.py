@@ -7,10 +7,11 @@ Annotated[form, Range]. A whole number is a float, too, a bool no number; of ano
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import typing
-from typing import Annotated, Any, Dict, Union
+from typing import Annotated, Any, Dict, Hashable, Union
 
 from amos_fairseq.files import check_regular
 from amos_fairseq.options import NOT_NEGATIVE
@@ -99,7 +100,8 @@ def formed(value: Any, form: Any, source: Any, key: str = "") -> Any:
         raise Damaged(f"{source}: {error}") from None
 
 
-def fields_of(form: Any) -> Any:
+@functools.cache
+def fields_of(form: Hashable) -> Any:
     """(form of each field by name, names of those without default) of a class of fields; None of others."""
     if typing.is_typeddict(form):
         required = form.__required_keys__

@@ -54,13 +54,17 @@ class Signed(TypedDict):
     sha256: str
 
 
-class Options(TypedDict, total=False):
+class Length(TypedDict, total=False):
+    max_update: int
+
+
+class Others(TypedDict, total=False):
+    optimization: Length
+
+
+class Options(Others):
     """fairseq's whole configuration."""
 
-    common: Dict[str, Any]
-    dataset: Dict[str, Any]
-    optimization: Dict[str, Any]
-    distributed_training: Dict[str, Any]
     task: Dict[str, Any]
     model: Dict[str, Any]
 
@@ -127,7 +131,7 @@ def read_verified(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[st
     document = read_document(folder)
     try:
         return decode(document if keys is None else {key: document[key] for key in keys}, Tensors(folder))
-    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:  # not written by `write`
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Damaged(f"{folder / STATE} is not as training writes it: {type(error).__name__} {error}") from None
 
 

@@ -12,11 +12,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def sketch(make: Callable[[], Network], layers: int, parameters: int, source: object) -> Network:
-    """`make()` with shapes, but no memory. Raises ValueError if there are fewer parameters than layers."""
+    """`make()` with shapes, but no memory. Raises ValueError if that fails, or for more layers than parameters."""
     if layers > parameters:
         raise ValueError(f"{source} describes {layers} layers, but holds {parameters} parameters")
-    with torch.device("meta"):
-        return make()
+    try:
+        with torch.device("meta"):
+            return make()
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{source} describes no network: {str(error).splitlines()[0]}") from None
 
 
 def filled(make: Callable[[], Network], state: Mapping[str, Tensor], layers: int, source: object) -> Network:

@@ -8,9 +8,10 @@ from torch import Tensor
 from amos_fairseq.checkpoints import storage, store
 from amos_fairseq.data.manifest import located
 from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
-from amos_fairseq.json_files import fields_of, formed
+from amos_fairseq.json_files import formed
 from amos_fairseq.methods import METHODS, build
 from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
+from amos_fairseq.options import declared
 from amos_fairseq.pretrained import exported, released, stock
 from amos_fairseq.pretrained.filling import filled
 from amos_fairseq.pretrained.model import Pretrained
@@ -78,7 +79,8 @@ def load(found: Found, data=None) -> Pretrained:
     tokenizer = load_tokenizer(vocabulary_of(state["task_state"], data, folder), str(folder))
     total_updates = state["cfg"].get("optimization", {}).get("max_update", 0)
     config_class = METHODS[name].config_class
-    known = {option: value for option, value in options.items() if option in fields_of(config_class)[0]}
+    names = {option.name for option in declared(config_class)}
+    known = {option: value for option, value in options.items() if option in names}
     formed(known, config_class, folder / storage.STATE, "cfg.model")
 
     def make() -> PretrainingMethod:
