@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import os
+import types
 import typing
 from typing import Annotated, Any, Dict, Hashable, Union
 
@@ -61,7 +62,7 @@ def formed(value: Any, form: Any, source: Any, key: str = "") -> Any:
         for allowed in parts[1:]:
             check(allowed.holds(value), str(allowed))
         return value
-    if origin is Union:
+    if origin in (Union, types.UnionType):
         if value is None and type(None) in parts:
             return None
         for part in parts[1:]:

@@ -16,7 +16,7 @@ from amos_fairseq import json_files
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import read_manifest
 from amos_fairseq.data.tokenizer import vocabulary_file
-from amos_fairseq.files import open_own
+from amos_fairseq.files import file_record, open_own
 from amos_fairseq.finetune import results
 from amos_fairseq.finetune.labelled import read_problem
 from amos_fairseq.finetune.presets import Setting
@@ -64,15 +64,11 @@ def exported(method, tokenizer, tmp_path):
     return tmp_path
 
 
-def sign(folder, document=None, **about):
+def sign(folder, document):
     """Let the manifest vouch for `document` as the state, and say so of itself."""
-    if document is not None:
-        (folder / storage.STATE).unlink()
-        record = storage.write_durably(folder / storage.STATE, [json.dumps(document).encode()])
     signed = json.loads((folder / storage.MANIFEST).read_text())["checkpoint"]
-    if document is not None:
-        signed["files"][storage.STATE] = record
-    signed.update(about)
+    (folder / storage.STATE).write_text(json.dumps(document))
+    signed["files"][storage.STATE] = file_record(folder / storage.STATE)
     text = json.dumps({"checkpoint": signed, "sha256": storage.digest_of(signed)})
     (folder / storage.MANIFEST).write_text(text)
 
