@@ -30,8 +30,9 @@ RANGES: Dict[str, Dict[str, Range]] = {
     "distributed_training": dict(distributed_world_size=COUNT, bucket_cap_mb=COUNT),
     "dataset": dict(
         batch_size=COUNT, batch_size_valid=COUNT, max_tokens=COUNT, max_tokens_valid=COUNT, max_valid_steps=COUNT,
-        num_workers=NOT_NEGATIVE, data_buffer_size=NOT_NEGATIVE, required_batch_size_multiple=COUNT,
-        validate_interval=COUNT, validate_interval_updates=NOT_NEGATIVE, validate_after_updates=NOT_NEGATIVE,
+        fixed_validation_seed=Range(0, 2**32), num_workers=NOT_NEGATIVE, data_buffer_size=NOT_NEGATIVE,
+        required_batch_size_multiple=COUNT, validate_interval=COUNT, validate_interval_updates=NOT_NEGATIVE,
+        validate_after_updates=NOT_NEGATIVE,
     ),
     "optimization": dict(
         lr=POSITIVE, update_freq=COUNT, clip_norm=NOT_NEGATIVE, max_update=NOT_NEGATIVE, max_epoch=NOT_NEGATIVE,

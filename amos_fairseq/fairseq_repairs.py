@@ -26,7 +26,7 @@ import torch
 from fairseq import utils
 from fairseq.optim import OPTIMIZER_REGISTRY
 
-from amos_fairseq import fairseq_help, fairseq_options, silenced, supervision
+from amos_fairseq import fairseq_help, fairseq_options, hydra_options, silenced, supervision
 from amos_fairseq.checkpoints import position, storage, store, training
 from amos_fairseq.data import loading
 from amos_fairseq.random import mixed_seed
@@ -76,7 +76,7 @@ def checked_original(target: str, source: str) -> Callable:
     if not digest.startswith(source):
         raise RuntimeError(
             f"{target} of {_fairseq_version()} is not the function that amos_fairseq knows how to repair; "
-            "use the tested version: pip install fairseq-fixed==0.12.3.1"
+            "use the tested versions: pip install fairseq-fixed==0.12.3.1 hydra-core==1.3.2"
         )
     return original
 
@@ -569,3 +569,36 @@ def training_is_supervised_from_its_start(original: Callable, cfg, main, **kwarg
         return original(cfg, main, **kwargs)
     finally:
         supervision.end()
+
+
+# hydra, which `amos-fairseq train` starts with this package imported; fairseq-hydra-train composes before it is
+
+@repairs("hydra._internal.config_loader_impl:ConfigLoaderImpl.load_configuration", source="ec847da1d7601786")
+def configurations_run_no_code(original: Callable, self, *args, **kwargs):
+    """hydra calls what a configuration names: a file from elsewhere could run a shell command before anything else."""
+    cfg = original(self, *args, **kwargs)
+    with told_in_one_line():
+        hydra_options.check(omegaconf.OmegaConf.to_container(cfg.hydra, resolve=False))
+    return cfg
+
+
+@repairs("hydra._internal.config_search_path_impl:ConfigSearchPathImpl.append", source="71956c993710a1c0")
+def search_paths_import_nothing(original: Callable, self, provider, path, *args, **kwargs):
+    """The same of `hydra.searchpath`, which is read before all else."""
+    with told_in_one_line():
+        hydra_options.check_search(provider, path)
+    original(self, provider, path, *args, **kwargs)
+
+
+@repairs("omegaconf:OmegaConf.load", source="d66145781447a346")
+def configurations_do_not_grow(original: Callable, file):
+    """A few lines of YAML whose aliases hold each other take all memory there is."""
+    with told_in_one_line():
+        hydra_options.check_file(getattr(file, "name", file))
+    return original(file)
+
+
+@repairs("hydra.main:_get_rerun_conf", source="541b7e7d76b4b8f8")
+def nothing_is_unpickled_to_be_run_again(original: Callable, file_path, overrides):
+    """Of --experimental-rerun, whose file can hold code."""
+    stop(f"--experimental-rerun {file_path} is refused, since it could run code: give the configuration", os.EX_USAGE)

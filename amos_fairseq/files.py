@@ -1,6 +1,7 @@
 """Files and folders that are there in full or not at all, and that stay: on the disk, under one holder at a time."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -8,14 +9,47 @@ import os
 import re
 import shutil
 import socket
+import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterable, Iterator, Mapping, Union
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, Mapping, Optional, TypedDict, Union
 
 PathLike = Union[str, os.PathLike]
 READ_BYTES = 1 << 20  # at a time
 
 
+class FileRecord(TypedDict):
+    bytes: int
+    sha256: str
+
+
+def check_regular(path: Union[PathLike, int], most: Optional[int] = None) -> None:
+    """Raises OSError unless `path` is a file of at most `most` bytes: a pipe is waited for, a device never ends."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if most is not None and found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, more than {most:,}", str(path))
+
+
+def open_own(path: PathLike) -> int:
+    """A file to read and to add to, a new one if there is none; nothing that lies elsewhere or is no file. OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            error.strerror = "it is a symbolic link, which is not followed"
+        raise
+    try:
+        check_regular(descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        error.filename = os.fspath(path)
+        raise
+    return descriptor
+
+
 def sha256_of(path: PathLike) -> str:
+    check_regular(path)
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(READ_BYTES):
@@ -23,7 +57,7 @@ def sha256_of(path: PathLike) -> str:
     return digest.hexdigest()
 
 
-def file_record(path: str) -> Dict[str, Any]:
+def file_record(path: PathLike) -> FileRecord:
     return {"bytes": os.path.getsize(path), "sha256": sha256_of(path)}
 
 
@@ -78,7 +112,7 @@ def replace_durably(path: PathLike, content: bytes) -> None:
         stream.write(content)
 
 
-def write_durably(path: Path, chunks: Iterable[bytes]) -> Dict[str, Any]:
+def write_durably(path: Path, chunks: Iterable[bytes]) -> FileRecord:
     """Write a new file, on the disk when this returns; its `file_record`, of the bytes that were meant to be there."""
     digest, size = hashlib.sha256(), 0
     with open(path, "xb") as stream:
@@ -134,6 +168,17 @@ def sync(folder: Path) -> None:
         sync_folder(path)  # files, too
 
 
+def _object_in(text: str, path: Path) -> Dict[str, Any]:
+    """Raises ValueError unless a file that keeps settings holds an object in JSON."""
+    try:
+        kept = json.loads(text)
+    except (ValueError, RecursionError):
+        kept = None
+    if not isinstance(kept, dict):
+        raise ValueError(f"{path} is damaged: delete it and give the same command again")
+    return kept
+
+
 @contextlib.contextmanager
 def claimed(path: Path, settings: Mapping[str, Any], at_work: str, begun_with: str) -> Iterator[int]:
     """Hold the folder of `path`, a file that keeps its settings: a new folder, or one of the same settings.
@@ -153,7 +198,7 @@ def claimed(path: Path, settings: Mapping[str, Any], at_work: str, begun_with: s
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{at_work} in {out}: wait for it, or choose another --out") from None
-        kept = json.load(stream)
+        kept = _object_in(stream.read(), path)
         changes = [f"{name} {kept.get(name)}, not {new}" for name, new in settings.items() if kept.get(name) != new]
         if changes:
             raise ValueError(f"{out} {begun_with} {'; '.join(changes)}: choose another --out, or delete it")

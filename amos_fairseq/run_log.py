@@ -15,6 +15,7 @@ it was taken.
 import ast
 import contextlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -61,7 +62,7 @@ def open_run(path: Path, name: str = "") -> Run:
     log, options = read(path), read_options(path)
     if not log.train:
         raise ValueError(f"{path} holds no training row yet: there is one every --log-interval updates")
-    folder = path if path.is_dir() else Path(options.get("save_dir", path.parent))
+    folder = path if path.is_dir() else Path(str(options.get("save_dir", path.parent)))
     return Run(name or (path.resolve().name if path.is_dir() else path.stem), folder, log, options)
 
 
@@ -105,21 +106,21 @@ def parse(lines) -> RunLog:
 
 
 def parse_line(line: str) -> Optional[Tuple[str, Row]]:
-    """(kind, numbers) of one line's JSON object; None if it holds none, or no number of updates."""
+    """(kind, numbers) of one line's JSON object; None if it holds none, or no finite number of updates."""
     stats = json_of(line)
     row = {}
     for name, value in stats.items():
-        with contextlib.suppress(TypeError, ValueError):  # None, or text
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # None, or text
             row[name] = float(value)
     kind = stats.get("kind", TRAIN)
     if "valid_num_updates" in row:
         kind, row = VALIDATION, {name.removeprefix("valid_"): value for name, value in row.items()}
-    return (kind, row) if "num_updates" in row else None
+    return (kind, row) if math.isfinite(row.get("num_updates", math.nan)) else None
 
 
 def json_of(line: str) -> Dict[str, Any]:
     """The object that a line holds, or ends with; empty if it holds none."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(line[line.index("{") :])
     return {}
 
@@ -131,7 +132,10 @@ def read_options(path: Path) -> Dict[str, Any]:
         if OPTIONS_START in line:
             options = parse_options(line) or options
         elif line.startswith('{"kind": "start"'):
-            options = flat(json_of(line).get("options", {})) or options
+            groups = json_of(line).get("options")
+            if groups is not None and not isinstance(groups, dict):
+                raise ValueError(f"{path}: options of a start of training are no object: {line[:40]}..")
+            options = flat(groups or {}) or options
     return options
 
 

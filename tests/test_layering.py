@@ -15,10 +15,12 @@ PACKAGE = Path(__file__).parents[1] / "amos_fairseq"
 BOTTOM = {"files", "options", "plugins", "random", "run_log", "terminal", "user_errors"}
 # the science
 CORE = {"ops", "objectives", "corruption", "modules", "flops", "reference_flops", "quantities", "pooled", "methods"}
+BASE = BOTTOM | {"json_files"}
 # part -> parts that it may import besides itself, at the top of a file or within a function
 ARROWS = {
     **{part: set() for part in BOTTOM},
     "user_errors": {"terminal"},
+    "json_files": {"files", "options", "user_errors"},
     "csrc": set(),
     "demo": set(),
     "ops": {"random", "csrc"},
@@ -30,28 +32,30 @@ ARROWS = {
     "quantities": set(),
     "pooled": set(),
     "methods": {"options", "random"} | CORE - {"methods"},
-    "data": BOTTOM,
-    "checkpoints": BOTTOM | {"data"},
-    "pretrained": BOTTOM | CORE | {"data", "checkpoints"},
-    "finetune": BOTTOM | CORE | {"data", "checkpoints", "pretrained"},
-    "export": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune"},
+    "data": BASE,
+    "checkpoints": BASE | {"data"},
+    "pretrained": BASE | CORE | {"data", "checkpoints"},
+    "finetune": BASE | CORE | {"data", "checkpoints", "pretrained"},
+    "export": BASE | CORE | {"data", "checkpoints", "pretrained", "finetune"},
     # what is fairseq's
     "fairseq_options": {"ops", "options", "user_errors"},
     "fairseq_help": {"fairseq_options", "options"},
+    "hydra_options": set(),
     "optim": {"options"},
     "silenced": set(),
-    "supervision": {"options", "run_log", "terminal", "user_errors", "checkpoints", "fairseq_options"},
-    "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_help", "fairseq_options", "silenced", "supervision"},
+    "supervision": {"files", "options", "run_log", "terminal", "user_errors", "checkpoints", "fairseq_options"},
+    "fairseq_repairs": BASE | {"data", "checkpoints", "fairseq_help", "fairseq_options", "hydra_options", "silenced"}
+    | {"supervision"},
     "models": CORE | {"options", "pretrained", "finetune"},
     "criterions": CORE | {"pretrained", "finetune", "user_errors"},
-    "tasks": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}
+    "tasks": BASE | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}
     | {"models", "criterions", "optim"},  # all that is registered
 }
 # on top: imported by nothing in ARROWS
-ARROWS["analysis"] = BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "demo"}
+ARROWS["analysis"] = BASE | CORE | {"data", "checkpoints", "pretrained", "finetune", "demo"}
 ARROWS["cli"] = set(ARROWS) - {"optim", "models", "criterions", "tasks"}
 # None of these needs fairseq; of `data` and `checkpoints`, some files do.
-WITHOUT_FAIRSEQ = BOTTOM | CORE | {"csrc", "demo", "pretrained", "finetune", "export"}
+WITHOUT_FAIRSEQ = BASE | CORE | {"csrc", "demo", "pretrained", "finetune", "export"}
 
 
 def part_of(path: Path) -> str:

@@ -86,4 +86,4 @@ def load_run(run: Path, data: Optional[Path] = None) -> TrainedRun:
     checkpoint = found.path
     own = checkpoint.parent / "data"
     data = data or (own if own.is_dir() else None)
-    return TrainedRun(load(found, data), data, storage.read_verified(checkpoint, ["cfg"])["cfg"]["task"])
+    return TrainedRun(load(found, data), data, storage.read_state(checkpoint, ["cfg"])["cfg"]["task"])

@@ -1,9 +1,8 @@
 """What a known setting is expected to measure, beside what a run measured."""
-import json
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple, TypedDict
 
-from amos_fairseq import run_log
+from amos_fairseq import json_files, run_log
 from amos_fairseq.analysis import quantities
 from amos_fairseq.run_log import RunLog
 
@@ -26,6 +25,11 @@ EXPECTED: Dict[Tuple[str, str], Dict[str, Range]] = {
 }
 
 
+class Settings(TypedDict):
+    method: str
+    setting: str
+
+
 class Comparison(NamedTuple):
     name: str  # as logged
     measured: float
@@ -44,7 +48,7 @@ def of_run(folder: Path) -> Dict[str, Range]:
     path = folder / SETTINGS_FILE
     if not path.exists():
         return {}
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = json_files.read(path, Settings)
     return EXPECTED.get((settings["method"], settings["setting"]), {})
 
 

@@ -27,6 +27,7 @@ from amos_fairseq.methods import build
 from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
+from amos_fairseq.pretrained.filling import finite
 from amos_fairseq.pretrained.model import Pretrained
 
 UNLABELLED = "_"  # a word that is read, but not probed
@@ -145,6 +146,7 @@ def layer_states(network: Encoder, encoded: Encoded, batch_tokens: int = BATCH_T
         for layer, states in enumerate(found):
             if layer:
                 hidden = passed.run(hidden, layer - 1, layer)
+            finite(hidden, f"layer {layer} of the encoder")
             states.update((row, hidden[number, encoded.places[row]].cpu()) for number, row in enumerate(rows))
     return [torch.cat([states[row] for row in sorted(states)]).numpy() for states in found]
 

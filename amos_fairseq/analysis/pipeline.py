@@ -16,6 +16,7 @@ from amos_fairseq.data.masking import MaskingOptions, mask_block
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.ops import full_precision
+from amos_fairseq.pretrained.filling import finite
 from amos_fairseq.pretrained.model import Pretrained
 
 
@@ -95,6 +96,8 @@ def follow(model: Pretrained, batch: PretrainingBatch, top: int) -> Sentence:
     originals = batch.mlm_targets.tolist()
     words = Words(vocabulary, [None if token == model.tokenizer.mask else token for token in originals], top)
     proposed = method.proposals(output, batch)
+    for logits, _ in proposed.values():
+        finite(logits, model.source)
     positions = list(map(Position, batch.masked_index.tolist(), told(method, proposed, words)))
     if hasattr(output, "sampled_tokens"):
         for position, draw in zip(positions, draws(method, output.sampled_tokens, proposed, words)):
@@ -119,7 +122,7 @@ def tokens_of(model: Pretrained, output, batch: PretrainingBatch) -> List[Token]
             token.replaced = None if token.original is None else token.corrupted != token.original
     judged = model.method.judged_logits(output)
     if judged is not None:
-        for token, logit in zip(tokens, full_precision(judged[0])):
+        for token, logit in zip(tokens, finite(full_precision(judged[0]), model.source)):
             token.logit, token.probability = logit.item(), logit.sigmoid().item()
     return tokens
 

@@ -15,7 +15,7 @@ import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, TypedDict, cast
 
 import numpy
 import safetensors
@@ -23,7 +23,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from amos_fairseq.files import file_record, sync_folder, write_durably
+from amos_fairseq import json_files
+from amos_fairseq.files import FileRecord, check_regular, file_record, sync_folder, write_durably
 from amos_fairseq.user_errors import Damaged
 
 FORMAT = 1
@@ -33,6 +34,47 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }
+
+
+class About(TypedDict, total=False):
+    """What the run's other checkpoints make of this one (`store`)."""
+
+    number: int
+    score: Optional[float]
+    purposes: List[str]
+
+
+class Manifest(About):
+    format: int
+    files: Dict[str, FileRecord]
+
+
+class Signed(TypedDict):
+    checkpoint: Dict[str, Any]
+    sha256: str
+
+
+class Length(TypedDict, total=False):
+    max_update: int
+
+
+class Others(TypedDict, total=False):
+    optimization: Length
+
+
+class Options(Others):
+    """fairseq's whole configuration."""
+
+    task: Dict[str, Any]
+    model: Dict[str, Any]
+
+
+class State(TypedDict, total=False):
+    """What trainings save, as far as others read it."""
+
+    cfg: Options
+    task_state: Dict[str, Any]
+    model: Dict[str, Tensor]
 
 
 def write(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -89,45 +131,45 @@ def read_verified(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[st
     document = read_document(folder)
     try:
         return decode(document if keys is None else {key: document[key] for key in keys}, Tensors(folder))
-    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:  # not written by `write`
-        raise Damaged(f"{folder} is no checkpoint that training wrote: {type(error).__name__} {error}") from None
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{folder / STATE} is not as training writes it: {type(error).__name__} {error}") from None
 
 
-def read_document(folder: Path) -> Any:
+def read_state(folder: Path, keys: Optional[Iterable[str]] = None) -> State:
+    """`read_verified` of what a training saved, of which `State` says what it must be."""
+    return json_files.formed(read_verified(folder, keys), State, folder / STATE)
+
+
+def read_document(folder: Path) -> Dict[str, Any]:
     """What is no tensor: `decode` makes of it the state or a part of it."""
-    try:
-        return json.loads((folder / STATE).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{folder / STATE} cannot be read: {error}") from None
+    return json_files.read(folder / STATE)
 
 
-def read_manifest(folder: Path) -> Dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The `about` of `write` and a record of each file. Raises Damaged unless it is what was written."""
     path = folder / MANIFEST
-    try:
-        signed = json.loads(path.read_bytes())
-        manifest, digest = signed["checkpoint"], signed["sha256"]
-        version, files = manifest["format"], manifest["files"]
-    except FileNotFoundError:
-        raise Damaged(f"{folder} has no {MANIFEST}") from None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise Damaged(f"{path} is damaged") from None
-    if digest_of(manifest) != digest:
+    if not path.exists():
+        raise Damaged(f"{folder} has no {MANIFEST}")
+    signed = json_files.read(path, Signed)
+    manifest = signed["checkpoint"]
+    if digest_of(manifest) != signed["sha256"]:
         raise Damaged(f"{path} is damaged: its SHA-256 is another")
-    if version != FORMAT:
-        raise Damaged(f"{path} has format {version}, not {FORMAT}: written by another version")
-    if not isinstance(files, dict) or files.keys() != set(FILES):
+    if manifest.get("format") != FORMAT:
+        raise Damaged(f"{path} has format {manifest.get('format')}, not {FORMAT}: written by another version")
+    json_files.formed(manifest, Manifest, path)
+    if manifest["files"].keys() != set(FILES):
         raise Damaged(f"{path} does not list {', '.join(FILES)}")
-    return manifest
+    return cast(Manifest, manifest)
 
 
-def verify(folder: Path) -> Dict[str, Any]:
+def verify(folder: Path) -> Manifest:
     """The manifest, every file's size and SHA-256 compared with it. Raises Damaged with the first difference."""
     manifest = read_manifest(folder)
     for name in FILES:
-        path = folder / name
+        path, record = folder / name, manifest["files"][name]
         try:
-            if file_record(str(path)) != manifest["files"][name]:
+            check_regular(path, record["bytes"])
+            if file_record(path) != record:
                 raise Damaged(f"{path} is damaged: its size or SHA-256 is not that of the manifest")
         except OSError as error:
             raise Damaged(f"{path} cannot be read: {error.strerror}") from None

@@ -208,14 +208,16 @@ def refuse_changes(path: Path, trainer) -> None:
 
     What may change and makes a difference is logged: rates, their schedule and the length.
     """
-    then, task_state = storage.read_verified(path, ["cfg", "task_state"]).values()
+    then, task_state = storage.read_state(path, ["cfg", "task_state"]).values()
     now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
     allowed = str(getattr(trainer.cfg.task, "allow_change", "")).split(",")
     free = getattr(trainer.task, "free_options", ())
-    found = differences.differences(
-        differences.characteristics(then, task_state, free),
-        differences.characteristics(now, trainer.task.state_dict(), free), allowed,
-    )
+    try:
+        before = differences.characteristics(then, task_state, free)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise storage.Damaged(f"{path / storage.STATE}: cfg is not as training writes it: {error!r}") from None
+    now_so = differences.characteristics(now, trainer.task.state_dict(), free)
+    found = differences.differences(before, now_so, allowed)
     if found:
         names = ",".join(difference.option for difference in found)
         raise ValueError(

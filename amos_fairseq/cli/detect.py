@@ -25,6 +25,11 @@ def run(args: argparse.Namespace) -> None:
     lines = trained.lines_of(args)
 
     model = trained.load(args)
+    try:
+        for line in lines:
+            model.encode(line)
+    except ValueError as error:
+        raise ValueError(f"{args.file or '--text'}: {error}") from None
     for line in lines:
         detections = model.detect(line)
         if args.json:

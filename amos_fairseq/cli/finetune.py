@@ -1,12 +1,12 @@
 """`amos-fairseq finetune`: labelled tasks x settings x seeds from one checkpoint, and a table of what they reached."""
 import argparse
-import json
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from amos_fairseq import json_files
 from amos_fairseq.cli import train
 from amos_fairseq.cli.processes import interrupt, shared_cores, signals_handled
 from amos_fairseq.finetune.commands import COMMANDS, Command
@@ -240,7 +240,7 @@ def print_results(outs: Sequence[Path], paper: Optional[str]) -> None:
     """The table of all finished runs, of several models a row each; that of one folder is kept there."""
     from amos_fairseq.finetune import presets, results, sweep
 
-    abouts = [json.loads((out / sweep.ABOUT).read_bytes()) for out in outs]
+    abouts = [json_files.read(out / sweep.ABOUT, sweep.About) for out in outs]
     titles = [f"{about['method']}, {about['model']}{', from scratch' * about['from_scratch']}" for about in abouts]
     found: Dict[str, List[results.Result]] = {title: [] for title in titles}
     places: Dict[Tuple[Any, ...], Path] = {}

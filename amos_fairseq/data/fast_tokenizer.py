@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Annotated, Any, Dict, List, Optional, Tuple, TypedDict, Union
 
 import numpy as np
 
+from amos_fairseq import json_files
 from amos_fairseq.data.corpus import without_surrogates
 from amos_fairseq.data.tokenizer import SPACE, Span, Tokenizer
 from amos_fairseq.data.vocabulary import FAST_NAME, MASK, text_sample
+from amos_fairseq.options import Range
 
 TOKENIZER_NAME, ROLES_NAME = "tokenizer.json", "tokenizer_config.json"
 KINDS = ("wordpiece", "bpe", "unigram")
@@ -43,6 +45,39 @@ def import_tokenizers():
     return tokenizers
 
 
+class AddedToken(TypedDict):
+    content: str
+
+
+Role = Union[str, AddedToken, None]
+
+
+class Kept(TypedDict):
+    """A vocabulary as prepared data and checkpoints keep it."""
+
+    tokenizer: Dict[str, Any]
+    roles: Dict[str, str]  # symbols
+    size: Annotated[int, Range(1, 1 << 24)]
+
+
+class Roles(TypedDict, total=False):
+    """What is read of tokenizer_config.json: a symbol, or an object with it."""
+
+    bos_token: Role
+    cls_token: Role
+    pad_token: Role
+    eos_token: Role
+    sep_token: Role
+    unk_token: Role
+    mask_token: Role
+
+
+class Table(TypedDict, total=False):
+    """What is read of config.json."""
+
+    vocab_size: Annotated[int, Range(1, 1 << 24)]
+
+
 class FastTokenizer(Tokenizer):
     """A fast tokenizer of Hugging Face. Names of special tokens in a text are text.
 
@@ -54,7 +89,7 @@ class FastTokenizer(Tokenizer):
     obstacle = None
 
     def __init__(self, model: bytes, name: str = "the tokenizer"):
-        document = json.loads(model)
+        document = json_files.parsed(model, Kept, name)
         self.model, self.roles = model, document["roles"]
         self.fast = parsed(document["tokenizer"], name)
         self.fast.no_truncation()
@@ -63,6 +98,9 @@ class FastTokenizer(Tokenizer):
         names = {token: symbol for symbol, token in self.fast.get_vocab(with_added_tokens=True).items()}
         size = document["size"]
         self.symbols = [names.get(token, f"madeupword{token:04d}") for token in range(size)]
+        lacking = [role for role in ROLES if role != "unk" and self.roles.get(role) not in self.symbols]
+        if lacking or not {*self.roles.values()} <= {*self.symbols}:
+            raise ValueError(f"{name}: roles name no symbols of its table: {', '.join(lacking) or self.roles}")
         ids: Dict[str, int] = {role: self.symbols.index(symbol) for role, symbol in self.roles.items()}
         self.bos, self.pad, self.eos, self.mask = ids["bos"], ids["pad"], ids["eos"], ids["mask"]
         self.unk = unk = ids.get("unk")
@@ -185,22 +223,16 @@ def read_fast(path: str) -> FastTokenizer:
                 f"{path} holds a slow tokenizer ({slow}): load it with transformers' AutoTokenizer, which makes a fast "
                 "one of it, and name the folder that its save_pretrained writes"
             )
-    document, config = read_json(file), read_json(file.parent / ROLES_NAME)
+    document, config = read_json(file), read_json(file.parent / ROLES_NAME, Roles)
     if {"roles", "tokenizer", "size"} <= document.keys():  # what we keep
         return FastTokenizer(file.read_bytes(), str(file))
-    rows = read_json(file.parent / "config.json").get("vocab_size")
+    rows = read_json(file.parent / "config.json", Table).get("vocab_size")
     return assembled(parsed(document, str(file)), config, rows, str(file))
 
 
-def read_json(path: Path) -> Dict[str, Any]:
+def read_json(path: Path, form: Any = Dict[str, Any]) -> Dict[str, Any]:
     """{} of a file that is not there."""
-    try:
-        document = json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} is no object in JSON")
-    return document
+    return json_files.read(path, form) if path.is_file() else {}
 
 
 def assembled(fast, config: Dict[str, Any], rows: Optional[int], name: str) -> FastTokenizer:

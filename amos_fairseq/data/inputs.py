@@ -1,12 +1,12 @@
 """Which files a corpus is of, and in which format each of them is."""
 
-import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 
+from amos_fairseq import json_files
 from amos_fairseq.data.sources import STREAMED
 from amos_fairseq.data.streams import split_extension
 from amos_fairseq.user_errors import seen_from
@@ -122,8 +122,7 @@ def _reason_to_leave(path: str, folder: str, format: Optional[str]) -> Optional[
 def _saved_files(path: str) -> list[str]:
     """Those of a data set that `datasets` saved to disk. Raises ValueError for what this cannot know."""
     try:
-        with open(path, "rb") as stream:
-            state = json.load(stream)
+        state = json_files.read(path)
         if state.get("_indices_files"):
             raise ValueError("its rows are chosen by indices")
         return [file["filename"] for file in state["_data_files"]]

@@ -2,18 +2,18 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import struct
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from amos_fairseq import json_files
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, token_dtype
-from amos_fairseq.files import sha256_of
+from amos_fairseq.files import FileRecord, sha256_of
+from amos_fairseq.json_files import Natural
 from amos_fairseq.user_errors import Damaged, seen_from
 
 FORMAT_VERSION = 1
@@ -30,21 +30,21 @@ CHECKED_BLOCKS = 1 << 20  # at a time
 class Shard:
     """files: path below the prepared folder -> its size in bytes and its sha256"""
 
-    blocks: int
-    tokens: int
-    files: dict[str, dict[str, Any]]
+    blocks: Natural
+    tokens: Natural
+    files: dict[str, FileRecord]
 
 
 @dataclass
 class Split:
     """tokens: all ids in the blocks; text_tokens: those that encode text, unknown_tokens among them"""
 
-    documents: int
-    characters: int
-    text_tokens: int
-    unknown_tokens: int
-    tokens: int
-    blocks: int
+    documents: Natural
+    characters: Natural
+    text_tokens: Natural
+    unknown_tokens: Natural
+    tokens: Natural
+    blocks: Natural
     shards: list[Shard]
 
 
@@ -52,16 +52,16 @@ class Split:
 class Manifest:
     """What a prepared folder holds and what it was made from. not_read: by reason, files of the folders given"""
 
-    version: int
-    tokens_per_sample: int
-    vocabulary_size: int  # <mask> included
+    version: Natural
+    tokens_per_sample: Natural
+    vocabulary_size: Natural  # <mask> included
     dictionary_sha256: str
     sentencepiece_sha256: str
     options: dict[str, Any]
     inputs: list[dict[str, Any]]
     splits: dict[str, Split]
-    dropped: dict[str, int]
-    repaired: dict[str, int]
+    dropped: dict[str, Natural]
+    repaired: dict[str, Natural]
     not_read: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
@@ -74,48 +74,30 @@ def read_manifest(folder: str) -> Manifest:
     path = os.path.join(folder, MANIFEST_NAME)
     if not os.path.isfile(path):
         raise ValueError(f"{folder} holds no {MANIFEST_NAME}: run amos-fairseq prepare")
+    remedy = "run amos-fairseq prepare again"
     try:
-        with open(path) as stream:
-            document = json.load(stream)
-        version = document["version"]
-        if version == FORMAT_VERSION:
-            return _manifest(document)
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        raise Damaged(f"{path} is damaged: run amos-fairseq prepare again") from None
-    raise Damaged(f"{path} has version {version}, not {FORMAT_VERSION}: run amos-fairseq prepare again")
-
-
-def _manifest(document: Any) -> Manifest:
-    """Raises ValueError, TypeError, LookupError or AttributeError unless it is as `asdict` made it."""
-    manifest = _typed(Manifest, document)
-    itemsize = token_dtype(manifest.vocabulary_size).itemsize
-    for name, split in manifest.splits.items():
-        split = manifest.splits[name] = _typed(Split, split)
-        split.shards = [_typed(Shard, shard) for shard in split.shards]
-        for number, shard in enumerate(split.shards):
-            prefix = f"data{number}/{name}"
-            if shard.files.keys() != {f"{prefix}.bin", f"{prefix}.idx"}:
-                raise ValueError(f"files of {prefix}")
-            sizes = [shard.tokens * itemsize, INDEX_HEADER.size + shard.blocks * INDEX_ENTRY]
-            for file, size in zip((".bin", ".idx"), sizes):
-                record = shard.files[prefix + file]
-                if record.keys() != {"bytes", "sha256"} or record["bytes"] != size or len(record["sha256"]) != 64:
-                    raise ValueError(f"record of {prefix}{file}")
-    if not manifest.splits["train"].shards:
-        raise ValueError("no shard")
+        document = json_files.read(path)
+        if document.get("version") != FORMAT_VERSION:
+            raise Damaged(f"{path} has version {document.get('version')}, not {FORMAT_VERSION}")
+        manifest = json_files.formed(document, Manifest, path)
+        _check_shards(manifest, path)
+    except Damaged as error:
+        raise Damaged(f"{error}: {remedy}") from None
     return manifest
 
 
-def _typed(kind: type, document: Any) -> Any:
-    """A dataclass of a JSON object: its fields, of their types, no number negative."""
-    built = kind(**document)
-    for field in dataclasses.fields(kind):
-        value = getattr(built, field.name)
-        if type(value) is not (typing.get_origin(field.type) or field.type) or (field.type is int and value < 0):
-            raise TypeError(field.name)
-    return built
+def _check_shards(manifest: Manifest, path: str) -> None:
+    """Raises Damaged unless the files are where shards have theirs, and of the sizes that their blocks have."""
+    itemsize = token_dtype(manifest.vocabulary_size).itemsize
+    if "train" not in manifest.splits or not manifest.splits["train"].shards:
+        raise Damaged(f"{path}: splits.train has no shard")
+    for name, split in manifest.splits.items():
+        for number, shard in enumerate(split.shards):
+            prefix = f"data{number}/{name}"
+            index = INDEX_HEADER.size + shard.blocks * INDEX_ENTRY
+            sizes = {f"{prefix}.bin": shard.tokens * itemsize, f"{prefix}.idx": index}
+            if {file: record["bytes"] for file, record in shard.files.items()} != sizes:
+                raise Damaged(f"{path}: splits.{name}.shards[{number}].files is not {sizes}")
 
 
 def located(data: Any) -> tuple[str, list[str]]:
@@ -175,7 +157,7 @@ def load_manifest_for(data: str) -> tuple[Manifest, list[str]]:
     return manifest, paths
 
 
-def recorded_files(manifest: Manifest, paths: list[str], ending: str = "") -> list[tuple[str, dict[str, Any]]]:
+def recorded_files(manifest: Manifest, paths: list[str], ending: str = "") -> list[tuple[str, FileRecord]]:
     """The files of these shard folders with what is recorded of them."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     return [
@@ -205,7 +187,7 @@ def _check_exists(path: str) -> None:
         raise Damaged(f"{path} does not exist: run amos-fairseq prepare again")
 
 
-def _check_sha256(path: str, record: dict[str, Any]) -> None:
+def _check_sha256(path: str, record: FileRecord) -> None:
     if sha256_of(path) != record["sha256"]:
         raise Damaged(f"{path} differs from what was written: run amos-fairseq prepare again")
 

@@ -14,7 +14,7 @@ from amos_fairseq.data.encoding import EncodedText
 from amos_fairseq.data.manifest import Shard, Split, index_header
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import BOS, EOS, token_dtype
-from amos_fairseq.files import durably_written, file_record
+from amos_fairseq.files import FileRecord, durably_written, file_record
 
 LONGEST_COMPARED = 1 << 24  # tokens; a longer document is never taken for a duplicate, since it is not held in memory
 BUFFERED_TOKENS = 1 << 16
@@ -232,7 +232,7 @@ class ShardWriter:
             stream.write(sizes)
             stream.write(ends - sizes * self.dtype.itemsize)
         tokens = int(sizes.sum(dtype=np.int64))
-        files = {
+        files: dict[str, FileRecord] = {
             f"{self.prefix}.bin": {"bytes": tokens * self.dtype.itemsize, "sha256": self.sha256.hexdigest()},
             f"{self.prefix}.idx": file_record(index),
         }

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amos_fairseq import json_files
 from amos_fairseq.files import durably_written, replace_durably
+from amos_fairseq.user_errors import Damaged
 
 PROBLEM = "problem.json"
 IGNORED = -100  # the target of a token of which nothing is asked
@@ -120,9 +122,9 @@ def read_problem(folder: Path) -> Problem:
     if not path.exists():
         raise ValueError(f"{folder} holds no {PROBLEM}: it is written by `amos-fairseq finetune`")
     try:
-        return Problem(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete {folder} and give the same command again") from None
+        return json_files.read(path, Problem)
+    except Damaged as error:
+        raise Damaged(f"{error}: delete {folder} and give the same command again") from None
 
 
 def read_examples(folder: Path, split: str) -> Examples:

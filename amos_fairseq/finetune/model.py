@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.labelled import Problem
+from amos_fairseq.json_files import formed
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.queries import Queries
+from amos_fairseq.pretrained.filling import filled
 from amos_fairseq.pretrained.loading import FINETUNING, identify, load, vocabulary_of
 from amos_fairseq.pretrained.model import Pretrained
 
@@ -23,6 +25,13 @@ class Origin:
 
     method: str
     encoder: EncoderConfig
+
+
+class Description(NamedTuple):
+    """Of which a checkpoint's network can be built again."""
+
+    origin: Origin
+    problem: Problem
 
 
 class Network(nn.Module):
@@ -86,13 +95,12 @@ def learning_rate_factors(network: Network, layer_decay: float) -> Dict[str, flo
 # Checkpoints
 
 def described(origin: Origin, problem: Problem) -> Dict[str, Any]:
-    """Plain values of which a checkpoint's network can be built again."""
+    """A `Description` in plain values."""
     return {"origin": asdict(origin), "problem": asdict(problem)}
 
 
-def understood(description: Mapping[str, Any]) -> Tuple[Origin, Problem]:
-    origin = description["origin"]
-    return Origin(origin["method"], EncoderConfig(**origin["encoder"])), Problem(**description["problem"])
+def understood(task_state: Mapping[str, Any], source: object) -> Description:
+    return formed(task_state.get("finetuned"), Description, source, "task_state.finetuned")
 
 
 class Finetuned(NamedTuple):
@@ -124,9 +132,10 @@ def load_finetuned(path) -> Finetuned:
 
 def read_finetuned(folder: Path) -> Finetuned:
     """Of a checkpoint of fine-tuning that `identify` found."""
-    state = storage.read_verified(folder, ["task_state", "model"])
+    state = storage.read_state(folder, ["task_state", "model"])
     tokenizer = load_tokenizer(vocabulary_of(state["task_state"], None, folder), str(folder))
-    origin, problem = understood(state["task_state"]["finetuned"])
-    network = new_network(origin, problem, tokenizer.mask)
-    network.load_state_dict({key.removeprefix("network."): tensor for key, tensor in state["model"].items()})
-    return Finetuned(problem, network.eval(), tokenizer, origin)
+    origin, problem = understood(state["task_state"], folder / storage.STATE)
+    parameters = {key.removeprefix("network."): tensor for key, tensor in state["model"].items()}
+    layers = origin.encoder.layers
+    network = filled(lambda: new_network(origin, problem, tokenizer.mask), parameters, layers, folder)
+    return Finetuned(problem, network, tokenizer, origin)

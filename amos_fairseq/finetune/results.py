@@ -12,9 +12,11 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 import numpy as np
 
+from amos_fairseq import json_files
 from amos_fairseq.files import replace_durably
 from amos_fairseq.finetune.kinds import KINDS, kind_of
 from amos_fairseq.finetune.presets import EIGHT, PUBLISHED, Setting
+from amos_fairseq.user_errors import Damaged
 
 RESULT, RUNS = "result.json", "runs"
 NOT_RUN = "not run"
@@ -56,9 +58,10 @@ def write(folder: Path, result: Result) -> None:
 
 
 def read(folder: Path) -> Result:
-    fields = json.loads((folder / RESULT).read_bytes())
-    setting = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["setting"].items()}
-    return Result(**{**fields, "setting": Setting(**setting)})
+    result = json_files.read(folder / RESULT, Result)
+    if result.kind not in KINDS or not result.metrics or result.metrics[0] not in result.scores.get("valid", {}):
+        raise Damaged(f"{folder / RESULT}: kind, metrics and scores.valid do not belong together")
+    return result
 
 
 def read_all(out: Path) -> Dict[Path, Result]:

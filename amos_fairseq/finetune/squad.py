@@ -23,6 +23,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 import numpy as np
 
+from amos_fairseq import json_files
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import durably_written, replace_durably
 from amos_fairseq.finetune import labelled, tables
@@ -274,7 +275,7 @@ def decode(folder, split: str, outputs: np.ndarray) -> Predictions:
 
 
 def _read_sidecars(folder, split: str) -> Tuple[Dict[str, Any], Windows]:
-    content = json.loads((Path(folder) / f"{split}.questions.json").read_bytes())
+    content = json_files.read(Path(folder) / f"{split}.questions.json")
     with np.load(Path(folder) / f"{split}.windows.npz", allow_pickle=False) as arrays:
         return content, Windows(**arrays)
 

@@ -16,7 +16,7 @@ import time
 from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypedDict
 
 import numpy as np
 import torch
@@ -39,6 +39,15 @@ PRECISIONS = {
     "bf16": ["--bf16"],
     "fp16": ["--fp16", "--fp16-init-scale", "4", "--threshold-loss-scale", "1", "--fp16-scale-window", "128"],
 }
+
+
+class About(TypedDict):
+    """What a sweep is about, as far as its results tell of it."""
+
+    method: str
+    model: str
+    width: int
+    from_scratch: bool
 
 
 class Model(NamedTuple):

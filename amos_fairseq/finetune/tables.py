@@ -24,6 +24,7 @@ from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.finetune import labelled
 from amos_fairseq.finetune.labelled import Examples, Problem
+from amos_fairseq.json_files import formed
 
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # without any, JSON has no half of a character
 logger = logging.getLogger(__name__)
@@ -293,6 +294,7 @@ def is_written(folder: Path, source: Mapping[str, Any]) -> bool:
     if not (folder / labelled.PROBLEM).exists():
         return False
     about = labelled.read_problem(folder).about.get("source", {})
+    formed(about, Dict[str, Any], folder / labelled.PROBLEM, "about.source")
     changed = [name for name in {**about, **source} if about.get(name) != json.loads(json.dumps(source)).get(name)]
     if changed:
         raise ValueError(f"{folder} was encoded with other {', '.join(changed)}: choose another --out, or delete it")

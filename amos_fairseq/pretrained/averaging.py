@@ -1,7 +1,7 @@
 """One checkpoint of several: the mean of their parameters (Izmailov et al., 2018, arXiv:1803.05407)."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, cast
 
 from torch import Tensor
 
@@ -9,6 +9,7 @@ from amos_fairseq.checkpoints import storage, store
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.continuation import first_difference
 from amos_fairseq.options import Range, declared
+from amos_fairseq.pretrained.filling import check_finite
 from amos_fairseq.pretrained.loading import VOCABULARY
 
 DECAY = Range(0, 1, without_low=True)
@@ -38,11 +39,11 @@ def average(paths: Sequence[Path], out: Path, decay: Optional[float] = None) -> 
     for path in folders:
         if not path.is_dir():
             raise ValueError(f"{path} is no folder that training wrote")
-    state = storage.read(folders[-1])
+    state = read(folders[-1])
     names = {id(tensor): name for name, tensor in state["model"].items()}  # a tied table has several
     sums = {name: weights[-1] * state["model"][name].double() for name in names.values()}
     for path, weight in zip(folders, weights[:-1]):
-        other = storage.read(path, ["cfg", "task_state", "model"])
+        other = read(path, ["cfg", "task_state", "model"])
         check_alike(state, other, folders[-1], path)
         for name in sums:
             sums[name] += weight * other["model"][name].double()
@@ -55,6 +56,14 @@ def average(paths: Sequence[Path], out: Path, decay: Optional[float] = None) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.write(out, {**state, "model": model}, dict(number=about["number"], score=None, purposes=[]))
     return folders
+
+
+def read(folder: Path, keys: Optional[Sequence[str]] = None) -> Dict[str, Any]:
+    """A checkpoint's state, or a part of it, its parameters finite."""
+    storage.verify(folder)
+    state = storage.read_state(folder, keys)
+    check_finite(state["model"], folder)
+    return cast(Dict[str, Any], state)
 
 
 def check_alike(state: Dict[str, Any], other: Dict[str, Any], path: Path, of_other: Path) -> None:

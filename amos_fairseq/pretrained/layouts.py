@@ -1,12 +1,16 @@
 """Which of Hugging Face's models an encoder of ours is, and what these call its parameters."""
 
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypedDict, Union
 
 import torch
 from torch import Tensor, nn
 
+from amos_fairseq import json_files
 from amos_fairseq.data.vocabulary import PAD
+from amos_fairseq.json_files import formed
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.pretrained.filling import filled, sketch
 
 Names = Dict[str, Union[str, List[str]]]  # our modules -> theirs; of several, ours has the rows one after the other
 MPNET_BUCKETS = (32, 128, "t5")  # constants of its code, whatever its config says
@@ -214,28 +218,64 @@ def first_position(config: Mapping[str, Any]) -> int:
     return config["pad_token_id"] + 1 if LAYOUTS[config["model_type"]] in (MPNET, ROBERTA) else 0
 
 
-def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
-    """Of a config.json, theirs or one of `config_of`. Raises KeyError for what it lacks."""
+class Config(TypedDict, total=False):
+    """What is read of a config.json, Hugging Face's, one of `config_of` or Microsoft's."""
+
+    model_type: Optional[str]
+    architectures: Optional[List[str]]
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    embedding_size: int
+    max_position_embeddings: int
+    pad_token_id: int
+    hidden_act: str
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    layer_norm_eps: float
+    tie_word_embeddings: bool
+    relative_buckets: int
+    relative_max_distance: int
+    relative_bucketing: str
+    max_rel_pos: int
+    generator_depths: List[int]
+    pre_tokenized: bool
+    amos_fairseq: Dict[str, str]
+
+
+def read_config(path: Path) -> Dict[str, Any]:
+    """A config.json, {} if there is none. Raises Damaged, in one line, if it is malformed."""
+    return json_files.read(path, Config) if path.is_file() else {}
+
+
+def encoder_config(config: Mapping[str, Any], source: object) -> EncoderConfig:
+    """Of a config.json, theirs or one of `config_of`. KeyError if it lacks one, ValueError if it has a wrong one."""
     layout = LAYOUTS[config["model_type"]]
     none = {"relative_buckets": 0, "relative_max_distance": MPNET_BUCKETS[1], "relative_bucketing": MPNET_BUCKETS[2]}
     buckets, max_distance, bucketing = MPNET_BUCKETS if layout is MPNET else ({**none, **config}[name] for name in none)
-    return EncoderConfig(
+    options = dict(
         **{ours: config[theirs] for theirs, ours in SHAPE.items()}, padding_idx=config["pad_token_id"],
         embedding_dim=config["embedding_size" if layout is ELECTRA or "embedding_size" in config else "hidden_size"],
         max_positions=config["max_position_embeddings"] - first_position(config),
         rel_pos_buckets=buckets, rel_pos_max_distance=max_distance, rel_pos_bucketing=bucketing,
         layer_norm_eps=config["layer_norm_eps"],
     )
+    return formed(options, EncoderConfig, source)
 
 
-def encoder_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
-    """The encoder of a folder that was written with `config_of` and `tensors_of`."""
-    layout, encoder = LAYOUTS[config["model_type"]], Encoder(encoder_config(config))
+def encoder_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: object) -> Encoder:
+    """The encoder of the folder `source`, which was written with `config_of` and `tensors_of`."""
+    layout, shape = LAYOUTS[config["model_type"]], encoder_config(config, source)
     prefix = "" if config["architectures"] == [layout.class_name("encoder")] else f"{layout.prefix}."
+
+    def make() -> Encoder:
+        return Encoder(shape)
+
     state = {
         name: torch.cat([tensors[theirs] for theirs in their_names(name, layout.names, prefix)])
-        for name in encoder.state_dict()
+        for name in sketch(make, shape.layers, len(tensors), source).state_dict()
     }
     state["embeddings.positions.weight"] = state["embeddings.positions.weight"][first_position(config) :]
-    encoder.load_state_dict(state)
-    return encoder
+    return filled(make, state, shape.layers, source)

@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Mapping, NamedTuple
 
+from torch import Tensor
+
 from amos_fairseq.checkpoints import storage, store
 from amos_fairseq.data.manifest import located
 from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
+from amos_fairseq.json_files import formed
 from amos_fairseq.methods import METHODS, build
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
+from amos_fairseq.options import declared
 from amos_fairseq.pretrained import exported, released, stock
+from amos_fairseq.pretrained.filling import filled
 from amos_fairseq.pretrained.model import Pretrained
 
 EXPORTED, STOCK, RELEASED = "exported", "stock", "released"  # kinds
@@ -40,7 +45,7 @@ def identify(path) -> Found:
     folder = store.find(path, verify=True)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder that training wrote: a file of fairseq's holds no vocabulary")
-    if storage.read_document(folder)["cfg"]["task"].get("_name") != FINETUNING:
+    if storage.read_state(folder, ["cfg"])["cfg"]["task"].get("_name") != FINETUNING:
         return Found(PRETRAINING, folder)
     best = path / store.BEST
     return Found(FINETUNING, store.find(best, verify=True) if best.exists() else folder)
@@ -67,19 +72,24 @@ def load(found: Found, data=None) -> Pretrained:
         return released.load(folder)
     if found.kind == FINETUNING:
         raise ValueError(f"{folder} was fine-tuned: name what it started from, or the folder that it is exported to")
-    state = storage.read_verified(folder, ["cfg", "task_state", "model"])
-    name = state["cfg"]["task"]["_name"]
-    if name not in METHODS:
+    state = storage.read_state(folder, ["cfg", "task_state", "model"])
+    name, options = state["cfg"]["task"].get("_name"), state["cfg"]["model"]
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"{folder} is of a run of {name}, none of {', '.join(METHODS)}")
     tokenizer = load_tokenizer(vocabulary_of(state["task_state"], data, folder), str(folder))
-    parameters = parameters_of(state["model"])
     total_updates = state["cfg"].get("optimization", {}).get("max_update", 0)
-    method = build(name, state["cfg"]["model"], Vocabulary.of(tokenizer), total_updates=total_updates)
-    try:
-        method.load_state_dict(parameters)
-    except RuntimeError as error:
-        raise ValueError(f"{folder} is no {name} of these options: {str(error).splitlines()[-1].strip()}") from None
-    return Pretrained(str(folder), name, method.exported_encoder().eval(), tokenizer, method.eval())
+    config_class = METHODS[name].config_class
+    names = {option.name for option in declared(config_class)}
+    known = {option: value for option, value in options.items() if option in names}
+    formed(known, config_class, folder / storage.STATE, "cfg.model")
+
+    def make() -> PretrainingMethod:
+        return build(name, options, Vocabulary.of(tokenizer), total_updates=total_updates)
+
+    depths = (known.get(option) for option in ("encoder_layers", "generator_layers", "generator_depths"))
+    layers = max(number for depth in depths for number in (depth if isinstance(depth, list) else [depth or 0]))
+    method = filled(make, parameters_of(state["model"]), layers, folder)
+    return Pretrained(str(folder), name, method.exported_encoder(), tokenizer, method)
 
 
 def parameters_of(state: Mapping) -> dict:
@@ -89,7 +99,8 @@ def parameters_of(state: Mapping) -> dict:
 
 def vocabulary_of(task_state: Mapping, data, source) -> bytes:
     """Of a checkpoint, else of prepared `data`. Raises ValueError if neither has one, or both differ."""
-    own = task_state[VOCABULARY].numpy().tobytes() if VOCABULARY in task_state else None
+    own = formed(task_state[VOCABULARY], Tensor, source, VOCABULARY) if VOCABULARY in task_state else None
+    own = None if own is None else own.numpy().tobytes()
     given = Path(vocabulary_file(located(data)[0])).read_bytes() if data else None
     vocabulary = given if own is None else own
     if vocabulary is None:

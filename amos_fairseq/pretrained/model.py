@@ -19,6 +19,7 @@ from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.ops import full_precision
+from amos_fairseq.pretrained.filling import finite
 from amos_fairseq.pretrained.scoring import Score, masked_scores, one_pass_scores
 
 POOLINGS = ("mean", "first")
@@ -109,7 +110,7 @@ class Pretrained:
             for row, states in zip(rows, hidden):
                 features[row] = states[: len(sequences[row])].mean(dim=0) if pooling == "mean" else states[0]
             progress(len(rows))
-        return features
+        return finite(features, self.source)
 
     @torch.no_grad()
     def fill_mask(self, text: str, top: int = 5) -> List[List[Filling]]:
@@ -124,7 +125,7 @@ class Pretrained:
             raise ValueError(f"top {top} must lie between 1 and the vocabulary's {len(self.tokenizer)}")
         tokens = self._checked(self.tokenizer.sequence(self.tokenizer.encode_masked(text)), text).to(self.device)
         hidden = method.masked_lm_encoder(tokens[None])[0, tokens == self.tokenizer.mask]
-        logits = full_precision(method.mlm_head(hidden))
+        logits = finite(full_precision(method.mlm_head(hidden)), self.source)
         logits[:, method.excluded_tokens] = float("-inf")
         best = logits.softmax(dim=-1).topk(top)
         return [
@@ -138,7 +139,7 @@ class Pretrained:
         ids, spans = self.tokenizer.encode_with_spans(text)
         tokens = self._checked(self.tokenizer.sequence(ids), text)
         logits = self._method("a detection head").detection_logits(tokens[None].to(self.device))
-        replaced = (-full_precision(logits[0, 1:-1])).sigmoid().tolist()
+        replaced = (-finite(full_precision(logits[0, 1:-1]), self.source)).sigmoid().tolist()
         return [Detection(self.tokenizer.shown[i], *span, p) for i, span, p in zip(ids, spans, replaced)]
 
     def score(self, texts: Sequence[str], masked: bool = False, special_tokens: bool = False, **options) -> List[Score]:
@@ -150,8 +151,11 @@ class Pretrained:
         sequences = [self.encode(text) for text in texts]
         uncounted = [] if special_tokens else [self.tokenizer.bos, self.tokenizer.eos]
         if method.scores_in_one_pass and not masked:
-            return one_pass_scores(method, sequences, uncounted, **options)
-        return masked_scores(method, sequences, self.tokenizer.mask, uncounted, **options)
+            scores = one_pass_scores(method, sequences, uncounted, **options)
+        else:
+            scores = masked_scores(method, sequences, self.tokenizer.mask, uncounted, **options)
+        finite(torch.tensor([score.pll for score in scores]), self.source)
+        return scores
 
     def _method(self, part: str) -> PretrainingMethod:
         if self.method is None:

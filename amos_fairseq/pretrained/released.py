@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer, format_dictionary
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
-from amos_fairseq.files import new_folder
+from amos_fairseq.files import check_regular, new_folder
 from amos_fairseq.methods import build
 from amos_fairseq.methods.base import PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.initialization import INIT_STD, LAYER_NORM_EPS
-from amos_fairseq.pretrained.layouts import SHAPE
+from amos_fairseq.pretrained.filling import check_finite
+from amos_fairseq.pretrained.layouts import SHAPE, read_config
 from amos_fairseq.pretrained.model import Pretrained
 
 MODEL_TYPES = {"amos_rtd": "amos", "coco_lm": "cocolm"}  # by method, as in config.json and in front of parameters
@@ -148,16 +149,6 @@ def find(path: Path) -> Path:
     return path / names[0]
 
 
-def read_config(path: Path) -> Dict[str, Any]:
-    """config.json, which need not be there."""
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no object in JSON: {error}") from None
-
-
 def read_weights(file: Path) -> Weights:
     """Of fairseq's layout, wrapped in {"model": ..} or not, the names begin with encoder. | decoder. | neither."""
     state = read_tensors(file)
@@ -185,22 +176,24 @@ def renamed(state: Mapping[str, Tensor], names: Mapping[str, str], file: Path) -
 
 def read_tensors(file: Path) -> Mapping[str, Tensor]:
     """Of a safetensors file or one of torch.save, which is refused if it holds more than data."""
+    state: Any
     try:
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
+        check_regular(file)
         torch.serialization.add_safe_globals([argparse.Namespace])  # fairseq's options: plain values
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = file.suffix == ".safetensors"
+        state = load_file(file) if tensors else torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = re.search(r"(Unsupported|Trying to|Can only) .*?(?=\. |\.?$)", str(error), re.MULTILINE)
         what = reason.group() if reason else "it holds more than data"
         raise ValueError(f"{file} is refused, since to load it could run code: {what}") from None
-    except (SafetensorError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {(str(error) or 'it ends early').splitlines()[0]}") from None
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     strays = [key for key, value in state.items() if not torch.is_tensor(value)] if isinstance(state, Mapping) else [""]
     if strays:
         raise ValueError(f"{file} is no dictionary of tensors {strays[0]}".rstrip())
+    check_finite(state, file)
     return state
 
 
@@ -271,6 +264,8 @@ def generator_options(
             raise ValueError(
                 f"{file}: nothing tells which of the generator's {layers} layers have heads: name generator_depths"
             )
+        if max(depths) > layers:
+            raise ValueError(f"{file}: generator_depths {list(depths)} exceed the generator's {layers} layers")
         return {"generator_depths": list(depths)}
     heads = {"clm_weight": "encoder.lm_head.", "scl_weight": "encoder.seq_head."}
     trained = {weight: any(name.startswith(head) for name in weights.tensors) for weight, head in heads.items()}

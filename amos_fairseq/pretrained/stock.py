@@ -24,6 +24,7 @@ from amos_fairseq.methods.continuation import EarlierRun, part
 from amos_fairseq.methods.generator_first import heads_of
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
+from amos_fairseq.pretrained.filling import sketch
 from amos_fairseq.pretrained.layouts import (
     BERT,
     ELECTRA,
@@ -33,10 +34,11 @@ from amos_fairseq.pretrained.layouts import (
     Layout,
     encoder_config,
     first_position,
+    read_config,
     their_names,
 )
 from amos_fairseq.pretrained.model import Pretrained
-from amos_fairseq.pretrained.released import read_config, read_tensors
+from amos_fairseq.pretrained.released import read_tensors
 
 CONFIG, INDEX = "config.json", ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -66,7 +68,7 @@ class Stock(NamedTuple):
 
 def is_stock(path) -> bool:
     """Whether `path` is a folder of one of their models."""
-    return Path(path, CONFIG).is_file() and read_config(Path(path, CONFIG)).get("model_type") in LAYOUTS
+    return read_config(Path(path, CONFIG)).get("model_type") in LAYOUTS
 
 
 def load(path) -> Stock:
@@ -133,7 +135,7 @@ def encoder_of(
     if layout in (BERT, ELECTRA):
         config = {"pad_token_id": 0, **config}
     try:
-        encoder = Encoder(encoder_config(config))
+        shape = encoder_config(config, folder / CONFIG)
     except KeyError as error:
         raise ValueError(f"{folder / CONFIG} lacks {error}: save the model again with save_pretrained") from None
     positions, types = (f"{prefix}embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
@@ -142,6 +144,9 @@ def encoder_of(
         tensors[positions] = tensors[positions][first_position(config) :]
         if types in tensors:
             tensors[positions] = tensors[positions] + tensors[types][0]
+    described = sketch(lambda: Encoder(shape), shape.layers, len(tensors), folder / CONFIG)
+    fill(folder, described, layout.names, prefix, tensors)  # compares, before anything takes memory
+    encoder = Encoder(shape)
     fill(folder, encoder, layout.names, prefix, tensors)
     return encoder
 

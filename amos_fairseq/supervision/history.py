@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from amos_fairseq import __version__, run_log
+from amos_fairseq.files import open_own
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class History:
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / run_log.FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._file = open_own(folder / run_log.FILE_NAME)
         with open(self._file, "rb", closefd=False) as stream:
             whole = stream.read().rfind(b"\n") + 1
         os.ftruncate(self._file, whole)

@@ -6,6 +6,8 @@ import os
 import socket
 from pathlib import Path
 
+from amos_fairseq.files import open_own
+
 logger = logging.getLogger(__name__)
 
 NAME = "run.lock"
@@ -24,7 +26,7 @@ def lock(folder: Path):
     without `flock`. A file system that refuses to lock is no reason to refuse to train: that is logged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / NAME, "a+")
+    file = open(open_own(folder / NAME), "a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes

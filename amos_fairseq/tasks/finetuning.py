@@ -149,7 +149,8 @@ class FinetuningTask(SupervisedTask):
         """Of this run's own checkpoint if it goes on from one, else of what was pre-trained, which is returned."""
         path = goes_on_from(self.cfg)
         if path is not None and path.is_dir():
-            self.load_state_dict(storage.read(path, ["task_state"])["task_state"])
+            storage.verify(path)
+            self.load_state_dict(storage.read_state(path, ["task_state"])["task_state"])
             return None
         pretrained = load_start(self.cfg.pretrained)
         self.origin, self.tokenizer = Origin(pretrained.name, pretrained.encoder.config), pretrained.tokenizer
@@ -165,7 +166,7 @@ class FinetuningTask(SupervisedTask):
         }
 
     def load_state_dict(self, state):
-        self.origin, _ = understood(state["finetuned"])
+        self.origin, _ = understood(state, self.cfg.save_dir)
         self.tokenizer = load_tokenizer(vocabulary_of(state, None, self.cfg.save_dir), self.cfg.save_dir)
 
     @functools.cached_property

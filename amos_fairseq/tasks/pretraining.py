@@ -32,6 +32,7 @@ from amos_fairseq.optim.fused_adamw import check_takes_factors, check_takes_paus
 from amos_fairseq.options import COUNT, Range, free_names, option
 from amos_fairseq.pooled import mean_cosine
 from amos_fairseq.pretrained import stock
+from amos_fairseq.pretrained.filling import check_finite
 from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 COSINE = "hidden_cosine cosine"  # as the criterion logs it
 COLLAPSED = 0.95
+VALIDATION_SEED = 1  # without fairseq's --fixed-validation-seed
 COLLAPSE = (
     "the encoder has collapsed: its hidden states of different words have a mean cosine of %.3f (hidden_cosine, 1: all "
     "alike). What can help, where the method has it: --rel-pos-lr-factor 100, --generator-warmup-updates, "
@@ -60,6 +62,7 @@ class PretrainingTaskConfig(MaskingOptions, SupervisionConfig):
     )
     allow_scratch: bool = option(False, "start anew if all checkpoints of the run are damaged", free=True)
     seed: int = II("common.seed")
+    fixed_validation_seed: Optional[int] = II("dataset.fixed_validation_seed")
     optimizer: Optional[str] = II("optimizer._name")
     max_update: int = II("optimization.max_update")
     max_tokens: Optional[int] = II("dataset.max_tokens")
@@ -200,6 +203,7 @@ class PretrainingTask(SupervisedTask):
                 "`amos-fairseq prepare --vocabulary` and the folder that the run was trained on"
             )
         state = parameters_of(checkpoint["model"])
+        check_finite(state, source)
         return EarlierRun(source, state, model)
 
     def state_dict(self):
@@ -225,7 +229,7 @@ class PretrainingTask(SupervisedTask):
             blocks = data_utils.load_indexed_dataset(os.path.join(shard, split), self.dictionary)
         if blocks is None:
             stop(f"{shard} holds no split {split!r}: prepare writes train and valid", os.EX_USAGE)
-        options = self.masking, self.cfg.seed, self.cropping
+        options = self.masking, self.cfg.seed if split == "train" else self.validation_seed, self.cropping
         self.datasets[split] = MaskedBlockDataset(blocks, blocks.sizes, self.tokenizer.token_ids, *options)
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
@@ -282,7 +286,18 @@ class PretrainingTask(SupervisedTask):
 
     def valid_step(self, sample, model, criterion, **kwargs):
         self.refuse_impossible([sample])
-        return super().valid_step(sample, model, criterion, **kwargs)
+        method = self.model.method
+        seed, method.noise_seed = method.noise_seed, self.validation_seed
+        try:
+            return super().valid_step(sample, model, criterion, **kwargs)
+        finally:
+            method.noise_seed = seed
+
+    @property
+    def validation_seed(self) -> int:
+        """Of its masks and draws: the same for runs of any --seed, which then differ by what they learned alone."""
+        given = getattr(self.cfg, "fixed_validation_seed", None)
+        return VALIDATION_SEED if given is None else given
 
     def split_batch(self, sample, parts):
         return split(sample, parts)

@@ -98,12 +98,16 @@ def test_embed_names_the_line_that_is_too_long(command, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "text"]
 
 
+TOO_LONG = f"--text: 42 tokens, but the model reads 32: shorten {('alpha ' * 40)[:40]!r}.."
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["fill-mask", "alpha"], "there is no <mask> in 'alpha': write one for each token to be filled in"),
         (["detect", "--text", "a\udcff"], "--text holds bytes that are no UTF-8: give the text in UTF-8"),
         (["fill-mask", "<mask>\udcff"], "TEXT holds bytes that are no UTF-8: give the text in UTF-8"),
+        (["detect", "--text", "alpha " * 40], TOO_LONG),
         (["detect", "--text", " "], "--text: there is no text to read"),
         (["detect", "--text", "alpha", "--threshold", "2"], "--threshold 2.0 is no probability: give 0 to 1"),
         (["embed", "FOLDER/text", "--out", "FOLDER/text"], "--out text exists: name a new file"),

@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"kind": "guess"}', b'{"name": 1}'])
 def test_a_damaged_problem_is_told_with_the_remedy(tmp_path, content):
     (tmp_path / "problem.json").write_bytes(content)
-    with pytest.raises(ValueError, match="problem.json is damaged .*: delete .* and give the same command again"):
+    with pytest.raises(ValueError, match="problem.json.*: delete .* and give the same command again"):
         read_problem(tmp_path)
 
 

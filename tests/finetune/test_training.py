@@ -199,7 +199,8 @@ def test_every_methods_checkpoints_are_started_from_and_load_again(toy, checkpoi
             assert torch.equal(value, pretrained[f"method.{head}.{key}"]), key
         assert network.head.lm_head.token_embeddings is network.encoder.token_embeddings
 
-    state = {"cfg": {"task": {"_name": "finetuning"}}, "task_state": task.state_dict(), "model": model.state_dict()}
+    cfg = {"task": {"_name": "finetuning"}, "model": {}}
+    state = {"cfg": cfg, "task_state": task.state_dict(), "model": model.state_dict()}
     storage.write(tmp_path / "checkpoint_1_0", state, dict(number=1, score=None, purposes=[]))
     finetuned = load_finetuned(tmp_path)
     assert (finetuned.origin, finetuned.problem) == (task.origin, task.problem)

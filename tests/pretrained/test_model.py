@@ -61,7 +61,7 @@ def test_data_of_another_vocabulary_are_refused(model, save_checkpoint, tokenize
     (tmp_path / "manifest.json").touch()
     with pytest.raises(ValueError, match="has another vocabulary than .*own/checkpoint_1_2: name the one of its own"):
         amos_fairseq.from_pretrained(tmp_path / "own", data=tmp_path)
-    with pytest.raises(ValueError, match="checkpoint_1_2 is no bert_mlm of these options: size mismatch for [^\\n]*$"):
+    with pytest.raises(ValueError, match="checkpoint_1_2 does not hold the network that it describes: [^\\n]*$"):
         amos_fairseq.from_pretrained(tmp_path / "none", data=tmp_path)
 
 

@@ -35,6 +35,27 @@ OPTIONS = {  # what: options that hold code
 }
 FILES = {"code.pt": Runs(), "nested.pt": {"cfg": {"model": [Runs()]}, "model": {}}}
 NAMES_A_FILE = ("restore_file", "init_checkpoint", "generator_checkpoint", "finetune_from_model", "continue_once")
+MKDIR = {"_target_": "os.mkdir", "path": "ran"}
+MAKES = {"version": 1, "root": {"handlers": ["one"]}, "handlers": {"one": {"()": "os.mkdir", "path": "ran"}}}
+HYDRA = {  # what: hydra's own group of a YAML file, and the place that is named
+    "a callback": (dict(callbacks=dict(one=MKDIR)), "hydra.callbacks"),
+    "a launcher": (dict(launcher={"_target_": "os.abort"}), "hydra.launcher._target_ 'os.abort'"),
+    "a sweeper": (dict(sweeper=dict(params=dict(x=MKDIR))), "hydra.sweeper.params.x._target_"),
+    "logging of jobs": (dict(job_logging=MAKES), "hydra.job_logging.handlers.one.()"),
+    "logging of hydra": (dict(hydra_logging=MAKES), "hydra.hydra_logging.handlers.one.()"),
+    "logging by a class": (
+        dict(job_logging={"handlers": {"file": {"class": "shutil.rmtree"}}}), "hydra.job_logging.handlers.file.class"
+    ),
+    "logging elsewhere": (dict(job_logging={"handlers": "${task.data}"}), "hydra.job_logging.handlers '${task.data}'"),
+    "variables": (dict(job=dict(env_set=dict(LD_PRELOAD="evil.so"))), "hydra.job.env_set"),
+    "a package": (dict(searchpath=["pkg://antigravity"]), "hydra.searchpath pkg://antigravity"),
+}
+BILLION = "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12))
+YAML = {  # what: a file that never ends, and words
+    "aliases": (f"a0: &a0 [1]\n{BILLION}", "values with its aliases written out"),
+    "depth": ("a: " + "[" * 2_000, "is nested more than 32 levels deep"),
+    "an alias of itself": ("a: &a [*a]", "is nested more than 32 levels deep"),
+}
 PATHS = {  # what: options
     "another folder as a shard": dict(data="{data}/data0:{data}/../elsewhere"),
     "a device as data": dict(data="/dev/zero"),
@@ -91,7 +112,12 @@ def outcomes(launch, arguments, yaml_config, files, corpus, tmp_path_factory):
     config = yaml_config(NAME)
     config["task"]["data"] = "data\0"
     (folder / "yaml_nul.yaml").write_text(yaml.safe_dump(config))
-    for name in "yaml_betas", "yaml_tag", "yaml_nul":
+    for what, (group, _) in HYDRA.items():
+        (folder / f"{what}.yaml").write_text(yaml.safe_dump({**yaml_config(NAME), "hydra": group}))
+    for what, (text, _) in YAML.items():
+        (folder / f"{what}.yaml").write_text(text)
+    commands["again"] = [OURS, ["train", "--config-name", "x", "--experimental-rerun", files / "code.pt"]]
+    for name in "yaml_betas", "yaml_tag", "yaml_nul", *HYDRA, *YAML:
         commands[name] = [OURS, ["train", "--config-dir", str(folder), "--config-name", name]]
     commands = {what: [function, [str(part) for part in line]] for what, (function, line) in commands.items()}
     launch("tests.reliability.many:main", [json.dumps(list(commands.values())), folder])
@@ -108,10 +134,17 @@ def told(outcome):
     return status, line
 
 
-@pytest.mark.parametrize("what", [*OPTIONS, "model_overrides", "yaml_betas", "yaml_tag"])
+@pytest.mark.parametrize("what", [*OPTIONS, "model_overrides", "yaml_betas", "yaml_tag", "again"])
 def test_code_in_options_is_not_run(outcomes, what):
     status, line = told(outcomes[what])
     assert status == os.EX_USAGE
+
+
+@pytest.mark.parametrize("what", [*HYDRA, *YAML])
+def test_a_configuration_runs_nothing_and_ends(outcomes, what):
+    """Before hydra acts, which would make its folder for the run's output."""
+    status, line = told(outcomes[what])
+    assert status == os.EX_USAGE and {**HYDRA, **YAML}[what][1] in line and outcomes[what][3] == []
 
 
 @pytest.mark.parametrize("what", [*NAMES_A_FILE, "nested.pt", "validate"])

@@ -35,7 +35,8 @@ def recorded(arguments, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("golden"))
         patch.setattr(sys, "argv", ["fairseq-train"])  # fairseq looks there, too
-        found = {name: record(arguments(name, max_update=UPDATES, user_dir=None)) for name in METHODS}
+        changes = dict(max_update=UPDATES, user_dir=None, fixed_validation_seed=3)
+        found = {name: record(arguments(name, **changes)) for name in METHODS}
     torch.set_num_threads(threads)
     if os.environ.get("GOLDEN"):
         rows = (f'"{name}": {json.dumps(quantities, sort_keys=True)}' for name, quantities in found.items())
@@ -79,3 +80,26 @@ def test_losses_and_gradient_norms_of_twenty_updates_are_the_golden_ones(recorde
     assert recorded[name].keys() == golden.keys()
     for quantity, values in golden.items():
         assert recorded[name][quantity] == pytest.approx(values, rel=TOLERANCE, abs=1e-6), quantity
+
+
+def test_masks_and_draws_of_validation_do_not_depend_on_the_seed(arguments, tmp_path, monkeypatch):
+    """A spread over seeds is one of what was learned; --fixed-validation-seed chooses others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fairseq-train"])
+    read = []
+    for changes in dict(seed=3), dict(seed=4), dict(seed=4, fixed_validation_seed=2):
+        given = arguments("electra_rtd", user_dir=None, **changes)
+        config = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), given))
+        task, noises = tasks.setup_task(config.task), []
+        model, criterion = task.build_model(config.model).eval(), task.build_criterion(config.criterion)
+        draw = model.method.sampling_noise
+        monkeypatch.setattr(model.method, "sampling_noise", lambda *given: noises.append(draw(*given)) or noises[-1])
+        for split in "train", "valid":
+            task.load_dataset(split)
+        batch = task.dataset("valid").collater([task.dataset("valid")[row] for row in range(2)])
+        task.valid_step(batch, model, criterion)
+        assert model.method.noise_seed == changes["seed"]
+        train = task.dataset("train")[0]["block"].masked_tokens.tolist()
+        read.append((batch["net_input"]["masked_tokens"].tolist(), noises[0].seed, train))
+    assert read[0][:2] == read[1][:2] and read[0][2] != read[1][2]
+    assert read[1][0] != read[2][0] and read[1][1] != read[2][1] and read[1][2] == read[2][2]

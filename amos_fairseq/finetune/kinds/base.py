@@ -1,12 +1,12 @@
 """What a kind of downstream problem says of itself; everything that fine-tuning does with a problem asks its kind."""
 
-import json
 from pathlib import Path
-from typing import Callable, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from torch import Tensor, nn
 
+from amos_fairseq import json_files
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import replace_durably
 from amos_fairseq.finetune import glue
@@ -116,7 +116,7 @@ class Kind:
     def write_predictions(self, path: Path, folder: Path, problem: Problem, split: str, outputs: np.ndarray) -> None:
         """index<TAB>prediction of a split of `folder`, as the server of GLUE wants it, and for own files alike."""
         indices = Path(folder) / f"{split}.json"
-        names = json.loads(indices.read_bytes()) if indices.exists() else range(len(outputs))
+        names = json_files.read(indices, List[Any]) if indices.exists() else range(len(outputs))
         rows = [f"{index}\t{answer}\n" for index, answer in zip(names, self.answers(problem, outputs))]
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_durably(path, "".join(["index\tprediction\n", *rows]).encode())
