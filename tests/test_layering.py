@@ -12,7 +12,7 @@ from amos_fairseq.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "amos_fairseq"
 
-BOTTOM = {"files", "options", "plugins", "random", "run_log", "terminal", "user_errors"}
+BOTTOM = {"files", "options", "plugins", "random", "recipes", "run_log", "terminal", "user_errors"}
 # the science
 CORE = {"ops", "objectives", "corruption", "modules", "flops", "reference_flops", "quantities", "pooled", "methods"}
 # part -> parts that it may import besides itself, at the top of a file or within a function

@@ -19,6 +19,8 @@ COMMANDS = {
     "prepare": "turn text into a vocabulary and binarised training data",
     "train": "fairseq-train (or fairseq-hydra-train) with this package filled in",
     "options": "what can be set for a method, with defaults, as a table or as yaml",
+    "recipes": "the yaml files of the package: list them, or copy them with the Slurm scripts",
+    "where": "the folder for fairseq-train's --user-dir, or of the recipes",
     "report": "a page of figures and a summary table of training runs",
     "inspect": "follow a text through a model: masked, proposed, drawn, corrupted, judged",
     "probe": "what frozen layers know: of labelled words, or of the order of words",
