@@ -28,6 +28,7 @@ COMMANDS = {
     "fill-mask": "what a run's masked language model puts in the place of <mask>",
     "detect": "mark the tokens of a text that a run's encoder takes for replaced",
     "embed": "a vector for every line of a text",
+    "predict": "what a fine-tuned model says of new texts: labels with probabilities, or numbers",
     "finetune": "GLUE, SQuAD or your own labelled files, over seeds and settings, from any checkpoint",
     "export": "a folder that Hugging Face's transformers loads, from any checkpoint",
     "average": "one checkpoint of several: the mean of their parameters",

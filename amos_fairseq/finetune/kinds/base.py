@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Callable, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -124,6 +124,10 @@ class Kind:
     def answers(self, problem: Problem, outputs: np.ndarray) -> Iterable[str]:
         """Outputs as the labels are written."""
         return (problem.labels[place] for place in self.predicted(outputs))
+
+    def told(self, problem: Problem, outputs: np.ndarray) -> List[Dict[str, Any]]:
+        """What `amos-fairseq predict` says of each new text. Raises ValueError if the kind reads more than texts."""
+        raise ValueError(f"{problem.name} is a problem of {self.name}, which reads more than texts: predict cannot")
 
     # As one of transformers' classes
 
