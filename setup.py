@@ -78,7 +78,7 @@ setup(
     package_data={
         "amos_fairseq.csrc": ["*.h", "*.cpp", "*.cu", "*.so"],
         "amos_fairseq.examples": ["*/*.yaml", "*/model/*.yaml"],
-        "amos_fairseq.slurm": ["*"],
+        "amos_fairseq.slurm": ["*.sh"],
     },
     cmdclass={"build_py": BuildWithKernels, "sdist": WholeSource},
     distclass=PlatformDistribution,

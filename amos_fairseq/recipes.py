@@ -32,7 +32,7 @@ def copy(folder: Path) -> None:
     for part in (EXAMPLES, SLURM):
         if (folder / part.name).exists():
             raise ValueError(f"{folder / part.name} exists: name another folder, nothing is written over")
-    for path in sorted([*EXAMPLES.glob("*/*.yaml"), *EXAMPLES.glob("*/model/*.yaml"), *SLURM.iterdir()]):
+    for path in sorted([*EXAMPLES.glob("*/*.yaml"), *EXAMPLES.glob("*/model/*.yaml"), *SLURM.glob("*.sh")]):
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import amos_fairseq
 from amos_fairseq import recipes
@@ -91,7 +93,7 @@ def test_source_distribution_holds_what_the_repository_has(built):
 
 
 def test_wheel_has_the_recipes_and_the_slurm_scripts(built, installed_command, tmp_path):
-    package, patterns = built / "installed/amos_fairseq", ["examples/**/*.yaml", "slurm/*", "csrc/*.h"]
+    package, patterns = built / "installed/amos_fairseq", ["examples/**/*.yaml", "slurm/*.sh", "csrc/*.h"]
     assert files_of(package, patterns[:2]) == files_of(REPOSITORY, patterns[:2])
     assert Path(installed_command("where").strip()) == package
     assert installed_command("recipes").startswith("amos_rtd/base  ")
@@ -118,3 +120,15 @@ def test_nothing_is_written_over_by_a_copy(tmp_path, capsys):
     assert main.main(["recipes", "copy", str(tmp_path)]) == 64
     assert f"{tmp_path}/examples exists: name another folder, nothing is written over" in capsys.readouterr().err
     assert recipes.SLURM == REPOSITORY / "slurm" and not (tmp_path / "slurm").exists()
+
+
+def test_constraints_fit_the_requirements_and_leave_torch_to_its_user():
+    lines = (REPOSITORY / "examples/constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    for version in ("3.10", "3.11", "3.12", "3.13"):
+        mine = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": version})]
+        pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in mine}
+        assert len(pinned) == len(mine) and not {"torch", "torchaudio", "triton", "amos-fairseq"} & pinned.keys()
+        for requirement in map(Requirement, metadata.requires("amos-fairseq")):
+            name = canonicalize_name(requirement.name)
+            assert name in {"torch", "triton"} or requirement.specifier.contains(pinned[name]), requirement
