@@ -132,3 +132,17 @@ def test_constraints_fit_the_requirements_and_leave_torch_to_its_user():
         for requirement in map(Requirement, metadata.requires("amos-fairseq")):
             name = canonicalize_name(requirement.name)
             assert name in {"torch", "triton"} or requirement.specifier.contains(pinned[name]), requirement
+
+
+def test_installer_takes_the_constraints_and_removes_a_torchaudio_of_another_torch(tmp_path):
+    python, calls = tmp_path / "venv/bin/python", tmp_path / "calls"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n[ "$*" != "-c import torchaudio" ]\n')
+    python.chmod(0o755)
+    script = f"source {REPOSITORY}/examples/environment.sh && prepare_environment data"
+    environment = {**os.environ, "AMOS_FAIRSEQ_VENV": str(tmp_path / "venv"), "AMOS_FAIRSEQ_CUDA": "0"}
+    subprocess.run(["bash", "-euc", script], env=environment, check=True, capture_output=True)
+    told = calls.read_text().splitlines()
+    (install,) = [line for line in told if f"--editable {REPOSITORY}[data]" in line]
+    assert f"--constraint {REPOSITORY}/examples/constraints.txt" in install
+    assert [line for line in told if "uninstall" in line] == ["-m pip uninstall --quiet --quiet --yes torchaudio"]
