@@ -109,10 +109,12 @@ def test_wheel_composes_a_recipe_by_name_from_any_folder(installed_command):
 
 def test_recipes_are_listed_by_name_with_what_they_are(capsys):
     assert main.main(["recipes"]) == 0
-    listed = dict(line.split("  ", 1) for line in capsys.readouterr().out.partition("\n\n")[0].splitlines())
-    listed = {name.strip(): about.strip() for name, about in listed.items()}
-    assert listed.keys() == {f"{path.parent.name}/{path.stem}" for path in REPOSITORY.glob("examples/*/*.yaml")}
-    assert listed["amos_rtd/base"] == "AMOS base (Meng et al., ICLR 2022), Table 5 and Appendix B."
+    out = capsys.readouterr().out
+    assert {line.split()[0] for line in out.partition("\n\n")[0].splitlines() if line[0] != " "} == {
+        f"{path.parent.name}/{path.stem}" for path in REPOSITORY.glob("examples/*/*.yaml")
+    }
+    assert "amos_rtd/base AMOS base (Meng et al., ICLR 2022), Table 5 and Appendix B. amos" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_nothing_is_written_over_by_a_copy(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`amos-fairseq recipes`: the yaml files that come with the package, listed or copied."""
 import argparse
+import textwrap
 from pathlib import Path
 
 from amos_fairseq import recipes
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
               "sbatch slurm/pretrain.sh METHOD/NAME task.data=FOLDER")
         return
     found = recipes.recipes()
-    width = max(map(len, found))
+    width = 2 + max(map(len, found))
     for name, about in found.items():
-        print(f"{name:<{width}}  {about}")
-    print("\nTo train by one: amos-fairseq train --config-name METHOD/NAME task.data=FOLDER [KEY=VALUE ..]")
+        print(textwrap.fill(about, 80, initial_indent=name.ljust(width), subsequent_indent=" " * width))
+    print("\nTo train by one: amos-fairseq train --config-name METHOD/NAME task.data=FOLDER")
