@@ -10,8 +10,10 @@ from pathlib import Path
 
 from setuptools import Distribution, find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
+RECIPES = {"amos_fairseq.examples": "examples", "amos_fairseq.slurm": "slurm"}
 KERNELS = runpy.run_path(str(ROOT / "amos_fairseq/csrc/build.py"))
 
 
@@ -50,6 +52,19 @@ class PlatformDistribution(Distribution):
     def has_ext_modules(self):
         return bool(WANTED)
 
+
+class WholeSource(sdist):
+    """All that the repository has but what was built in it."""
+
+    def make_distribution(self):
+        for folder in ("examples", "slurm", "tests"):
+            self.filelist.graft(folder)
+        self.filelist.append("CONTRIBUTING.md")
+        for built in ("*.so", "*.py[cod]"):
+            self.filelist.global_exclude(built)
+        super().make_distribution()
+
+
 setup(
     name="amos-fairseq",
     version=re.search(r'__version__ = "(.+)"', (ROOT / "amos_fairseq/__init__.py").read_text(encoding="utf-8"))[1],
@@ -58,9 +73,14 @@ setup(
     long_description_content_type="text/markdown",
     author="amos_fairseq authors",
     license="MIT",
-    packages=find_packages(include=["amos_fairseq", "amos_fairseq.*"]),
-    package_data={"amos_fairseq.csrc": ["*.h", "*.cpp", "*.cu", "*.so"]},
-    cmdclass={"build_py": BuildWithKernels},
+    packages=[*find_packages(include=["amos_fairseq", "amos_fairseq.*"]), *RECIPES],
+    package_dir=RECIPES,  # in a wheel these folders are the package's, as amos_fairseq/recipes.py finds them
+    package_data={
+        "amos_fairseq.csrc": ["*.h", "*.cpp", "*.cu", "*.so"],
+        "amos_fairseq.examples": ["*/*.yaml", "*/model/*.yaml"],
+        "amos_fairseq.slurm": ["*.sh"],
+    },
+    cmdclass={"build_py": BuildWithKernels, "sdist": WholeSource},
     distclass=PlatformDistribution,
     python_requires=">=3.10,<3.14",  # fairseq cannot read the type annotations of 3.14
     install_requires=[

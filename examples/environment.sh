@@ -8,14 +8,16 @@
 #   AMOS_FAIRSEQ_CUDA   0 or 1: compile the ops for CUDA, by nvcc; default: where CUDA_HOME is set
 #   TORCH               what pip installs if the environment has no torch; default: torch==2.13.0. For a CUDA build
 #                       install torch into the environment first, or e.g. TORCH="torch --index-url https://..."
+#   AMOS_FAIRSEQ_CONSTRAINTS   versions of everything else; default: examples/constraints.txt, /dev/null: the newest
 
 prepare_environment() {
-    local extra="${1:-}" root venv python stamp state cpu=0 cuda=0
+    local extra="${1:-}" root venv python stamp state constraints module cpu=0 cuda=0
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     venv="${AMOS_FAIRSEQ_VENV:-$root/.venv}"
     python="$venv/bin/python"
+    constraints="${AMOS_FAIRSEQ_CONSTRAINTS:-$root/examples/constraints.txt}"
     stamp="$venv/.amos_fairseq${extra:+-$extra}"
-    state="$root $(cat "$root"/setup.py "$root"/pyproject.toml "$root"/amos_fairseq/csrc/*.{py,h,cpp,cu} | cksum)"
+    state="$root $(cat "$root"/setup.py "$root"/pyproject.toml "$constraints" "$root"/amos_fairseq/csrc/*.{py,h,cpp,cu} | cksum)"
 
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$state" ]; then
         echo "Installing amos_fairseq into $venv (AMOS_FAIRSEQ_VENV chooses another place)"
@@ -36,12 +38,18 @@ prepare_environment() {
         # Without build isolation fairseq is compiled against this torch instead of a second download of it; with
         # CUDA_HOME set, fairseq would also compile kernels that are not used here.
         echo "  fairseq and the rest (if pip has no fairseq for this Python, it is compiled: about three minutes on two cores)"
-        "$python" -m pip install --quiet --quiet "setuptools>=64" wheel cython numpy ninja
+        "$python" -m pip install --quiet --quiet --constraint "$constraints" "setuptools>=64" wheel cython numpy ninja
         command -v "${CXX:-c++}" >/dev/null && cpu=1
         [ -z "${CUDA_HOME:-}" ] || cuda=1
         env -u CUDA_HOME PATH="${CUDA_HOME:+$CUDA_HOME/bin:}$PATH" \
             AMOS_FAIRSEQ_CPU="${AMOS_FAIRSEQ_CPU:-$cpu}" AMOS_FAIRSEQ_CUDA="${AMOS_FAIRSEQ_CUDA:-$cuda}" \
-            "$python" -m pip install --quiet --quiet --no-build-isolation --editable "$root${extra:+[$extra]}"
+            "$python" -m pip install --quiet --quiet --constraint "$constraints" --no-build-isolation \
+            --editable "$root${extra:+[$extra]}"
+        # fairseq asks for torchaudio, whatever torch there is, and imports it for speech alone. One that is built for
+        # another torch, or for CUDA, breaks transformers' pipelines and sentence-transformers.
+        for module in torchaudio torchvision; do
+            "$python" -c "import $module" >/dev/null 2>&1 || "$python" -m pip uninstall --quiet --quiet --yes $module
+        done
         echo "$state" > "$stamp"
     fi
     PATH="$(cd "$venv" && pwd)/bin:$PATH"

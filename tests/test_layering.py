@@ -12,7 +12,7 @@ from amos_fairseq.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "amos_fairseq"
 
-BOTTOM = {"files", "options", "plugins", "random", "run_log", "terminal", "user_errors"}
+BOTTOM = {"files", "options", "plugins", "random", "recipes", "run_log", "terminal", "user_errors"}
 # the science
 CORE = {"ops", "objectives", "corruption", "modules", "flops", "reference_flops", "quantities", "pooled", "methods"}
 BASE = BOTTOM | {"json_files"}

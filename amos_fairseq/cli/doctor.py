@@ -11,6 +11,8 @@ from amos_fairseq.terminal import GREEN, MAGENTA, RED, coloured, visible
 HELP = "What this installation has, which ops are compiled, and how to get what is missing."
 COLOURS = {"ok": GREEN, "slow": MAGENTA, "optional": MAGENTA, "broken": RED}
 
+COMPANIONS = ("torchaudio", "torchvision")  # of torch: each release is of one of torch's
+
 
 class Finding(NamedTuple):
     subject: str
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Status 1 if anything is broken, 0 if not."""
-    findings = [*software(), *devices(), *ops(), attention()]
+    findings = [*software(), *companions(), *devices(), *ops(), attention()]
     width = max(len(finding.subject) for finding in findings)
     for subject, state, text in findings:
         print(f"{subject:<{width}}  {coloured(f'{state:<8}', sys.stdout, COLOURS[state])}  {visible(text)}")
@@ -50,6 +52,22 @@ def software() -> List[Finding]:
     found = importlib.util.find_spec("apex") is not None
     told = ("ok", "found") if found else ("optional", "not found; --optimizer fused_adamw needs none")
     return [*findings, Finding("apex", *told)]
+
+
+def companions() -> List[Finding]:
+    """Those of torch's companions that are there; transformers imports them where it finds them.
+
+    fairseq asks for torchaudio, and pip takes the newest, whatever torch there is.
+    """
+    findings = []
+    for name in filter(importlib.util.find_spec, COMPANIONS):
+        try:
+            findings.append(Finding(name, "ok", importlib.import_module(name).__version__))
+        except Exception:  # whatever a library raises that does not find its torch
+            remedy = f"{sys.executable} -m pip uninstall -y {name}"
+            text = f"of another torch, which breaks transformers.pipeline and sentence_transformers: {remedy}"
+            findings.append(Finding(name, "broken", text))
+    return findings
 
 
 def devices() -> List[Finding]:

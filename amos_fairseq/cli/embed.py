@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="new file to write")
     parser.add_argument("--pooling", choices=("mean", "first"), default="mean",
                         help="mean of the hidden states of all tokens (the default), or the first, <s>'s")
+    parser.add_argument("--layer", type=int, default=-1, metavar="N",
+                        help="0: the embeddings, 1, 2, ..: after this layer; -1: the last one (the default), -2, ..")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
 
 
@@ -35,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from amos_fairseq.files import durably_written, remove_leftovers
 
     model = trained.load(args)
+    layer = model.layer_number(args.layer)
     for number, line in enumerate(lines, start=1):
         try:
             model.encode(line)
@@ -46,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     with durably_written(str(args.out)) as stream, tqdm(**options) as bar:
         np.lib.format.write_array_header_1_0(stream, dict(descr="<f4", fortran_order=False, shape=shape))
         for start in range(0, len(lines), CHUNK):
-            features = model.features(lines[start : start + CHUNK], args.pooling, args.batch_tokens, bar.update)
+            chunk = lines[start : start + CHUNK]
+            features = model.features(chunk, args.pooling, args.batch_tokens, bar.update, layer)
             stream.write(features.cpu().numpy().astype("<f4", copy=False).tobytes())
-    print(f"{args.out}: {shape[0]:,} texts x {shape[1]} features, {args.pooling}")
+    print(f"{args.out}: {shape[0]:,} texts x {shape[1]} features, {args.pooling} of layer {layer}")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, NoReturn
 
-import amos_fairseq
+from amos_fairseq import recipes
 from amos_fairseq.cli import dry_run
 from amos_fairseq.user_errors import status_of, stop
 
@@ -64,14 +64,38 @@ def mistakes_in_configurations_told() -> Iterator[None]:
 
 def fairseq_command(arguments: List[str]) -> List[str]:
     """The full command line: the program's name, the user directory unless it is given, then the arguments."""
-    user_dir = str(Path(amos_fairseq.__file__).resolve().parent)
+    user_dir = str(recipes.PACKAGE)
+    arguments = recipe_found(arguments)
     options = values_of(arguments)
     check_places(options)
     if any(option in HYDRA_OPTIONS for option in options):
         given = "common.user_dir" in options
-        return [HYDRA, *arguments, *([] if given else [f"common.user_dir={user_dir}"])]
+        return [HYDRA, *overrides_last(arguments), *([] if given else [f"common.user_dir={user_dir}"])]
     given = "--user-dir" in options
     return ["fairseq-train", *([] if given else ["--user-dir", user_dir]), *arguments]
+
+
+def recipe_found(arguments: List[str]) -> List[str]:
+    """`--config-name METHOD/NAME`, a recipe of the package, as the folder and the name there that hydra is to read."""
+    options = values_of(arguments)
+    name = next((options[option] for option in HYDRA_NAMES[1] if option in options), "")
+    if "/" not in name or not options.keys().isdisjoint({*HYDRA_NAMES[0], "--config-path", "-cp"}):
+        return arguments
+    folder = recipes.config_dir(name)
+    if folder is None:
+        refuse(f"--config-name {name} is none of {', '.join(recipes.recipes())}")
+    given = {name, *(f"{option}={name}" for option in HYDRA_NAMES[1])}
+    inside = [word.removesuffix(name) + name.partition("/")[2] if word in given else word for word in arguments]
+    return ["--config-dir", str(folder), *inside]
+
+
+def overrides_last(arguments: List[str]) -> List[str]:
+    """hydra reads KEY=VALUE in one row only: `task.data=data --cfg job model=tiny` would not be understood."""
+    overrides = [
+        "=" in word and not word.startswith("-") and before not in HYDRA_OPTIONS or word.startswith("~")
+        for before, word in zip(["", *arguments], arguments)
+    ]
+    return [word for wanted in (False, True) for word, last in zip(arguments, overrides) if last is wanted]
 
 
 def values_of(arguments: List[str]) -> Dict[str, str]:

@@ -57,7 +57,7 @@ def mask_block(
 
     `special_tokens` are never selected unless `mask_special_tokens`; random tokens come from `regular_tokens`.
     """
-    maskable = np.arange(len(original_tokens))
+    maskable: np.ndarray = np.arange(len(original_tokens))
     if not options.mask_special_tokens:
         maskable = maskable[~np.isin(original_tokens, special_tokens)]
     selected = generator.choice(maskable, size=round(options.mask_prob * len(maskable)), replace=False)

@@ -32,12 +32,12 @@ from amos_fairseq.export import card
 from amos_fairseq.export.choices import Choice, Source, candidates, choose, left_out, method_name
 from amos_fairseq.export.tokenizer import write_tokenizer
 from amos_fairseq.files import new_folder, write_durably
-from amos_fairseq.finetune.model import read_finetuned
+from amos_fairseq.finetune.model import find, read_finetuned
 from amos_fairseq.modules.batching import padded
 from amos_fairseq.modules.encoder import EncoderConfig
 from amos_fairseq.pretrained.exported import CARD, CONFIG, OURS, WEIGHTS
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES, Part, config_of, tensors_of
-from amos_fairseq.pretrained.loading import FINETUNING, PRETRAINING, identify, load
+from amos_fairseq.pretrained.loading import FINETUNING, PRETRAINING, load
 
 TOLERANCE, TOLERANCE_FLOAT64 = 1e-5, 1e-9
 POOLINGS = ("mean", "cls")
@@ -117,7 +117,7 @@ def export(
 
 def read(path, data) -> Tuple[Source, Optional[Path]]:
     """What is to be written, and its checkpoint unless that is in another's format."""
-    found = identify(path)
+    found = find(path)
     if found.kind == FINETUNING:
         return read_finetuned(found.path), found.path
     return load(found, data), found.path if found.kind == PRETRAINING else None

@@ -11,11 +11,12 @@ from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.labelled import Problem
+from amos_fairseq.finetune.results import with_checkpoint
 from amos_fairseq.json_files import formed
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.pretrained.filling import filled
-from amos_fairseq.pretrained.loading import FINETUNING, identify, load, vocabulary_of
+from amos_fairseq.pretrained.loading import FINETUNING, Found, identify, load, vocabulary_of
 from amos_fairseq.pretrained.model import Pretrained
 
 
@@ -110,9 +111,18 @@ class Finetuned(NamedTuple):
     origin: Origin
 
 
+def find(path) -> Found:
+    """`identify`, which of the folder of many runs, that `amos-fairseq finetune` wrote, names those to choose from."""
+    runs = with_checkpoint(path)
+    if runs:
+        names = ", ".join(map(str, runs))
+        raise ValueError(f"{path} holds runs of fine-tuning, name one; those that kept a checkpoint are {names}")
+    return identify(path)
+
+
 def load_start(path) -> Pretrained:
     """What `from_pretrained` loads, or the encoder of a checkpoint of fine-tuning, to go on from MNLI to RTE."""
-    found = identify(path)
+    found = find(path)
     if found.kind != FINETUNING:
         return load(found)
     finetuned = read_finetuned(found.path)
@@ -124,7 +134,7 @@ def load_finetuned(path) -> Finetuned:
 
     Raises ValueError, in one line, if it is none.
     """
-    found = identify(path)
+    found = find(path)
     if found.kind != FINETUNING:
         raise ValueError(f"{found.path} is no checkpoint of fine-tuning: it is of kind {found.kind}")
     return read_finetuned(found.path)

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 import numpy as np
 
 from amos_fairseq import json_files
+from amos_fairseq.checkpoints import store
 from amos_fairseq.files import replace_durably
 from amos_fairseq.finetune.kinds import KINDS, kind_of
 from amos_fairseq.finetune.presets import EIGHT, PUBLISHED, Setting
@@ -71,6 +72,11 @@ def read_all(out: Path) -> Dict[Path, Result]:
 
 def read_task(out: Path, task: str) -> Dict[Path, Result]:
     return {path.parent: read(path.parent) for path in sorted((out / RUNS / task).glob(f"*/*/{RESULT}"))}
+
+
+def with_checkpoint(path: Path) -> List[Path]:
+    """The runs of a sweep's folder whose best checkpoint was kept, which is that of each task's best run."""
+    return sorted(best.parent for best in (Path(path) / RUNS).glob(f"*/*/*/{store.BEST}"))
 
 
 def best_run(found: Dict[Path, Result]) -> Optional[Path]:

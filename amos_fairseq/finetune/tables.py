@@ -277,6 +277,7 @@ def write(
     """
     encoded = {split: encode(table, tokenizer, max_length, targets[split]) for split, table in tables.items()}
     problem.about.update(
+        texts=len(next(iter(tables.values())).texts[0]),
         examples={split: len(table.lines) for split, table in tables.items()},
         truncated={split: truncated for split, (_, truncated) in encoded.items()},
         skipped={split: list(table.skipped) for split, table in tables.items()},

@@ -85,17 +85,20 @@ class Pretrained:
     @torch.no_grad()
     def features(
         self, texts: Union[str, Sequence[str]], pooling: str = "mean", batch_tokens: int = BATCH_TOKENS,
-        progress: Callable[[int], object] = lambda texts: None,
+        progress: Callable[[int], object] = lambda texts: None, layer: int = -1,
     ) -> Tensor:
-        """(B, C), or (C,) of a single string: each text's hidden states, their mean over tokens or the first, <s>'s."""
+        """(B, C), or (C,) of a single string: each text's hidden states, their mean over tokens or the first, <s>'s.
+
+        layer: whose states, 0: of the embeddings, 1 to L: of the encoder's L layers; -1 to -L - 1: from the top
+        """
         if isinstance(texts, str):
-            return self.features([texts], pooling, batch_tokens)[0]
-        return self.pooled([self.encode(text) for text in texts], pooling, batch_tokens, progress)
+            return self.features([texts], pooling, batch_tokens, layer=layer)[0]
+        return self.pooled([self.encode(text) for text in texts], pooling, batch_tokens, progress, layer)
 
     @torch.no_grad()
     def pooled(
         self, sequences: Sequence[Tensor], pooling: str = "mean", batch_tokens: int = BATCH_TOKENS,
-        progress: Callable[[int], object] = lambda sequences: None,
+        progress: Callable[[int], object] = lambda sequences: None, layer: int = -1,
     ) -> Tensor:
         """`features` of sequences of ids (T,), with <s> and </s>.
 
@@ -104,13 +107,23 @@ class Pretrained:
         """
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+        layer = self.layer_number(layer)
         features = self.encoder.token_embeddings.weight.new_empty(len(sequences), self.encoder.config.dim)
         for rows in batches([len(sequence) for sequence in sequences], batch_tokens):
-            hidden = self.encoder(*padded([sequences[row] for row in rows], self.encoder))
+            tokens, padding_mask = padded([sequences[row] for row in rows], self.encoder)
+            hidden, layers = self.encoder.begin(self.encoder.token_embeddings(tokens), padding_mask)
+            hidden = layers.run(hidden, stop=layer)
             for row, states in zip(rows, hidden):
                 features[row] = states[: len(sequences[row])].mean(dim=0) if pooling == "mean" else states[0]
             progress(len(rows))
         return finite(features, self.source)
+
+    def layer_number(self, layer: int) -> int:
+        """0 to the number of layers, of one that may be counted from the top. Raises ValueError."""
+        layers = len(self.encoder.layers)
+        if not -layers - 1 <= layer <= layers:
+            raise ValueError(f"layer {layer} must lie between {-layers - 1} and {layers}, the encoder's last layer")
+        return layer % (layers + 1)
 
     @torch.no_grad()
     def fill_mask(self, text: str, top: int = 5) -> List[List[Filling]]:

@@ -1,8 +1,22 @@
+import sys
+
 import pytest
 
 from amos_fairseq import fairseq_repairs
 from amos_fairseq.cli import doctor, main
 from amos_fairseq.ops import compiled
+
+
+@pytest.fixture(autouse=True)
+def companion(monkeypatch, tmp_path):
+    """companion(CODE): torch's only companion is a module `its_companion` of this code; else there is none."""
+    def companion(code):
+        (tmp_path / "its_companion.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(doctor, "COMPANIONS", ("its_companion",))
+
+    monkeypatch.setattr(doctor, "COMPANIONS", ())
+    return companion
 
 
 @pytest.fixture
@@ -47,3 +61,10 @@ def test_a_fairseq_that_no_repair_fits_is_broken(capsys, monkeypatch):
     monkeypatch.setitem(fairseq_repairs.REPAIRS, "fairseq.trainer:Trainer.absent", ("0", lambda original: original))
     assert main.main(["doctor"]) == 1
     assert "is not the function that amos_fairseq knows how to repair" in capsys.readouterr().out
+
+
+def test_a_companion_of_another_torch_is_broken_and_told_with_the_remedy(capsys, companion):
+    companion("raise OSError('libcudart.so.13: cannot open shared object file')")
+    assert main.main(["doctor"]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("its_companion")]
+    assert "broken" in line and line.endswith(f"{sys.executable} -m pip uninstall -y its_companion")

@@ -41,6 +41,27 @@ def test_help_lists_what_is_named_before_fairseqs_options(function, command, lau
     assert "  --log-format LOG_FORMAT\n" in fairseqs and max(map(len, ours.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("given, inside", [
+    (["--config-name", "amos_rtd/base"], ["--config-name", "base"]), (["-cn=amos_rtd/base"], ["-cn=base"]),
+])
+def test_a_recipe_is_found_by_name(given, inside):
+    command = ["fairseq-hydra-train", "--config-dir", str(RECIPES), *inside, f"common.user_dir={USER_DIR}"]
+    assert fairseq_command(given) == command
+
+
+def test_overrides_may_stand_anywhere(tmp_path):
+    given = ["task.data=x", f"--config-dir={RECIPES}", "--cfg", "job", "~model", "--config-name", "base", "model=tiny"]
+    options = [f"--config-dir={RECIPES}", "--cfg", "job", "--config-name", "base"]
+    overrides = ["task.data=x", "~model", "model=tiny", f"common.user_dir={USER_DIR}"]
+    assert fairseq_command(given) == ["fairseq-hydra-train", *options, *overrides]
+
+
+def test_a_recipe_that_is_not_there_is_told_with_those_that_are(capsys):
+    with pytest.raises(SystemExit):
+        fairseq_command(["--config-name", "amos_rtd/bse"])
+    assert "--config-name amos_rtd/bse is none of amos_rtd/base, amos_rtd/base_plus" in capsys.readouterr().err
+
+
 def test_options_of_a_method_are_listed_with_their_defaults(launch):
     lines = launch(AMOS_FAIRSEQ, ["options", "amos_rtd", "--size", "small"]).out[0].splitlines()
     assert [line for line in lines if line and line[0] != " "] == ["task:", "model:", "optimizer:"]

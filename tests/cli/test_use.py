@@ -63,7 +63,7 @@ def test_embed_writes_a_row_for_each_line(command, run, tmp_path):
     (tmp_path / "text").write_text("alpha beta\ngamma\n")
     status, lines, _ = command("embed", tmp_path / "text", "--out", tmp_path / "x.npy", "--pooling", "first")
     expected = from_pretrained(run).features(["alpha beta", "gamma"], pooling="first").numpy()
-    assert status == 0 and lines[0].endswith("x.npy: 2 texts x 16 features, first")
+    assert status == 0 and lines[0].endswith("x.npy: 2 texts x 16 features, first of layer 2")
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected)
 
 
@@ -113,6 +113,10 @@ TOO_LONG = f"--text: 42 tokens, but the model reads 32: shorten {('alpha ' * 40)
         (["embed", "FOLDER/text", "--out", "FOLDER/text"], "--out text exists: name a new file"),
         (["embed", "FOLDER/text", "--out", "FOLDER/no/x"], "--out no/x: no is no folder"),
         (
+            ["embed", "FOLDER/full", "--out", "FOLDER/x", "--layer", "3"],
+            "layer 3 must lie between -3 and 2, the encoder's last layer",
+        ),
+        (
             ["embed", "FOLDER/text", "--out", "FOLDER/x"],
             "text, line 2 is empty: each line gets a row, so leave none empty",
         ),
@@ -120,7 +124,8 @@ TOO_LONG = f"--text: 42 tokens, but the model reads 32: shorten {('alpha ' * 40)
 )
 def test_mistakes_are_told_in_one_line_and_nothing_is_written(command, tmp_path, arguments, message):
     (tmp_path / "text").write_text("alpha\n\nbeta\n")
+    (tmp_path / "full").write_text("alpha\n")
     name, *others = (argument.replace("FOLDER", str(tmp_path)) for argument in arguments)
     status, out, err = command(name, *others)
     assert status != 0 and (out, err) == ([], f"amos-fairseq {name}: error: {message}\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "text"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "run", "text"]

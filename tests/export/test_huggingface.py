@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from amos_fairseq.checkpoints import storage
+from amos_fairseq.cli import main
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.export import choices, huggingface
@@ -96,6 +98,27 @@ def test_outputs_are_those_of_the_network(
     assert loaded.encoder.config == replace(method.encoder.config, **unused)
     for key, tensor in method.encoder.state_dict().items():
         assert torch.equal(loaded.encoder.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("name, options", [("bert_mlm", MPNET), ("script_selfcritic", ABSOLUTE | NARROW)])
+@torch.no_grad()
+def test_embedded_layers_are_the_hidden_states_of_the_stock_model(
+    transformers, checkpoint, export, tokenizer, tmp_path, name, options
+):
+    run, _ = checkpoint(name, **options)
+    model = transformers.AutoModel.from_pretrained(export(run)[-1]).eval()
+    texts = ["alpha beta gamma", "delta"]
+    (tmp_path / "texts").write_text("\n".join(texts))
+    ids = [torch.tensor([tokenizer.sequence(tokenizer.encode(text))]) for text in texts]
+    states = [model(row, output_hidden_states=True).hidden_states for row in ids]
+    assert len(states[0]) == 3
+    for layer in (0, 1, 2, -1, -2, -3):
+        for pooling in ("mean", "first"):
+            out = tmp_path / f"{layer}{pooling}.npy"
+            words = [run, tmp_path / "texts", "--out", out, "--layer", layer, "--pooling", pooling]
+            assert main.main(["embed", *map(str, words)]) == 0
+            rows = [hidden[layer][0].mean(dim=0) if pooling == "mean" else hidden[layer][0, 0] for hidden in states]
+            torch.testing.assert_close(torch.from_numpy(np.load(out)), torch.stack(rows), atol=1e-5, rtol=0)
 
 
 def test_what_no_class_has_is_named(checkpoint, export):

@@ -51,7 +51,7 @@ def finetune(files, checkpoint, tmp_path, capsys):
     return finetune
 
 
-def test_a_sweep_is_stopped_and_goes_on_and_keeps_the_best(finetune, tmp_path, monkeypatch):
+def test_a_sweep_is_stopped_and_goes_on_and_keeps_the_best(finetune, files, tmp_path, monkeypatch, capsys):
     options = ["--lr", "0.01,1e-9", "--epochs", "8", "--batch-size", "4", "--seeds", "1,2", "--export-predictions"]
     out = tmp_path / "out"
     first = out / "runs/toy/lr0.01_epochs8_batch4_warmup0.1/seed1"
@@ -90,6 +90,16 @@ def test_a_sweep_is_stopped_and_goes_on_and_keeps_the_best(finetune, tmp_path, m
     best = results.best_run(found)
     assert [path.parent for path in kept] == [best] and load_finetuned(best).problem.labels == ["a", "b"]
     assert (out / "predictions/toy.tsv").read_text() == "index\tprediction\n0\ta\n1\tb\n2\ta\n3\tb\n4\ta\n"
+
+    texts = tmp_path / "texts"
+    with open(files[files.index("--test") + 1], encoding="utf-8") as rows:
+        texts.write_text("".join(row.split("\t")[0] + "\n" for row in list(rows)[1:]))
+    assert main.main(["predict", str(best), str(texts), "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["label"] for answer in told] == ["a", "b", "a", "b", "a"]
+    assert main.main(["export", str(out), "--out", str(tmp_path / "exported")]) == 64
+    line = f"{out} holds runs of fine-tuning, name one; those that kept a checkpoint are {best}\n"
+    assert capsys.readouterr().err.endswith(line)
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/*")}
     status, printed = finetune(*options)

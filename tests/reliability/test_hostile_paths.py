@@ -178,7 +178,7 @@ def test_files_that_a_manifest_places_elsewhere_are_refused(corpus, tmp_path, sp
     shard["files"] = {f"{SPLITS[split]}{name[-4:]}": record for name, record in shard["files"].items()}
     document["splits"] = {"train": train, **document["splits"], split: train}
     (data / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(Damaged, match="manifest.json is damaged"):
+    with pytest.raises(Damaged, match="shards.0..files is not"):
         load_manifest_for(str(data))
 
 

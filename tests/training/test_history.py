@@ -55,3 +55,18 @@ def test_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
     monkeypatch.undo()
     history.note({"loss": 3}, "valid", 5, 0.75)
     assert [row["num_updates"] for row in run_log.read(tmp_path).validation] == [3, 5]
+
+
+def test_tensorboard_and_wandb_are_given_the_same_values(launch, arguments, tmp_path):
+    options = dict(tensorboard_logdir="curves", wandb_project="project", max_update=2, save_dir=tmp_path / "run")
+    lines = launch("tests.training.recorders:main", arguments(NAME, **options)).out[0].splitlines()
+    recorded = [json.loads(line.removeprefix("recorded ")) for line in lines if line.startswith("recorded ")]
+    curves = {(where, name, step): value for where, name, value, step in recorded}
+    rows = run_log.open_run(tmp_path / "run").log
+    for part, logged in (("train_inner", rows.train), ("valid", rows.validation)):
+        for row in logged:
+            for name in ("loss", "mlm"):
+                value = curves[f"curves/{part}", name, row["num_updates"]]
+                assert value == curves["project", f"{part}/{name}", row["num_updates"]]
+                assert value == pytest.approx(row[name], rel=1e-3)
+    assert [row["num_updates"] for row in rows.train] == [1, 2] and rows.validation

@@ -28,6 +28,7 @@ RECIPES = [(path.parent.name, path.stem) for path in sorted(EXAMPLES.glob("*/*.y
 
 # What the papers train: sequences and tokens of an update, updates, vocabulary, millions of the encoder's parameters.
 PUBLISHED = {
+    ("amos_rtd", "small"): (128, 128, 1_000_000, 30_522, 13.5),  # ELECTRA small's
     ("amos_rtd", "base"): (2048, 512, 125_000, 32_768, 110.6),
     ("amos_rtd", "base_plus_plus"): (2048, 512, 1_950_000, 64_000, 134.6),
     ("coco_lm", "base"): (2048, 512, 125_000, 32_768, 110.6),

@@ -125,6 +125,10 @@ class Kind:
         """Outputs as the labels are written."""
         return (problem.labels[place] for place in self.predicted(outputs))
 
+    def told(self, problem: Problem, outputs: np.ndarray) -> List[Dict[str, Any]]:
+        """What `amos-fairseq predict` says of each new text. Raises ValueError if the kind reads more than texts."""
+        raise ValueError(f"{problem.name} is a problem of {self.name}, which reads more than texts: predict cannot")
+
     # As one of transformers' classes
 
     def exported_head(self, problem: Problem, head: nn.Module) -> Optional[nn.Module]:

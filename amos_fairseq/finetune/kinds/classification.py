@@ -4,6 +4,7 @@ from typing import Any, Mapping, Optional
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,6 +59,14 @@ class Classification(Kind):
         if "f1" in names and outputs.shape[-1] != 2:
             raise ValueError(f"metric 'f1' is of two classes, not of {outputs.shape[-1]}: choose macro_f1")
         return super().measure(names, outputs, targets)
+
+    def told(self, problem, outputs):
+        """label: the likeliest; probabilities: of all"""
+        shares = softmax(outputs.astype(np.float64), axis=-1)
+        return [
+            {"label": label, "probabilities": dict(zip(problem.labels, row))}
+            for label, row in zip(self.answers(problem, outputs), shares.tolist())
+        ]
 
     # Of a column of labels
 

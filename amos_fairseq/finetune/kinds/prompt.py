@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import prompts
+from amos_fairseq.finetune.kinds.base import Kind
 from amos_fairseq.finetune.kinds.classification import Classification
 from amos_fairseq.finetune.labelled import Problem, read_examples
 from amos_fairseq.methods import METHODS
@@ -67,6 +68,8 @@ class Prompt(Classification):
         """Of each example's mean logits over its sets of demonstrations."""
         targets = read_examples(folder, split).targets[:: problem.about["repeats"][split]]
         return self.measure(problem.metrics, prompts.average(folder, split, outputs), targets)
+
+    told = Kind.told  # its texts stand in a template, with demonstrations
 
     def exported_head(self, problem: Problem, head: PromptHead):
         return head.lm_head if isinstance(head.lm_head, MaskedLMHead) else None

@@ -46,11 +46,17 @@ class Regression(Kind):
     def predicted(self, outputs: np.ndarray) -> np.ndarray:
         return outputs.astype(np.float64)
 
-    def answers(self, problem: Problem, outputs: np.ndarray) -> Iterator[str]:
+    def numbers(self, problem: Problem, outputs: np.ndarray) -> np.ndarray:
         """In the unit of the labels, within the limits of these if there are any."""
         scale = Scale(**problem.about["scale"])
         values = self.predicted(outputs) * scale.unit + scale.offset
-        return (f"{value:.5g}" for value in values.clip(*problem.about.get("limits", (None, None))))
+        return values.clip(*problem.about.get("limits", (None, None)))
+
+    def answers(self, problem: Problem, outputs: np.ndarray) -> Iterator[str]:
+        return (f"{value:.5g}" for value in self.numbers(problem, outputs))
+
+    def told(self, problem, outputs):
+        return [{"value": value} for value in self.numbers(problem, outputs).tolist()]
 
     def exported_head(self, problem: Problem, head: RegressionHead) -> RegressionHead:
         """Gives the task's own numbers."""

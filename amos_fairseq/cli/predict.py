@@ -1,0 +1,42 @@
+"""`amos-fairseq predict`: what a fine-tuned model says of new texts."""
+import argparse
+import json
+from pathlib import Path
+
+from amos_fairseq.cli import trained
+
+HELP = "Print for each line of a text what a fine-tuned model says: the labels, likeliest first, or a number."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run that was fine-tuned: OUT/runs/TASK/SETTING/seedN")
+    parser.add_argument("file", metavar="FILE", nargs="?", default="-",
+                        help="texts, one a line, of a pair both with a tab between (default: -, standard input)")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each line")
+
+
+def run(args: argparse.Namespace) -> None:
+    lines = trained.read(args.file).removesuffix("\n").split("\n")
+    texts = [tuple(line.removesuffix("\r").split("\t")) for line in lines]
+
+    import torch
+
+    from amos_fairseq.finetune.model import load_finetuned
+    from amos_fairseq.finetune.prediction import predictions
+
+    finetuned = load_finetuned(args.run)
+    wanted = finetuned.problem.about.get("texts", len(texts[0]))
+    for number, columns in enumerate(texts, start=1):
+        if len(columns) != wanted or not all(column.strip() for column in columns):
+            raise ValueError(f"{args.file}, line {number}: {finetuned.problem.name} reads "
+                             f"{'two texts with a tab between' if wanted == 2 else 'one text, without a tab'}, "
+                             f"but here {'an empty one is' if len(columns) == wanted else f'{len(columns)} are'}")
+    finetuned.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    for told in predictions(finetuned, texts):
+        if args.json:
+            print(json.dumps(told, ensure_ascii=False))
+        elif "value" in told:
+            print(f"{told['value']:.5g}")
+        else:
+            ranked = sorted(told["probabilities"].items(), key=lambda pair: -pair[1])
+            print("  ".join(f"{label} {probability:.3f}" for label, probability in ranked))
