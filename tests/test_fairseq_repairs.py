@@ -335,6 +335,7 @@ def test_half_as_many_processes_go_on_where_all_stood_in_the_data():
 @pytest.fixture
 def epoch_iterator(monkeypatch):
     """epoch_iterator(buffer_size): over four batches, with two worker processes; who ended them is in `.threads`."""
+    fairseq_repairs.install()
     shut_down, threads = _MultiProcessingDataLoaderIter._shutdown_workers, []
 
     def noted(self):
@@ -390,14 +391,15 @@ def test_validations_leave_no_descriptors_behind(epoch_iterator, monkeypatch, bu
     gc.disable()  # whose full rounds are rare
     try:
         counts = []
-        for _ in range(3):
+        for _ in range(6):
             iterator = epoch_iterator(buffer_size)
             list(iterator.next_epoch_itr(shuffle=False))
             counts.append(len(os.listdir("/proc/self/fd")))
     finally:
         gc.enable()
         gc.collect()
-    assert counts == [counts[0] + (0 if repaired else 2 * 2 + 2) * number for number in range(3)]
+    grown = (counts[-1] - counts[0]) / (2 * 2 + 2)  # by the pipes of so many loaders
+    assert grown < 1 if repaired else grown > 3, counts
 
 
 @pytest.mark.parametrize("buffer_size", [0, 1, 10])
