@@ -263,7 +263,7 @@ def tell(problem: "Problem") -> None:
     """How many examples there are, and what was cut or left out, as `tables.write` found it."""
     about = problem.about
     counts = ", ".join(
-        f"{count:,} {split}{' without labels' * (split in about['unlabelled'])}"
+        f"{count:,} {split}{' without labels' * (split in about.get('unlabelled', ()))}"
         for split, count in about["examples"].items()
     )
     lengths = [f"{count:,} of {split}" for split, count in about["truncated"].items() if count]

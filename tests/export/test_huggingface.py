@@ -218,6 +218,8 @@ def test_outputs_are_those_of_the_fine_tuned_network(
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
     if kind in ("classification", "multi_label", "token"):
         assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    if kind == "token":
+        assert "A word's tag is that of its first token." in (folder / "README.md").read_text()
     if kind == "multi_label":
         assert model.config.problem_type == "multi_label_classification"
     if kind == "prompt":

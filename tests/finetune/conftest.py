@@ -39,7 +39,7 @@ def toy(tokenizer, tmp_path_factory):
     """toy(kind, **splits): a labelled folder; each split has so many examples, train 32 and valid 13 by default.
 
     classification, prompt   which of alpha and beta is there
-    multi_label              whether alpha is there, and whether beta
+    multi_label              whether alpha is there, and whether beta: one of them is
     regression               the share of words that are alpha
     span                     alpha, beta, and up to one word between them
     token                    B-FIRST is alpha, B-SECOND is beta
@@ -55,8 +55,7 @@ def toy(tokenizer, tmp_path_factory):
             answer = ["alpha", *words[:label], "beta"]
             return [*words[:place], *answer, *words[place:]], " ".join(answer)
         if kind == "multi_label":
-            present = [label, int(draw.integers(2))]
-            return [*words[:place], *(word for word, asked in zip(("alpha", "beta"), present) if asked)], present
+            return [*words[:place], ("alpha", "beta")[label], *words[place:]], [1 - label, label]
         if kind == "token":
             words[place] = ("alpha", "beta")[label]
             return words, [{"alpha": "B-FIRST", "beta": "B-SECOND"}.get(word, "O") for word in words]

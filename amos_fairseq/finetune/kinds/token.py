@@ -64,3 +64,6 @@ class TokenClassification(Kind):
             for of_all in (examples.targets, outputs.argmax(axis=-1))
         )
         tagged.write_predictions(path, sentences, predicted, known)
+
+    def reading(self, problem, tokenizer):
+        return "A word's tag is that of its first token."
