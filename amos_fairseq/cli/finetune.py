@@ -142,9 +142,7 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
         outcome = carry_out(args, jobs, model, devices)
         if outcome.stopped:
             return stopped(args.out)
-        # a paper that gives other metrics than all others is the one to compare its preset's results with
-        gives_means = preset in presets.PUBLISHED and presets.PUBLISHED[preset].means
-        print_results([args.out], args.paper or (preset if gives_means else None))
+        print_results([args.out], args.paper or presets.paper_with_means(preset))
         for job, reason in outcome.failed.items():
             print(visible(f"failed: {job.name}: {reason}"), file=sys.stderr)
         if getattr(args, "export_predictions", False):

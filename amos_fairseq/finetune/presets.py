@@ -231,3 +231,8 @@ def published_for(method: str, dim: int) -> Optional[str]:
     row = f"{METHODS[method].short_name}_{size}" if method in METHODS else ""
     names = (row, f"{row}++")
     return next((name for name in names if name in PUBLISHED), None)
+
+
+def paper_with_means(preset: str) -> Optional[str]:
+    """The row of PUBLISHED for a preset whose paper shows means, so that its results are shown alike by any model."""
+    return preset if preset in PUBLISHED and PUBLISHED[preset].means else None

@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 
-from amos_fairseq.finetune.presets import EIGHT, PRESETS, PUBLISHED, Setting, published_for, settings
+from amos_fairseq.finetune.presets import EIGHT, PRESETS, PUBLISHED, Setting, paper_with_means, published_for, settings
 
 
 @pytest.mark.parametrize("preset, task, size", [
@@ -100,6 +100,11 @@ def test_rows_are_chosen_by_method_and_width():
     assert published_for("peer_tqr", 256) == "peer_small" and published_for("bert_mlm", 768) == "bert_base"
     assert published_for("amos_rtd", 128) is None and published_for("amos_rtd", 1024) is None
     assert all(", Table" in row.source for row in PUBLISHED.values())
+
+
+def test_presets_of_peer_are_shown_as_its_paper_shows_them():
+    assert [preset for preset in PRESETS if paper_with_means(preset)] == ["peer_small", "peer_base"]
+    assert PUBLISHED["peer_base"].means == {"MNLI": ("accuracy",), "STS-B": ("pearson", "spearman")}
 
 
 def test_every_preset_has_settings_for_some_task():
