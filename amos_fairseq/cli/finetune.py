@@ -14,9 +14,9 @@ from amos_fairseq.terminal import visible
 from amos_fairseq.user_errors import tell_mistakes
 
 HELP = (
-    "Fine-tune a run's checkpoint on GLUE, SQuAD, few-shot prompts or your own files, over seeds and settings, and "
-    "print a table of the results. The same command goes on after an interruption; other settings and seeds, and of "
-    "GLUE other tasks, may follow in the same folder."
+    "Fine-tune a run's checkpoint on GLUE, SQuAD, few-shot prompts, tagged words or your own texts, over seeds and "
+    "settings, and print a table of the results. The same command goes on after an interruption; other settings and "
+    "seeds, and of GLUE other tasks, may follow in the same folder."
 )
 # Of the process that runs are forked from. fairseq_cli sets up logging, so it is first; optimizers import dynamo.
 PRELOAD = [
@@ -26,7 +26,7 @@ MAX_LENGTH = 512
 SHORTEST = 16
 OVERRIDES = {  # option -> what a value is, the least, the most
     "lr": (float, 0.0, 1.0), "epochs": (float, 0.0, 1e6), "batch_size": (int, 1, 1e6), "warmup": (float, 0.0, 1.0),
-    "weight_decay": (float, 0.0, 1.0), "layer_decay": (float, 0.0, 1.0),
+    "weight_decay": (float, 0.0, 1.0), "layer_decay": (float, 0.0, 1.0), "layer_decay_top": (int, 0, 100),
 }
 
 
@@ -142,7 +142,7 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
         outcome = carry_out(args, jobs, model, devices)
         if outcome.stopped:
             return stopped(args.out)
-        print_results([args.out], args.paper)
+        print_results([args.out], args.paper or presets.paper_with_means(preset))
         for job, reason in outcome.failed.items():
             print(visible(f"failed: {job.name}: {reason}"), file=sys.stderr)
         if getattr(args, "export_predictions", False):

@@ -18,7 +18,7 @@ from amos_fairseq.pretrained.layouts import AUTO_CLASSES
 
 PIPELINES = {
     "encoder": "feature-extraction", "masked_lm": "fill-mask", "sequence": "text-classification",
-    "span": "question-answering",
+    "span": "question-answering", "token": "token-classification",
 }
 # Of a run's configuration.
 OPTIONS = {

@@ -72,7 +72,7 @@ def finetuned_parts(source: Finetuned) -> Iterator[Part]:
         )
     head = kind.exported_head(problem, source.network.head)
     if head is not None:
-        yield Part(kind.head_class, encoder, head, problem.labels)
+        yield Part(kind.head_class, encoder, head, problem.labels, kind.sets)
     yield Part("encoder", encoder)
 
 

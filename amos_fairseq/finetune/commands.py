@@ -78,30 +78,59 @@ class Glue(Command):
 class OwnFiles(Command):
     name = "file"
     help = "your own classification, pair or regression task: .tsv, .csv or .jsonl"
-    data_options = ("train", "valid", "test", "text", "text_b", "label", "regression", "metric")
+    data_options = ("train", "valid", "test", "text", "text_b", "label", "multi_label", "regression", "metric")
 
     def add_arguments(self, parser):
-        parser.add_argument("--train", type=Path, required=True, metavar="FILE")
-        parser.add_argument("--valid", type=Path, metavar="FILE", help="default: a tenth of --train")
-        parser.add_argument("--test", type=Path, metavar="FILE", help="to predict, or to measure if it has labels")
+        add_files(parser)
         add_columns(parser)
-        parser.add_argument("--regression", action="store_true", help="labels are numbers")
+        kind = parser.add_mutually_exclusive_group()
+        kind.add_argument("--multi-label", action="store_true", help="labels are sets: a,b or a list of JSON")
+        kind.add_argument("--regression", action="store_true", help="labels are numbers")
         parser.add_argument(
-            "--metric", metavar="NAME", help="selects the best; default: accuracy, for numbers spearman"
+            "--metric", metavar="NAME", help="selects the best; default: accuracy, sets micro_f1, numbers spearman"
         )
         parser.add_argument("--name", help="of the task; default: that of --train")
 
     def tasks(self, args):
-        if args.name and Path(args.name).name != args.name:
-            raise ValueError(f"--name {args.name} is no name of a folder: leave out '/'")
-        return [args.name or own_name(args.train)]
+        return [own_task(args)]
 
     def prepare(self, args, name, folder, tokenizer, max_length, seeds):
         from amos_fairseq.finetune import own_files
 
-        kind = "regression" if args.regression else "classification"
+        kind = "regression" if args.regression else "multi_label" if args.multi_label else "classification"
         columns = texts_of(args), args.label
         tell(own_files.prepare(folder, name, splits_of(args), *columns, tokenizer, max_length, kind, args.metric))
+        return dict.fromkeys(seeds, folder)
+
+
+class Tokens(Command):
+    name = "tokens"
+    help = "a tag for each word, as of entities or parts of speech: CoNLL columns, CoNLL-U or .jsonl"
+    data_options = ("train", "valid", "test", "words", "tags", "metric")
+
+    def add_arguments(self, parser):
+        add_files(parser)
+        parser.add_argument("--words", metavar="COLUMN", help="its number, 1 by default; of .jsonl its name, tokens")
+        parser.add_argument("--tags", metavar="COLUMN", help="by default the last, -1; of .jsonl tags, of .conllu 4")
+        parser.add_argument("--metric", metavar="NAME", help="selects the best; default: span_f1, of others accuracy")
+        parser.add_argument("--name", help="of the task; default: that of --train")
+
+    def tasks(self, args):
+        return [own_task(args)]
+
+    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+        from amos_fairseq.finetune import tagged
+
+        files, options = splits_of(args), (args.words, args.tags, args.metric)
+        problem = tagged.prepare(folder, name, files, tokenizer, max_length, *options)
+        tell(problem)
+        about = problem.about
+        if about["not_in_train"]:
+            print(f"{name}: tags that train lacks: {', '.join(about['not_in_train'])}", flush=True)
+        longer = [f"{split} {about['windows'][split]:,}" for split, count in about["examples"].items()
+                  if about["windows"][split] > count]
+        if longer:
+            print(f"{name}: longer sentences are read in windows: {', '.join(longer)} in all", flush=True)
         return dict.fromkeys(seeds, folder)
 
 
@@ -192,14 +221,22 @@ class FewExamples(Command):
         return folders
 
 
-COMMANDS: Dict[str, Command] = {command.name: command for command in (Glue(), OwnFiles(), Squad(), FewExamples())}
+COMMANDS: Dict[str, Command] = {
+    command.name: command for command in (Glue(), OwnFiles(), Tokens(), Squad(), FewExamples())
+}
 
 
 # What several have
 
 
+def add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--valid", type=Path, metavar="FILE", help="default: a tenth of --train")
+    parser.add_argument("--test", type=Path, metavar="FILE", help="is measured if it has labels; it may be predicted")
+
+
 def add_columns(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument("--text", required=required, metavar="COLUMN")
+    parser.add_argument("--text", required=required, metavar="COLUMN", help="or several in a row: a+b")
     parser.add_argument("--text-b", metavar="COLUMN", help="of the second text of a pair")
     parser.add_argument("--label", required=required, metavar="COLUMN")
 
@@ -212,6 +249,12 @@ def splits_of(args: argparse.Namespace) -> Dict[str, Path]:
     return {split: path for split in ("train", "valid", "test") if (path := getattr(args, split, None))}
 
 
+def own_task(args: argparse.Namespace) -> str:
+    if args.name and Path(args.name).name != args.name:
+        raise ValueError(f"--name {args.name} is no name of a folder: leave out '/'")
+    return args.name or own_name(args.train)
+
+
 def own_name(path: Path) -> str:
     return path.stem if path.stem != "train" else path.resolve().parent.name
 
@@ -219,7 +262,10 @@ def own_name(path: Path) -> str:
 def tell(problem: "Problem") -> None:
     """How many examples there are, and what was cut or left out, as `tables.write` found it."""
     about = problem.about
-    counts = ", ".join(f"{count:,} {split}" for split, count in about["examples"].items())
+    counts = ", ".join(
+        f"{count:,} {split}{' without labels' * (split in about.get('unlabelled', ()))}"
+        for split, count in about["examples"].items()
+    )
     lengths = [f"{count:,} of {split}" for split, count in about["truncated"].items() if count]
     print(f"{problem.name}: {counts}", flush=True)
     if lengths:

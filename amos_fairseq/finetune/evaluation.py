@@ -39,5 +39,11 @@ def of_sequences(outputs: torch.Tensor, lengths) -> list:
 
 
 def in_order(outputs: list) -> np.ndarray:
-    """Those of all sequences, one after the other."""
+    """Those of all sequences, one after the other. Raises ValueError if one is no finite number."""
+    wrong = [number for number, output in enumerate(outputs) if not np.isfinite(output).all()]
+    if wrong:
+        raise ValueError(
+            f"the network answers nan or infinity to {len(wrong)} of {len(outputs)} sequences, first to number "
+            f"{wrong[0]}: it has diverged; take a lower --lr, or --precision fp32"
+        )
     return np.concatenate(outputs) if outputs[0].ndim == 2 else np.stack(outputs)

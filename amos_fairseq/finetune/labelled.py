@@ -49,9 +49,9 @@ class Examples(NamedTuple):
 
     tokens      (sum of lengths,) int32
     lengths     (N,)
-    targets     (N,) classes, (N,) float numbers, (N, 2) positions, or of each token, (sum of lengths,), its class or
-                IGNORED; None where nobody knows them
-    candidates  (sum of lengths,) bool, of spans: where an answer may lie, <s> included
+    targets     (N,) classes, (N, L) 0 or 1, (N,) float numbers, (N, 2) positions, or of each token,
+                (sum of lengths,), its class or IGNORED; None where nobody knows them
+    candidates  (sum of lengths,) bool; of spans: where an answer may lie, <s> included; of tags: where one is asked
     """
 
     tokens: np.ndarray

@@ -1,6 +1,7 @@
 """What predictions are worth: the papers' metrics, by their names."""
 
-from typing import Callable, Dict
+import itertools
+from typing import Callable, Dict, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -18,10 +19,20 @@ def f1(predicted: np.ndarray, targets: np.ndarray) -> float:
 
 
 def macro_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
-    """Mean of the F1 of every class that is predicted or a target."""
+    """Mean of the F1 of every class that is predicted or a target; of sets (N, L), of every label."""
     from sklearn import metrics as sklearn_metrics
 
     return float(sklearn_metrics.f1_score(targets, predicted, average="macro", zero_division=0))
+
+
+def micro_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
+    """Of sets (N, L) of 0 and 1, 2 PR / (P + R) of all labels together; 0 where P and R are."""
+    return float(2 * (predicted * targets).sum() / max(1, predicted.sum() + targets.sum()))
+
+
+def subset_accuracy(predicted: np.ndarray, targets: np.ndarray) -> float:
+    """Share of sets (N, L) that are the target in every label."""
+    return float((predicted == targets).all(axis=1).mean())
 
 
 def matthews(predicted: np.ndarray, targets: np.ndarray) -> float:
@@ -57,5 +68,57 @@ def correlation(function: Callable, predicted: np.ndarray, targets: np.ndarray) 
     return float(function(predicted, targets))
 
 
+# Of tags, a list for each sentence: predicted, and as they should be
+
+
+Tags = Sequence[Sequence[str]]
+
+
+def spans(sentences: Tags) -> Set[Tuple[int, int, int, str]]:
+    """(sentence, first word, last word, type) of each span that tags tell, in IOB1, IOB2, BIOES and BILOU alike.
+
+    B or I with I, E or L of the same type behind it go on with a span; all other tags but O begin one. So do the
+    script conlleval and the package seqeval read tags, those that no scheme allows, too.
+    """
+    found = set()
+    for sentence, tags in enumerate(sentences):
+        first, last_prefix, last_type = 0, "O", ""
+        for place, tag in enumerate([*tags, "O"]):
+            prefix, _, type_ = tag.partition("-")
+            if not (last_prefix in ("B", "I") and prefix in ("I", "E", "L") and type_ == last_type):
+                if last_prefix != "O":
+                    found.add((sentence, first, place - 1, last_type))
+                first = place
+            last_prefix, last_type = prefix, type_
+    return found
+
+
+def span_precision(predicted: Tags, targets: Tags) -> float:
+    """Share of the predicted spans that are right in both ends and type; 0 without any."""
+    found = spans(predicted)
+    return len(found & spans(targets)) / max(1, len(found))
+
+
+def span_recall(predicted: Tags, targets: Tags) -> float:
+    """Share of the spans that are found; 0 without any."""
+    return span_precision(targets, predicted)
+
+
+def span_f1(predicted: Tags, targets: Tags) -> float:
+    """2 PR / (P + R) of all sentences and types together; 0 where P and R are."""
+    found, there = spans(predicted), spans(targets)
+    return 2 * len(found & there) / max(1, len(found) + len(there))
+
+
+def of_words(metric: Callable) -> Callable:
+    """A metric of classes, of all words' tags."""
+    return lambda *tags: metric(*(np.array(list(itertools.chain(*sentences))) for sentences in tags))
+
+
 OF_CLASSES: Dict[str, Callable] = {function.__name__: function for function in (accuracy, f1, macro_f1, matthews)}
+OF_SETS: Dict[str, Callable] = {function.__name__: function for function in (micro_f1, macro_f1, subset_accuracy)}
 OF_NUMBERS: Dict[str, Callable] = {function.__name__: function for function in (spearman, pearson, pearson_spearman)}
+OF_TAGS: Dict[str, Callable] = {
+    **{function.__name__: function for function in (span_f1, span_precision, span_recall)},
+    **{function.__name__: of_words(function) for function in (accuracy, macro_f1)},
+}

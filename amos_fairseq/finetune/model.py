@@ -74,23 +74,23 @@ def start_from(network: Network, problem: Problem, pretrained: Pretrained) -> No
     kind_of(problem.kind).start_head(network.head, pretrained)
 
 
-def learning_rate_factors(network: Network, layer_decay: float) -> Dict[str, float]:
-    """By parameter: layer_decay ** (L - l), of layer l of the encoder's L (Clark et al., 2020, App. B).
+def learning_rate_factors(network: Network, layer_decay: float, top: int = 0) -> Dict[str, float]:
+    """By parameter: layer_decay ** (top + L - l), of layer l of the encoder's L (Clark et al., 2020, App. B).
 
-    Embeddings are layer 0; the head has 1, as the top layer. The table of relative positions, which all layers share,
-    has that of the lowest, l = 1. google-research/electra's code starts the top layer at layer_decay ** 2 by mistake.
+    Embeddings are layer 0; the head has 1. The table of relative positions, which all layers share, has that of the
+    lowest, l = 1. top: 0, so that the top layer has 1, too; 2 in google-research/electra's code.
     """
     layers = len(network.encoder.layers)
 
     def layer_of(name: str) -> int:
         part, *rest = name.removeprefix("encoder.").split(".")
         if part == "head":
-            return layers
+            return layers + top
         if part == "layers":
             return int(rest[0]) + 1
         return 1 if part == "relative_position_bias" else 0
 
-    return {name: layer_decay ** (layers - layer_of(name)) for name, _ in network.named_parameters()}
+    return {name: layer_decay ** (layers + top - layer_of(name)) for name, _ in network.named_parameters()}
 
 
 # Checkpoints

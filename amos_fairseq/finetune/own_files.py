@@ -1,16 +1,13 @@
-"""A user's own task, from files of labelled texts: a classification or a regression, of a text or a pair."""
+"""A user's own task, from files of labelled texts: their class, classes or number, of a text or a pair."""
 
-import hashlib
 from pathlib import Path
-from typing import Mapping, Optional, Sequence, Tuple
+from typing import Mapping, Optional, Sequence
 
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import labelled, tables
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.labelled import Problem
-from amos_fairseq.finetune.tables import READERS, Table
-
-VALID_FRACTION = 0.1  # of the training file, if no file is given for validation
+from amos_fairseq.finetune.tables import READERS
 
 
 def prepare(
@@ -19,9 +16,10 @@ def prepare(
 ) -> Problem:
     """Encode a user's own task, unless the folder holds it already.
 
-    files   train; valid, or a tenth of train by a hash of its texts, so that equal texts stay together; test
+    files   train; valid, or a tenth of train by a hash of its texts, so that equal texts stay together; test, which is
+            measured if it has labels
     texts   column of the text, or columns of a pair
-    kind    classification: labels are classes; regression: they are numbers
+    kind    classification: labels are classes; multi_label: sets of these; regression: numbers
     """
     of_kind = kind_of(kind)
     if first_metric is not None and first_metric not in of_kind.metrics:
@@ -32,14 +30,16 @@ def prepare(
         return labelled.read_problem(folder)
     splits = {}
     for split, path in files.items():
-        splits[split] = tables.read(path, texts, label if split != "test" or has_column(path, label) else None)
+        table = tables.read(path, texts, label if split != "test" or has_column(path, label) else None)
+        unlabelled = [row for row, value in enumerate(table.labels or ()) if not value]
+        if split == "test" and len(unlabelled) == len(table.lines):
+            table = table._replace(labels=None)
+        elif unlabelled and kind != "multi_label":
+            raise ValueError(f"{table.where(unlabelled[0])}: there is no label")
+        splits[split] = table
+    problem = of_kind.own_problem(name, splits["train"], source, first_metric)  # a rare label may be set aside
     if "valid" not in splits:
-        splits["train"], splits["valid"] = split_by_hash(splits["train"])
-    for split in ("train", "valid"):
-        unlabelled = [row for row, value in enumerate(splits[split].labels) if not value]
-        if unlabelled:
-            raise ValueError(f"{splits[split].where(unlabelled[0])}: there is no label")
-    problem = of_kind.own_problem(name, splits["train"], source, first_metric)
+        splits["train"], splits["valid"] = tables.split_by_hash(splits["train"])
     targets = {split: of_kind.targets(problem, table) for split, table in splits.items()}
     return tables.write(folder, problem, splits, tokenizer, max_length, targets)
 
@@ -47,15 +47,3 @@ def prepare(
 def has_column(path: Path, column: str) -> bool:
     _, first = next(READERS[path.suffix.lower()](path), (0, {}))
     return column in first
-
-
-def split_by_hash(table: Table) -> Tuple[Table, Table]:
-    """Two parts, the second of about VALID_FRACTION: which one a row is in depends on its texts alone."""
-    def share(texts: Sequence[str]) -> float:
-        digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    parts = table.parted([share(texts) < VALID_FRACTION for texts in table.texts])
-    if not all(part.lines for part in parts):
-        raise ValueError(f"{table.path} has {len(table.lines)} rows, too few to set some aside: give --valid")
-    return parts

@@ -29,6 +29,7 @@ class Setting(NamedTuple):
     layer_decay: float = 1.0
     adam_betas: Tuple[float, float] = FAIRSEQ_BETAS
     updates: int = 0
+    layer_decay_top: int = 0  # as `model.learning_rate_factors` has it
 
     @property
     def name(self) -> str:
@@ -36,7 +37,7 @@ class Setting(NamedTuple):
         length = f"updates{self.updates}" if self.updates else f"epochs{self.epochs:g}"
         parts = [f"lr{self.lr:g}", length, f"batch{self.batch_size}", f"warmup{self.warmup:g}"]
         usual = Setting(*self[:4])
-        for option, word in (("weight_decay", "wd"), ("layer_decay", "layerdecay")):
+        for option, word in (("weight_decay", "wd"), ("layer_decay", "layerdecay"), ("layer_decay_top", "top")):
             if getattr(self, option) != getattr(usual, option):
                 parts.append(f"{word}{getattr(self, option):g}")
         if self.adam_betas != usual.adam_betas:
@@ -90,9 +91,10 @@ def peer(lr: List[float]) -> Dict[Sequence[str], Grid]:
 
 
 def script(lr: float) -> Dict[Sequence[str], Grid]:
-    """SCRIPT, Table 5."""
+    """SCRIPT, Table 5, which is ELECTRA's; layers decay as in ELECTRA's code."""
+    decay = dict(layer_decay=0.8, layer_decay_top=2, weight_decay=0.0)
     return {
-        tasks: grid([lr], [epochs], [32], weight_decay=0.0, layer_decay=0.8, **FINE_TUNED_AS_BERT)
+        tasks: grid([lr], [epochs], [32], **decay, **FINE_TUNED_AS_BERT)
         for tasks, epochs in ((("RTE", "STS-B"), 10), (SQUAD, 2), (ANY, 3))
     }
 
@@ -167,10 +169,14 @@ def settings(preset: str, task: str, overrides: Mapping[str, List] = {}) -> List
 
 
 class Published(NamedTuple):
-    """values: in per cent, by task; pairs are MNLI-m and mm, or EM and F1"""
+    """values: in per cent, by task; pairs are MNLI-m and mm, or EM and F1
+
+    means: metrics, by task, whose mean over them and over its dev sets is the value
+    """
 
     source: str
     values: Mapping[str, Union[float, Tuple[float, float]]]
+    means: Mapping[str, Tuple[str, ...]] = {}
 
 
 def table_1(source: str, *values, few_shot=None) -> Published:
@@ -188,7 +194,7 @@ def teams_row(average, em1, f1_1, em2, f1_2) -> Published:
 def peer_row(source, average, mnli, cola, sst2, mrpc, stsb, qqp, qnli, rte) -> Published:
     """A row of PEER's Tables 3 and 4: MNLI is the mean of m and mm, STS-B that of Pearson and Spearman."""
     values = dict(zip(EIGHT, (mnli, qqp, qnli, sst2, cola, rte, mrpc, stsb)))
-    return Published(source, {**values, "average": average})
+    return Published(source, {**values, "average": average}, {"MNLI": ("accuracy",), "STS-B": ("pearson", "spearman")})
 
 
 PUBLISHED: Dict[str, Published] = {
@@ -225,3 +231,8 @@ def published_for(method: str, dim: int) -> Optional[str]:
     row = f"{METHODS[method].short_name}_{size}" if method in METHODS else ""
     names = (row, f"{row}++")
     return next((name for name in names if name in PUBLISHED), None)
+
+
+def paper_with_means(preset: str) -> Optional[str]:
+    """The row of PUBLISHED for a preset whose paper shows means, so that its results are shown alike by any model."""
+    return preset if preset in PUBLISHED and PUBLISHED[preset].means else None

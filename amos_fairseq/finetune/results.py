@@ -91,16 +91,29 @@ def shown_scores(result: Result) -> List[Tuple[str, str]]:
     return kind_of(result.kind).shown(result.metrics, result.scores)
 
 
-def summarize(results: Sequence[Result]) -> List[Summary]:
-    """By setting, those of one task, the best first."""
+def means_of(paper: Optional[str], task: str) -> Tuple[str, ...]:
+    """Metrics whose mean the paper gives."""
+    return PUBLISHED[paper].means.get(task, ()) if paper else ()
+
+
+def shown_values(result: Result, paper: Optional[str]) -> List[float]:
+    """What the table shows of a run, as the paper has it."""
+    means = means_of(paper, result.task)
+    if means:
+        splits = [split for split in result.scores if split.startswith("valid")]
+        return [statistics.mean(result.scores[split][metric] for split in splits for metric in means)]
+    return [result.scores[split][metric] for split, metric in shown_scores(result)]
+
+
+def summarize(results: Sequence[Result], paper: Optional[str] = None) -> List[Summary]:
+    """By setting, those of one task, the best first. paper: what is shown is that of this row of `PUBLISHED`"""
     by_setting: Dict[Setting, List[Result]] = {}
     for result in results:
         by_setting.setdefault(result.setting, []).append(result)
     summaries = []
     for setting, runs in by_setting.items():
         scores = [run.score for run in runs]
-        columns = shown_scores(runs[0])
-        shown = [statistics.median(run.scores[split][metric] for run in runs) for split, metric in columns]
+        shown = [statistics.median(values) for values in zip(*(shown_values(run, paper) for run in runs))]
         spread = tuple(np.percentile(scores, [25, 75]).tolist())
         median, seeds = statistics.median(scores), sorted(run.seed for run in runs)
         summaries.append(Summary(setting, seeds, median, spread, min(scores), max(scores), shown))
@@ -136,12 +149,15 @@ def published(paper: Optional[str], task: str) -> str:
 def table_row(task: str, results: Sequence[Result], paper: Optional[str]) -> List[str]:
     if not results:
         return [task, "", published(paper, task), NOT_RUN, "", "", "", ""]
-    names = "/".join(dict.fromkeys(metric for _, metric in shown_scores(results[0])))
+    means = means_of(paper, task)
+    names = ", ".join(means) + " (mean)" if means else "/".join(
+        dict.fromkeys(metric for _, metric in shown_scores(results[0]))
+    )
     if kind_of(results[0].kind).draws_data:
         ours = "/".join(f"{100 * mean:.1f} ({100 * deviation:.1f})" for mean, deviation in over_splits(results))
         splits = len({result.seed for result in results})
         return [task, names, published(paper, task), ours, str(splits), "", "", "best of each split"]
-    best = summarize(results)[0]
+    best = summarize(results, paper)[0]
     ranges = (" to ".join(percent([value]) for value in ends) for ends in (best.spread, (best.lowest, best.highest)))
     seeds = str(len(best.seeds))
     return [task, names, published(paper, task), percent(best.shown), seeds, *ranges, best.setting.name]
@@ -158,13 +174,19 @@ def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
     of_glue = EIGHT if any(task in by_task for task in EIGHT) else ()
     rows = [table_row(task, by_task.get(task, []), paper) for task in of_glue]
     if of_glue:
-        rows.append(["average", "", published(paper, "average"), average(by_task), "", "", "", ""])
+        rows.append(["average", "", published(paper, "average"), average(by_task, paper), "", "", "", ""])
     rows += [table_row(task, by_task[task], paper) for task in sorted(by_task) if task not in of_glue]
     of_paper = f"paper ({paper}: {PUBLISHED[paper].source})" if paper else "paper"
     table = markdown(("task", "metric", of_paper, "ours", "seeds", "middle half", "range", "setting"), rows)
     notes = ["In per cent. Ours: the median over seeds of the best setting; middle half and range of what selects it."]
     if of_glue:
-        notes.append("MNLI is matched/mismatched; matched selects and is in the average.")
+        notes.append(
+            "As in the paper, MNLI is the mean of matched and mismatched, STS-B that of both correlations; the first "
+            "selects." if means_of(paper, "MNLI") else
+            "MNLI is matched/mismatched; matched selects and is in the average."
+        )
+    if any("test" in result.scores and not kind_of(result.kind).draws_data for result in results):
+        notes.append("Where the test file has labels: valid/test; valid selects.")
     kinds = {result.kind for result in results}
     notes += [kind.note for name, kind in KINDS.items() if name in kinds and kind.note]
     return "\n".join([table, "", " ".join(notes), ""])
@@ -186,22 +208,22 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
-def average(by_task: Dict[str, List[Result]]) -> str:
-    """Of the eight tasks' medians."""
+def average(by_task: Dict[str, List[Result]], paper: Optional[str]) -> str:
+    """Of the eight tasks' medians of what is shown first."""
     missing = [task for task in EIGHT if task not in by_task]
     if missing:
         return f"{NOT_RUN}: {', '.join(missing)}"
-    return percent([statistics.mean(summarize(by_task[task])[0].median for task in EIGHT)])
+    return percent([statistics.mean(summarize(by_task[task], paper)[0].shown[0] for task in EIGHT)])
 
 
 def to_json(results: Sequence[Result], paper: Optional[str] = None) -> Dict[str, Any]:
     """Every setting of every task, the best first, and each run's scores."""
-    source, values = PUBLISHED[paper] if paper else (None, {})
+    source, values = PUBLISHED[paper][:2] if paper else (None, {})
     tasks: Dict[str, Any] = {}
     for task in sorted({result.task for result in results}):
         runs = [result for result in results if result.task == task]
         settings = []
-        for summary in summarize(runs):
+        for summary in summarize(runs, paper):
             scores = {str(run.seed): run.scores for run in runs if run.setting == summary.setting}
             settings.append({**summary._asdict(), "setting": summary.setting._asdict(), "scores": scores})
         tasks[task] = {"metrics": runs[0].metrics, "paper": values.get(task), "settings": settings}

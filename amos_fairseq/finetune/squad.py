@@ -1,7 +1,8 @@
 """SQuAD 1.1 and 2.0: public files to windows, and logits to answers and their scores.
 
     question, context  ->  <s> question </s> </s> part of the context </s>: windows, `stride` context tokens apart
-    start, end logits  ->  best span of all windows; null odds = lowest <s> score of the windows - score of that span
+    start, end logits  ->  best span of all windows, whose first token has the most context there
+                           null odds = lowest <s> score of the windows - score of that span
     2.0                    no answer where the null odds are above a threshold
 
 Windows are those of BERT (Devlin et al., 2019) and COCO-LM's released scripts. Exact match, F1 and the best thresholds
@@ -12,7 +13,6 @@ A folder that `prepare` wrote holds, beside what training reads, all that `evalu
     <split>.windows.npz     `Windows`
 """
 
-import itertools
 import json
 import logging
 import re
@@ -28,6 +28,7 @@ from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import durably_written, replace_durably
 from amos_fairseq.finetune import labelled, tables
 from amos_fairseq.finetune.labelled import Examples, Problem
+from amos_fairseq.finetune.windows import begins_of, of_most_context
 
 N_BEST = 20  # starts and ends that are paired
 MAX_ANSWER = 30  # tokens
@@ -219,15 +220,13 @@ def encode(
         cut += len(asked) > max_question
         prefix = len(tokenizer.sequence(asked[:max_question], [])) - 1
         room = max_length - prefix - 1
-        for begin in itertools.count(0, stride):
+        for begin in begins_of(len(ids), room, stride).tolist():
             part = slice(begin, begin + room)
             tokens.append(np.array(tokenizer.sequence(asked[:max_question], ids[part]), dtype=np.int32))
             inside = len(answered) > 0 and begin <= answered[0] and answered[-1] < begin + room
             targets.append([answered[0] - begin + prefix, answered[-1] - begin + prefix] if inside else [0, 0])
             candidates.append(np.concatenate([[True], np.zeros(prefix - 1, dtype=bool), visible[part], [False]]))
             windows.append([number, prefix, begin])
-            if begin + room >= len(ids):
-                break
     known = all(question.answers is not None for question in dataset.questions)
     lengths = np.array([len(sequence) for sequence in tokens])
     targets = np.array(targets) if known else None
@@ -240,9 +239,9 @@ def best_span(
 ) -> Tuple[float, int, int]:
     """(score, first, last) of the highest logits[first, 0] + logits[last, 1] with first <= last < first + max_answer.
 
-    Of pairs of the `n_best` starts and ends among candidates (T,); the score is -inf if there is no pair.
+    Of pairs of the `n_best` starts and ends among candidates (T, 2); the score is -inf if there is no pair.
     """
-    start, end = np.where(candidates[:, None], logits, -np.inf).T
+    start, end = np.where(candidates, logits, -np.inf).T
     firsts, lasts = (np.argsort(-scores, kind="stable")[:n_best] for scores in (start, end))
     apart = lasts - firsts[:, None]
     scores = np.where((apart >= 0) & (apart < max_answer), start[firsts][:, None] + end[lasts], -np.inf)
@@ -251,7 +250,10 @@ def best_span(
 
 
 def decode(folder, split: str, outputs: np.ndarray) -> Predictions:
-    """Answers from outputs (tokens of all windows, 2): start and end logits; a question without any span has ""."""
+    """Answers from outputs (tokens of all windows, 2): start and end logits; a question without any span has "".
+
+    As in the code of BERT and ELECTRA, a span is one of the window in which its first token has the most context.
+    """
     examples = labelled.read_examples(Path(folder), split)
     if outputs.shape != (len(examples.tokens), 2):
         raise ValueError(f"outputs {outputs.shape} are not start and end logits of {len(examples.tokens)} tokens")
@@ -260,12 +262,19 @@ def decode(folder, split: str, outputs: np.ndarray) -> Predictions:
     best = [(-np.inf, 0, 0)] * len(questions)  # score, begin and end characters
     null = np.full(len(questions), np.inf)
     context_start = np.cumsum(windows.context_tokens) - windows.context_tokens
+    ends = windows.begin + examples.lengths - windows.prefix - 1  # </s> is last
+    windows_of = np.bincount(windows.question)
     for window, (question, start) in enumerate(zip(windows.question.tolist(), examples.starts)):
+        if not windows.begin[window]:  # the question's first
+            parts = slice(window, window + windows_of[question])
+            context_tokens = windows.context_tokens[questions[question]["context"]]
+            window_of = parts.start + of_most_context(windows.begin[parts], ends[parts], context_tokens)
         tokens = slice(start, start + examples.lengths[window])
         logits = outputs[tokens].astype(np.float64)
         null[question] = min(null[question], logits[0].sum())
-        allowed = examples.candidates[tokens].copy()
+        allowed = np.repeat(examples.candidates[tokens, None], 2, axis=1)
         allowed[0] = False
+        allowed[windows.prefix[window] : -1, 0] &= window_of[windows.begin[window] : ends[window]] == window
         score, first, last = best_span(logits, allowed)
         if score > best[question][0]:
             shift = context_start[questions[question]["context"]] + windows.begin[window] - windows.prefix[window]

@@ -129,7 +129,7 @@ def training_arguments(job: Job, model: Model) -> List[str]:
     updates = setting.num_updates(examples)
     options: Dict[str, Any] = {
         "task": "finetuning", "arch": "finetuned", "criterion": "finetuning",
-        "pretrained": model.pretrained, "layer-decay": setting.layer_decay,
+        "pretrained": model.pretrained, "layer-decay": setting.layer_decay, "layer-decay-top": setting.layer_decay_top,
         "optimizer": "fused_adamw", "adam-betas": setting.adam_betas, "adam-eps": 1e-6,
         "weight-decay": setting.weight_decay, "clip-norm": 0.0,
         "lr": setting.lr, "lr-scheduler": "polynomial_decay",

@@ -8,6 +8,8 @@ Half a character, which JSON can spell, becomes U+FFFD and is counted.
 """
 
 import csv
+import hashlib
+import itertools
 import json
 import logging
 import math
@@ -26,6 +28,7 @@ from amos_fairseq.finetune import labelled
 from amos_fairseq.finetune.labelled import Examples, Problem
 from amos_fairseq.json_files import formed
 
+VALID_FRACTION = 0.1  # of the training file, if no file is given for validation
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # without any, JSON has no half of a character
 logger = logging.getLogger(__name__)
 Records = Iterable[Tuple[int, Dict[str, Any]]]  # numbers of lines, and values by column
@@ -179,10 +182,14 @@ def to_table(
     path: Path, records: Records, texts: Sequence[str], label: Optional[str], index: Optional[str] = None,
     skipped: Sequence[int] = (),
 ) -> Table:
-    """The named columns of records that were read from `path`. Raises ValueError for a column that is not there."""
+    """The named columns of records that were read from `path`; of texts, a+b is column a, a space and column b.
+
+    Raises ValueError for a column that is not there.
+    """
     table = Table(path, [], [], label and [], index and [], skipped)
     for number, record in records:
-        names = [*texts, *filter(None, (label, index))]
+        parts = [[name] if name in record else name.split("+") for name in texts]
+        names = [*itertools.chain(*parts), *filter(None, (label, index))]
         missing = [name for name in names if name not in record]
         if missing:
             raise ValueError(
@@ -190,10 +197,10 @@ def to_table(
                 f"its columns are {', '.join(map(str, record))}"[:500]
             )
         table.lines.append(number)
-        for name in texts:
+        for name in itertools.chain(*parts):
             if not isinstance(record[name], str):
                 raise ValueError(f"{path}, line {number}: {name} is {json.dumps(record[name])}, not a text")
-        table.texts.append(tuple(record[name] for name in texts))
+        table.texts.append(tuple(" ".join(record[name] for name in part) for part in parts))
         if label:
             value = record[label]  # JSON's numbers and words as they are written there
             table.labels.append(value.strip() if isinstance(value, str) else "" if value is None else json.dumps(value))
@@ -205,6 +212,18 @@ def to_table(
 
 
 # Rows to examples
+
+
+def split_by_hash(table: Table) -> Tuple[Table, Table]:
+    """Two parts, the second of about VALID_FRACTION: which one a row is in depends on its texts alone."""
+    def share(texts: Sequence[str]) -> float:
+        digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    parts = table.parted([share(texts) < VALID_FRACTION for texts in table.texts])
+    if not all(part.lines for part in parts):
+        raise ValueError(f"{table.path} has {len(table.lines)} rows, too few to set some aside: give --valid")
+    return parts
 
 
 def encode(table: Table, tokenizer: Tokenizer, max_length: int, targets: Optional[np.ndarray]) -> Tuple[Examples, int]:
@@ -281,6 +300,7 @@ def write(
         examples={split: len(table.lines) for split, table in tables.items()},
         truncated={split: truncated for split, (_, truncated) in encoded.items()},
         skipped={split: list(table.skipped) for split, table in tables.items()},
+        unlabelled=[split for split, table in tables.items() if table.labels is None],
     )
     folder.mkdir(parents=True, exist_ok=True)
     for split, table in tables.items():

@@ -18,7 +18,7 @@ MPNET_FIRST_POSITION = PAD + 1
 
 SUFFIXES = {
     "encoder": "Model", "masked_lm": "ForMaskedLM", "detection": "ForPreTraining",
-    "sequence": "ForSequenceClassification", "span": "ForQuestionAnswering",
+    "sequence": "ForSequenceClassification", "span": "ForQuestionAnswering", "token": "ForTokenClassification",
 }
 AUTO_CLASSES = {task: f"AutoModel{suffix.removeprefix('Model')}" for task, suffix in SUFFIXES.items()}
 
@@ -52,7 +52,7 @@ MPNET_NAMES: Names = BERT_NAMES | {
 ROBERTA_HEADS: Dict[str, Names] = {
     "masked_lm": {"": "lm_head", "dense": "lm_head.dense", "layer_norm": "lm_head.layer_norm"},
     "sequence": {"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
-    "span": {"out_proj": "qa_outputs"},
+    "span": {"out_proj": "qa_outputs"}, "token": {"out_proj": "classifier"},
 }
 BERT_HEADS: Dict[str, Names] = {
     "masked_lm": {
@@ -60,14 +60,14 @@ BERT_HEADS: Dict[str, Names] = {
         "layer_norm": "cls.predictions.transform.LayerNorm",
     },
     "sequence": {"dense": "bert.pooler.dense", "out_proj": "classifier"},
-    "span": {"out_proj": "qa_outputs"},
+    "span": {"out_proj": "qa_outputs"}, "token": {"out_proj": "classifier"},
 }
 ELECTRA_HEADS: Dict[str, Names] = {  # its sequence classifier has a GELU where ours has tanh
     "masked_lm": {
         "": "generator_lm_head", "dense": "generator_predictions.dense", "layer_norm": "generator_predictions.LayerNorm"
     },
     "detection": {"dense": "discriminator_predictions.dense", "score": "discriminator_predictions.dense_prediction"},
-    "span": {"out_proj": "qa_outputs"},
+    "span": {"out_proj": "qa_outputs"}, "token": {"out_proj": "classifier"},
 }
 
 
@@ -118,12 +118,14 @@ class Part(NamedTuple):
 
     task    a key of SUFFIXES; its head is None for `encoder`
     labels  of a classification; empty for a regression
+    sets    whether any number of labels may hold at once
     """
 
     task: str
     encoder: Encoder
     head: Optional[nn.Module] = None
     labels: Sequence[str] = ()
+    sets: bool = False
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, T, C) hidden states -> what their class puts out.
@@ -203,13 +205,14 @@ def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
             "relative_bucketing": shape.rel_pos_bucketing,
         }
         classes = {AUTO_CLASSES[task]: layout.class_name(task) for task in ("encoder", *layout.heads)}
-        # The last is for them to fine-tune: no checkpoint of ours has such a head.
-        names = {"AutoConfig": "AmosConfig", **classes, "AutoModelForTokenClassification": "AmosForTokenClassification"}
+        names = {"AutoConfig": "AmosConfig", **classes}
         config["auto_map"] = {auto: f"modeling_amos.{name}" for auto, name in names.items()}
-    if part.task == "sequence":
+    if part.task in ("sequence", "token"):
         labels = dict(enumerate(part.labels)) or {0: "value"}
         config |= {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
-        config["problem_type"] = "single_label_classification" if part.labels else "regression"
+    if part.task == "sequence":
+        classification = "multi_label_classification" if part.sets else "single_label_classification"
+        config["problem_type"] = classification if part.labels else "regression"
     return config
 
 

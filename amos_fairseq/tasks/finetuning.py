@@ -41,6 +41,9 @@ class FinetuningTaskConfig(SupervisionConfig):
         "times which each layer learns more slowly than the one above, from the top one on: 0.8 is usual, 1: alike",
         Range(0, 1, without_low=True, with_high=True),
     )
+    layer_decay_top: int = option(
+        0, "how often layer_decay slows the top layer already, beneath the head: 2 in ELECTRA's code", Range(0, 100)
+    )
     allow_change: str = option(
         "", "what a resumed run may do otherwise than before, as the refusal names it: seed,..", free=True
     )
@@ -140,7 +143,7 @@ class FinetuningTask(SupervisedTask):
             if pretrained is not None and not self.cfg.from_scratch:
                 start_from(model.network, self.problem, pretrained)
         if self.cfg.layer_decay != 1.0:
-            factors = learning_rate_factors(model.network, self.cfg.layer_decay)
+            factors = learning_rate_factors(model.network, self.cfg.layer_decay, self.cfg.layer_decay_top)
             for name, parameter in model.network.named_parameters():
                 set_lr_factor(parameter, factors[name])
         return model
@@ -230,6 +233,7 @@ class FinetuningTask(SupervisedTask):
             answers = {}
             for part in gathered(self.answers[split]):
                 answers.update(part)
-            outputs = in_order([answers[index] for index in range(len(self.datasets[split]))])
+            with told_in_one_line():
+                outputs = in_order([answers[index] for index in range(len(self.datasets[split]))])
             self.results[split] = self.kind.evaluate(Path(self.cfg.data), self.problem, split, outputs)
         return self.results[split][name]

@@ -38,6 +38,7 @@ def command(tmp_path, capsys):
 
 FILE = ("file", "--model", "{}/run", "--train", "{}/train.tsv", "--valid", "{}/train.tsv", "--text", "text",
         "--label", "label", "--out", "{}/out", "--cpu")
+TOKENS = ("tokens", "--model", "{}/run", "--train", "{}/train.tsv", "--valid", "{}/train.tsv", "--out", "{}/out")
 GLUE = ("glue", "--model", "{}/run", "--glue", "{}/glue", "--out", "{}/out", "--cpu")
 PROMPT = ("prompt", "--model", "{}/run", "--out", "{}/out", "--cpu")
 
@@ -57,6 +58,12 @@ PROMPT = ("prompt", "--model", "{}/run", "--out", "{}/out", "--cpu")
     ((*FILE, "--model", "{}/none"), "none does not exist"),
     ((*FILE, "--train", "{}/none.tsv"), "none.tsv does not exist"),
     ((*FILE, "--label", "class"), "train.tsv, line 2: there is no column 'class'"),
+    ((*FILE, "--multi-label", "--metric", "accuracy"), "--metric accuracy is none of multi_label: choose from micro"),
+    ((*FILE, "--multi-label", "--regression"), "argument --regression: not allowed with argument --multi-label"),
+    ((*FILE, "--layer-decay-top", "-1"), "argument --layer-decay-top: '-1' has values outside of 0 to 100"),
+    ((*TOKENS, "--tags", "3"), "train.tsv, line 1: there is no column '3'; its columns are 1, 2"),
+    ((*TOKENS, "--metric", "f1"), "--metric f1 is none of tags such as a: choose from accuracy, macro_f1"),
+    ((*TOKENS, "--name", "a/b"), "--name a/b is no name of a folder: leave out '/'"),
     ((*FILE, "--name", "a/b"), "--name a/b is no name of a folder: leave out '/'"),
     (GLUE, "glue/MNLI/train.tsv does not exist: glue should have the folder MNLI of GLUE"),
     ((*GLUE, "--tasks", "RTE,SST2"), "--tasks SST2: GLUE has MNLI, QQP, QNLI, SST-2, CoLA, RTE, MRPC, STS-B, WNLI"),

@@ -139,7 +139,8 @@ SCALE = dict(offset=1.5, unit=5.0)  # of what a regression learns: (number - off
 
 
 def problem_of(kind, tokenizer):
-    labels = {"classification": ["no", "maybe", "yes"], "prompt": ["no", "yes"]}.get(kind, [])
+    three = ["no", "maybe", "yes"]
+    labels = {"classification": three, "multi_label": three, "token": three, "prompt": ["no", "yes"]}.get(kind, [])
     words = [tokenizer.encode(word)[0] for word in ("alpha", "beta")] if kind == "prompt" else []
     about = {"source": "a test", **({"scale": SCALE} if kind == "regression" else {})}
     return Problem("toy", kind, ["accuracy"], "0" * 64, labels, words, about)
@@ -175,6 +176,11 @@ def save_finetuned(run, name, method, tokenizer, kind):
         ("span", ABSOLUTE, "BertForQuestionAnswering"),
         ("span", ABSOLUTE | NARROW, "ElectraForQuestionAnswering"),
         ("span", WIDE, "AmosForQuestionAnswering"),
+        ("multi_label", MPNET, "MPNetForSequenceClassification"),
+        ("token", MPNET, "MPNetForTokenClassification"),
+        ("token", ABSOLUTE, "BertForTokenClassification"),
+        ("token", ABSOLUTE | NARROW, "ElectraForTokenClassification"),
+        ("token", WIDE, "AmosForTokenClassification"),
         ("prompt", MPNET, "MPNetForMaskedLM"),
     ],
 )
@@ -185,7 +191,9 @@ def test_outputs_are_those_of_the_fine_tuned_network(
     network = save_finetuned(tmp_path / "tuned", "bert_mlm", method, tokenizer, kind)
     status, _, err, folder = export(tmp_path / "tuned")
     assert status == 0, err
-    (tokens, padding_mask), auto = tokens, {"span": "QuestionAnswering", "prompt": "MaskedLM"}
+    (tokens, padding_mask), auto = tokens, {
+        "span": "QuestionAnswering", "prompt": "MaskedLM", "token": "TokenClassification"
+    }
     auto_class = getattr(transformers, f"AutoModelFor{auto.get(kind, 'SequenceClassification')}")
     model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
     assert type(model).__name__ == class_name
@@ -199,6 +207,8 @@ def test_outputs_are_those_of_the_fine_tuned_network(
         ours = ours[~padding_mask]
     elif kind == "prompt":
         theirs = theirs.logits[:, 1, problem_of(kind, tokenizer).label_tokens]
+    elif kind == "token":
+        theirs, ours = theirs.logits[~padding_mask], ours[~padding_mask]
     else:
         theirs = theirs.logits.squeeze(-1) if kind == "regression" else theirs.logits
     if kind == "regression":  # theirs are the task's own numbers
@@ -206,8 +216,12 @@ def test_outputs_are_those_of_the_fine_tuned_network(
     print(f"{class_name}, {kind}: outputs differ by {(theirs - ours).abs().max():.1e} of {ours.abs().max():.1f}")
     assert ours.abs().max() > 0.3
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
-    if kind == "classification":
+    if kind in ("classification", "multi_label", "token"):
         assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    if kind == "token":
+        assert "A word's tag is that of its first token." in (folder / "README.md").read_text()
+    if kind == "multi_label":
+        assert model.config.problem_type == "multi_label_classification"
     if kind == "prompt":
         words = "`\u2581alpha` for no, `\u2581beta` for yes"
         assert f"likeliest of these tokens at the only `<mask>`: {words}." in (folder / "README.md").read_text()

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from amos_fairseq.finetune import labelled, squad
+from amos_fairseq.finetune import labelled, squad, tagged
 from amos_fairseq.finetune.labelled import Examples, Problem
 from amos_fairseq.methods.base import Vocabulary
 from tests.runs import USER_DIR, flags
@@ -15,6 +15,7 @@ TRAIN = "fairseq_cli.train:cli_main"
 WORDS = "gamma delta epsilon zeta eta theta".split()  # fill; alpha and beta are what decides
 METRICS = {
     "classification": ["accuracy", "f1"],
+    "multi_label": ["micro_f1", "subset_accuracy"],
     "regression": ["pearson_spearman", "spearman", "pearson"],
     "prompt": ["accuracy"],
 }
@@ -38,8 +39,10 @@ def toy(tokenizer, tmp_path_factory):
     """toy(kind, **splits): a labelled folder; each split has so many examples, train 32 and valid 13 by default.
 
     classification, prompt   which of alpha and beta is there
+    multi_label              whether alpha is there, and whether beta: one of them is
     regression               the share of words that are alpha
     span                     alpha, beta, and up to one word between them
+    token                    B-FIRST is alpha, B-SECOND is beta
     """
 
     def example(kind, draw):
@@ -51,6 +54,11 @@ def toy(tokenizer, tmp_path_factory):
         if kind == "span":
             answer = ["alpha", *words[:label], "beta"]
             return [*words[:place], *answer, *words[place:]], " ".join(answer)
+        if kind == "multi_label":
+            return [*words[:place], ("alpha", "beta")[label], *words[place:]], [1 - label, label]
+        if kind == "token":
+            words[place] = ("alpha", "beta")[label]
+            return words, [{"alpha": "B-FIRST", "beta": "B-SECOND"}.get(word, "O") for word in words]
         return [*words[:place], ("alpha", "beta")[label], *words[place:]], label
 
     def examples(kind, seed, size):
@@ -79,6 +87,13 @@ def toy(tokenizer, tmp_path_factory):
                 (folder / f"{split}.json").write_text(json.dumps(public))
             files = {split: folder / f"{split}.json" for split in written}
             squad.prepare(folder / "labelled", files, tokenizer, max_length=32, stride=8, max_question=4)
+            return folder / "labelled"
+        if kind == "token":
+            files = {split: folder / f"{split}.conll" for split in written}
+            for split, pairs in written.items():
+                sentences = ("\n".join(" ".join(row) for row in zip(*pair)) for pair in pairs)
+                files[split].write_text("\n\n".join(sentences) + "\n")
+            tagged.prepare(folder / "labelled", "toy", files, tokenizer, max_length=32)
             return folder / "labelled"
         labels = [] if kind == "regression" else ["first", "second"]
         tokens = [tokenizer.encode(word)[0] for word in ("gamma", "delta")] if kind == "prompt" else []

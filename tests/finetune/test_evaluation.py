@@ -41,7 +41,8 @@ def examples(kind):
     return Examples(np.concatenate(sequences).astype(np.int32), LENGTHS), sequences
 
 
-SHAPES = {"classification": (3,), "prompt": (3,), "regression": (), "span": (2,)}
+SHAPES = {"classification": (3,), "multi_label": (3,), "prompt": (3,), "regression": (), "span": (2,), "token": (3,)}
+PER_TOKEN = ("span", "token")
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -50,12 +51,23 @@ def test_outputs_are_those_of_each_sequence_alone_in_the_order_of_the_examples(n
     outputs = {size: predict(network, split, batch_tokens=size) for size in (1, 24, 1000)}
     with torch.no_grad():
         alone = [network.eval()(torch.from_numpy(sequence)[None])[0].numpy() for sequence in sequences]
-    expected = np.concatenate(alone) if kind == "span" else np.stack(alone)
-    assert expected.shape == (LENGTHS.sum() if kind == "span" else 5, *SHAPES[kind])
+    expected = np.concatenate(alone) if kind in PER_TOKEN else np.stack(alone)
+    assert expected.shape == (LENGTHS.sum() if kind in PER_TOKEN else 5, *SHAPES[kind])
     assert np.ptp(expected, axis=0).min() > 0.01
     for found in outputs.values():
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_answers_that_are_no_numbers_are_refused(network, kind):
+    """argmax makes them the first class."""
+    network = network(kind)
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(ValueError, match="answers nan or infinity to 5 of 5 sequences, first to number 0: it has dive"):
+        predict(network, examples(kind)[0])
 
 
 def test_no_pass_holds_more_positions_than_allowed_and_progress_is_told(network):

@@ -12,7 +12,8 @@ from amos_fairseq.finetune.kinds.classification import SequenceHead
 from amos_fairseq.finetune.kinds.prompt import PromptHead
 from amos_fairseq.finetune.kinds.regression import RegressionHead
 from amos_fairseq.finetune.kinds.span import SpanHead
-from amos_fairseq.finetune.labelled import Batch
+from amos_fairseq.finetune.kinds.token import TokenHead
+from amos_fairseq.finetune.labelled import IGNORED, Batch
 from amos_fairseq.finetune.model import Network
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 
@@ -55,6 +56,13 @@ def test_regression_loss_is_the_sum_of_squared_errors():
     assert squared_error(outputs, batch(targets=targets)).item() == pytest.approx(0.25 + 0.16, abs=1e-6)
 
 
+def test_multi_label_loss_is_the_mean_over_labels_of_binary_cross_entropies():
+    logits, targets = torch.tensor([[2.0, -1.0], [0.0, 0.0]]), torch.tensor([[1, 1], [0, 1]])
+    loss = KINDS["multi_label"].loss(logits, batch(targets=targets))
+    # ln(1 + e^-2) = .126928, ln(1 + e) = 1.313262, ln 2 twice
+    assert loss.item() == pytest.approx((0.126928 + 1.313262) / 2 + math.log(2), abs=1e-6)
+
+
 def test_span_loss_is_half_of_both_cross_entropies_over_the_candidates():
     logits = torch.tensor([[[1.0, 0.0], [9.0, 9.0], [2.0, 1.0], [0.0, 3.0], [9.0, 9.0]]], requires_grad=True)
     candidates = torch.tensor([[True, False, True, True, False]])
@@ -64,6 +72,15 @@ def test_span_loss_is_half_of_both_cross_entropies_over_the_candidates():
     assert loss.item() == pytest.approx(0.5 * (start + end), abs=1e-6) == pytest.approx(0.288726, abs=1e-6)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert not gradient[:, [1, 4]].any() and gradient[:, [0, 2, 3]].all()
+
+
+def test_token_loss_is_the_sum_of_cross_entropies_over_the_words():
+    logits = torch.tensor([[[9.0, 0.0, 0.0], [2.0, 1.0, 0.5], [0.0, 0.0, 0.0]]], requires_grad=True)
+    loss = KINDS["token"].loss(logits, batch(targets=torch.tensor([[IGNORED, 1, 2]])))
+    assert loss.item() == pytest.approx(1.464369 + 1.098612, abs=1e-6)  # as of the classification above
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert not gradient[0, 0].any() and gradient[0, 1:].all()
+    assert KINDS["token"].loss(logits, batch(targets=torch.full((1, 3), IGNORED))).item() == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -145,6 +162,17 @@ def test_regression_is_mpnets():
     )
 
 
+def test_multi_label_classification_is_mpnets():
+    theirs = mpnet("MPNetForSequenceClassification", problem_type="multi_label_classification")
+    targets = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    head = SequenceHead(32, 3, 0.1)
+    encoder = Encoder(EncoderConfig(**SIZE, rel_pos_buckets=32))
+    twins = Twins(Network(encoder, head).eval(), theirs.eval(), MPNET_NAMES | MPNET_HEAD, FIRST_ROWS).draw_parameters()
+    tokens = torch.randint(4, SIZE["vocab_size"], (4, 40))
+    loss = KINDS["multi_label"].loss(twins.ours(tokens), batch(targets=targets)) / 4
+    torch.testing.assert_close(loss, theirs(tokens, labels=targets.float()).loss, rtol=1e-5, atol=1e-6)
+
+
 def test_classification_without_relative_bias_is_berts_pooler_and_classifier():
     theirs, labels = bert("BertForSequenceClassification"), torch.tensor([2, 0, 1, 1])
     head = {"head.dense": ["bert.pooler.dense"], "head.out_proj": ["classifier"]}
@@ -166,6 +194,22 @@ def test_spans_are_those_of_question_answering(family):
         "span", SpanHead(32), theirs, names | {"head.out_proj": ["qa_outputs"]}, targets,
         lambda tokens, mask: theirs(tokens, attention_mask=mask, start_positions=start, end_positions=end).loss,
         first_rows, buckets, smallest=-1.0,  # what all positions share changes no probability: its gradient is 0
+    )
+
+
+@pytest.mark.parametrize("family", ["MPNet", "Bert"])
+def test_tags_are_those_of_token_classification(family):
+    """Their loss is a mean over tokens, ours over sequences."""
+    make, names, first_rows, buckets = (
+        (mpnet, MPNET_NAMES, FIRST_ROWS, 32) if family == "MPNet" else (bert, BERT_NAMES, None, 0)
+    )
+    theirs = make(f"{family}ForTokenClassification")
+    targets = torch.randint(3, (4, 40)).masked_fill(torch.arange(40) % 3 == 0, IGNORED)
+    tokens_each = (targets != IGNORED).sum() / len(targets)
+    assert_twins(
+        "token", TokenHead(32, 3), theirs, names | {"head.out_proj": ["classifier"]}, targets,
+        lambda tokens, mask: tokens_each * theirs(tokens, attention_mask=mask, labels=targets).loss,
+        first_rows, buckets,
     )
 
 

@@ -42,11 +42,18 @@ REFUSED = {  # what: (kind, changes, what the line must say)
     "empty": ("regression", dict(lengths=np.array([], int), tokens=np.array([], int)), "toy is empty or damaged"),
     "label beyond": ("classification", dict(targets=np.array([0, 2, 1])), "example 1 of toy has label 2, which is"),
     "label below": ("prompt", dict(targets=np.array([0, 0, -1])), "example 2 of toy has label -1, which is"),
+    "no set": ("multi_label", dict(targets=np.array([[0, 1], [1, 1], [0, 2]])), "example 2 of toy has targets that"),
+    "sets of others": ("multi_label", dict(targets=np.array([[0], [1], [0]])), "example 0 of toy has targets that"),
     "no number": ("regression", dict(targets=np.array([0.0, np.nan, 1.0])), "example 1 of toy has target nan"),
     "no mask": ("prompt", {}, "example 0 of toy has not one <mask>, but several or none"),
     "id beyond": ("regression", dict(tokens=np.array([0, 5, 2, 0, 99, 0, 6, 7, 9, 2])), "example 1 of toy has ids"),
     "span backwards": ("span", spans([0, 0], [0, 0], [2, 1]), r"example 2 of toy has span \[2 1\], which is none of"),
     "span beyond": ("span", spans([0, 3], [0, 0], [1, 2]), r"example 0 of toy has span \[0 3\], which is none of"),
+    "tag beyond": (
+        "token", dict(targets=np.array([-100, 1, -100, -100, -100, -100, 0, 2, 1, -100])),
+        "example 2 of toy has a token with none of the 2 labels",
+    ),
+    "targets of sequences": ("token", {}, "toy has no targets for its 3 examples"),
     "span elsewhere": ("span", spans([0, 0], [0, 0], [1, 3]), r"example 2 of toy has span \[1 3\], which is outside"),
 }
 
@@ -62,6 +69,7 @@ def test_examples_that_cannot_be_trained_on_are_named(what):
 def test_good_examples_pass():
     check(Problem("toy", "classification", ["accuracy"], "", labels=["no", "yes"]), EXAMPLES)
     prompt = Problem("toy", "prompt", ["accuracy"], "", labels=["no", "yes"], label_tokens=[5, 6])
+    check(Problem("toy", "multi_label", [], "", ["no", "yes"]), EXAMPLES._replace(targets=np.array([[0, 1]] * 3)))
     one_mask = EXAMPLES._replace(tokens=np.array([0, 9, 2, 9, 2, 0, 6, 7, 9, 2]))
     check(prompt, one_mask)
     span = Problem("toy", "span", ["f1"], "")
@@ -69,14 +77,14 @@ def test_good_examples_pass():
 
 
 def test_an_unknown_kind_is_refused_with_those_that_there_are():
-    with pytest.raises(ValueError, match="kind 'guess' is none of classification, regression, span, prompt"):
+    with pytest.raises(ValueError, match=f"kind 'guess' is none of classification, .*, {list(KINDS)[-1]}$"):
         kind_of("guess")
 
 
-# A new kind: one of the labels for each token, <s> and </s> left out
+# A new kind: one of the labels for each token but <s> and </s>, which transformers shall not have
 
 
-class TokenHead(nn.Module):
+class MarkHead(nn.Module):
     """(B, T, C) -> (B, T, L)"""
 
     def __init__(self, dim, labels):
@@ -90,13 +98,13 @@ class TokenHead(nn.Module):
         return self.out_proj(hidden)
 
 
-class TokenClassification(Kind):
-    name = "token"
+class Marks(Kind):
+    name = "mark"
     metrics = OF_CLASSES
     per_token = True
 
     def new_head(self, problem, encoder, method, mask_token, dropout):
-        return TokenHead(encoder.config.dim, len(problem.labels))
+        return MarkHead(encoder.config.dim, len(problem.labels))
 
     def loss(self, outputs, batch):
         return F.cross_entropy(outputs.float().transpose(1, 2), batch.targets, ignore_index=IGNORED, reduction="sum")
@@ -116,7 +124,7 @@ def train():
     import amos_fairseq.models.finetuned  # noqa: F401 (--user-dir does not, of a package that is there already)
     import amos_fairseq.tasks  # noqa: F401
 
-    KINDS["token"] = TokenClassification()
+    KINDS["mark"] = Marks()
     fairseq_cli.train.cli_main()
 
 
@@ -133,7 +141,7 @@ def tokens_folder(tokenizer, tmp_path):
             np.concatenate([[IGNORED, *np.minimum(places, 2), IGNORED] for places in drawn]),
         )
     sha256 = hashlib.sha256(tokenizer.model).hexdigest()
-    problem = Problem("words", "token", ["accuracy", "macro_f1"], sha256, ["alpha", "beta", "other"])
+    problem = Problem("words", "mark", ["accuracy", "macro_f1"], sha256, ["alpha", "beta", "other"])
     labelled.write(tmp_path / "words", problem, splits)
     return tmp_path / "words"
 
@@ -141,8 +149,8 @@ def tokens_folder(tokenizer, tmp_path):
 def test_a_new_kind_is_trained_measured_loaded_shown_and_refused_by_export(
     tokens_folder, checkpoint, finetune, tmp_path, monkeypatch, capsys
 ):
-    kind = TokenClassification()
-    monkeypatch.setitem(KINDS, "token", kind)
+    kind = Marks()
+    monkeypatch.setitem(KINDS, "mark", kind)
     options = dict(function="tests.finetune.test_kinds:train", save_dir=tmp_path / "run")
     outcome = finetune(tokens_folder, checkpoint(), **options)
     finetuned = load_finetuned(tmp_path / "run")
@@ -155,19 +163,19 @@ def test_a_new_kind_is_trained_measured_loaded_shown_and_refused_by_export(
     best = max(outcome.log.validation, key=lambda row: row["accuracy"])
     assert best["accuracy"] == scores["accuracy"] and best["macro_f1"] == scores["macro_f1"]
 
-    result = Result("words", "token", ["accuracy"], Setting(1e-2, 8, 8, 0.1), 1, {"valid": scores}, 40, 1.0)
+    result = Result("words", "mark", ["accuracy"], Setting(1e-2, 8, 8, 0.1), 1, {"valid": scores}, 40, 1.0)
     assert "| words | accuracy |  | 100.0 | 1 |" in format_table([result])
 
     pytest.importorskip("transformers")
     assert command_line.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "exported")]) == 64
     (line,) = capsys.readouterr().err.splitlines()
-    assert "words is a problem of token, for which transformers has no class that is equal: use the checkpoint" in line
+    assert "words is a problem of mark, for which transformers has no class that is equal: use the checkpoint" in line
     assert not (tmp_path / "exported").exists()
 
 
 def test_labels_of_tokens_are_checked_by_their_kind(monkeypatch):
-    monkeypatch.setitem(KINDS, "token", TokenClassification())
-    problem = Problem("toy", "token", ["accuracy"], "", labels=["no", "yes"])
+    monkeypatch.setitem(KINDS, "mark", Marks())
+    problem = Problem("toy", "mark", ["accuracy"], "", labels=["no", "yes"])
     targets = np.array([IGNORED, 1, IGNORED, IGNORED, IGNORED, IGNORED, 0, 1, 1, IGNORED])
     check(problem, EXAMPLES._replace(targets=targets))
     with pytest.raises(ValueError, match="example 2 of toy has a token with none of the 2 labels"):

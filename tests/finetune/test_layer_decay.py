@@ -42,6 +42,14 @@ def test_factors_of_three_layers():
     assert factors.keys() == dict(network(embedding_dim=8).named_parameters()).keys()
 
 
+def test_factors_of_electras_code_are_two_decays_lower_beneath_the_head():
+    """Its layers, counted from 1, have decay ** (L + 2 - l), embeddings decay ** (L + 2)."""
+    factors = learning_rate_factors(network(), 0.8, top=2)
+    assert factors["head.dense.weight"] == 1.0 and factors["encoder.layers.2.fc1.weight"] == pytest.approx(0.64)
+    assert factors["encoder.layers.0.fc1.weight"] == pytest.approx(0.8**4)
+    assert factors["encoder.token_embeddings.weight"] == pytest.approx(0.8**5)
+
+
 def test_the_table_that_a_prompt_reads_learns_as_the_embeddings_do():
     factors = learning_rate_factors(network("prompt", "bert_mlm"), 0.5)
     assert factors["encoder.token_embeddings.weight"] == 0.125 and factors["head.lm_head.bias"] == 1.0
@@ -76,10 +84,11 @@ def test_every_layer_has_its_rate_after_the_schedulers_steps(toy, checkpoint, fi
 def test_the_first_step_of_each_layer_is_as_long_as_its_rate(toy, checkpoint, finetune, tmp_path):
     """Adam's first step is its learning rate, in the direction of the gradient's sign."""
     start = checkpoint()
-    options = dict(layer_decay=0.5, max_update=1, warmup_updates=0, adam_eps=1e-12, disable_validation=True)
+    options = dict(layer_decay=0.5, layer_decay_top=2, max_update=1, warmup_updates=0, adam_eps=1e-12)
+    options["disable_validation"] = True
     finetune(toy("classification"), start, save_dir=tmp_path, **options)
     before, after = (checkpoints.read(path)["model"] for path in (start, tmp_path / "checkpoint_last"))
-    for layer, factor in ((1, 1.0), (0, 0.5)):
+    for layer, factor in ((1, 0.25), (0, 0.125)):
         name = f"encoder.layers.{layer}.fc1.bias"
         moved = (after[f"network.{name}"] - before[f"method.{name}"]).abs()
         torch.testing.assert_close(moved, torch.full_like(moved, factor * 0.01), rtol=1e-3, atol=0)

@@ -63,6 +63,13 @@ def test_of_random_predictions_are_the_formulas():
         assert compute(list(expected), "regression", values, wanted) == pytest.approx(expected)
 
 
+def test_scores_of_sets():
+    outputs, targets = np.array([[2.0, -1.0], [1.0, 0.5], [-1.0, -2.0]]), np.array([[1, 1], [1, 1], [0, 1]])
+    found = KINDS["multi_label"].measure(["micro_f1", "macro_f1", "subset_accuracy"], outputs, targets)
+    # of the first label 2 are right of 2 and 2, of the second 1 of 1 and 3
+    assert found == pytest.approx({"micro_f1": 2 * 3 / (3 + 5), "macro_f1": (1 + 0.5) / 2, "subset_accuracy": 1 / 3})
+
+
 def test_constant_predictions_are_worth_0_without_a_warning():
     targets = np.array([0, 1, 1])
     assert compute(CLASSES, "classification", logits(0, 0, 0), targets) == pytest.approx(

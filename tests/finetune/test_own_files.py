@@ -1,8 +1,10 @@
 """A user's own files: how they are encoded and split, and mistakes by file and line."""
+import json
+
 import numpy as np
 import pytest
 
-from amos_fairseq.finetune import labelled, own_files
+from amos_fairseq.finetune import labelled, own_files, tables
 from amos_fairseq.finetune.kinds import KINDS
 from amos_fairseq.finetune.tables import Table
 
@@ -60,10 +62,10 @@ def test_numbers_are_scaled_by_train_and_predictions_scaled_back(prepare, tmp_pa
 def test_a_tenth_is_set_aside_by_the_texts_alone():
     rows = [(f"alpha {number // 2}",) for number in range(2000)]  # each text twice
     table = Table("rows", list(range(2000)), rows, ["x"] * 2000)
-    train, valid = own_files.split_by_hash(table)
+    train, valid = tables.split_by_hash(table)
     assert 140 <= len(valid.texts) <= 260 and len(train.texts) + len(valid.texts) == 2000
     assert not set(train.texts) & set(valid.texts)
-    backwards = own_files.split_by_hash(table.part(range(1999, -1, -1)))[1]
+    backwards = tables.split_by_hash(table.part(range(1999, -1, -1)))[1]
     assert backwards.texts == valid.texts[::-1] and backwards.lines == valid.lines[::-1]
 
 
@@ -74,6 +76,82 @@ def test_a_test_file_may_have_labels_or_not(prepare):
     (out / "problem.json").unlink()
     _, out = prepare(train, others={"valid": train, "test": train})
     assert labelled.read_examples(out, "test").targets.tolist() == [0, 1]
+
+
+def test_a_test_file_whose_labels_are_all_empty_is_one_without(prepare):
+    train = "text\tlabel\nalpha\t0\nbeta\t1\n"
+    problem, out = prepare(train, others={"valid": train, "test": "text\tlabel\nbeta\t\nalpha\t\n"})
+    assert labelled.read_examples(out, "test").targets is None and problem.about["unlabelled"] == ["test"]
+
+
+def test_a_class_whose_only_examples_are_set_aside_is_one_all_the_same(prepare):
+    words = "alpha beta gamma delta epsilon zeta eta theta".split()
+    texts = [f"{first} {second} {third}" for first in words for second in words for third in words[:2]]
+    table = Table("rows", list(range(len(texts))), [(text,) for text in texts], ["x"] * len(texts))
+    aside = tables.split_by_hash(table)[1].texts[0][0]
+    rows = [f"{text}\t{'rare' if text == aside else ('no', 'yes')[number % 2]}" for number, text in enumerate(texts)]
+    problem, out = prepare("\n".join(["text\tlabel", *rows]))
+    assert problem.labels == ["no", "rare", "yes"]
+    assert labelled.read_examples(out, "valid").targets[0] == 1 not in labelled.read_examples(out, "train").targets
+
+
+def test_sets_of_labels_are_lists_of_json_or_have_commas_between(prepare, tmp_path):
+    train = "text\tlabel\nalpha\tjoy, awe\nbeta\t\neta\tawe\n"
+    problem, out = prepare(train, kind="multi_label", others={"valid": train})
+    assert (problem.labels, problem.metrics) == (["awe", "joy"], ["micro_f1", "macro_f1", "subset_accuracy"])
+    assert labelled.read_examples(out, "train").targets.tolist() == [[1, 1], [0, 0], [1, 0]]
+    outputs = np.array([[1.0, 2.0], [-1.0, -1.0]])
+    KINDS["multi_label"].write_predictions(tmp_path / "own.tsv", out, problem, "test", outputs)
+    assert (tmp_path / "own.tsv").read_text() == "index\tprediction\n0\tawe,joy\n1\t\n"
+    (out / "problem.json").unlink()
+    train = '{"text": "a", "label": ["joy", "awe"]}\n{"text": "b", "label": []}\n'
+    problem, out = prepare(train, "jsonl", kind="multi_label", others={"valid": train})
+    assert labelled.read_examples(out, "valid").targets.tolist() == [[1, 1], [0, 0]]
+    (out / "problem.json").unlink()
+    with pytest.raises(ValueError, match="valid.jsonl, line 1: label 'x' is none of awe, joy"):
+        prepare(train, "jsonl", kind="multi_label", others={"valid": train.replace('"awe"', '"x"')})
+    with pytest.raises(ValueError, match="train.jsonl: there is no label in any row"):
+        prepare('{"text": "a", "label": []}\n', "jsonl", kind="multi_label", others={"valid": train})
+
+
+# SuperGLUE's own files, a line of each
+SUPER_GLUE = {
+    "BoolQ": ("question passage", {"question": "is it", "passage": "It is.", "idx": 0, "label": True}, "true"),
+    "CB": ("premise hypothesis", {"premise": "a", "hypothesis": "b", "label": "neutral", "idx": 5}, "neutral"),
+    "WiC": (
+        "word+sentence1 sentence2",
+        {"word": "place", "sentence1": "a place", "sentence2": "to place", "idx": 0, "label": False, "start1": 2,
+         "start2": 3, "end1": 7, "end2": 8, "version": 1.1}, "false",
+    ),
+    # of an example with its questions and answers, as the guide's line of jq writes it
+    "MultiRC": ("text question+answer", {"text": "a", "question": "who ?", "answer": "b", "label": 1}, "1"),
+}
+
+
+@pytest.mark.parametrize("task", SUPER_GLUE)
+def test_tasks_of_superglue_are_read_by_their_columns(prepare, tokenizer, task):
+    columns, record, label = SUPER_GLUE[task]
+    other = {**record, "label": "entailment" if task == "CB" else type(record["label"])(not record["label"])}
+    train = json.dumps(record) + "\n" + json.dumps(other) + "\n"
+    test = json.dumps({name: value for name, value in record.items() if name != "label"}) + "\n"
+    problem, out = prepare(train, "jsonl", text=columns, others={"valid": train, "test": test}, max_length=64)
+    examples = labelled.read_examples(out, "train")
+    assert problem.labels[examples.targets[0]] == label and len(problem.labels) == 2
+    pair = [" ".join(record[name] for name in column.split("+")) for column in columns.split()]
+    assert examples.tokens[: examples.lengths[0]].tolist() == tokenizer.sequence(*map(tokenizer.encode, pair))
+    assert labelled.read_examples(out, "test").targets is None
+
+
+def test_columns_with_a_plus_between_are_one_text(prepare, tokenizer):
+    """WiC's word and sentence; a column may have a plus in its name, too."""
+    rows = '{"word": "alpha", "sentence1": "beta eta", "a+b": "zeta", "label": %s}\n'
+    train = rows % "true" + rows % "false"
+    problem, out = prepare(train, "jsonl", text="word+sentence1 a+b", others={"valid": train})
+    expected = tokenizer.sequence(tokenizer.encode("alpha beta eta"), tokenizer.encode("zeta"))
+    assert labelled.read_examples(out, "train").tokens.tolist() == 2 * expected
+    assert problem.labels == ["false", "true"] and labelled.read_examples(out, "train").targets.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="there is no column 'c', needed are word, c, a\\+b, label"):
+        tables.read(out.parent / "train.jsonl", ["word+c", "a+b"], "label")
 
 
 TRAIN = "text\tlabel\nalpha\t0\nbeta\t1\n"

@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 
-from amos_fairseq.finetune.presets import EIGHT, PRESETS, PUBLISHED, Setting, published_for, settings
+from amos_fairseq.finetune.presets import EIGHT, PRESETS, PUBLISHED, Setting, paper_with_means, published_for, settings
 
 
 @pytest.mark.parametrize("preset, task, size", [
@@ -26,8 +26,8 @@ def test_number_of_settings(preset, task, size):
     ("teams_small", "SQuAD 1.1", Setting(8e-5, 5, 48, 0.1, adam_betas=(0.9, 0.999))),
     ("teams_large", "SQuAD 2.0", Setting(3e-5, 2, 48, 0.1, adam_betas=(0.9, 0.999))),
     ("teams_base", "CoLA", Setting(3e-5, 5, 32, 0.1, adam_betas=(0.9, 0.999))),
-    ("script_small", "STS-B", Setting(3e-4, 10, 32, 0.1, 0.0, 0.8, (0.9, 0.999))),
-    ("script_base", "SQuAD 1.1", Setting(1e-4, 2, 32, 0.1, 0.0, 0.8, (0.9, 0.999))),
+    ("script_small", "STS-B", Setting(3e-4, 10, 32, 0.1, 0.0, 0.8, (0.9, 0.999), layer_decay_top=2)),
+    ("script_base", "SQuAD 1.1", Setting(1e-4, 2, 32, 0.1, 0.0, 0.8, (0.9, 0.999), layer_decay_top=2)),
     ("amos_best", "CoLA", Setting(2e-5, 10, 32, 0.1)),
     ("coco_lm_large_best", "RTE", Setting(2e-5, 5, 32, 0.0625)),
 ])
@@ -41,7 +41,7 @@ def test_peer_trains_small_tasks_for_20_epochs_without_decay():
         assert {(setting.lr, setting.batch_size) for setting in found} == {
             (lr, size) for lr in (5e-5, 3e-5) for size in (16, 32)
         }
-        assert {setting[1:2] + setting[3:] for setting in found} == {(epochs, 0.1, 0.0, 1.0, (0.9, 0.999), 0)}
+        assert {setting[1:2] + setting[3:] for setting in found} == {(epochs, 0.1, 0.0, 1.0, (0.9, 0.999), 0, 0)}
 
 
 def test_learning_rates_of_large_models_differ():
@@ -71,7 +71,7 @@ def test_length_of_a_run_follows_from_examples_batch_size_and_epochs():
 def test_names_say_what_is_searched_and_what_is_unusual():
     assert Setting(1e-5, 3, 16, 0.06).name == "lr1e-05_epochs3_batch16_warmup0.06"
     assert settings("script_base", "RTE")[0].name == (
-        "lr0.0001_epochs10_batch32_warmup0.1_wd0_layerdecay0.8_betas0.9-0.999"
+        "lr0.0001_epochs10_batch32_warmup0.1_wd0_layerdecay0.8_top2_betas0.9-0.999"
     )
     assert settings("prompts", "own")[0].name == "lr1e-05_updates1000_batch2_warmup0_wd0_betas0.9-0.999"
 
@@ -100,6 +100,11 @@ def test_rows_are_chosen_by_method_and_width():
     assert published_for("peer_tqr", 256) == "peer_small" and published_for("bert_mlm", 768) == "bert_base"
     assert published_for("amos_rtd", 128) is None and published_for("amos_rtd", 1024) is None
     assert all(", Table" in row.source for row in PUBLISHED.values())
+
+
+def test_presets_of_peer_are_shown_as_its_paper_shows_them():
+    assert [preset for preset in PRESETS if paper_with_means(preset)] == ["peer_small", "peer_base"]
+    assert PUBLISHED["peer_base"].means == {"MNLI": ("accuracy",), "STS-B": ("pearson", "spearman")}
 
 
 def test_every_preset_has_settings_for_some_task():

@@ -101,6 +101,30 @@ def test_the_average_is_of_the_eight_medians():
     assert "paper |" in results.format_table(found)
 
 
+def test_as_peer_has_it_mnli_and_sts_b_are_means_and_so_is_the_average():
+    mnli = Result("MNLI", "classification", ["accuracy"], LOW, 1, {
+        "valid": {"accuracy": 0.8}, "valid1": {"accuracy": 0.7}
+    }, 100, 1.0)
+    scores = {"valid": {"spearman": 0.9, "pearson": 0.7}}
+    sts_b = Result("STS-B", "regression", ["spearman", "pearson"], LOW, 1, scores, 100, 1.0)
+    others = [run for task in EIGHT if task not in ("MNLI", "STS-B") for run in runs(task, LOW, [0.5])]
+    table = results.format_table([mnli, sts_b, *others], "peer_base")
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:5] for line in table.splitlines() if line.startswith("| ")}
+    assert rows["| MNLI"] == ["accuracy (mean)", "86.7", "75.0", "1"]
+    assert rows["| STS-B"] == ["pearson, spearman (mean)", "90.9", "80.0", "1"]
+    assert rows["| average"][2] == "56.9"  # (75 + 80 + 6 * 50) / 8
+    assert "As in the paper, MNLI is the mean of matched and mismatched, STS-B that of both correlations" in table
+    table = results.format_table([mnli, sts_b, *others], "amos_base")
+    assert "| MNLI | accuracy | 88.9/88.7 | 80.0/70.0 |" in table and "| average |  | 88.6 | 58.8 |" in table
+
+
+def test_a_test_file_with_labels_is_shown_behind_valid():
+    scores = {"test": {"accuracy": 0.6}, "valid": {"accuracy": 0.7}}
+    table = results.format_table([Result("own", "classification", ["accuracy"], LOW, 1, scores, 9, 1.0)])
+    assert "| own | accuracy |  | 70.0/60.0 | 1 | 70.0 to 70.0 |" in table
+    assert "Where the test file has labels: valid/test; valid selects." in table
+
+
 def test_of_prompts_each_split_takes_its_best_setting_and_reports_test():
     def run(setting, seed, valid, test):
         scores = {"valid": {"accuracy": valid}, "test": {"accuracy": test}}

@@ -215,11 +215,11 @@ def test_folder_is_written_once_and_kept_for_the_same_options_only(public, prepa
 
 def test_best_span_is_the_highest_sum_that_runs_forward_within_the_longest_answer():
     logits = np.array([[9.0, 9.0], [1.0, 5.0], [3.0, 0.0], [0.0, 2.0], [0.0, 4.0]])
-    context = np.array([False, True, True, True, True])
+    context = np.array([[False], [True], [True], [True], [True]])
     assert squad.best_span(logits, context) == (7.0, 2, 4)  # not 3 + 5, which runs backward, nor 9 + 9, no candidate
     assert squad.best_span(logits, context, max_answer=2) == (6.0, 1, 1)
     assert squad.best_span(logits, context, n_best=1)[0] == -np.inf  # the best start is behind the best end
-    assert squad.best_span(logits, np.zeros(5, dtype=bool))[0] == -np.inf
+    assert squad.best_span(logits, np.zeros((5, 1), dtype=bool))[0] == -np.inf
 
 
 def test_answer_is_the_best_of_all_windows_and_null_the_worst(public, prepare):
@@ -232,11 +232,28 @@ def test_answer_is_the_best_of_all_windows_and_null_the_worst(public, prepare):
     outputs[3, 7, 0] = outputs[3, 8, 1] = 2.0  # eight nine
     outputs[3, 4, 0] = outputs[3, 9, 1] = 50.0  # </s> around the context
     outputs[4:, 0] = 3.0
-    outputs[6, 8] = 1.5  # seven
+    outputs[7, 6] = 1.5  # seven
     predictions = squad.decode(folder, "valid", outputs.reshape(-1, 2))
     assert predictions.ids == ["a", "b"]
     assert predictions.texts == ["eight nine", "seven"]
     assert predictions.null_odds.tolist() == [1.0 - 4.0, 6.0 - 3.0]
+
+
+def test_a_span_is_one_of_the_window_that_gives_its_first_token_the_most_context(public, prepare):
+    """Windows hold 0-3, 2-5, 4-7 and 6-9: 3 has 0 and 1 tokens on its smaller side, 4 has 1 and 0, 5 has 0 and 1."""
+    folder, _, _ = prepare({"valid": public("b.json", (TEN, [entry("a", "who ?", ("five", 24))]))})
+
+    def answer(window, first, last=None):
+        outputs = np.zeros((4, 10, 2))
+        outputs[0, 5, 0] = outputs[0, 6, 1] = 1.0  # zero one
+        outputs[window, 5 + first - 2 * window, 0] = 9.0
+        if last is not None:
+            outputs[window, 5 + last - 2 * window, 1] = 9.0
+        return squad.decode(folder, "valid", outputs.reshape(-1, 2)).texts
+
+    assert answer(0, 3) == ["zero one"] and answer(1, 3) == ["three"]
+    assert answer(1, 4) == ["four"] and answer(2, 4) == ["zero one"]
+    assert answer(1, 4, 5) == ["four five"]  # its last token has more context in the next
 
 
 def test_text_of_an_answer_is_that_of_the_context_with_its_spaces(public, prepare):

@@ -296,6 +296,10 @@ MISTAKES = {  # what: (kind, change of the folder, options, what the line must s
     "another optimizer with layer decay": (
         "classification", None, dict(layer_decay=0.8, optimizer="adam"), "layer_decay 0.8 needs an optimizer with"
     ),
+    "an answer that is no number": (
+        "classification", None, dict(lr=[1e30], max_update=1, warmup_updates=0),
+        "the network answers nan or infinity to 13 of 13 sequences, first to number 0: it has diverged",
+    ),
     "no layer decay": ("classification", None, dict(layer_decay=0.0), "layer_decay 0.0 is out of range: it must"),
     "no such checkpoint": ("classification", None, dict(pretrained="nowhere"), "nowhere does not exist"),
     "prompt without language model": ("prompt", None, dict(pretrained="electra_rtd"), "electra_rtd trains no language"),

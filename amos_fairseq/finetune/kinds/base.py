@@ -21,6 +21,7 @@ class Kind:
     name          in problem.json
     metrics       functions of (predicted, targets) by name, higher is better; none if `evaluate` has others
     per_token     whether each token has a target; else each sequence has one
+    sets          whether any number of labels may hold at once
     draws_data    whether a seed draws the data, too: then each seed takes the setting that is best on its `valid`, and
                   mean and standard deviation over seeds of what that reaches on the test sets are reported
     note          below a table of results that shows such a problem
@@ -32,6 +33,7 @@ class Kind:
     name: str
     metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {}
     per_token = False
+    sets = False
     draws_data = False
     note = ""
     head_class: Optional[str] = None
@@ -103,9 +105,9 @@ class Kind:
         return outputs.argmax(axis=-1)
 
     def shown(self, metrics: Sequence[str], splits: Collection[str]) -> List[Tuple[str, str]]:
-        """(split, metric) of what a table shows, in the order of the papers: MNLI-m/mm."""
-        reported = "test" if self.draws_data else "valid"
-        return [(split, metrics[0]) for split in sorted(splits) if split.startswith(reported)]
+        """(split, metric) of what a table shows, in the order of the papers: MNLI-m/mm, and valid/test."""
+        prefixes = ("test",) if self.draws_data else ("valid", "test")
+        return [(split, metrics[0]) for prefix in prefixes for split in sorted(splits) if split.startswith(prefix)]
 
     # Predictions
 

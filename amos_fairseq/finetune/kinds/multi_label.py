@@ -1,0 +1,73 @@
+"""Multi-label classification: those of the labels that hold, none to all of them, of a text or a pair."""
+
+import json
+from typing import Any, List, Mapping, Optional
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from amos_fairseq.finetune.kinds.base import Kind
+from amos_fairseq.finetune.kinds.classification import SequenceHead
+from amos_fairseq.finetune.labelled import Batch, Problem
+from amos_fairseq.finetune.metrics import OF_SETS
+from amos_fairseq.finetune.tables import Table
+from amos_fairseq.ops import full_precision
+
+
+class MultiLabel(Kind):
+    name = "multi_label"
+    metrics = OF_SETS
+    sets = True
+    head_class = "sequence"
+
+    def new_head(self, problem, encoder, method, mask_token, dropout):
+        return SequenceHead(encoder.config.dim, len(problem.labels), dropout)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """- sum_b mean_l log sigmoid(output_bl if label l holds, else - output_bl), outputs and targets (B, L)"""
+        outputs = full_precision(outputs)
+        losses = F.binary_cross_entropy_with_logits(outputs, batch.targets.to(outputs.dtype), reduction="none")
+        return losses.mean(dim=-1).sum()
+
+    def check_targets(self, problem, examples, mask_token, refuse):
+        classes = len(problem.labels)
+        wrong = examples.targets.shape[1:] != (classes,) or ~np.isin(examples.targets, (0, 1)).all(axis=-1)
+        refuse(np.broadcast_to(wrong, len(examples.lengths)), f"has targets that are no 0 or 1 for each of {classes}")
+
+    def predicted(self, outputs: np.ndarray) -> np.ndarray:
+        """Those more likely than not."""
+        return (outputs > 0).astype(np.int64)
+
+    def answers(self, problem, outputs):
+        return (",".join(np.array(problem.labels)[row > 0]) for row in self.predicted(outputs))
+
+    # Of a column of labels
+
+    def own_problem(
+        self, name: str, train: Table, source: Mapping[str, Any], first_metric: Optional[str] = None
+    ) -> Problem:
+        """Of a user's own training table: its labels, sorted."""
+        labels = sorted(set().union(*map(labels_of, train.labels)))
+        if not labels:
+            raise ValueError(f"{train.path}: there is no label in any row: there is nothing to learn")
+        names = sorted(self.metrics, key=lambda metric: metric != first_metric)
+        return Problem(name, self.name, names, source["vocabulary"], labels, about={"source": source})
+
+    def targets(self, problem: Problem, table: Table) -> Optional[np.ndarray]:
+        """(N, L), 1 where a label holds; None without labels."""
+        if table.labels is None:
+            return None
+        found = [set(labels_of(cell)) for cell in table.labels]
+        for row, labels in enumerate(found):
+            unknown = sorted(labels - set(problem.labels))
+            if unknown:
+                known = ", ".join(problem.labels)
+                raise ValueError(f"{table.where(row)}: label {unknown[0]!r} is none of {known}"[:500])
+        return np.array([[int(label in labels) for label in problem.labels] for labels in found])
+
+
+def labels_of(cell: str) -> List[str]:
+    """Of a list of JSON, or with commas between."""
+    values = json.loads(cell) if cell.startswith("[") else cell.split(",")
+    return [label for value in values if (label := str(value).strip())]

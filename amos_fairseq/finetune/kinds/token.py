@@ -1,0 +1,69 @@
+"""Token: one of the labels for each word, at its first token; files are `tagged`'s."""
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amos_fairseq.finetune import tagged
+from amos_fairseq.finetune.kinds.base import Kind
+from amos_fairseq.finetune.labelled import IGNORED, Batch, read_examples
+from amos_fairseq.finetune.metrics import OF_TAGS
+from amos_fairseq.modules.initialization import initialize
+from amos_fairseq.ops import full_precision
+
+
+class TokenHead(nn.Module):
+    """(B, T, C) -> (B, T, L): dropout, linear (Devlin et al., 2019, Sec. 5.3)."""
+
+    def __init__(self, dim: int, labels: int, dropout: float = 0.0):
+        super().__init__()
+        self.out_proj = nn.Linear(dim, labels)
+        self.dropout = nn.Dropout(dropout)
+        self.apply(initialize)
+
+    def read_at(self, tokens: Tensor) -> None:
+        """All positions."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out_proj(self.dropout(hidden))
+
+
+class TokenClassification(Kind):
+    name = "token"
+    metrics = OF_TAGS
+    per_token = True
+    head_class = "token"
+
+    def new_head(self, problem, encoder, method, mask_token, dropout):
+        return TokenHead(encoder.config.dim, len(problem.labels), dropout)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """- sum over the words of log softmax(output)[target], outputs (B, T, L)"""
+        logits = full_precision(outputs).transpose(1, 2)
+        return F.cross_entropy(logits, batch.targets, ignore_index=IGNORED, reduction="sum")
+
+    def check_targets(self, problem, examples, mask_token, refuse):
+        classes = range(len(problem.labels))
+        wrong = (examples.targets != IGNORED) & ~np.isin(examples.targets, classes)
+        refuse(examples.number_in_each(wrong) > 0, f"has a token with none of the {len(classes)} labels")
+
+    def evaluate(self, folder, problem, split, outputs):
+        examples, sentences = read_examples(folder, split), tagged.words_of(folder, split)
+        classes = outputs.argmax(axis=-1), examples.targets
+        tags = [tagged.tags_of(of_all[examples.candidates], problem.labels, sentences) for of_all in classes]
+        return {name: self.metrics[name](*tags) for name in problem.metrics}
+
+    def predictions_name(self, task, split):
+        return f"{task}.conll"
+
+    def write_predictions(self, path, folder, problem, split, outputs):
+        """CoNLL with the predicted column last, behind the known one if there is one."""
+        examples, sentences = read_examples(folder, split), tagged.words_of(folder, split)
+        known, predicted = (
+            None if of_all is None else tagged.tags_of(of_all[examples.candidates], problem.labels, sentences)
+            for of_all in (examples.targets, outputs.argmax(axis=-1))
+        )
+        tagged.write_predictions(path, sentences, predicted, known)
+
+    def reading(self, problem, tokenizer):
+        return "A word's tag is that of its first token."
