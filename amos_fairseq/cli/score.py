@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="sentences, one a line; - for standard input")
     parser.add_argument("--nbest", action="store_true", help="lines are id<TAB>sentence; mark the best of each id")
     parser.add_argument("--include-special", action="store_true", help="count <s> and </s> as well")
-    parser.add_argument("--masked", action="store_true", help="mask each token in turn, of script_selfcritic, too")
+    passes = parser.add_mutually_exclusive_group()
+    passes.add_argument("--masked", action="store_true", help="mask each token in turn, of script_selfcritic, too")
+    passes.add_argument("--within-word", action="store_true", help="mask with each token the rest of its word, too")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tab-separated columns")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
 
@@ -35,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
+    from amos_fairseq.pretrained.scoring import MASKED, WITHIN_WORD
+
     model = trained.load(args)
     for hypothesis in hypotheses:
         tokens, most = len(model.tokenizer.sequence(model.tokenizer.encode(hypothesis.sentence))), model.max_tokens
@@ -44,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
     _, groups, sentences = zip(*hypotheses)
     with tqdm(total=len(sentences), unit="sentence", desc="score", disable=None) as bar:
         options = dict(batch_tokens=args.batch_tokens, progress=bar.update)
-        scores = model.score(sentences, args.masked, args.include_special, **options)
+        scoring = WITHIN_WORD if args.within_word else MASKED if args.masked else None
+        scores = model.score(sentences, scoring, args.include_special, **options)
 
     rows = [
         {"id": group, "best": False, **score._asdict(), "sentence": sentence}
