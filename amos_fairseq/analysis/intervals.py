@@ -17,20 +17,19 @@ class Estimate(NamedTuple):
     high: float
 
 
-def resampled_means(values: np.ndarray) -> np.ndarray:
+def resampled_means(values: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """(N,) -> (DRAWS,) means of N values drawn with replacement."""
     distinct, counts = np.unique(values, return_counts=True)
-    drawn = np.random.default_rng(SEED).multinomial(len(values), counts / len(values), size=DRAWS)
-    return drawn @ distinct / len(values)
+    return draw.multinomial(len(values), counts / len(values), size=DRAWS) @ distinct / len(values)
 
 
 def mean(values: np.ndarray) -> Estimate:
-    return Estimate(float(np.mean(values)), *np.percentile(resampled_means(values), PERCENTILES).tolist())
+    return mean_of_strata([values], [1])
 
 
 def mean_of_strata(strata: Sequence[np.ndarray], weights: Sequence[float]) -> Estimate:
     """sum_s w_s mean(values_s) / sum_s w_s, each stratum drawn from by itself."""
-    shares = np.array(weights) / np.sum(weights)
-    drawn = sum(share * resampled_means(values) for share, values in zip(shares, strata))
+    shares, draw = np.array(weights) / np.sum(weights), np.random.default_rng(SEED)
+    drawn = sum(share * resampled_means(values, draw) for share, values in zip(shares, strata))
     value = sum(share * np.mean(values) for share, values in zip(shares, strata))
     return Estimate(float(value), *np.percentile(drawn, PERCENTILES).tolist())
