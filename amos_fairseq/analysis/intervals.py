@@ -3,7 +3,7 @@
 Draws are always the same, so that a table is.
 """
 
-from typing import NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -16,6 +16,10 @@ class Estimate(NamedTuple):
     low: float  # of the 95 % interval
     high: float
 
+    def __str__(self) -> str:
+        """In per cent."""
+        return f"{100 * self.value:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
 
 def resampled_means(values: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """(N,) -> (DRAWS,) means of N values drawn with replacement."""
@@ -25,6 +29,13 @@ def resampled_means(values: np.ndarray, draw: np.random.Generator) -> np.ndarray
 
 def mean(values: np.ndarray) -> Estimate:
     return mean_of_strata([values], [1])
+
+
+def of_statistic(statistic: Callable[[np.ndarray], float], examples: int) -> Estimate:
+    """A function of the rows that it is given, of all of them and of rows drawn with replacement."""
+    draw = np.random.default_rng(SEED)
+    drawn = [statistic(draw.integers(examples, size=examples)) for _ in range(DRAWS)]
+    return Estimate(statistic(np.arange(examples)), *np.percentile(drawn, PERCENTILES).tolist())
 
 
 def mean_of_strata(strata: Sequence[np.ndarray], weights: Sequence[float]) -> Estimate:

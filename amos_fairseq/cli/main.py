@@ -28,6 +28,7 @@ COMMANDS = {
     "probe": "what frozen layers know: of labelled words, or of the order of words",
     "score": "pseudo-log-likelihoods of sentences and n-best lists",
     "minimal-pairs": "how often models prefer the better of two texts: BLiMP, EWoK, pairs of your own",
+    "similarity": "pooled hidden states judged without training: STS pairs, BEIR folders",
     "fill-mask": "what a run's masked language model puts in the place of <mask>",
     "detect": "mark the tokens of a text that a run's encoder takes for replaced",
     "embed": "a vector for every line of a text",

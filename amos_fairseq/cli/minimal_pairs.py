@@ -99,22 +99,15 @@ def as_json(judged) -> Dict:
 def print_table(scored: List, judged: List, per_token: bool) -> None:
     """A column for each score of each model."""
     rows = {"": [column.model for column in scored], " ": [column.scoring for column in scored]}
-    rows |= {name: [shown(result.phenomena[name]) for result in judged] for name in judged[0].phenomena}
-    rows["overall"] = [shown(result.overall) for result in judged]
-    rows["mean of phenomena"] = [shown(result.of_phenomena) for result in judged]
-    rows["overall, " + ("summed" if per_token else "per token")] = [shown(result.other) for result in judged]
-    rows["where unigram is right"] = [shown_share(result.with_frequency) for result in judged]
-    rows["where it is not"] = [shown_share(result.without_frequency) for result in judged]
+    rows |= {name: [str(result.phenomena[name]) for result in judged] for name in judged[0].phenomena}
+    rows["overall"] = [str(result.overall) for result in judged]
+    rows["mean of phenomena"] = [str(result.of_phenomena) for result in judged]
+    rows["overall, " + ("summed" if per_token else "per token")] = [str(result.other) for result in judged]
+    rows["where unigram is right"] = [shown(result.with_frequency) for result in judged]
+    rows["where it is not"] = [shown(result.without_frequency) for result in judged]
     rows["ties"] = [f"{result.ties:,}" for result in judged]
-    first = max(map(len, rows)) + 2
-    widths = [max(map(len, column)) + 2 for column in zip(*rows.values())]
-    for name, cells in rows.items():
-        print((name.ljust(first) + "".join(cell.ljust(width) for cell, width in zip(cells, widths))).rstrip())
+    trained.print_aligned([name, *cells] for name, cells in rows.items())
 
 
-def shown(estimate) -> str:
-    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
-
-
-def shown_share(share: Optional[float]) -> str:
+def shown(share: Optional[float]) -> str:
     return "" if share is None else f"{100 * share:.1f}"

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Iterable, List, Optional, Sequence
 
 
 def add_run(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
@@ -37,6 +37,14 @@ def short_names(paths: Sequence[Path]) -> List[str]:
         return [paths[0].name or str(paths[0])]
     shared = os.path.commonpath([path.absolute().parent for path in paths])
     return [os.path.relpath(path.absolute(), shared) for path in paths]
+
+
+def print_aligned(rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell."""
+    rows = list(rows)
+    widths = [max(map(len, column)) + 2 for column in zip(*rows)]
+    for row in rows:
+        print("".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 def lines_of(args: argparse.Namespace) -> List[str]:
