@@ -30,7 +30,8 @@ def write_beir(folder, documents=40, queries=6):
 
     (folder / "qrels").mkdir(parents=True)
     names = [f"d{number}" for number in range(documents)] + ["q0"]
-    lines = ['{"_id": "%s", "title": "%s", "text": "%s"}\n' % (name, draw.choice(["", "beta"]), text()) for name in names]
+    titles = draw.choices(["", "beta"], k=len(names))
+    lines = ['{"_id": "%s", "title": "%s", "text": "%s"}\n' % (*pair, text()) for pair in zip(names, titles)]
     (folder / "corpus.jsonl").write_text("".join(lines))
     asked = [f"q{number}" for number in range(queries)]
     (folder / "queries.jsonl").write_text("".join('{"_id": "%s", "text": "%s"}\n' % (name, text()) for name in asked))

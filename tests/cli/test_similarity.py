@@ -28,7 +28,8 @@ def command(tmp_path, make_method, tokenizer, save_checkpoint, capsys):
 
 
 def test_tasks_and_anisotropy_of_models_stand_beside_each_other(command):
-    arguments = ["FOLDER/electra_rtd", "FOLDER/bert_mlm", "--tasks", "FOLDER/sts.csv", "FOLDER/own", "--columns", "a,b,s"]
+    tasks = ["--tasks", "FOLDER/sts.csv", "FOLDER/own", "--columns", "a,b,s"]
+    arguments = ["FOLDER/electra_rtd", "FOLDER/bert_mlm", *tasks]
     status, out, _ = command(*arguments)
     table, _, notes = out.partition("\n\n")
     rows = [re.split("  +", line.strip()) for line in table.splitlines()]
@@ -47,7 +48,7 @@ def test_tasks_and_anisotropy_of_models_stand_beside_each_other(command):
     "arguments, message",
     [
         (["--tasks", "FOLDER/sts.csv"], "sts.csv, line 2: there is no column 'sentence1'"),
-        (["--tasks", "FOLDER/sts.csv", "--columns", "a,b"], "--columns a,b must be three: of both texts and of their s"),
+        (["--tasks", "FOLDER/sts.csv", "--columns", "a,b"], "--columns a,b must be three: of both texts"),
         (["--tasks", "FOLDER/own", "--split", "dev"], "own/qrels/dev.tsv does not exist"),
         (["--tasks", "FOLDER/own", "--layer", "7"], "layer 7 must lie between -3 and 2, the encoder's last layer"),
     ],
