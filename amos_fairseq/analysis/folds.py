@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from amos_fairseq.analysis import linear_probes
-from amos_fairseq.analysis.intervals import Estimate, of_statistic
 from amos_fairseq.finetune import tables
+from amos_fairseq.finetune.intervals import Estimate, of_statistic
 from amos_fairseq.finetune.metrics import macro_f1
 from amos_fairseq.pretrained.model import Pretrained
 

@@ -13,9 +13,9 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 import numpy as np
 import torch
 
-from amos_fairseq.analysis.intervals import Estimate, mean, mean_of_strata
 from amos_fairseq.data.manifest import located
 from amos_fairseq.data.tokenizer import read_counts
+from amos_fairseq.finetune.intervals import Estimate, mean, mean_of_strata
 from amos_fairseq.finetune.tables import READERS
 from amos_fairseq.methods.base import log_frequencies
 from amos_fairseq.modules.batching import BATCH_TOKENS

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amos_fairseq.analysis.intervals import Estimate, mean, of_statistic
 from amos_fairseq.finetune import tables
+from amos_fairseq.finetune.intervals import Estimate, mean, of_statistic
 from amos_fairseq.finetune.metrics import spearman
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.pooled import effective_rank, mean_cosine, similarity, spread

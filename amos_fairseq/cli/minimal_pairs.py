@@ -1,10 +1,10 @@
 """`amos-fairseq minimal-pairs`: how often models prefer the better of two texts."""
 import argparse
-import json
 from pathlib import Path
 from typing import Dict, List, Optional
 
 from amos_fairseq.cli import trained
+from amos_fairseq.terminal import json_line, visible
 
 HELP = (
     "Print how often the pseudo-log-likelihood of models is higher for the good text of a pair, by phenomenon, with "
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         if counts is not None and vocabularies[name] not in frequencies:
             unigram = UNIGRAM if len(set(vocabularies.values())) == 1 else f"{UNIGRAM}, {name}"
             frequencies[vocabularies[name]] = minimal_pairs.Scored(unigram, "", texts.unigram_score(counts))
-        with tqdm(total=len(chosen) * len(texts.distinct), unit="text", desc=name, disable=None) as bar:
+        with tqdm(total=len(chosen) * len(texts.distinct), unit="text", desc=visible(name), disable=None) as bar:
             for scoring in chosen:
                 scored.append(minimal_pairs.Scored(name, scoring, texts.score(scoring, args.batch_tokens, bar.update)))
     if not scored:
@@ -78,16 +78,16 @@ def run(args: argparse.Namespace) -> None:
         judged.append(minimal_pairs.judge(pairs, unigram.scores, None, args.per_token))
     if args.out is not None:
         rows = (minimal_pairs.as_row(number, pair, scored) for number, pair in enumerate(pairs))
-        replace_durably(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        replace_durably(args.out, "".join(json_line(row) + "\n" for row in rows).encode())
     if args.json:
         columns = zip(scored, judged)
         rows = [{"model": column.model, "score": column.scoring, **as_json(result)} for column, result in columns]
-        print(json.dumps({"pairs": len(pairs), "per_token": args.per_token, "models": rows}, ensure_ascii=False))
+        print(json_line({"pairs": len(pairs), "per_token": args.per_token, "models": rows}))
     else:
         print_table(scored, judged, args.per_token)
         print(f"\n% of {len(pairs):,} pairs whose good text has the higher score, equal ones being half of one, with "
               "95 % bootstrap intervals over items.")
-        print("unigram: by the frequencies of tokens in training alone.", *notes)
+        print(visible(" ".join(["unigram: by the frequencies of tokens in training alone.", *notes])))
 
 
 def as_json(judged) -> Dict:

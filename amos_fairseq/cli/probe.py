@@ -164,7 +164,7 @@ def probe_folds(args: argparse.Namespace) -> None:
             {"network": name, "layer": layer, **result._asdict(), "accuracy": result.accuracy._asdict()}
             for name, layer, result in rows
         ]
-        print(json.dumps({what: len(found.labels), "folds": many, "probes": probes}, ensure_ascii=False))
+        print(json_line({what: len(found.labels), "folds": many, "probes": probes}))
         return
     table = [[name, str(layer), str(result.accuracy), f"{100 * result.macro_f1:.1f}"] for name, layer, result in rows]
     trained.print_aligned([["network", "layer", "accuracy", "macro-F1"], *table])

@@ -1,9 +1,9 @@
 """`amos-fairseq similarity`: what pooled hidden states say of similarity and retrieval, without training."""
 import argparse
-import json
 from pathlib import Path
 
 from amos_fairseq.cli import trained
+from amos_fairseq.terminal import json_line, visible
 
 HELP = (
     "Judge encoders by the cosine of their pooled hidden states, without training: by Spearman's correlation with "
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     names, found, notes = trained.short_names(args.run), {}, []
     for path, name in zip(args.run, names):
         model = trained.load(args, path)
-        with tqdm(unit="text", desc=name, disable=None) as bar:
+        with tqdm(unit="text", desc=visible(name), disable=None) as bar:
             embed = similarity.Embedder(model, args.pooling, args.layer, args.batch_tokens, bar.update)
             results = [similarity.judge(embed, task) for task in tasks]
             found[name] = results, embed.anisotropy(similarity.texts_of(tasks[0]))
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
                 for task, result in zip(tasks, results)
             ], "anisotropy": anisotropy._asdict()} for name, (results, anisotropy) in found.items()
         ]
-        print(json.dumps({"pooling": args.pooling, "layer": args.layer, "models": rows}, ensure_ascii=False))
+        print(json_line({"pooling": args.pooling, "layer": args.layer, "models": rows}))
         return
     rows = [["", *found]]
     for number, task in enumerate(tasks):
@@ -66,5 +66,6 @@ def run(args: argparse.Namespace) -> None:
     for field in similarity.Anisotropy._fields:
         rows.append([field.replace("_", " "), *(f"{getattr(of, field):.2f}" for _, of in found.values())])
     trained.print_aligned(rows)
-    print("\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and "
-          f"pooled texts of {tasks[0].name}: near 1, all are alike, as those of a collapsed encoder.", *notes)
+    of_first = visible(tasks[0].name)
+    print("\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and of "
+          f"pooled texts of {of_first}: near 1, all are alike, as those of a collapsed encoder.", *map(visible, notes))

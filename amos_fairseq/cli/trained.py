@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Iterable, List, Optional, Sequence
 
+from amos_fairseq.terminal import visible
+
 
 def add_run(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
     parser.add_argument("run", type=Path, nargs=nargs, metavar="RUN",
@@ -41,7 +43,7 @@ def short_names(paths: Sequence[Path]) -> List[str]:
 
 def print_aligned(rows: Iterable[Sequence[str]]) -> None:
     """Columns as wide as their widest cell."""
-    rows = list(rows)
+    rows = [list(map(visible, row)) for row in rows]
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     for row in rows:
         print("".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from amos_fairseq.analysis import folds, linear_probes
-from amos_fairseq.analysis.intervals import of_statistic
+from amos_fairseq.finetune.intervals import of_statistic
 
 
 def write_texts(path, rows):

@@ -4,8 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from amos_fairseq.analysis import intervals, minimal_pairs
+from amos_fairseq.analysis import minimal_pairs
 from amos_fairseq.analysis.minimal_pairs import Text
+from amos_fairseq.finetune import intervals
 from amos_fairseq.pretrained.scoring import Score
 
 BLIMP = {

@@ -1,9 +1,9 @@
-"""Intervals of means, by the bootstrap: what the same means would be of examples drawn anew, with replacement.
+"""Intervals of 95 % by the bootstrap: what the same figures would be of examples drawn anew, with replacement.
 
 Draws are always the same, so that a table is.
 """
 
-from typing import Callable, NamedTuple, Sequence
+from typing import Callable, Dict, NamedTuple, Sequence
 
 import numpy as np
 
@@ -44,3 +44,27 @@ def mean_of_strata(strata: Sequence[np.ndarray], weights: Sequence[float]) -> Es
     drawn = sum(share * resampled_means(values, draw) for share, values in zip(shares, strata))
     value = sum(share * np.mean(values) for share, values in zip(shares, strata))
     return Estimate(float(value), *np.percentile(drawn, PERCENTILES).tolist())
+
+
+def of_difference(
+    first: np.ndarray, second: np.ndarray, targets: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float]
+) -> Estimate:
+    """Of two models the mean of metric(predicted, targets) over seeds, the first's less the second's.
+
+    first (S, N), second (R, N): predictions of the same N examples by seed   targets: (N,)
+    Each draw takes the same examples for both models, and of each model as many of its seeds as it has, each whole.
+    """
+    draw = np.random.default_rng(SEED)
+
+    def drawn_mean(predicted: np.ndarray, rows: np.ndarray) -> float:
+        seeds = draw.integers(len(predicted), size=len(predicted))
+        values: Dict[int, float] = {seed: metric(predicted[seed][rows], targets[rows]) for seed in set(seeds.tolist())}
+        return float(np.mean([values[seed] for seed in seeds.tolist()]))
+
+    differences = []
+    for _ in range(DRAWS // 2):
+        rows = draw.integers(len(targets), size=len(targets))
+        differences.append(drawn_mean(first, rows) - drawn_mean(second, rows))
+    means = (np.mean([metric(of_seed, targets) for of_seed in predicted]) for predicted in (first, second))
+    value = float(next(means) - next(means))
+    return Estimate(value, *np.percentile(differences, PERCENTILES).tolist())
