@@ -109,8 +109,8 @@ def score(model, hypotheses: List, args: argparse.Namespace, path: str) -> List:
 
 def tell(what: str, rates) -> None:
     """On standard error, for the list is on standard output."""
-    print(visible(what) + f": {100 * rates.chosen:.2f} % word errors; first in the first pass {100 * rates.first_pass:.2f}, "
-          f"the best that there are {100 * rates.oracle:.2f}", file=sys.stderr)
+    print(f"{visible(what)}: {100 * rates.chosen:.2f} % word errors; first in the first pass "
+          f"{100 * rates.first_pass:.2f}, the best that there are {100 * rates.oracle:.2f}", file=sys.stderr)
 
 
 def print_rows(rows: List[Dict], as_json: bool) -> None:
