@@ -184,11 +184,9 @@ def counts_of(model: Pretrained, data: Optional[Path]) -> Optional[torch.Tensor]
 def preferences(scores: Sequence[Score], per_token: bool) -> np.ndarray:
     """(N,) of each pair 1 where the good text scores higher, 1/2 where both are equal, else 0.
 
-    per_token: means over tokens are compared instead of sums. Raises ValueError for scores that are no numbers.
+    per_token: means over tokens are compared instead of sums
     """
     found = np.array([score.pll / max(score.tokens, 1) if per_token else score.pll for score in scores])
-    if not np.isfinite(found).all():
-        raise ValueError("scores are no finite numbers: the model has diverged")
     good, bad = found[::2], found[1::2]
     return (good > bad) + 0.5 * (good == bad)
 
@@ -200,12 +198,15 @@ def judge(
     right = preferences(scores, per_token)
     strata = by_phenomenon(pairs, right)
     others = by_phenomenon(pairs, preferences(scores, not per_token))
-    explained = np.zeros(0) if frequencies is None else preferences(frequencies, per_token)
-    shares = [right[: len(explained)][part] for part in (explained == 1, explained < 1)]
+    shares: List[np.ndarray] = []
+    if frequencies is not None:
+        by_frequency = preferences(frequencies, per_token)
+        shares = [right[by_frequency == 1], right[by_frequency < 1]]
+    told = [float(share.mean()) if len(share) else None for share in shares]
     return Judged(
         {name: mean(items) for name, items in strata.items()},
         over(strata, len), over(strata, lambda items: 1), over(others, len), int((right == 0.5).sum()),
-        *(float(share.mean()) if len(share) else None for share in shares),
+        *(told or (None, None)),
     )
 
 
@@ -224,7 +225,7 @@ def by_phenomenon(pairs: Sequence[Pair], right: np.ndarray) -> Dict[str, np.ndar
     items: Dict[str, Dict[Tuple[Path, int], List[float]]] = {}
     for pair, value in zip(pairs, right.tolist()):
         items.setdefault(pair.phenomenon, {}).setdefault((pair.path, pair.line), []).append(value)
-    return {name: np.array([np.mean(item) for item in lines.values()]) for name, lines in items.items()}
+    return {name: np.array([sum(item) / len(item) for item in lines.values()]) for name, lines in items.items()}
 
 
 def over(strata: Dict[str, np.ndarray], weight: Callable[[np.ndarray], int]) -> Estimate:

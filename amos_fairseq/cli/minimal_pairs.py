@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
     from amos_fairseq.analysis import minimal_pairs
     from amos_fairseq.files import replace_durably
-    from amos_fairseq.pretrained.scoring import SCORINGS
+    from amos_fairseq.pretrained.scoring import SCORINGS, WITHIN_WORD
 
     asked = SCORINGS if args.scores is None else args.scores.split(",")
     for scoring in asked:
@@ -53,13 +53,14 @@ def run(args: argparse.Namespace) -> None:
         has = minimal_pairs.available(model)
         if lacking := [scoring for scoring in asked if scoring not in has]:
             notes.append(f"{name} has no score {', '.join(lacking)}.")
+        if WITHIN_WORD in has and model.method.masked_lm_encoder is not model.method.encoder:
+            notes.append(f"Masked and within-word scores of {name} are its generator's.")
         chosen = [scoring for scoring in asked if scoring in has]
         texts = minimal_pairs.Texts(pairs, model)
         vocabularies[name] = model.tokenizer.sha256
         counts = minimal_pairs.counts_of(model, args.data)
         if counts is not None and vocabularies[name] not in frequencies:
-            unigram = UNIGRAM if len(set(vocabularies.values())) == 1 else f"{UNIGRAM}, {name}"
-            frequencies[vocabularies[name]] = minimal_pairs.Scored(unigram, "", texts.unigram_score(counts))
+            frequencies[vocabularies[name]] = minimal_pairs.Scored(name, UNIGRAM, texts.unigram_score(counts))
         with tqdm(total=len(chosen) * len(texts.distinct), unit="text", desc=visible(name), disable=None) as bar:
             for scoring in chosen:
                 scored.append(minimal_pairs.Scored(name, scoring, texts.score(scoring, args.batch_tokens, bar.update)))
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> None:
         print_table(scored, judged, args.per_token)
         print(f"\n% of {len(pairs):,} pairs whose good text has the higher score, equal ones being half of one, with "
               "95 % bootstrap intervals over items.")
-        print(visible(" ".join(["unigram: by the frequencies of tokens in training alone.", *notes])))
+        unigram = "unigram: by the frequencies of tokens in training alone, of each vocabulary once."
+        print(visible(" ".join([unigram, *notes])))
 
 
 def as_json(judged) -> Dict:
@@ -98,15 +100,17 @@ def as_json(judged) -> Dict:
 
 def print_table(scored: List, judged: List, per_token: bool) -> None:
     """A column for each score of each model."""
-    rows = {"": [column.model for column in scored], " ": [column.scoring for column in scored]}
-    rows |= {name: [str(result.phenomena[name]) for result in judged] for name in judged[0].phenomena}
-    rows["overall"] = [str(result.overall) for result in judged]
-    rows["mean of phenomena"] = [str(result.of_phenomena) for result in judged]
-    rows["overall, " + ("summed" if per_token else "per token")] = [str(result.other) for result in judged]
-    rows["where unigram is right"] = [shown(result.with_frequency) for result in judged]
-    rows["where it is not"] = [shown(result.without_frequency) for result in judged]
-    rows["ties"] = [f"{result.ties:,}" for result in judged]
-    trained.print_aligned([name, *cells] for name, cells in rows.items())
+    rows = [["", *(column.model for column in scored)], ["", *(column.scoring for column in scored)]]
+    rows += [[name, *(str(result.phenomena[name]) for result in judged)] for name in judged[0].phenomena]
+    rows += [
+        ["overall", *(str(result.overall) for result in judged)],
+        ["mean of phenomena", *(str(result.of_phenomena) for result in judged)],
+        [f"overall, {'summed' if per_token else 'per token'}", *(str(result.other) for result in judged)],
+        ["where unigram is right", *(shown(result.with_frequency) for result in judged)],
+        ["where it is not", *(shown(result.without_frequency) for result in judged)],
+        ["ties", *(f"{result.ties:,}" for result in judged)],
+    ]
+    trained.print_aligned(rows)
 
 
 def shown(share: Optional[float]) -> str:

@@ -135,13 +135,6 @@ class Pretrained:
             raise ValueError(f"layer {layer} must lie between {-layers - 1} and {layers}, the encoder's last layer")
         return layer % (layers + 1)
 
-    def layer_number(self, layer: int) -> int:
-        """0 to the number of layers, of one that may be counted from the top. Raises ValueError."""
-        layers = len(self.encoder.layers)
-        if not -layers - 1 <= layer <= layers:
-            raise ValueError(f"layer {layer} must lie between {-layers - 1} and {layers}, the encoder's last layer")
-        return layer % (layers + 1)
-
     @torch.no_grad()
     def fill_mask(self, text: str, top: int = 5) -> List[List[Filling]]:
         """The likeliest tokens for each <mask> of a text, likeliest first, by the masked language model.

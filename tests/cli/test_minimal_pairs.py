@@ -38,7 +38,8 @@ def test_models_and_scores_stand_beside_each_other_and_beside_frequencies(comman
     table, _, notes = out.partition("\n\n")
     rows = [re.split("  +", line.strip()) for line in table.splitlines()]
     assert status == 0 and rows[:2] == [
-        ["run"] * 3 + ["bert"] * 2 + ["unigram"], ["one-pass", "masked", "within-word", "masked", "within-word"]
+        ["run"] * 3 + ["bert"] * 2 + ["run"],
+        ["one-pass", "masked", "within-word", "masked", "within-word", "unigram"],
     ]
     assert [row[0] for row in rows[2:]] == [
         "common", "order", "overall", "mean of phenomena", "overall, per token", "where unigram is right",
@@ -57,7 +58,7 @@ def test_models_and_scores_stand_beside_each_other_and_beside_frequencies(comman
 def test_json_has_the_same_and_a_model_without_frequencies_is_told(command):
     document = json.loads(command("FOLDER/run", "--pairs", "FOLDER/pairs.tsv", "--scores", "masked", "--json")[1])
     masked, unigram = document["models"]
-    assert document["pairs"] == 3 and (masked["score"], unigram["model"]) == ("masked", "unigram")
+    assert document["pairs"] == 3 and (masked["score"], unigram["score"]) == ("masked", "unigram")
     assert masked["phenomena"].keys() == {"common", "order"} and unigram["overall"]["value"] == pytest.approx(2.5 / 3)
     _, out, _ = command("FOLDER/bert", "--pairs", "FOLDER/pairs.tsv", "--scores", "masked")
     assert "bert did not count its tokens: give its prepared data, --data, for their frequencies." in out

@@ -138,7 +138,11 @@ def test_a_model_with_one_seed_or_without_predictions_is_not_ranked(kept):
     assert results.leaders(alone, "RTE") is None
     assert "Not ranked, as that takes two models, each with two seeds or more: RTE." in results.comparison(alone)
     without = kept("c", 0.6, 0.6)
-    next(iter(without)).joinpath(results.PREDICTIONS).unlink()
+    predictions = next(iter(without)) / results.PREDICTIONS
+    predictions.write_bytes(predictions.read_bytes()[:99])
+    with pytest.raises(ValueError, match="predictions.npz is damaged .*: delete it"):
+        results.leaders({"a": alone["a"], "c": without}, "RTE")
+    predictions.unlink()
     assert results.leaders({"a": alone["a"], "c": without}, "RTE") is None
 
 
