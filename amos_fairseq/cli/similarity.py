@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     for field in similarity.Anisotropy._fields:
         rows.append([field.replace("_", " "), *(f"{getattr(of, field):.2f}" for _, of in found.values())])
     trained.print_aligned(rows)
-    print("\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and of "
-          f"pooled texts of {visible(tasks[0].name)}: near 1, all are alike, as those of a collapsed encoder.")
+    print("\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and "
+          f"of pooled texts of {visible(tasks[0].name)}: near 1, all are alike, as those of a collapsed encoder.")
     for note in notes:
         print(visible(note))
