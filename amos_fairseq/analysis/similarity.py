@@ -121,9 +121,8 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(N, C) of length 1."""
-        features = self.model.pooled(
-            self.sequences(texts), self.pooling, self.batch_tokens, self.progress, self.layer
-        ).float()
+        sequences = self.sequences(texts)
+        features = self.model.pooled(sequences, self.pooling, self.batch_tokens, self.progress, self.layer)
         return F.normalize(features, dim=-1)
 
     @torch.no_grad()

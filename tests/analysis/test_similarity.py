@@ -17,7 +17,7 @@ WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
 @pytest.fixture
 def model(make_method, tokenizer):
     vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
-    method = make_method("electra_rtd", vocabulary=vocabulary, gain=4.0).eval()
+    method = make_method("electra_rtd", vocabulary=vocabulary, gain=4.0, dtype=torch.double).eval()
     return Pretrained("here", "electra_rtd", method.encoder, tokenizer, method)
 
 
@@ -100,9 +100,7 @@ def test_spearman_is_of_the_cosines(model, tmp_path):
 def test_the_same_state_for_all_is_a_cosine_and_a_rank_of_one(model):
     texts = ["alpha beta", "gamma delta eta", "theta zeta"]
     sound = similarity.Embedder(model).anisotropy(texts)
-    states = torch.cat([
-        model.encoder(model.encode(text)[None])[0, 1:-1].double() for text in texts
-    ]).detach()
+    states = torch.cat([model.encoder(model.encode(text)[None])[0, 1:-1] for text in texts]).detach()
     directions = torch.nn.functional.normalize(states, dim=-1) @ torch.nn.functional.normalize(states, dim=-1).T
     off = ~torch.eye(len(states), dtype=torch.bool)
     assert sound.word_cosine == pytest.approx(directions[off].mean().item(), abs=1e-6)
