@@ -49,6 +49,8 @@ class Result(NamedTuple):
 
 def read_texts(path: Path, columns: Sequence[str], label: str, folds: int = FOLDS) -> Texts:
     """Raises ValueError, in one line, for what tells nothing."""
+    if len(columns) > 2:
+        raise ValueError(f"a probe reads one text or a pair, got the columns {', '.join(columns)}")
     table = tables.read(path, columns, label)
     for row, value in enumerate(table.labels):
         if not value:

@@ -69,7 +69,7 @@ def read_sts(path: Path, columns: Sequence[str] = STS_COLUMNS) -> Sts:
 
 def read_beir(folder: Path, split: str = "test") -> Retrieval:
     """corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/<split>.tsv (query-id, corpus-id, score)."""
-    documents = {name: " ".join(filter(None, texts)) for name, texts in read_texts(folder / "corpus.jsonl", "title")}
+    documents = {name: " ".join(filter(None, texts)) for name, texts in read_texts(folder / "corpus.jsonl")}
     queries = {name: text for name, (_, text) in read_texts(folder / "queries.jsonl")}
     relevance: Dict[str, Dict[str, int]] = {}
     path = folder / "qrels" / f"{split}.tsv"
@@ -87,11 +87,11 @@ def read_beir(folder: Path, split: str = "test") -> Retrieval:
     return Retrieval(folder.name, documents, queries, relevance)
 
 
-def read_texts(path: Path, *optional: str) -> List[Tuple[str, Tuple[str, str]]]:
-    """Of each line its _id, an optional column, and its text."""
+def read_texts(path: Path) -> List[Tuple[str, Tuple[str, str]]]:
+    """Of each line its _id, its title, which may be absent, and its text."""
     found: Dict[str, Tuple[str, str]] = {}
     for number, record in tables.json_records(path):
-        values = [record.get("_id"), *(record.get(name) or "" for name in optional or ("",)), record.get("text")]
+        values = [record.get("_id"), record.get("title") or "", record.get("text")]
         if not all(isinstance(value, str) for value in values) or not "".join(values[1:]).strip():
             raise ValueError(f"{path}, line {number}: needed are _id and text, got {', '.join(map(str, record))}"[:500])
         if values[0] in found:
