@@ -125,9 +125,9 @@ def tokenizer():
 
 @pytest.fixture
 def save_checkpoint():
-    """save_checkpoint(path, name, method, tokenizer=None): a checkpoint as training leaves it, less the trainer."""
+    """save_checkpoint(path, name, method, tokenizer=None, of_run={}): as training leaves it, less the trainer."""
 
-    def save_checkpoint(path, name, method, tokenizer=None):
+    def save_checkpoint(path, name, method, tokenizer=None, of_run={}):
         vocabulary = {}
         if tokenizer is not None:
             vocabulary["sentencepiece_model"] = torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8)
@@ -135,7 +135,7 @@ def save_checkpoint():
             "task": {"_name": name}, "optimization": {"max_update": method.total_updates},
             "model": {"_name": name, "option_of_later": 1, **vars(method.config)},
         }
-        state = {f"method.{key}": tensor for key, tensor in method.state_dict().items()}
+        state = {**{f"method.{key}": tensor for key, tensor in method.state_dict().items()}, **of_run}
         path.parent.mkdir(parents=True, exist_ok=True)
         about = dict(number=1, score=None, purposes=[])
         storage.write(path, {"cfg": cfg, "task_state": vocabulary, "model": state}, about)

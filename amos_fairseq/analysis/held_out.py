@@ -19,7 +19,7 @@ from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.loading import from_pretrained
 from amos_fairseq.pretrained.model import Pretrained
-from amos_fairseq.pretrained.scoring import masked_scores, one_pass_scores
+from amos_fairseq.pretrained.scoring import Sequences, masked_scores, one_pass_scores
 from amos_fairseq.run_log import Run
 
 SEQUENCES = 200
@@ -135,10 +135,11 @@ def scores(model: Pretrained, held_out: MaskedBlockDataset, originals: Sequence[
     """Of some sequences, and of the same with random tokens in them."""
     draw = np.random.default_rng(1)
     likely = [shortened(tokens, SCORED_TOKENS) for tokens in originals[:SCORED_SEQUENCES]]
-    sequences = [*likely, *(with_random_tokens(tokens, held_out.regular_tokens, draw) for tokens in likely)]
-    uncounted = [model.tokenizer.bos, model.tokenizer.eos]
-    one_pass = one_pass_scores(model.method, sequences, uncounted)
-    masked = masked_scores(model.method, sequences, model.tokenizer.mask, uncounted)
+    tokens = [*likely, *(with_random_tokens(tokens, held_out.regular_tokens, draw) for tokens in likely)]
+    uncounted = torch.tensor([model.tokenizer.bos, model.tokenizer.eos])
+    sequences = Sequences(tokens, [~torch.isin(ids, uncounted) for ids in tokens])
+    one_pass = one_pass_scores(model.method, sequences)
+    masked = masked_scores(model.method, sequences, model.tokenizer.mask)
     return Scores(*(np.array([score.pll / score.tokens for score in found]) for found in (one_pass, masked)))
 
 

@@ -154,10 +154,15 @@ def layer_states(network: Encoder, encoded: Encoded, batch_tokens: int = BATCH_T
 def probe(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
 ) -> Tuple[float, float]:
-    """Accuracy and macro-F1 on the test words of a logistic regression on standardised features (N, C)."""
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
-    predicted = classifier.fit(train, train_labels).predict(test)
+    """Accuracy and macro-F1 on the test words."""
+    predicted = predict(train, train_labels, test)
     return accuracy(predicted, test_labels), macro_f1(predicted, test_labels)
+
+
+def predict(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """What a logistic regression on standardised features (N, C) says of others."""
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
+    return classifier.fit(train, train_labels).predict(test)
 
 
 def probe_network(

@@ -242,21 +242,21 @@ def print_results(outs: Sequence[Path], paper: Optional[str]) -> None:
 
     abouts = [json_files.read(out / sweep.ABOUT, sweep.About) for out in outs]
     titles = [f"{about['method']}, {about['model']}{', from scratch' * about['from_scratch']}" for about in abouts]
-    found: Dict[str, List[results.Result]] = {title: [] for title in titles}
+    found: Dict[str, Dict[Path, results.Result]] = {title: {} for title in titles}
     places: Dict[Tuple[Any, ...], Path] = {}
     for out, title in zip(outs, titles):
-        for result in results.read_all(out).values():
+        for folder, result in results.read_all(out).items():
             other = places.setdefault((title, result.task, result.setting, result.seed), out)
             if other != out:
                 raise ValueError(f"{other} and {out} both hold {result.task} with seed {result.seed}: leave one out")
-            found[title].append(result)
+            found[title][folder] = result
     first, paper = titles[0], paper or presets.published_for(abouts[0]["method"], abouts[0]["width"])
     if not any(found.values()):
         print("no run has finished yet")
     elif len(outs) == 1:
-        print(visible(results.write_tables(outs[0], found[first], paper, first)))
+        print(visible(results.write_tables(outs[0], list(found[first].values()), paper, first)))
         print(f"results  {visible(outs[0] / 'results.md')}, results.json")
     elif len(found) == 1:
-        print(visible(results.format_table(found[first], paper)))
+        print(visible(results.format_table(list(found[first].values()), paper)))
     else:
         print(visible(results.comparison(found)))

@@ -27,6 +27,8 @@ COMMANDS = {
     "inspect": "follow a text through a model: masked, proposed, drawn, corrupted, judged",
     "probe": "what frozen layers know: of labelled words, or of the order of words",
     "score": "pseudo-log-likelihoods of sentences and n-best lists",
+    "minimal-pairs": "how often models prefer the better of two texts: BLiMP, EWoK, pairs of your own",
+    "similarity": "pooled hidden states judged without training: STS pairs, BEIR folders",
     "fill-mask": "what a run's masked language model puts in the place of <mask>",
     "detect": "mark the tokens of a text that a run's encoder takes for replaced",
     "embed": "a vector for every line of a text",
@@ -87,7 +89,7 @@ def run_command(command: str, arguments: List[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:<14}{text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="amos-fairseq",
         usage="amos-fairseq [--user-dir FOLDER] <command> [options]",

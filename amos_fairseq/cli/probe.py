@@ -11,9 +11,14 @@ HELP = (
     "commonest label and the same network untrained. Files have a word, a tab and its label on each line; a blank line "
     "ends a sentence, and a word labelled _ is read but not probed. `amos-fairseq corpus --tasks` makes such files. "
     "Without files of labelled words: probe the encoders of runs, beside each other and untrained, for whether words "
-    "stand as they were written, on documentation of this machine or any text. It takes seconds and no seed."
+    "stand as they were written, on documentation of this machine or any text. It takes seconds and no seed. "
+    "--labelled probes runs, k-fold, on any one file of labelled words or texts."
 )
-OF_WORDS, OF_SENTENCES = ("train", "test", "layers", "network", "png"), ("tasks", "text", "part", "items")
+FILES, ORDER, FOLDS = "with --train and --test", "without --train, --test and --labelled", "with --labelled"  # modes
+OPTIONS = {
+    FILES: ("train", "test", "layers", "network", "png"), ORDER: ("tasks", "text", "part", "items"),
+    FOLDS: ("labelled", "columns", "label", "folds", "pooling", "layers"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = parser.add_argument_group("labelled words, of one RUN")
     words.add_argument("--train", type=Path, metavar="FILE", help="labelled words to learn from")
     words.add_argument("--test", type=Path, metavar="FILE", help="labelled words to be tested on")
-    words.add_argument("--layers", type=layers, default=None, metavar="N,..", help="0: embeddings (default: all)")
+    words.add_argument("--layers", type=layers, default=None, metavar="N,..", help="0: embeddings (default: all; with "
+                       "--labelled the last)")
     words.add_argument("--network", help="encoder or generator (default: each that the method has)")
     words.add_argument("--png", type=Path, metavar="FILE", help="also draw accuracy over layers")
+    folds = parser.add_argument_group("a labelled file, of one RUN or more, tested fold by fold")
+    folds.add_argument("--labelled", type=Path, metavar="FILE", help="labelled words, or with --columns texts, a "
+                       ".tsv, .csv or .jsonl")
+    folds.add_argument("--columns", metavar="NAME,..", help="column of the text, or of both of a pair")
+    folds.add_argument("--label", metavar="NAME", help="column of the label (default: label)")
+    folds.add_argument("--folds", type=int, metavar="K", help="default: 5")
+    folds.add_argument("--pooling", choices=("mean", "first"), help="of texts, as of embed (default: mean)")
     order = parser.add_argument_group("order of words, of one RUN or more")
     order.add_argument("--tasks", metavar="TASK,..", help="swap,acceptability (the default) or one of them")
     order.add_argument("--text", type=Path, metavar="PATH", help="held-out text, a file or folder as prepare reads "
@@ -44,12 +57,15 @@ def layers(text: str) -> Optional[List[int]]:
 
 
 def run(args: argparse.Namespace) -> None:
-    of_words = args.train is not None or args.test is not None
-    for name in OF_SENTENCES if of_words else OF_WORDS:
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name} goes {'without' if of_words else 'with'} --train and --test")
-    if not of_words:
+    mode = FOLDS if args.labelled is not None else ORDER if args.train is args.test is None else FILES
+    for other, names in OPTIONS.items():
+        for name in names:
+            if name not in OPTIONS[mode] and getattr(args, name) is not None:
+                raise ValueError(f"--{name} goes {other}")
+    if mode == ORDER:
         return probe_order(args)
+    if mode == FOLDS:
+        return probe_folds(args)
     if args.train is None or args.test is None:
         raise ValueError("--train and --test go together: name both")
     if len(args.run) > 1:
@@ -105,6 +121,55 @@ def probe_order(args: argparse.Namespace) -> None:
         few = f"; the text makes no more, {most:,} were asked for" if len(items.test) < most else ""
         print(f"{task}: {len(items.train):,} pairs to learn from, {len(items.test):,} to be tested on{few}. "
               f"Favours {sentence_probes.TASKS[task].favours}.")
+
+
+def probe_folds(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from amos_fairseq.analysis import folds, sentence_probes
+    from amos_fairseq.pretrained.model import Pretrained
+
+    many = folds.FOLDS if args.folds is None else args.folds
+    if args.columns is None:
+        for name in ("label", "pooling"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} goes with --columns, which names the texts of the file")
+        found, what = folds.read_words(args.labelled, many), "words"
+    else:
+        found = folds.read_texts(args.labelled, args.columns.split(","), args.label or "label", many)
+        what = "texts"
+    models, twins = [], {}
+    for path, name in zip(args.run, trained.short_names(args.run)):
+        model = trained.load(args, path)
+        models.append((name, model))
+        twin = sentence_probes.shape(model.encoder), model.tokenizer.sha256
+        twins.setdefault(twin, (f"{name}, untrained", Pretrained(
+            str(path), model.name, sentence_probes.untrained(model.encoder), model.tokenizer
+        )))
+    models += twins.values()
+
+    def layers_of(model) -> List[int]:
+        chosen = [-1] if args.layers is None else args.layers
+        return list(map(model.layer_number, chosen))
+
+    rows = []
+    with tqdm(total=sum(len(layers_of(model)) for _, model in models), unit="layer", desc="probe", disable=None) as bar:
+        for name, model in models:
+            numbers = layers_of(model)
+            rows += zip([name] * len(numbers), numbers, folds.probe(
+                model, found, numbers, args.pooling or "mean", bar.update
+            ))
+    if args.json:
+        probes = [
+            {"network": name, "layer": layer, **result._asdict(), "accuracy": result.accuracy._asdict()}
+            for name, layer, result in rows
+        ]
+        print(json_line({what: len(found.labels), "folds": many, "probes": probes}))
+        return
+    table = [[name, str(layer), str(result.accuracy), f"{100 * result.macro_f1:.1f}"] for name, layer, result in rows]
+    trained.print_aligned([["network", "layer", "accuracy", "macro-F1"], *table])
+    print(f"\n% of {len(found.labels):,} {what}, each tested once by a probe on the other {many - 1} of {many} folds, "
+          f"with 95 % bootstrap intervals. The commonest label: {100 * rows[0][2].commonest:.1f}.")
 
 
 def percent(result) -> str:

@@ -1,9 +1,12 @@
 """What the commands share that use a trained model: which one, where it computes, and the text that it reads."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import Iterable, List, Optional, Sequence
+
+from amos_fairseq.terminal import visible
 
 
 def add_run(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
@@ -25,6 +28,25 @@ def load(args: argparse.Namespace, run: Optional[Path] = None):
     from amos_fairseq.pretrained.loading import from_pretrained
 
     return from_pretrained(run or args.run, args.data).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def short_names(paths: Sequence[Path]) -> List[str]:
+    """What tells paths apart: without the folders that all are in. Raises ValueError for one given twice."""
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"{path} is given twice")
+    if len(paths) == 1:
+        return [paths[0].name or str(paths[0])]
+    shared = os.path.commonpath([path.absolute().parent for path in paths])
+    return [os.path.relpath(path.absolute(), shared) for path in paths]
+
+
+def print_aligned(rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell."""
+    rows = [list(map(visible, row)) for row in rows]
+    widths = [max(map(len, column)) + 2 for column in zip(*rows)]
+    for row in rows:
+        print("".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 def lines_of(args: argparse.Namespace) -> List[str]:

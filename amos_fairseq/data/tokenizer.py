@@ -9,6 +9,7 @@
 import functools
 import hashlib
 import inspect
+import itertools
 import os
 import re
 import unicodedata
@@ -286,9 +287,31 @@ def read_vocabulary(path: str) -> GivenVocabulary:
     return GivenVocabulary(tokenizer, dictionary)
 
 
+def read_counts(folder: str, tokenizer: Tokenizer) -> np.ndarray:
+    """(V,) how often prepared data hold each token. Raises ValueError if they are of another vocabulary."""
+    given = read_vocabulary(folder)
+    if given.tokenizer.sha256 != tokenizer.sha256 or given.dictionary is None:
+        raise ValueError(f"{folder} has no counts of the model's vocabulary: name the data that it was trained with")
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    lines = given.dictionary.decode().split("\n")
+    counts[tokenizer.listed] = [int(line.rpartition(" ")[2]) for line in lines if line]
+    return counts
+
+
 def format_dictionary(tokenizer: Tokenizer, counts: np.ndarray) -> bytes:
     """dict.txt; counts: (V,) how often the corpus holds each symbol."""
     return "".join(f"{tokenizer.symbols[token]} {counts[token]}\n" for token in tokenizer.listed).encode()
+
+
+def word_numbers(text: str, spans: Sequence[Span]) -> List[int]:
+    """Of each token of a text the number, from 1, of the word that it begins in, 0 at the end of the text.
+
+    As BERT has it: spaces part words, and each punctuation is one.
+    """
+    alone = [character.isspace() or is_punctuation(character) for character in text]
+    begins = [index == 0 or alone[index] or alone[index - 1] for index in range(len(text))]
+    numbers = [*itertools.accumulate(begins), 0]
+    return [numbers[span.begin] for span in spans]
 
 
 def read_dictionary(dictionary: bytes, name: str) -> Dict[str, int]:

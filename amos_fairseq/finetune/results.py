@@ -3,23 +3,27 @@
 Settings are compared by the median of the first metric on `valid`, of those with the most seeds; of equal ones the
 first by name. Where a seed draws the data, too, each takes the setting that is best on its `valid`, and mean and
 standard deviation over seeds of what that reaches on the test sets are reported, as in LM-BFF.
+
+Models are ranked only where a test tells them apart, on predictions that each run keeps: see `leaders`.
 """
 
 import json
 import statistics
+import zipfile
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
 from amos_fairseq import json_files
 from amos_fairseq.checkpoints import store
-from amos_fairseq.files import replace_durably
+from amos_fairseq.files import durably_written, replace_durably
+from amos_fairseq.finetune.intervals import of_difference
 from amos_fairseq.finetune.kinds import KINDS, kind_of
 from amos_fairseq.finetune.presets import EIGHT, PUBLISHED, Setting
 from amos_fairseq.user_errors import Damaged
 
-RESULT, RUNS = "result.json", "runs"
+RESULT, RUNS, PREDICTIONS = "result.json", "runs", "predictions.npz"
 NOT_RUN = "not run"
 
 
@@ -63,6 +67,26 @@ def read(folder: Path) -> Result:
     if result.kind not in KINDS or not result.metrics or result.metrics[0] not in result.scores.get("valid", {}):
         raise Damaged(f"{folder / RESULT}: kind, metrics and scores.valid do not belong together")
     return result
+
+
+def write_predictions(folder: Path, predictions: Mapping[str, Tuple[np.ndarray, np.ndarray]]) -> None:
+    """By split, what a run predicted of each example, and the targets."""
+    arrays = {}
+    for split, both in predictions.items():
+        arrays[split], arrays[f"{split}_targets"] = both
+    with durably_written(folder / PREDICTIONS) as stream:
+        np.savez(stream, **arrays)
+
+
+def read_predictions(folder: Path, split: str) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+    """None of a run that kept none."""
+    if not (folder / PREDICTIONS).exists():
+        return None
+    try:
+        with np.load(folder / PREDICTIONS, allow_pickle=False) as arrays:
+            return (arrays[split], arrays[f"{split}_targets"]) if split in arrays else None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Damaged(f"{folder / PREDICTIONS} is damaged ({error}): delete it") from None
 
 
 def read_all(out: Path) -> Dict[Path, Result]:
@@ -192,15 +216,57 @@ def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
     return "\n".join([table, "", " ".join(notes), ""])
 
 
-def comparison(found: Mapping[str, Sequence[Result]]) -> str:
-    """Markdown: a row for each model and a column for each task that any of them has, as `table_row` has them."""
-    tasks = sorted({result.task for runs in found.values() for result in runs})
+def comparison(found: Mapping[str, Mapping[Path, Result]]) -> str:
+    """Markdown: a row for each model and a column for each task that any of them has, as `table_row` has them.
+
+    found: of each model its runs, by folder
+    """
+    tasks = sorted({result.task for runs in found.values() for result in runs.values()})
+    best = {task: leaders(found, task) for task in tasks}
     rows = []
     for model, runs in found.items():
-        cells = [table_row(task, [run for run in runs if run.task == task], None) for task in tasks]
-        rows.append([model, *(f"{ours} ({seeds})" if seeds else ours for _, _, _, ours, seeds, *_ in cells)])
-    note = "In per cent: the median over seeds (their number) of each model's best setting."
-    return "\n".join([markdown(("model", *tasks), rows), "", note, ""])
+        cells = [table_row(task, [run for run in runs.values() if run.task == task], None) for task in tasks]
+        marks = [" *" if model in (best[task] or ()) else "" for task in tasks]
+        texts = (f"{ours} ({seeds})" if seeds else ours for _, _, _, ours, seeds, *_ in cells)
+        rows.append([model, *map(str.__add__, texts, marks)])
+    notes = ["In per cent: the median over seeds (their number) of each model's best setting."]
+    if any(best.values()):
+        notes.append(
+            "*: the highest mean over seeds, and every model that is not told from it: 0 lies in the 95 % bootstrap "
+            "interval of the difference, over examples and over seeds, each seed a block."
+        )
+    untested = [task for task in tasks if best[task] is None]
+    if untested:
+        notes.append(f"Not ranked, as that takes two models, each with two seeds or more: {', '.join(untested)}.")
+    return "\n".join([markdown(("model", *tasks), rows), "", " ".join(notes), ""])
+
+
+def leaders(found: Mapping[str, Mapping[Path, Result]], task: str) -> Optional[Set[str]]:
+    """The model with the highest mean over seeds of its best setting, and those that no test tells from it.
+
+    None if nothing can be told: unless each model of the task has two seeds or more, with predictions of the same
+    examples.
+    """
+    predicted, targets, metric = {}, None, None
+    for model, runs in found.items():
+        of_task = {folder: run for folder, run in runs.items() if run.task == task}
+        if not of_task:
+            continue
+        setting, first = summarize(list(of_task.values()))[0].setting, next(iter(of_task.values()))
+        metric = kind_of(first.kind).metrics.get(first.metrics[0])
+        kept = [read_predictions(folder, "valid") for folder, run in of_task.items() if run.setting == setting]
+        if len(kept) < 2 or metric is None or not all(kept):
+            return None
+        targets = kept[0][1] if targets is None else targets
+        if not all(np.array_equal(of_run, targets) for _, of_run in kept):
+            return None
+        predicted[model] = np.stack([of_run for of_run, _ in kept])
+    if len(predicted) < 2:
+        return None
+    means = {model: np.mean([metric(of_seed, targets) for of_seed in seeds]) for model, seeds in predicted.items()}
+    best = max(means, key=means.__getitem__)
+    lows = {model: of_difference(predicted[best], seeds, targets, metric).low for model, seeds in predicted.items()}
+    return {model for model, low in lows.items() if low <= 0}
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

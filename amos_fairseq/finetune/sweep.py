@@ -2,7 +2,8 @@
 
     OUT/sweep.json                       what is fine-tuned
     OUT/data/<task>                      labelled data (`finetune.labelled`)
-    OUT/runs/<task>/<setting>/seed<N>    train.log, result.json; of each task's best run the checkpoint, too
+    OUT/runs/<task>/<setting>/seed<N>    train.log, predictions.npz, result.json; of each task's best run the
+                                         checkpoint, too
 
 A run is a `fairseq-train` of its own. A finished one is not repeated, one that was stopped goes on from its checkpoint.
 """
@@ -167,11 +168,15 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
             raise
     problem, network, *_ = load_finetuned(job.folder)
     network = network.to("cuda" if torch.cuda.is_available() and not model.cpu else "cpu")
-    scores = {}
+    scores, predictions, kind = {}, {}, kind_of(problem.kind)
     for split in splits_of(job.data):
         examples = labelled.read_examples(job.data, split)
         if split != "train" and examples.targets is not None:
-            scores[split] = kind_of(problem.kind).evaluate(job.data, problem, split, predict(network, examples))
+            outputs = predict(network, examples)
+            scores[split] = kind.evaluate(job.data, problem, split, outputs)
+            if kind.metrics and not kind.per_token and not kind.draws_data:
+                predictions[split] = kind.predicted(outputs), examples.targets
+    results.write_predictions(job.folder, predictions)
     updates = job.setting.num_updates(num_examples(job.data))
     made = (scores, updates, round(time.monotonic() - start, 1))
     results.write(job.folder, Result(job.task, problem.kind, problem.metrics, job.setting, job.seed, *made))

@@ -89,7 +89,9 @@ def load(found: Found, data=None) -> Pretrained:
     depths = (known.get(option) for option in ("encoder_layers", "generator_layers", "generator_depths"))
     layers = max(number for depth in depths for number in (depth if isinstance(depth, list) else [depth or 0]))
     method = filled(make, parameters_of(state["model"]), layers, folder)
-    return Pretrained(str(folder), name, method.exported_encoder(), tokenizer, method)
+    counts = state["model"].get("token_counts")  # (2, V), as the original and as a replacement: 0 without replacements
+    counts = counts[0] if counts is not None and counts[0].any() else None
+    return Pretrained(str(folder), name, method.exported_encoder(), tokenizer, method, counts)
 
 
 def parameters_of(state: Mapping) -> dict:

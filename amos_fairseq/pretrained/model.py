@@ -8,19 +8,27 @@
 """
 
 from dataclasses import dataclass
-from typing import Callable, List, NamedTuple, Optional, Sequence, Union
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
-from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.tokenizer import Tokenizer, word_numbers
 from amos_fairseq.data.vocabulary import MASK
 from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.filling import finite
-from amos_fairseq.pretrained.scoring import Score, masked_scores, one_pass_scores
+from amos_fairseq.pretrained.scoring import (
+    ONE_PASS,
+    SCORINGS,
+    WITHIN_WORD,
+    Score,
+    Sequences,
+    masked_scores,
+    one_pass_scores,
+)
 
 POOLINGS = ("mean", "first")
 
@@ -47,6 +55,7 @@ class Pretrained:
 
     source      where it was found
     name        registered name of its method
+    token_counts    (V,) how often training met each token, where it counted
     B texts, T tokens of the longest, C width of the encoder. Every function that reads text raises ValueError for one
     of more tokens than the encoder has positions.
     """
@@ -56,6 +65,7 @@ class Pretrained:
     encoder: Encoder
     tokenizer: Tokenizer
     method: Optional[PretrainingMethod] = None
+    token_counts: Optional[Tensor] = None
 
     @property
     def max_tokens(self) -> int:
@@ -155,20 +165,45 @@ class Pretrained:
         replaced = (-finite(full_precision(logits[0, 1:-1]), self.source)).sigmoid().tolist()
         return [Detection(self.tokenizer.shown[i], *span, p) for i, span, p in zip(ids, spans, replaced)]
 
-    def score(self, texts: Sequence[str], masked: bool = False, special_tokens: bool = False, **options) -> List[Score]:
-        """Pseudo-log-likelihood of each text: of a SCRIPT model in one pass, else, or if `masked`, in one per token.
+    def score(
+        self, texts: Sequence[str], scoring: Optional[str] = None, special_tokens: bool = False,
+        contexts: Optional[Sequence[str]] = None, **options,
+    ) -> List[Score]:
+        """Pseudo-log-likelihood of each text, by one of SCORINGS.
 
-        special_tokens: count <s> and </s>, too; options: of `scoring.one_pass_scores`
+        scoring          one-pass: a pass a text, by the critic or detection head; masked, within-word: a pass a token,
+                         see `scoring.masked_scores`; by default one-pass of a SCRIPT model, masked of others
+        special_tokens   count <s> and </s>, too
+        contexts         read before each text, and not counted
+        options          of `scoring.one_pass_scores`
         """
         method = self._method("a language model")
-        sequences = [self.encode(text) for text in texts]
-        uncounted = [] if special_tokens else [self.tokenizer.bos, self.tokenizer.eos]
-        if method.scores_in_one_pass and not masked:
-            scores = one_pass_scores(method, sequences, uncounted, **options)
+        if scoring not in (None, *SCORINGS):
+            raise ValueError(f"scoring {scoring!r} is none of {', '.join(SCORINGS)}")
+        sequences = self.sequences(texts, special_tokens, contexts)
+        if scoring == ONE_PASS or (scoring is None and method.scores_in_one_pass):
+            scores = one_pass_scores(method, sequences, **options)
         else:
-            scores = masked_scores(method, sequences, self.tokenizer.mask, uncounted, **options)
+            scores = masked_scores(method, sequences, self.tokenizer.mask, scoring == WITHIN_WORD, **options)
         finite(torch.tensor([score.pll for score in scores]), self.source)
         return scores
+
+    def sequences(
+        self, texts: Sequence[str], special_tokens: bool = False, contexts: Optional[Sequence[str]] = None
+    ) -> Sequences:
+        """What `score` reads and counts."""
+        pairs = zip(contexts or [""] * len(texts), texts)
+        rows = [self._sequence(context, text, special_tokens) for context, text in pairs]
+        return Sequences(*([row[part] for row in rows] for part in range(3)))
+
+    def _sequence(self, context: str, text: str, special_tokens: bool) -> Tuple[Tensor, Tensor, Tensor]:
+        start = len(context) + 1 if context else 0
+        whole = f"{context} {text}" if context else text
+        ids, spans = self.tokenizer.encode_with_spans(whole)
+        tokens = self._checked(self.tokenizer.sequence(ids), whole)
+        counted = [span.begin >= start for span in spans]
+        words = word_numbers(whole, spans)
+        return tokens, torch.tensor([special_tokens, *counted, special_tokens]), torch.tensor([-1, *words, -1])
 
     def _method(self, part: str) -> PretrainingMethod:
         if self.method is None:

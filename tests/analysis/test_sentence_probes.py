@@ -79,12 +79,14 @@ class Reading(nn.Module):
         self.sees_order = sees_order
         self.config = SimpleNamespace(dim=3 + len(WORDS), padding_idx=1, max_positions=64)
 
-    def forward(self, tokens, padding_mask=None):
-        hidden = self.token_embeddings(tokens)
+    layers = ()
+
+    def begin(self, hidden, padding_mask=None):
+        tokens = hidden.argmax(dim=-1)
         if self.sees_order:
             hidden = torch.zeros_like(hidden)
             hidden[:, 1:-1, 0] = (tokens[:, 1:-1] < tokens[:, :-2]).float()
-        return hidden
+        return hidden, SimpleNamespace(run=lambda hidden, stop: hidden)
 
 
 class OfWords:
@@ -126,7 +128,7 @@ def test_the_same_is_found_again_and_an_untrained_network_is_always_the_same(tex
 def test_what_is_longer_than_the_encoder_reads_loses_its_end():
     encoder, seen = Reading(sees_order=False).eval(), []
     encoder.config.max_positions = 6
-    encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    encoder.token_embeddings.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
     pairs = [(" ".join(WORDS[i : i + 8]), " ".join(WORDS[i + 1 : i + 9])) for i in range(8)]
     sentence_probes.probe_items(encoder, OfWords(), Items(pairs, pairs))
     assert set(seen) == {6}

@@ -87,6 +87,8 @@ def test_mistakes_are_told_in_one_line(command, tmp_path, arguments, message):
 def order(command, tmp_path):
     """order(*arguments): exit status, output and error, for two runs of one shape and a text of 2,000 sentences."""
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    many = (f"{a}\t{a[0] in 'ae'}\n{b}\t{b[0] in 'ae'}\n" for a in WORDS for b in WORDS)
+    (tmp_path / "many").write_text("\n".join(many))
     draw = random.Random(1)
     (tmp_path / "text.txt").write_text("\n".join(f"{' '.join(draw.choices(WORDS, k=16))}." for _ in range(2000)))
     return lambda *arguments: command.without_files(*(tmp_path / name for name in ("run", "copy")), *arguments)
@@ -115,6 +117,24 @@ def test_a_text_that_makes_fewer_items_than_asked_for_is_told(order, tmp_path):
     assert re.search(r"^swap: .* to be tested on; the text makes no more, 1,000,000 were asked for\. Fav", out, re.M)
 
 
+@pytest.mark.parametrize("columns", [[], ["--columns", "text", "--label", "class"]], ids=["words", "texts"])
+def test_a_labelled_file_is_probed_fold_by_fold(order, tmp_path, columns):
+    path = tmp_path / ("labelled.tsv" if columns else "many")
+    if columns:
+        rows = [f"{a} {b} {c}\t{a[0] in 'ae'}\n" for a in WORDS for b in WORDS for c in WORDS[:2]]
+        path.write_text("text\tclass\n" + "".join(rows))
+    arguments = ["--labelled", path, *columns, "--folds", 3, "--layers", "0,2"]
+    status, out, _ = order(*arguments)
+    table, _, notes = out.partition("\n\n")
+    rows = [re.split("  +", line.strip()) for line in table.splitlines()]
+    assert status == 0 and rows[0] == ["network", "layer", "accuracy", "macro-F1"]
+    names = [name for name in ("run", "copy", "run, untrained") for _ in range(2)]
+    assert [row[:2] for row in rows[1:]] == [[name, layer] for name, layer in zip(names, ["0", "2"] * 3)]
+    assert rows[1][1:] == rows[3][1:] and f"128 {'texts' if columns else 'words'}" in notes
+    probes = json.loads(order(*arguments, "--json")[1])["probes"]
+    assert f"{100 * probes[1]['accuracy']['value']:.1f} (" in rows[2][2]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -126,7 +146,11 @@ def test_a_text_that_makes_fewer_items_than_asked_for_is_told(order, tmp_path):
         (["--layers", "1"], "--layers goes with --train and --test"),
         (["--train", "FOLDER/train"], "--train and --test go together: name both"),
         (["--train", "FOLDER/train", "--test", "FOLDER/test"], "labelled words are probed in one RUN, got 2"),
-        (["--train", "FOLDER/train", "--text", "FOLDER/empty"], "--text goes without --train and --test"),
+        (["--train", "FOLDER/train", "--text", "FOLDER/empty"], "--text goes without --train, --test and --labelled"),
+        (["--labelled", "FOLDER/train", "--png", "FOLDER/x"], "--png goes with --train and --test"),
+        (["--folds", "3"], "--folds goes with --labelled"),
+        (["--labelled", "FOLDER/train", "--label", "x"], "--label goes with --columns, which names the"),
+        (["--labelled", "FOLDER/many", "--layers", "9"], "layer 9 must lie between -3 and 2, the encoder's last layer"),
     ],
 )
 def test_mistakes_about_the_order_of_words_are_told_in_one_line(order, tmp_path, monkeypatch, arguments, message):

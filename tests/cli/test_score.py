@@ -91,6 +91,35 @@ def test_standard_input_is_read(runs, score, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == score("mufe\n")[1]
 
 
+FIRST = ["--nbest", "--first-pass", "--weight"]
+
+
+def test_a_first_pass_is_weighted_and_word_errors_are_told(score, tmp_path):
+    text = "a\t-3\tmufe bada\na\t-1\tkolu\nb\t-2\tbada\n"
+    (tmp_path / "references").write_text("a\tmufe bada\nb\tbada\n")
+    (tmp_path / "held_out").write_text(text)
+    told = ["--references", str(tmp_path / "references"), "--json"]
+    _, lines, err = score(text, *FIRST, "0.25", *told)
+    rows = [json.loads(line) for line in lines]
+    assert [row["score"] for row in rows] == pytest.approx(
+        [0.75 * row["first_pass"] + 0.25 * row["pll"] for row in rows]
+    )
+    assert [row["first_pass"] for row in rows] == [-3.0, -1.0, -2.0]
+    highest = max(row["score"] for row in rows[:2])
+    assert [row["best"] for row in rows] == [*(row["score"] == highest for row in rows[:2]), True]
+    rate = 0.0 if rows[0]["best"] else 200 / 3
+    expected = f"{rate:.2f} % word errors; first in the first pass 66.67, the best that there are 0.00"
+    assert err.endswith(f"/text: {expected}\n")
+    _, out, err = score(text, *FIRST[:2], "--tune", str(tmp_path / "held_out"), str(tmp_path / "references"))
+    assert out[0] == "id\tbest\tscore\tfirst_pass\tpll\ttokens\tsentence"
+    assert err.startswith("weight 0.") or err.startswith("weight 1.")
+
+
+def test_within_words_scores_are_others_than_masked_ones(score):
+    masked, within = (json.loads(score("bada kolu\n", "--json", f"--{way}")[1][0]) for way in ("masked", "within-word"))
+    assert within["tokens"] == masked["tokens"] and within["pll"] != masked["pll"]
+
+
 @pytest.mark.parametrize(
     "text, options, message",
     [
@@ -98,6 +127,13 @@ def test_standard_input_is_read(runs, score, monkeypatch, capsys):
         ("a\tbada\nbada\n", ["--nbest"], "/text, line 2: n-best lines are id<TAB>sentence, got 'bada'"),
         (b"bada \xff", [], "/text: byte 5 is no UTF-8"),
         ("mufe\n" + 40 * "b ", [], "/text, line 2: 82 tokens, but the model reads 32: split the sentence"),
+        ("a\tx\tbada\n", [*FIRST, "1"], "/text, line 1: the first pass's score 'x' is no number"),
+        ("a\tbada\n", [*FIRST, "1"], "/text, line 1: n-best lines are id<TAB>score<TAB>sentence, got 'a\\tbada'"),
+        ("bada", ["--first-pass"], "--first-pass goes with --nbest: give both"),
+        ("bada", [*FIRST, "2"], "--weight must lie between 0, the first pass alone, and 1, got 2"),
+        (
+            "bada", FIRST[:2], "--first-pass needs a weight: give --weight W, or --tune NBEST REFERENCES that finds one"
+        ),
         ("bada", ["--batch-tokens", "0"], "--batch-tokens must be at least 1, got 0"),
     ],
 )

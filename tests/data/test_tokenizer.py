@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.tokenizer import Span, Tokenizer, word_numbers
 from amos_fairseq.data.vocabulary import load_processor, train_vocabulary
 
 WORDS = ["alpha", "beta", "Gamma,", "delta", "epsilon", "na\u00efve", "caf\u00e9", "\ufb01rst", "\u00bd", "x"]
@@ -73,3 +73,22 @@ def test_text_around_masks_is_encoded_as_if_they_were_words(tokenizer):
     assert tokenizer.encode_masked("<mask>, <mask>") == [mask, comma, mask]
     assert tokenizer.encode_masked("alpha <mask>\u65e5") == [*alpha, mask, tokenizer.unk]
     assert tokenizer.encode_masked("alpha beta") == [*alpha, *beta]
+
+
+def test_tokens_of_a_word_have_its_number_and_punctuation_is_a_word_of_its_own():
+    """Tokens un happy , don ' t, a space alone before the last word, and one at the end of the text."""
+    text = "unhappy, don't go "
+    spans = [(0, 2), (2, 7), (7, 8), (9, 12), (12, 13), (13, 14), (15, 15), (15, 17), (18, 18)]
+    begins = [Span(begin, begin + 1) for begin in (0, 7, 9, 12, 13, 15)]
+    unhappy, comma, don, quote, t, go = dict.fromkeys(word_numbers(text, begins))  # six that differ
+    assert word_numbers(text, [Span(*span) for span in spans]) == [unhappy, unhappy, comma, don, quote, t, go, go, 0]
+
+
+def test_words_of_a_tokenizers_own_tokens_begin_where_it_has_spaces_or_punctuation(tokenizer):
+    text = "alpha xepsilon, delta"
+    ids, spans = tokenizer.encode_with_spans(text)
+    numbers = word_numbers(text, spans)
+    surfaces = {}
+    for number, span in zip(numbers, spans):
+        surfaces[number] = surfaces.get(number, "") + text[span.begin : span.end]
+    assert list(surfaces.values()) == ["alpha", "xepsilon", ",", "delta"] and len(ids) > 4

@@ -1,9 +1,10 @@
 """Medians, spreads and the table, from literal scores."""
 import json
 
+import numpy as np
 import pytest
 
-from amos_fairseq.finetune import results
+from amos_fairseq.finetune import intervals, results
 from amos_fairseq.finetune.presets import EIGHT, Setting
 from amos_fairseq.finetune.results import Result
 
@@ -123,6 +124,60 @@ def test_a_test_file_with_labels_is_shown_behind_valid():
     table = results.format_table([Result("own", "classification", ["accuracy"], LOW, 1, scores, 9, 1.0)])
     assert "| own | accuracy |  | 70.0/60.0 | 1 | 70.0 to 70.0 |" in table
     assert "Where the test file has labels: valid/test; valid selects." in table
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """kept(model, *shares): runs of a model by folder, a seed each, right for the given shares of 400 examples."""
+    targets = np.arange(400) % 2
+
+    def kept(model, *shares):
+        found = {}
+        for seed, (run, share) in enumerate(zip(runs("RTE", LOW, shares), shares)):
+            folder = tmp_path / model / f"seed{seed}"
+            folder.mkdir(parents=True)
+            wrong = np.random.default_rng(seed).permutation(400) >= 400 * share
+            results.write_predictions(folder, {"valid": (targets ^ wrong, targets)})
+            found[folder] = run
+        return found
+
+    return kept
+
+
+def test_models_are_ranked_where_a_test_over_examples_and_seeds_tells_them_apart(kept):
+    found = {"a": kept("a", 0.9, 0.91, 0.9), "b": kept("b", 0.89, 0.91, 0.9), "c": kept("c", 0.7, 0.71, 0.7)}
+    assert results.leaders(found, "RTE") == {"a", "b"}
+    lines = results.comparison(found).splitlines()
+    assert lines[2:5] == ["| a | 90.0 (3) * |", "| b | 90.0 (3) * |", "| c | 70.0 (3) |"]
+    assert lines[-1].endswith("over examples and over seeds, each seed a block.")
+
+
+def test_a_seed_that_differs_much_keeps_models_together(kept):
+    """By 20 points on average, which 400 examples alone would tell."""
+    assert results.leaders({"a": kept("a", 0.9, 0.9), "b": kept("b", 0.5, 0.9)}, "RTE") == {"a", "b"}
+
+
+def test_a_model_with_one_seed_or_without_predictions_is_not_ranked(kept):
+    alone = {"a": kept("a", 0.9, 0.91), "b": kept("b", 0.6)}
+    assert results.leaders(alone, "RTE") is None
+    assert "Not ranked, as that takes two models, each with two seeds or more: RTE." in results.comparison(alone)
+    without = kept("c", 0.6, 0.6)
+    predictions = next(iter(without)) / results.PREDICTIONS
+    predictions.write_bytes(predictions.read_bytes()[:99])
+    with pytest.raises(ValueError, match="predictions.npz is damaged .*: delete it"):
+        results.leaders({"a": alone["a"], "c": without}, "RTE")
+    predictions.unlink()
+    assert results.leaders({"a": alone["a"], "c": without}, "RTE") is None
+
+
+def test_the_difference_of_two_models_is_bracketed_as_the_normal_approximation_has_it():
+    """Of one seed each, right at 300 and 200 other examples of 1,000 alone: sd^2 = (.3 + .2 - .1^2) / 1000."""
+    targets = np.zeros(1000, dtype=int)
+    first, second = np.ones((2, 1, 1000), dtype=int)
+    first[0, :300], second[0, 300:500] = 0, 0
+    found = intervals.of_difference(first, second, targets, lambda predicted, true: float((predicted == true).mean()))
+    width = 1.96 * ((0.3 + 0.2 - 0.01) / 1000) ** 0.5
+    assert found == pytest.approx((0.1, 0.1 - width, 0.1 + width), abs=0.006)
 
 
 def test_of_prompts_each_split_takes_its_best_setting_and_reports_test():

@@ -116,6 +116,9 @@ def test_a_run_that_was_stopped_after_its_last_update_is_still_measured(finetune
     path.unlink()
     assert finetune(*options)[0] == 0
     assert results.read(path.parent).scores == before.scores
+    for split, scores in before.scores.items():
+        predicted, targets = results.read_predictions(path.parent, split)
+        assert len(targets) in (12, 5) and (predicted == targets).mean() == scores["accuracy"]
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_made(finetune, tmp_path):

@@ -166,8 +166,8 @@ def test_script_scores_in_one_pass_and_others_token_by_token(model):
     (score,) = script.score(["alpha, beta"])
     assert score.pll == pytest.approx(torch.tensor(probability).log().sum().item(), rel=1e-4)
     assert score.tokens == len(probability) and script.score(["alpha"], special_tokens=True)[0].tokens == 3
-    assert script.score(["alpha"], masked=True) != script.score(["alpha"])
-    assert bert.score(["alpha"]) == bert.score(["alpha"], masked=True)
+    assert script.score(["alpha"], "masked") != script.score(["alpha"])
+    assert bert.score(["alpha"]) == bert.score(["alpha"], "masked")
 
 
 @pytest.mark.parametrize(
