@@ -208,7 +208,7 @@ def refuse_changes(path: Path, trainer) -> None:
 
     What may change and makes a difference is logged: rates, their schedule and the length.
     """
-    then, task_state = storage.read_state(path, ["cfg", "task_state"]).values()
+    then, task_state = storage.read_verified(path, ["cfg", "task_state"]).values()
     now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
     allowed = str(getattr(trainer.cfg.task, "allow_change", "")).split(",")
     free = getattr(trainer.task, "free_options", ())
