@@ -4,6 +4,7 @@ import json
 from typing import Any, List, Mapping, Optional
 
 import numpy as np
+from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +42,15 @@ class MultiLabel(Kind):
 
     def answers(self, problem, outputs):
         return (",".join(np.array(problem.labels)[row > 0]) for row in self.predicted(outputs))
+
+    def told(self, problem, outputs):
+        """labels: those more likely than not; probabilities: of each alone"""
+        shares = expit(outputs.astype(np.float64)).tolist()
+        return [
+            {"labels": [label for label, share in zip(problem.labels, row) if share > 0.5],
+             "probabilities": dict(zip(problem.labels, row))}
+            for row in shares
+        ]
 
     # Of a column of labels
 
