@@ -195,18 +195,18 @@ def described(error: OmegaConfBaseException, prefix: str = "") -> str:
     name = ".".join(part for part in (prefix, error.full_key or str(error.key or "")) if part)
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         known = OmegaConf.structured(error.object_type) if error.parent_node is None else error.parent_node
-        return f"{name} is no option{suggestion(str(error.key), names_of(known))}"
+        word = str(error.key)
+        return f"{name} is no option{suggestion(word, names_in_groups(known)) or suggestion(word, map(str, known))}"
     if "is not a ListConfig" in str(error):
         given = [word.partition("=")[2] for word in sys.argv if word.lstrip("+").startswith(f"{name}=")]
         return f"{name} must be a list: write {name}=[{given[-1] if given else '..'}]"
     return f"{name}: {re.sub(r'[^ -~]+', ' ', str(error).splitlines()[0])}"
 
 
-def names_of(cfg: DictConfig) -> List[str]:
-    """The options of a group; of the whole configuration, whose keys are groups, those in them, too."""
-    groups = {str(key): cfg._get_node(key) for key in cfg}
-    inner = [(key, name, group) for key, group in groups.items() if OmegaConf.is_dict(group) for name in group or ()]
-    return [*groups, *(f"{key}.{name}" for key, name, group in inner if not OmegaConf.is_interpolation(group, name))]
+def names_in_groups(cfg: DictConfig) -> List[str]:
+    """GROUP.OPTION of all groups of the configuration, where it has any, less what is only taken from elsewhere."""
+    groups = [(key, group) for key in cfg if OmegaConf.is_dict(group := cfg._get_node(key)) and not group._is_none()]
+    return [f"{key}.{name}" for key, group in groups for name in group if not OmegaConf.is_interpolation(group, name)]
 
 
 @contextlib.contextmanager

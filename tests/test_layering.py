@@ -44,8 +44,8 @@ ARROWS = {
     "fairseq_repairs": BOTTOM | {"data", "checkpoints", "fairseq_help", "fairseq_options", "silenced", "supervision"},
     "models": CORE | {"options", "pretrained", "finetune"},
     "criterions": CORE | {"pretrained", "finetune", "user_errors"},
-    "tasks": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}
-    | {"models", "criterions", "optim"},  # all that is registered
+    "tasks": BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_options"}
+    | {"fairseq_repairs", "models", "criterions", "optim"},  # all that is registered
 }
 # on top: imported by nothing in ARROWS
 ARROWS["analysis"] = BOTTOM | CORE | {"data", "checkpoints", "pretrained", "finetune", "demo"}

@@ -155,9 +155,9 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         if sequences < 2 and self.config.scl_weight and not self.config.scl_gather:
             suffix = "" if split == "train" else "-valid"
             raise ValueError(
-                f"{split}: batches of {sequences} sequence leave scl_weight {self.config.scl_weight} without a negative: "
-                f"raise --batch-size{suffix} or --max-tokens{suffix}, prepare more text for {split}, use --scl-gather on "
-                "several GPUs, or set --scl-weight 0"
+                f"{split}: batches of {sequences} sequence leave scl_weight {self.config.scl_weight} without a "
+                f"negative: raise --batch-size{suffix} or --max-tokens{suffix}, prepare more text for {split}, use "
+                "--scl-gather on several GPUs, or set --scl-weight 0"
             )
 
     @property
