@@ -200,6 +200,7 @@ class Told(NamedTuple):
     out: str
     err: str
     megabytes: float
+    seconds: float
     made: list
 
 
