@@ -67,7 +67,8 @@ def of_head(text: str) -> Iterator[str]:
     for line in re.sub(r"\\\n#? *", "", head[0] if head else "").splitlines():
         line = re.sub(r"^#? {3,}", "", line)
         if line.startswith(PROGRAMS):
-            yield re.sub(r"\[?(OVERRIDE|ARGUMENT)\.\.\]?|[][]|\.\.(?!\S)| {4}.*", "", re.sub(r"\bN\b", "2", line)).strip()
+            line = re.sub(r"\bN\b", "2", line)
+            yield re.sub(r"\[?(OVERRIDE|ARGUMENT)\.\.\]?|[][]|\.\.(?!\S)| {4}.*", "", line).strip()
 
 
 COMMANDS = commands()
@@ -181,6 +182,13 @@ def finetuned(words: List[str]) -> None:
         program(words)
 
 
+def probed(words: List[str]) -> None:
+    """As if this machine's documentation were a text of the page's folder."""
+    paragraphs = Path("held_out.txt").read_text().split("\n\n")
+    with mock.patch("amos_fairseq.demo.documentation.held_out_paragraphs", lambda *_, **__: iter(paragraphs)):
+        program(words)
+
+
 def replace(path: str) -> None:
     """What the page's folder has in the place of what the command writes goes away."""
     if os.path.islink(path):
@@ -252,6 +260,8 @@ WAYS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     "amos-fairseq ": (program, ""),
     "amos-fairseq prepare ": (prepared, ""),
     "amos-fairseq finetune ": (finetuned, ""),
+    "amos-fairseq corpus ": (functools.partial(stopped_at, "amos_fairseq.demo.documentation_tasks.write_tasks"), ""),
+    "amos-fairseq probe ": (probed, ""),
     "amos-fairseq convert checkpoints ": (program, "--rel-pos-bucketing released"),  # which this run is not
     "fairseq-train ": (trained, ""),
     "torchrun --nproc_per_node 8 ": (lambda words: trained(words[3:]), ""),
@@ -287,4 +297,4 @@ def run() -> None:
     if "\n" in text:
         exec(text, dict(model=amos_fairseq.from_pretrained("RUN"), texts=Path("held_out.txt").read_text().splitlines()))
     else:
-        way_of(text)[0](words_of(text, Path(folder)))
+        way_of(text.replace(f"{ROOT}/", ""))[0](words_of(text, Path(folder)))
