@@ -44,7 +44,8 @@ def commands() -> List[Command]:
 
 
 def of_page(text: str) -> Iterator[str]:
-    """Those in bash blocks, after `$` in other blocks, and indented; and Python blocks as they are."""
+    """Those in bash blocks, after `$` in other blocks, and indented; Python blocks; of those in sentences, whole ones.
+    """
     language, block = None, ""
     for line in text.replace("\\\n", " ").splitlines():
         if line.startswith("```"):
@@ -59,6 +60,9 @@ def of_page(text: str) -> Iterator[str]:
             yield " ".join(line.split())
         elif language == "" and line.startswith("$ "):
             yield line[2:]
+    sentences = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`((?:fairseq-validate|amos-fairseq\s(?:flops|options))\s[^`]+)`", sentences):
+        yield " ".join(span.split())
 
 
 def of_head(text: str) -> Iterator[str]:
@@ -264,6 +268,7 @@ WAYS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     "amos-fairseq probe ": (probed, ""),
     "amos-fairseq convert checkpoints ": (program, "--rel-pos-bucketing released"),  # which this run is not
     "fairseq-train ": (trained, ""),
+    "fairseq-validate ": (lambda words: program([*words, "--cpu"]), ""),
     "torchrun --nproc_per_node 8 ": (lambda words: trained(words[3:]), ""),
     "fairseq-hydra-train ": (lambda words: stopped_at("fairseq.models.build_model", [*words, *TINY_YAML]), ""),
     "python examples/": (parsed, ""),

@@ -18,7 +18,7 @@ from tests.documented import COMMANDS, PAGES, ROOT, Command, way_of
 from tests.finetune.test_glue import FILES
 from tests.runs import AMOS_FAIRSEQ
 
-TABLE = "sentence\tlabel\tclass\nthe first\ta\t0\nand another\tb\t1\n" * 40
+TABLE = "sentence\tlabel\tclass\n" + "".join(f"the {number}\t{'ab'[number % 2]}\t{number % 2}\n" for number in range(60))
 REPOSITORY = "amos_fairseq", "examples", "slurm", "tests"  # what commands name of it
 QUESTIONS = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "the first of them", "qas": [
     {"id": "a", "question": "which?", "answers": [{"text": "first", "answer_start": 4}], "is_impossible": False},
@@ -51,7 +51,7 @@ def stories(request, text, launch, tmp_path_factory):
     pages = {item.callspec.params["command"].page for item in request.session.items if "stories" in item.fixturenames}
     told = [command for command in COMMANDS + ELSEWHERE if command.page in pages | {"README.md"}]
     given, top = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp("stories")
-    words = text.read_text()
+    words = text.read_text() + "\n" + "Yes Maybe No yes maybe no\n" * 40  # each a token, for prompts
     for name in ("text", "my_text", "corpus", "domain"):
         (given / name).mkdir()
         (given / name / "text.txt").write_text(words * (80 if name == "my_text" else 1))
