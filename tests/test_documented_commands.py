@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import random
 import re
 import shlex
 
@@ -18,7 +19,7 @@ from tests.documented import COMMANDS, PAGES, ROOT, Command, way_of
 from tests.finetune.test_glue import FILES
 from tests.runs import AMOS_FAIRSEQ
 
-TABLE = "sentence\tlabel\tclass\n" + "".join(f"the {number}\t{'ab'[number % 2]}\t{number % 2}\n" for number in range(60))
+TABLE = "sentence\tlabel\tclass\n" + "".join(f"the {row}\t{'ab'[row % 2]}\t{row % 2}\n" for row in range(60))
 REPOSITORY = "amos_fairseq", "examples", "slurm", "tests"  # what commands name of it
 QUESTIONS = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "the first of them", "qas": [
     {"id": "a", "question": "which?", "answers": [{"text": "first", "answer_start": 4}], "is_impossible": False},
@@ -63,8 +64,12 @@ def stories(request, text, launch, tmp_path_factory):
         (given / name).write_text(TABLE)
     for name in ("train-v2.0.json", "dev-v2.0.json"):
         (given / name).write_text(json.dumps(QUESTIONS))
-    for name, copies in (("sentences.txt", 0), ("held_out.txt", 6), ("TEXT", 1)):
-        (given / name).write_text(words * copies or "The first sentence.\nAnother.\n")
+    (given / "sentences.txt").write_text("The first sentence.\nAnother.\n")
+    (given / "TEXT").write_text(words)
+    draw = random.Random(1)
+    syllables = [a + b for a in "bdfgk" for b in "aeiou"]
+    sentences = (" ".join("".join(draw.sample(syllables, 2)) for _ in range(12)).capitalize() for _ in range(1000))
+    (given / "held_out.txt").write_text("".join(f"{sentence}.\n\n" for sentence in sentences))
     (given / "tasks/probe").mkdir(parents=True)
     for split in ("train", "test"):
         (given / "tasks/probe" / f"{split}.tsv").write_text("the\t_\nfirst\tcode\n\nand\t_\nanother\ttext\n\n" * 20)
