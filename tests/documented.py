@@ -207,6 +207,7 @@ def submitted(words: List[str]) -> None:
 
     at = next(number for number, word in enumerate(words) if word.startswith("slurm/"))
     asked, cluster = options_of(words[:at]), Cluster(Path(tempfile.mkdtemp()))
+    (cluster.folder / "FOLDER").symlink_to(cluster.folder / "data")
     job = dict(CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
     if words[0] == "sbatch":
         nodes = next((int(word[8:]) for word in asked if word.startswith("--nodes=")), 1)
@@ -256,6 +257,7 @@ def installed(words: List[str]) -> None:
 
 def starts_quickly(words: List[str]) -> None:
     subprocess.run(["bash", "-n", words[1]], check=True)
+    replace(options_of(words).get("--out", [""])[0])
     stopped_at("amos_fairseq.cli.quickstart.make", ["amos-fairseq", "quickstart", *words[2:]])
 
 
@@ -277,7 +279,7 @@ WAYS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     "python examples/benchmarks/attention_resources.py ": (functools.partial(stopped_at, "triton.compile"), ""),
     "python -m amos_fairseq.csrc.build cuda": (functools.partial(stopped_at, "subprocess.run"), "nvcc"),
     "bash examples/quickstart/run.sh": (starts_quickly, ""),
-    "bash examples/benchmarks/gpu.sh ": (scripted("python", "examples/benchmarks/gpu.py"), ""),
+    "bash examples/benchmarks/gpu.sh ": (scripted("python", f"{ROOT}/examples/benchmarks/gpu.py"), ""),
     "bash examples/benchmarks/pack.sh ": (scripted(), ""),
     "bash tests/run.sh": (collected, ""),
     "sbatch ": (submitted, ""),
@@ -288,6 +290,7 @@ WAYS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
 
 
 def way_of(text: str) -> Tuple[Callable[[List[str]], None], str]:
+    text = text.replace(f"{ROOT}/", "")  # as in the repository's folder
     return WAYS[max((beginning for beginning in WAYS if text.startswith(beginning)), key=len)]
 
 
@@ -302,4 +305,4 @@ def run() -> None:
     if "\n" in text:
         exec(text, dict(model=amos_fairseq.from_pretrained("RUN"), texts=Path("held_out.txt").read_text().splitlines()))
     else:
-        way_of(text.replace(f"{ROOT}/", ""))[0](words_of(text, Path(folder)))
+        way_of(text)[0](words_of(text, Path(folder)))

@@ -39,6 +39,8 @@ def outcome(number, function, arguments):
         try:
             code = pkgutil.resolve_name(function)() or 0
         except SystemExit as ended:
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
             code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
         except BaseException:
             traceback.print_exc()
