@@ -31,6 +31,7 @@ ELSEWHERE = [
     for text in {way_of(text): text for page, text in COMMANDS if re.search(r"\b(amos_fairseq|examples|tests)\b", text)
                  and "slurm/" not in text and "\n" not in text}.values()
 ]
+LABELS = "neutral", "contradiction"
 GLUE = {("examples/finetune/README.md", "FOLDER")}
 
 
@@ -52,14 +53,16 @@ def stories(request, text, launch, tmp_path_factory):
     pages = {item.callspec.params["command"].page for item in request.session.items if "stories" in item.fixturenames}
     told = [command for command in COMMANDS + ELSEWHERE if command.page in pages | {"README.md"}]
     given, top = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp("stories")
-    words = text.read_text() + "\n" + "Yes Maybe No yes maybe no\n" * 40  # each a token, for prompts
+    words = text.read_text() + "\n" + "yes maybe no\n" * 80  # each a token, for prompts
     for name in ("text", "my_text", "corpus", "domain"):
         (given / name).mkdir()
         (given / name / "text.txt").write_text(words * (80 if name == "my_text" else 1))
     for name in ("GLUE", "glue"):
         for file, content in FILES.items():
             (given / name / file).parent.mkdir(parents=True, exist_ok=True)
-            (given / name / file).write_bytes(content.encode())
+            header, *rows = content.splitlines(keepends=True)
+            examples = [*rows, *(row.replace("entailment", label) for row in rows for label in LABELS)] * 40
+            (given / name / file).write_text(header + "".join(examples if file == "MNLI/train.tsv" else rows))
     for name in ("a.tsv", "b.tsv", "train.tsv", "valid.tsv"):
         (given / name).write_text(TABLE)
     for name in ("train-v2.0.json", "dev-v2.0.json"):
