@@ -37,10 +37,11 @@ class Command(NamedTuple):
 
 
 def commands() -> List[Command]:
-    return list(dict.fromkeys(
-        Command(str(path.relative_to(ROOT)), text)
-        for paths, shown in ((PAGES, of_page), (HEADS, of_head)) for path in paths for text in shown(path.read_text())
-    ))
+    """Those of pages; of heads, what no page shows."""
+    shown = [Command(str(path.relative_to(ROOT)), text) for path in PAGES for text in of_page(path.read_text())]
+    known = {text for _, text in shown}
+    heads = [Command(str(path.relative_to(ROOT)), text) for path in HEADS for text in of_head(path.read_text())]
+    return list(dict.fromkeys([*shown, *(command for command in heads if command.text not in known)]))
 
 
 def of_page(text: str) -> Iterator[str]:
@@ -72,7 +73,7 @@ def of_head(text: str) -> Iterator[str]:
         line = re.sub(r"^#? {3,}", "", line)
         if line.startswith(PROGRAMS):
             line = re.sub(r"\bN\b", "2", line)
-            yield re.sub(r"\[?(OVERRIDE|ARGUMENT)\.\.\]?|[][]|\.\.(?!\S)| {4}.*", "", line).strip()
+            yield re.sub(r"\[?(OVERRIDE|ARGUMENT)\.\.\]?|[][]|\.\.(?!\S)| {3}.*", "", line).strip()
 
 
 COMMANDS = commands()
@@ -189,7 +190,7 @@ def finetuned(words: List[str]) -> None:
 def probed(words: List[str]) -> None:
     """As if this machine's documentation were a text of the page's folder."""
     paragraphs = Path("held_out.txt").read_text().split("\n\n")
-    with mock.patch("amos_fairseq.demo.documentation.held_out_paragraphs", lambda *_, **__: iter(paragraphs)):
+    with mock.patch("amos_fairseq.demo.documentation.held_out_paragraphs", lambda: paragraphs):
         program(words)
 
 

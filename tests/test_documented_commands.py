@@ -71,7 +71,7 @@ def stories(request, text, launch, tmp_path_factory):
     (given / "TEXT").write_text(words)
     draw = random.Random(1)
     syllables = [a + b for a in "bdfgk" for b in "aeiou"]
-    sentences = (" ".join("".join(draw.sample(syllables, 2)) for _ in range(12)).capitalize() for _ in range(1000))
+    sentences = (" ".join("".join(draw.sample(syllables, 2)) for _ in range(12)).capitalize() for _ in range(1200))
     (given / "held_out.txt").write_text("".join(f"{sentence}.\n\n" for sentence in sentences))
     (given / "tasks/probe").mkdir(parents=True)
     for split in ("train", "test"):
