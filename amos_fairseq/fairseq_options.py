@@ -8,19 +8,23 @@
 
 import argparse
 import ast
+import contextlib
 import os
 import re
-from typing import Any, Dict, List, Mapping
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Set
 
 import torch
 from fairseq import models, tasks
 from fairseq.registry import REGISTRIES
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from amos_fairseq.ops.implementation import attention_kernels, functions_for
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Option, Range, declared
-from amos_fairseq.user_errors import suggestion
+from amos_fairseq.user_errors import suggestion, told_in_one_line
 
 RANGES: Dict[str, Dict[str, Range]] = {
     "common": dict(
@@ -192,5 +196,48 @@ def described(error: OmegaConfBaseException, prefix: str = "") -> str:
     name = ".".join(part for part in (prefix, error.full_key or str(error.key or "")) if part)
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         known = OmegaConf.structured(error.object_type) if error.parent_node is None else error.parent_node
-        return f"{name} is no option{suggestion(str(error.key), map(str, known))}"
+        word = str(error.key)
+        return f"{name} is no option{suggestion(word, names_in_groups(known)) or suggestion(word, map(str, known))}"
+    if "is not a ListConfig" in str(error):
+        given = [word.partition("=")[2] for word in sys.argv if word.lstrip("+").startswith(f"{name}=")]
+        return f"{name} must be a list: write {name}=[{given[-1] if given else '..'}]"
     return f"{name}: {re.sub(r'[^ -~]+', ' ', str(error).splitlines()[0])}"
+
+
+def names_in_groups(cfg: DictConfig) -> List[str]:
+    """GROUP.OPTION of all groups of the configuration, where it has any, less what is only taken from elsewhere."""
+    groups = [(key, group) for key in cfg if OmegaConf.is_dict(group := cfg._get_node(key)) and not group._is_none()]
+    return [f"{key}.{name}" for key, group in groups for name in group if not OmegaConf.is_interpolation(group, name)]
+
+
+@contextlib.contextmanager
+def told_with_recipe_named() -> Iterator[None]:
+    """As `told_in_one_line`, and a value that the recipe has and the command does not give is said to be the recipe's.
+    """
+    with told_in_one_line():
+        try:
+            yield
+        except ValueError as error:
+            error.args = (with_recipe_named(str(error), recipe_options()),)
+            raise
+
+
+def with_recipe_named(message: str, names: Set[str]) -> str:
+    """`warmup_updates 10000 of the recipe exceeds ..`, for these names."""
+    value = r"(?:-?[\d.][\w.+-]*|True|False|\[[^]]*\]|'[^']*')(?![\w.])"
+    return re.sub(rf"(?<![\w.])(?:{'|'.join(names)}) {value}", r"\g<0> of the recipe", message) if names else message
+
+
+def recipe_options() -> Set[str]:
+    """Of fairseq-hydra-train: the names of those that the yaml files set and the command does not."""
+    if not HydraConfig.initialized():
+        return set()
+    hydra = HydraConfig.get()
+    files = [hydra.job.config_name, *(f"{group}/{choice}" for group, choice in hydra.runtime.choices.items())]
+    paths = [Path(source.path, f"{file}.yaml") for source in hydra.runtime.config_sources for file in files]
+    names = set()
+    for path in filter(Path.is_file, paths):
+        for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():
+            options = value if isinstance(value, dict) else {key: value}
+            names |= {name for name, value in options.items() if not str(value).startswith("${")}
+    return names - {override.partition("=")[0].rpartition(".")[2] for override in hydra.overrides.task}

@@ -7,17 +7,18 @@
 
 import argparse
 import contextlib
-import difflib
 import errno
 import os
 import re
 import sys
-from typing import Iterable, NoReturn, Tuple, Type, Union
+from typing import Iterable, NoReturn, Optional, Tuple, Type, Union
 
 from amos_fairseq.terminal import visible
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-SHOWN_CHOICES = 8
+SHOWN_CHOICES, SHOWN_SUGGESTIONS = 8, 3
+LEAST_SHARE = 0.5  # of the letters of a name, for a suggestion that has fewer words
+WORDS = re.compile(r"[^\W_]+")
 
 
 class Damaged(ValueError):
@@ -54,9 +55,53 @@ def seen_from(path: str) -> str:
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """`, did you mean ..?` if one of the choices is like the word, else nothing."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    """`, did you mean ..?` with those of the choices that the word could mean, else nothing.
+
+    It could mean one whose words it has, in any order, mistyped or cut short: `warmup_update` or `updates-warmup` for
+    `warmup_updates`, `layers` for `encoder_layers`. What has the fewest other words comes first, alone if it can.
+    """
+    costs = {choice: cost for choice in choices if (cost := misspelling(word, choice)) is not None}
+    likely = [choice for choice in costs if costs[choice] == min(costs.values())]
+    return f", did you mean {' or '.join(likely)}?" if 0 < len(likely) <= SHOWN_SUGGESTIONS else ""
+
+
+def misspelling(word: str, choice: str) -> Optional[Tuple[int, int]]:
+    """(words that only one of the two has, at most one; letters that differ in the others); None: these are two names.
+    """
+    theirs, own = WORDS.findall(choice), WORDS.findall(word)
+    if "".join(own) == "".join(theirs):
+        return 0, 0
+    fewer, left = sorted((own, theirs), key=len)
+    if not fewer or len(left) > len(fewer) + 1:
+        return None
+    if fewer is theirs and sum(map(len, theirs)) < LEAST_SHARE * sum(map(len, own)):
+        return None  # lr for encoder-lr: too little of what was written
+    letters = 0
+    for part in fewer:
+        nearest = min(left, key=lambda other: changed_letters(part, other))
+        short, long = sorted((part, nearest), key=len)
+        distance = changed_letters(short, long)
+        # Of two short words, as long as each other, neither is a slip of the other: mlm and clm.
+        differ = len(long) <= 4 and len(short) == len(long) and sorted(short) != sorted(long)
+        slip = distance <= (2 if len(short) > 7 else 1) and not differ
+        if distance and not slip and not (len(short) >= 3 and long.startswith(short)):
+            return None
+        letters += distance
+        left = [other for other in left if other is not nearest]
+    return len(left), letters
+
+
+def changed_letters(word: str, other: str) -> int:
+    """How many letters one is to insert, leave out, replace or exchange with the next: the edit distance."""
+    rows = [[*range(len(other) + 1)]]
+    for i, letter in enumerate(word, 1):
+        row = [i]
+        for j, counterpart in enumerate(other, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != counterpart)))
+            if i > 1 and j > 1 and (letter, word[i - 2]) == (other[j - 2], counterpart):
+                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]
 
 
 def tell_mistakes(parser: argparse.ArgumentParser, program: str = "amos_fairseq") -> None:
@@ -70,7 +115,8 @@ def tell_mistakes(parser: argparse.ArgumentParser, program: str = "amos_fairseq"
                 message = message[: choice.start()] + f"invalid choice: {choice['given']}{likely}"
         elif message.startswith("unrecognized arguments: "):
             names = [word.split("=")[0] for word in message.split() if word.startswith("--")]
-            message += suggestion(names[0], parser._option_string_actions) if names else ""
+            known = [name for name in parser._option_string_actions if name.startswith("--")]
+            message += next(filter(None, (suggestion(name, known) for name in names)), "")
         message = message.replace("invalid <lambda> value", "invalid list of numbers")
         stop(" ".join(message.splitlines()), os.EX_USAGE, program)
 

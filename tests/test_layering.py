@@ -48,8 +48,8 @@ ARROWS = {
     | {"supervision"},
     "models": CORE | {"options", "pretrained", "finetune"},
     "criterions": CORE | {"pretrained", "finetune", "user_errors"},
-    "tasks": BASE | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_repairs"}
-    | {"models", "criterions", "optim"},  # all that is registered
+    "tasks": BASE | CORE | {"data", "checkpoints", "pretrained", "finetune", "supervision", "fairseq_options"}
+    | {"fairseq_repairs", "models", "criterions", "optim"},  # all that is registered
 }
 # on top: imported by nothing in ARROWS
 ARROWS["analysis"] = BASE | CORE | {"data", "checkpoints", "pretrained", "finetune", "demo"}

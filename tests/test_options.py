@@ -18,6 +18,7 @@ from amos_fairseq.options import (
     free_names,
     option,
 )
+from amos_fairseq.user_errors import suggestion
 
 NAN, INF = float("nan"), float("inf")
 
@@ -114,3 +115,22 @@ def test_a_share_that_crops_keep_outside_zero_to_one_is_refused(fraction):
     TASK_DATACLASS_REGISTRY["coco_lm"](crop_keep_fraction=1.0)
     with pytest.raises(ValueError, match=f"crop_keep_fraction {fraction} is out of range: it must be above 0"):
         TASK_DATACLASS_REGISTRY["coco_lm"](crop_keep_fraction=fraction)
+
+
+OPTIONS = [
+    "--lr", "--lr-scheduler", "--batch-size", "--max-update", "--max-epoch", "--warmup-updates", "--encoder-layers",
+    "--generator-layers", "--rtd-weight", "--mlm-weight", "--weight-decay", "--mask-prob", "--task", "--tpu", "--bf16",
+    "--dropout", "--fix-batches-to-gpus", "--sampling-temperature", "--user-dir",
+]
+
+
+@pytest.mark.parametrize("word, meant", {
+    "--lrr": "--lr", "--batch_size": "--batch-size", "--batchsize": "--batch-size", "--max-updates": "--max-update",
+    "--warmup": "--warmup-updates", "--wramup-updates": "--warmup-updates", "--weight-rtd": "--rtd-weight",
+    "--layers": "--encoder-layers or --generator-layers", "--mask-probability": "--mask-prob",
+    "--sampling-temprature": "--sampling-temperature", "--taks": "--task", "--epochs": "--max-epoch",
+    "--encoder-dropout": "--dropout", "--fp-16": None, "--fp16": None, "--clm-weight": None, "--level-weight": None,
+    "--decoder-layers": None, "--encoder-lr": None, "--mask": "--mask-prob", "--gpus": None, "--seed": None, "": None,
+}.items())
+def test_a_suggestion_is_what_the_name_could_mean(word, meant):
+    assert suggestion(word, OPTIONS) == (f", did you mean {meant}?" if meant else "")

@@ -11,12 +11,8 @@ HELP = "turn text into a vocabulary and binarised training data; the same comman
 
 NAMED = 3  # files of those that are not read, for each reason
 LONGEST_BY_DEFAULT = 512
-# The paper's base setting on 8 GPUs; fewer take longer.
-RECIPE = (
-    "--task amos_rtd --arch amos_rtd_base --criterion amos_rtd --batch-size 32 --update-freq 8 --optimizer fused_adamw "
-    "--adam-betas '(0.9,0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 2.0 --lr 5e-4 --lr-scheduler "
-    "polynomial_decay --warmup-updates 10000 --total-num-update 125000 --max-update 125000 --save-dir checkpoints"
-)
+OPTIMIZER = "--optimizer fused_adamw --adam-betas '(0.9,0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 2.0"
+SEQUENCES, BATCH_SIZE = 2048, 32  # of an update of AMOS base, as in the paper; of those, what fits any GPU of today
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,11 +81,13 @@ def run(args: argparse.Namespace) -> None:
     manifest = prepare(**{**vars(args), "part": part}, progress=True)
     if manifest is None:  # other parts are not done
         return
-    for line in summary(manifest, os.path.normpath(args.out)):
+    import torch
+
+    for line in summary(manifest, os.path.normpath(args.out), torch.cuda.device_count()):
         print(visible(line))
 
 
-def summary(manifest, out: str) -> list[str]:
+def summary(manifest, out: str, gpus: int = 0) -> list[str]:
     """What was prepared, in lines for a person; the last can be typed as it is, in any folder."""
     splits = manifest.splits
     counts = ("characters", "text_tokens", "unknown_tokens")
@@ -109,6 +107,18 @@ def summary(manifest, out: str) -> list[str]:
     for reason, paths in manifest.not_read.items():
         named = ", ".join(os.path.basename(path) for path in paths[:NAMED])
         lines.append(f"not read, {reason}: {len(paths):,} ({named}{', ..' if len(paths) > NAMED else ''})")
-    folder, length = os.path.abspath(out), manifest.tokens_per_sample
-    lengths = f"--tokens-per-sample {length}" + (f" --max-positions {length}" if length > LONGEST_BY_DEFAULT else "")
-    return [*lines, f"data: {folder}", f"train with: amos-fairseq train {shlex.quote(folder)} {RECIPE} {lengths}"]
+    return [*lines, f"data: {os.path.abspath(out)}", f"train with: {train_command(manifest, out, gpus)}"]
+
+
+def train_command(manifest, out: str, gpus: int) -> str:
+    """With GPUs the paper's base setting, without one the smallest network and some updates, an hour of two cores."""
+    length = manifest.tokens_per_sample
+    size, updates, warmup, sequences = ("base", 125_000, 10_000, BATCH_SIZE) if gpus else ("tiny", 2_000, 200, 8)
+    on_gpus = f"--update-freq {max(1, SEQUENCES // BATCH_SIZE // gpus)} --bf16" if gpus else ""
+    return " ".join(filter(None, [
+        f"amos-fairseq train {shlex.quote(os.path.abspath(out))} --task amos_rtd --arch amos_rtd_{size}",
+        f"--criterion amos_rtd --batch-size {sequences}", on_gpus,
+        f"{OPTIMIZER} --lr 5e-4 --lr-scheduler polynomial_decay --warmup-updates {warmup} --total-num-update {updates}",
+        f"--max-update {updates} --save-dir checkpoints --tokens-per-sample {length}",
+        f"--max-positions {length}" if length > LONGEST_BY_DEFAULT else "",
+    ]))

@@ -2,18 +2,20 @@
 import contextlib
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, NoReturn
 
 from amos_fairseq import recipes
 from amos_fairseq.cli import dry_run
-from amos_fairseq.user_errors import status_of, stop
+from amos_fairseq.user_errors import status_of, stop, suggestion
 
 HELP = "fairseq-train with --user-dir filled in; with --config-name or --config-dir, fairseq-hydra-train; --dry-run"
 HYDRA = "fairseq-hydra-train"
 HYDRA_NAMES = ("--config-dir", "-cd"), ("--config-name", "-cn")
 HYDRA_OPTIONS = (*HYDRA_NAMES[0], *HYDRA_NAMES[1], "--config-path", "-cp")
+HYDRA_VALUES = (*HYDRA_OPTIONS, "--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun")
 
 
 def run(arguments: List[str]) -> None:
@@ -31,35 +33,56 @@ def run(arguments: List[str]) -> None:
     # have this package imported, too.
     ours, sys.modules["__main__"] = sys.modules["__main__"], program
     try:
-        with mistakes_in_configurations_told(), instead:
+        with mistakes_in_configurations_told(arguments), instead:
             program.cli_main()
     finally:
         sys.modules["__main__"] = ours
 
 
 @contextlib.contextmanager
-def mistakes_in_configurations_told() -> Iterator[None]:
+def mistakes_in_configurations_told(arguments: List[str]) -> Iterator[None]:
     """hydra's errors about what it composes in one line; it alone would end with 1 after several.
 
     What the training itself raises keeps its traceback.
     """
     import yaml
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from amos_fairseq.fairseq_options import described
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through
     try:
         yield
     except (HydraException, yaml.YAMLError) as error:
-        cause = error.__cause__
-        reason = f": {described(cause)}" if isinstance(cause, OmegaConfBaseException) else ""
-        stop(" ".join(str(error).split("\nTo append")[0].split()) + reason, os.EX_USAGE)
+        stop(worded(error, arguments), os.EX_USAGE)
     except OSError as error:  # hydra writes, too, before the training does
         if status_of(error) != os.EX_IOERR:
             raise
         stop(f"{error.filename or 'a file'}: {error.strerror}", os.EX_IOERR)
+
+
+def worded(error: Exception, arguments: List[str]) -> str:
+    """What hydra or yaml refuses, and the remedy, in one line."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from amos_fairseq.fairseq_options import described
+
+    given = values_of(arguments)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} is no override: write GROUP.OPTION=VALUE, a list in brackets, and what has commas or "
+            "parentheses in quotes of its own, as in \"optimizer.adam_betas='(0.9,0.98)'\""
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        file, folder = Path(error.missing_cfg_file), given.get("--config-dir", given.get("-cd", os.devnull))
+        names = sorted(path.stem for path in Path(folder, file.parent).glob("*.yaml")) or error.options or ()
+        return f"{file.parent} {file.name} is not known{suggestion(file.name, names)}: choose {', '.join(names)}"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return described(error.__cause__)
+    message = " ".join(str(error).split("\nTo append")[0].split())
+    if group := re.fullmatch(r"Could not override '(.*)'\. No match in the defaults list\.", message):
+        name = group[1]
+        return f"{name} is no group of files in this configuration: write {name}._name={given.get(name, '..')}"
+    return message
 
 
 def fairseq_command(arguments: List[str]) -> List[str]:
@@ -70,7 +93,8 @@ def fairseq_command(arguments: List[str]) -> List[str]:
     check_places(options)
     if any(option in HYDRA_OPTIONS for option in options):
         given = "common.user_dir" in options
-        return [HYDRA, *overrides_last(arguments), *([] if given else [f"common.user_dir={user_dir}"])]
+        overrides = [] if given else [f"common.user_dir={user_dir}"]
+        return [HYDRA, *options_first(arguments), *overrides]
     given = "--user-dir" in options
     return ["fairseq-train", *([] if given else ["--user-dir", user_dir]), *arguments]
 
@@ -89,13 +113,14 @@ def recipe_found(arguments: List[str]) -> List[str]:
     return ["--config-dir", str(folder), *inside]
 
 
-def overrides_last(arguments: List[str]) -> List[str]:
-    """hydra reads KEY=VALUE in one row only: `task.data=data --cfg job model=tiny` would not be understood."""
-    overrides = [
-        "=" in word and not word.startswith("-") and before not in HYDRA_OPTIONS or word.startswith("~")
-        for before, word in zip(["", *arguments], arguments)
-    ]
-    return [word for wanted in (False, True) for word, last in zip(arguments, overrides) if last is wanted]
+def options_first(arguments: List[str]) -> List[str]:
+    """hydra reads its overrides from one place alone: those before --cfg job, say, or those after it."""
+    options, overrides, before = [], [], ""
+    for argument in arguments:
+        is_value = before in HYDRA_VALUES and not ("=" in argument and before in ("--info", "-i"))
+        (options if argument.startswith("-") or is_value else overrides).append(argument)
+        before = argument
+    return [*options, *overrides]
 
 
 def values_of(arguments: List[str]) -> Dict[str, str]:

@@ -349,8 +349,8 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
             return start if self.training else 1.0
         return 1 + (start - 1) * math.exp(-self.num_updates / (decay * self.total_updates))
 
-    def check_batch_size(self, sequences: int) -> None:
-        """Refuse, with a ValueError, a run whose largest batches hold too few sequences per process."""
+    def check_batch_size(self, sequences: int, split: str) -> None:
+        """Refuse, with a ValueError, a run whose largest batches of a split hold too few sequences per process."""
 
     @property
     def divides_batches(self) -> bool:

@@ -151,11 +151,13 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         has_scl_head = config.scl_weight and not config.scl_without_head
         self.scl_head = ProjectionHead(dim, dim) if has_scl_head else nn.Identity()
 
-    def check_batch_size(self, sequences: int) -> None:
+    def check_batch_size(self, sequences: int, split: str) -> None:
         if sequences < 2 and self.config.scl_weight and not self.config.scl_gather:
+            suffix = "" if split == "train" else "-valid"
             raise ValueError(
-                f"batches of {sequences} sequence leave scl_weight {self.config.scl_weight} without a negative: raise "
-                "--batch-size or --max-tokens, use --scl-gather on several GPUs, or set --scl-weight 0"
+                f"{split}: batches of {sequences} sequence leave scl_weight {self.config.scl_weight} without a "
+                f"negative: raise --batch-size{suffix} or --max-tokens{suffix}, prepare more text for {split}, use "
+                "--scl-gather on several GPUs, or set --scl-weight 0"
             )
 
     @property

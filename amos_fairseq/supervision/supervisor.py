@@ -42,7 +42,7 @@ def check(cfg) -> bool:
     """
     supervised = hasattr(cfg.task, "update_timeout")
     if supervised:
-        with told_in_one_line():
+        with fairseq_options.told_with_recipe_named():
             check_options(cfg)
             fairseq_options.check_devices(cfg.distributed_training)
     return supervised

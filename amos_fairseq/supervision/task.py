@@ -5,10 +5,10 @@ from typing import Any, Dict, List, Sequence
 
 from fairseq.tasks import FairseqTask
 
+from amos_fairseq.fairseq_options import told_with_recipe_named
 from amos_fairseq.options import free_names
 from amos_fairseq.supervision import faults, supervisor
 from amos_fairseq.supervision.options import SupervisionConfig
-from amos_fairseq.user_errors import told_in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class SupervisedTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
-        with told_in_one_line():
+        with told_with_recipe_named():
             return cls(cfg)
 
     def split_batch(self, sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:

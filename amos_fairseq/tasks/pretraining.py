@@ -24,6 +24,7 @@ from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located, 
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, split
 from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
+from amos_fairseq.fairseq_options import told_with_recipe_named
 from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun
@@ -35,7 +36,7 @@ from amos_fairseq.pretrained import stock
 from amos_fairseq.pretrained.filling import check_finite
 from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
-from amos_fairseq.user_errors import Damaged, stop, told_in_one_line
+from amos_fairseq.user_errors import Damaged, stop
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class PretrainingTask(SupervisedTask):
         return Vocabulary.of(self.tokenizer)
 
     def build_model(self, cfg, from_checkpoint=False):
-        with told_in_one_line():
+        with told_with_recipe_named():
             model = super().build_model(cfg, from_checkpoint)
             if not from_checkpoint:
                 model.method.start_biases([*self.dictionary.count], self.masking.mask_prob)
@@ -243,8 +244,8 @@ class PretrainingTask(SupervisedTask):
         name = next(name for name, loaded in self.datasets.items() if loaded is dataset)
         loading.end_epoch(self.iterators.get(name))  # left early, as by --max-valid-steps
         self.iterators[name] = iterator
-        with told_in_one_line():
-            self.check_batch_size(max(map(len, iterator.frozen_batches)))
+        with told_with_recipe_named():
+            self.check_batch_size(max(map(len, iterator.frozen_batches)), name)
         return iterator
 
     def has_sharded_data(self, split):

@@ -121,7 +121,7 @@ def save(results: dict, out: str) -> None:
     Path(out).write_text(json.dumps(results, indent=1) + "\n")
 
 
-def main(out: str) -> None:
+def main(out: str = "gpu.json") -> None:
     if not torch.cuda.is_available():
         raise SystemExit("examples/gpu/check.py needs a GPU, and torch sees none")
     results = {
@@ -148,4 +148,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

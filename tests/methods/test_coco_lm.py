@@ -233,11 +233,11 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_batches_of_one_sequence_are_refused_where_it_has_no_negative(make_method):
-    with pytest.raises(ValueError, match="batches of 1 sequence leave scl_weight 1.0 without a negative"):
-        make_method("coco_lm").check_batch_size(1)
-    make_method("coco_lm").check_batch_size(2)
-    make_method("coco_lm", scl_gather=True).check_batch_size(1)
-    make_method("coco_lm", scl_weight=0.0).check_batch_size(1)
+    with pytest.raises(ValueError, match="^valid: batches of 1 sequence leave .* raise --batch-size-valid or "):
+        make_method("coco_lm").check_batch_size(1, "valid")
+    make_method("coco_lm").check_batch_size(2, "train")
+    make_method("coco_lm", scl_gather=True).check_batch_size(1, "train")
+    make_method("coco_lm", scl_weight=0.0).check_batch_size(1, "train")
 
 
 # --- what is logged ---

@@ -1,7 +1,8 @@
 """Runs many commands, each in a fork of a process that has imported fairseq and this package, and in its own folder.
 
 Arguments: a JSON list of [function, arguments], and a folder. Below it, command N has the folder N, whose files are
-what it makes. In outcomes.json is, for each, [exit status, output, errors, largest resident memory in MB].
+what it makes. In outcomes.json is, for each, [exit status, output, errors, largest resident memory in MB,
+seconds of CPU time].
 """
 
 import json
@@ -38,6 +39,8 @@ def outcome(number, function, arguments):
         try:
             code = pkgutil.resolve_name(function)() or 0
         except SystemExit as ended:
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
             code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
         except BaseException:
             traceback.print_exc()
@@ -46,7 +49,7 @@ def outcome(number, function, arguments):
         os._exit(code)
     _, status, usage = os.wait4(child, 0)
     texts = [path.read_text(errors="replace") for path in streams]
-    return os.waitstatus_to_exitcode(status), *texts, usage.ru_maxrss / 1024
+    return os.waitstatus_to_exitcode(status), *texts, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
 
 
 def unhashed():

@@ -141,9 +141,18 @@ YAML = {
     "yaml: unknown model": (["model._name=amos"], {}, "model amos is not known, did you mean amos_rtd"),
     "yaml: no data": ([], {"task": {"data": "???"}}, "task.data is not given"),
     "yaml: betas": (["optimizer.adam_betas='(0.9)'"], {}, "adam_betas '(0.9)' must be two numbers"),
+    "yaml: scalar lr": (["optimization.lr=1e-4"], {}, "optimization.lr must be a list: write optimization.lr=[1e-4]"),
+    "yaml: scalar depth": (["model.generator_depths=2"], {}, "must be a list: write model.generator_depths=[2]"),
+    "yaml: option without its group": (["lr=1e-4"], {}, "lr is no option, did you mean optimization.lr?"),
+    "yaml: no override": (["optimization.lr=[1e-4"], {}, "optimization.lr=[1e-4 is no override: write GROUP.OPTION="),
+    "yaml: no group of files": (["lr_scheduler=fixed"], {}, "configuration: write lr_scheduler._name=fixed"),
+    "yaml: what the recipe has": (
+        ["lr_scheduler.total_num_update=1"], {}, "warmup_updates 2 of the recipe exceeds total_num_update 1: lower it"
+    ),
     "yaml: no batch": (["dataset.batch_size=null"], {}, "batch_size is not given"),
 }
-FIRST = {"yaml: unknown key of fairseq", "yaml: share in words", "yaml: unknown task", "lr 0"}
+FIRST = {"yaml: unknown key of fairseq", "yaml: share in words", "yaml: unknown task", "lr 0", "yaml: scalar lr",
+         "yaml: no override", "yaml: what the recipe has"}
 SOAK = {*CONFIGURATIONS, *YAML} - FIRST
 MISTAKES = {mistake: words for mistake, (*_, words) in {**CONFIGURATIONS, **COMMANDS, **STARTS, **YAML}.items()}
 
@@ -191,6 +200,7 @@ class Told(NamedTuple):
     out: str
     err: str
     megabytes: float
+    seconds: float
     made: list
 
 
@@ -259,6 +269,15 @@ def test_mistake_ends_the_program_with_one_line_and_status_64(told, mistake):
     assert outcome.err.count("error: ") == 1 and "Traceback" not in outcome.out + outcome.err
     assert outcome.status == os.EX_USAGE
     assert set(outcome.made) <= {"outputs"}  # hydra's own log
+
+
+def test_values_of_the_recipe_are_said_to_be_its():
+    names, message = {"warmup_updates", "bf16", "lr"}, "warmup_updates 10000 exceeds total_num_update 100: lower it"
+    told = "warmup_updates 10000 of the recipe exceeds total_num_update 100: lower it"
+    assert fairseq_options.with_recipe_named(message, names) == told
+    assert fairseq_options.with_recipe_named(message, set()) == message  # of the command line, or of its overrides
+    kept = "rtd_warmup_updates 9 and lr is not given: lr_scheduler 3, bf16 and fp16"
+    assert fairseq_options.with_recipe_named(kept, names) == kept
 
 
 def test_a_command_without_an_architecture_is_told_what_to_give(capsys):
