@@ -15,12 +15,12 @@ Range = Tuple[float, float]
 # (method, setting) -> quantity -> lowest and highest value expected at the end of the run.
 EXPECTED: Dict[Tuple[str, str], Dict[str, Range]] = {
     # Around this run and five seeds of the replication's `cpu` budget, which are the same: one word in four is
-    # replaced, the encoder is alive, and ranks replaced words better than their tokens alone do (0.515 to 0.527).
+    # replaced, the encoder is alive, and ranks replaced words better than their tokens alone do (0.518 to 0.525).
     ("amos_rtd", QUICKSTART): {
-        "mlm_1": (4.4, 4.85), "mlm_2": (4.4, 4.85), "replaced_share": (0.21, 0.26),
+        "mlm_1": (4.8, 5.35), "mlm_2": (4.8, 5.35), "replaced_share": (0.21, 0.26),
         "rtd_accuracy_original_words": (0.95, 1.00), "rtd_accuracy_replaced": (0.08, 0.20),
-        "rtd_auc_words": (0.60, 0.67), "hidden_cosine": (0.10, 0.60),
-        "mixture_weight_1": (0.15, 0.60), "mixture_weight_2": (0.40, 0.85),
+        "rtd_auc_words": (0.60, 0.67), "hidden_cosine": (0.05, 0.60),
+        "mixture_weight_1": (0.25, 0.65), "mixture_weight_2": (0.35, 0.75),
     },
 }
 

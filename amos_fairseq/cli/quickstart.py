@@ -271,9 +271,9 @@ def finetuned(runs: Dict[str, Path], out: Path) -> Dict[Tuple[str, str], "Result
     folders = {(network, task): out / "finetuned" / f"{task}-{network}" for task in FINETUNED for network in networks}
     calls = []
     for (network, task), folder in folders.items():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(exist_ok=True)
         arguments = recipe.finetuning(tasks, task, networks[network], folder, [1], from_scratch=network == UNTRAINED)
-        calls.append(([*arguments, "--cpu"], folder / "finetune.log"))
+        calls.append(([*arguments, "--cpu"], folder.with_suffix(".log")))
     cores = available_cores()
     for first in range(0, len(calls), cores):
         run_logged("fine-tuning", calls[first : first + cores])

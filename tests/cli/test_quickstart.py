@@ -177,6 +177,7 @@ def test_finetuning_compares_with_the_untrained_network(tmp_path, monkeypatch):
     half = 0.98 / found["a", "cloze"].items ** 0.5
     assert found["a", "cloze"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.001)
     assert [("--from-scratch" in arguments) for arguments in called] == 2 * [True, False, False]
+    assert not any((tmp_path / "finetuned" / f"{task}-{name}").exists() for task in recipe.FINETUNED for name in scores)
     for arguments in called:  # every file that is named is there
         named = [path for path in arguments if "tasks" in path and os.sep in path]
         assert named and all(os.path.exists(path) for path in named)
