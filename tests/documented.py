@@ -58,7 +58,10 @@ def of_page(text: str) -> Iterator[str]:
         elif language is None and line.startswith("    ") and line.strip().startswith(PROGRAMS):
             yield " ".join(line.split())
         elif language == "bash" and line.strip() and not line.startswith("#"):
-            yield " ".join(line.split())
+            block += " ".join(line.split())
+            if re.sub(r"#.*", "", block).count("'") % 2 == 0:  # else what is quoted goes on
+                yield block
+                block = ""
         elif language == "" and line.startswith("$ "):
             yield line[2:]
     sentences = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -249,6 +252,16 @@ def without_gpu(words: List[str]) -> None:
         program(words)
 
 
+def exported(words: List[str]) -> None:
+    """By the shell; nothing else is to be seen of it."""
+    assert not words
+
+
+def read_by_shell(words: List[str]) -> None:
+    """A program that may not be here."""
+    assert words
+
+
 def installed(words: List[str]) -> None:
     """pip reads the options; it would download hours' worth."""
     from pip._internal.commands import create_command
@@ -285,6 +298,8 @@ WAYS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     "bash tests/run.sh": (collected, ""),
     "sbatch ": (submitted, ""),
     "DRY_RUN=1 bash slurm/": (submitted, ""),
+    "export PIP_CONSTRAINT=$PWD/examples/constraints.txt": (exported, ""),
+    "jq ": (read_by_shell, ""),
     "pip install ": (installed, ""),
     "env -u CUDA_HOME pip install ": (installed, ""),
 }
