@@ -594,7 +594,7 @@ def search_paths_import_nothing(original: Callable, self, provider, path, *args,
 def configurations_do_not_grow(original: Callable, file):
     """A few lines of YAML whose aliases hold each other take all memory there is."""
     with told_in_one_line():
-        hydra_options.check_file(getattr(file, "name", file))
+        hydra_options.check_file(file if isinstance(file, (str, os.PathLike)) else file.name)
     return original(file)
 
 

@@ -58,7 +58,10 @@ def of_page(text: str) -> Iterator[str]:
         elif language is None and line.startswith("    ") and line.strip().startswith(PROGRAMS):
             yield " ".join(line.split())
         elif language == "bash" and line.strip() and not line.startswith("#"):
-            yield " ".join(line.split())
+            block += " ".join(line.split())
+            if re.sub(r"#.*", "", block).count("'") % 2 == 0:  # else what is quoted goes on
+                yield block
+                block = ""
         elif language == "" and line.startswith("$ "):
             yield line[2:]
     sentences = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -191,7 +194,13 @@ def probed(words: List[str]) -> None:
     """As if this machine's documentation were a text of the page's folder."""
     paragraphs = Path("held_out.txt").read_text().split("\n\n")
     with mock.patch("amos_fairseq.demo.documentation.held_out_paragraphs", lambda: paragraphs):
-        program(words)
+        shallow(words)
+
+
+def shallow(words: List[str]) -> None:
+    """A network of two layers."""
+    values = {"--layer": "1", "--layers": "0,1"}
+    program([values.get(before, word) for before, word in zip(["", *words], words)])
 
 
 def replace(path: str) -> None:
@@ -249,6 +258,16 @@ def without_gpu(words: List[str]) -> None:
         program(words)
 
 
+def exported(words: List[str]) -> None:
+    """By the shell; nothing else is to be seen of it."""
+    assert not words
+
+
+def read_by_shell(words: List[str]) -> None:
+    """A program that may not be here."""
+    assert words
+
+
 def installed(words: List[str]) -> None:
     """pip reads the options; it would download hours' worth."""
     from pip._internal.commands import create_command
@@ -268,6 +287,9 @@ WAYS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     "amos-fairseq prepare ": (prepared, ""),
     "amos-fairseq finetune ": (finetuned, ""),
     "amos-fairseq corpus ": (functools.partial(stopped_at, "amos_fairseq.demo.documentation_tasks.write_tasks"), ""),
+    "amos-fairseq predict ": (parsed, ""),
+    "amos-fairseq minimal-pairs RUN --pairs ewok-core-1.0/ --scores one-pass ": (program, "one-pass"),  # SCRIPT's alone
+    "amos-fairseq similarity ": (shallow, ""),
     "amos-fairseq probe ": (probed, ""),
     "amos-fairseq convert checkpoints ": (program, "--rel-pos-bucketing released"),  # which this run is not
     "fairseq-train ": (trained, ""),
@@ -285,6 +307,8 @@ WAYS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     "bash tests/run.sh": (collected, ""),
     "sbatch ": (submitted, ""),
     "DRY_RUN=1 bash slurm/": (submitted, ""),
+    "export PIP_CONSTRAINT=": (exported, ""),
+    "jq ": (read_by_shell, ""),
     "pip install ": (installed, ""),
     "env -u CUDA_HOME pip install ": (installed, ""),
 }

@@ -15,6 +15,8 @@ from amos_fairseq.cli.prepare import train_command
 from amos_fairseq.data.fast_tokenizer import train_fast
 from amos_fairseq.data.manifest import load_manifest_for
 from amos_fairseq.export.huggingface import import_transformers
+from tests.analysis.test_minimal_pairs import BLIMP, EWOK
+from tests.analysis.test_similarity import write_beir
 from tests.documented import COMMANDS, PAGES, ROOT, Command, way_of
 from tests.finetune.test_glue import FILES
 from tests.runs import AMOS_FAIRSEQ
@@ -31,6 +33,7 @@ ELSEWHERE = [
     for text in {way_of(text): text for page, text in COMMANDS if re.search(r"\b(amos_fairseq|examples|tests)\b", text)
                  and "slurm/" not in text and "\n" not in text}.values()
 ]
+NBEST = "a\t-3\tthe first\na\t-1\tthe last\nb\t-2\tanother\n"
 LABELS = "neutral", "contradiction"
 GLUE = {("examples/finetune/README.md", "FOLDER")}
 
@@ -45,6 +48,23 @@ def stock_folder(folder, text):
     roles = dict(cls_token="bos", sep_token="eos", pad_token="pad", unk_token="unk", mask_token="mask")
     names = {key: fast["roles"][role] for key, role in roles.items()}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **names}))
+
+
+def write_judged(folder):
+    """What the guide to judging takes for granted."""
+    for name, lines in (("blimp/data", BLIMP), ("ewok-core-1.0", EWOK)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "pairs.jsonl").write_text(json.dumps(lines) + "\n")
+    write_beir(folder / "scifact")
+    stars = "".join(f"{'good' if row % 2 else 'bad'} {row}\t{row % 2}\n" for row in range(60))
+    pairs = "".join(f"the {row}\tthe {row % 3}\t{row}\n" for row in range(9))
+    for name, content in {
+        "sts-dev.tsv": f"sentence1\tsentence2\tscore\n{pairs}", **dict.fromkeys(["test.tsv", "dev.tsv"], NBEST),
+        "reviews.tsv": "text\tstars\n" + stars, "pos.tsv": stars.replace(" ", "").replace("\n", "\n\n"),
+        **dict.fromkeys(["test.ref", "dev.ref"], "a\tthe first\nb\tanother\n"),
+        **dict.fromkeys(["train.conll", "dev.conll", "test.conll"], "the O\nfirst B-X\n\nand O\nanother B-X\n\n" * 9),
+    }.items():
+        (folder / name).write_text(content)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +97,7 @@ def stories(request, text, launch, tmp_path_factory):
     for split in ("train", "test"):
         (given / "tasks/probe" / f"{split}.tsv").write_text("the\t_\nfirst\tcode\n\nand\t_\nanother\ttext\n\n" * 20)
     (given / "PATH").write_text(words * 80)
+    write_judged(given)
     for name in ("FOLDER", "bert-base-uncased"):
         stock_folder(given / name, text)
     jobs = []
@@ -109,11 +130,12 @@ def test_command_runs_as_typed(command, stories):
 
 def test_every_command_of_a_bash_block_is_taken():
     """Counted otherwise: lines of bash blocks that neither go on the line before nor are comments."""
-    for page in ROOT.glob("**/*.md"):
+    for page in PAGES:
         blocks = page.read_text().split("```bash\n")[1:]
         lines = "".join(block.split("```")[0] for block in blocks).replace("\\\n", "").splitlines()
         shown = {" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")}
-        assert shown <= {text for source, text in COMMANDS if source == str(page.relative_to(ROOT))}, page
+        taken = "\n".join(text for source, text in COMMANDS if source == str(page.relative_to(ROOT)))
+        assert not [line for line in shown if line not in taken], page
 
 
 @pytest.mark.parametrize("length", [32, 1024])

@@ -173,6 +173,7 @@ def test_configuration_is_refused_with_option_value_and_range(configuration, mis
         cfg[group][name] = value
     with pytest.raises(ValueError) as refusal:
         fairseq_options.check(cfg)
+        fairseq_options.check_devices(cfg.distributed_training)
     assert words in str(refusal.value) and "\n" not in str(refusal.value)
 
 
