@@ -458,7 +458,8 @@ def test_shards_in_any_order_and_the_folder_are_one_preparation(prepared, monkey
     "name, change, message",
     [
         ("manifest.json", None, "{out} holds no manifest.json, nor does its parent: run amos-fairseq prepare"),
-        ("manifest.json", b"{", "{out}/manifest.json is damaged: run amos-fairseq prepare again"),
+        ("manifest.json", b"{", "{out}/manifest.json is no JSON: Expecting property name enclosed in double quotes: "
+         "line 1 column 2 (char 1): run amos-fairseq prepare again"),
         ("data1/dict.txt", b"a 1\n", "{out}/data1/dict.txt: the dictionary does not match the data, run {again}"),
         ("data1/train.bin", None, "{out}/data1/train.bin does not exist: run amos-fairseq prepare again"),
         ("data0/valid.bin", b"x", "{out}/data0/valid.bin has 1 bytes, not {size}: run amos-fairseq prepare again"),
