@@ -70,7 +70,7 @@ def test_texts_are_shown_without_their_controls(capsys):
     line = f"{CLIPBOARD} {CLIPBOARD}"
     half = len(CLIPBOARD)
     assert marked(line, [Detection("", 0, half, 0.75)], 0.5) == f"[{ESCAPED} 0.75] {ESCAPED}"
-    print_rows([{"pll": -1.0, "sentence": CLIPBOARD}], ["pll", "sentence"], as_json=False)
+    print_rows([{"pll": -1.0, "sentence": CLIPBOARD}], as_json=False)
     report.print_table([["", "\x1b]0;\x07"], ["loss", "1"]])
     table = "      \\x1b]0;\\x07\nloss            1\n"
     assert capsys.readouterr().out == f"pll\tsentence\n-1.0000\t{ESCAPED}\n{table}"

@@ -8,7 +8,6 @@ import torch
 from amos_fairseq.finetune.labelled import Collater, Examples
 from amos_fairseq.finetune.model import Network
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches
-from amos_fairseq.pretrained.filling import finite
 
 
 @torch.no_grad()
@@ -26,7 +25,7 @@ def predict(
     for rows in batches(examples.lengths.tolist(), batch_tokens):
         batch = collate(rows)
         inputs = (None if tensor is None else tensor.to(table.weight.device) for tensor in batch[:2])
-        answers = finite(network(*inputs), "the fine-tuned network")
+        answers = network(*inputs)
         outputs.update(zip(rows, of_sequences(answers, examples.lengths[rows])))
         progress(len(rows))
     return in_order([outputs[row] for row in range(len(examples.lengths))])

@@ -131,11 +131,14 @@ def test_a_disk_that_takes_no_more_is_told_in_one_line_whichever_file_it_hits(ch
 
 
 def test_a_place_that_cannot_be_written_is_told_by_the_name_that_was_given(checkpoint, export, tmp_path, monkeypatch):
-    def mkdtemp(prefix, dir):
-        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}x2")
+    def mkdir(path, *options, **more):
+        if "exported" in path.name:
+            raise PermissionError(13, "Permission denied", str(path))
+        make(path, *options, **more)
 
+    make = Path.mkdir
     run, _ = checkpoint("bert_mlm", **MPNET)
-    monkeypatch.setattr(files.tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
     assert refused(tmp_path, export, run) == (64, "/exported: Permission denied")
 
 

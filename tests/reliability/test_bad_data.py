@@ -254,7 +254,7 @@ def outcomes(request, launch, arguments, prepared, tmp_path_factory):
     "damage", [pytest.param(damage, marks=() if damage in RUN else pytest.mark.soak) for damage in DAMAGE]
 )
 def test_a_run_on_damaged_data_ends_with_one_line_and_status_65(outcomes, damage):
-    status, out, err, megabytes = outcomes[damage]
+    status, out, err, megabytes, _ = outcomes[damage]
     line = err.splitlines()[-1]
     assert line.startswith("amos_fairseq: error: ") and line.endswith("run amos-fairseq prepare again")
     assert not damage.startswith("vocabulary ") or f"/{VOCABULARY} " in line

@@ -132,7 +132,7 @@ def test_a_disk_that_takes_no_more_is_74_in_one_line_also_where_hydra_or_the_loc
     def write():
         raise OSError(number, os.strerror(number), "run/.hydra")
 
-    with pytest.raises(SystemExit) as ended, mistakes_in_configurations_told():
+    with pytest.raises(SystemExit) as ended, mistakes_in_configurations_told([]):
         write()
     assert ended.value.code == 74
     assert capsys.readouterr().err == f"amos_fairseq: error: run/.hydra: {os.strerror(number)}\n"

@@ -227,7 +227,7 @@ def test_a_disk_error_ends_the_job_only_where_there_is_no_room_yet(cluster, full
     cluster.behaves("lose 74")
     done = cluster.run("pretrain_base.sh", **cluster.job(gpus=1))
     assert (done.returncode, cluster.requeued) == ((74, []) if full else (0, ["123456"]))
-    assert full == (f"there is no room in {cluster.folder}/checkpoints/amos_rtd/base\n" in done.stderr)
+    assert full == (f"there is no room in {cluster.folder}/runs/amos_rtd-base\n" in done.stderr)
     assert not list(cluster.folder.rglob(".room"))
 
 

@@ -46,6 +46,8 @@ def serve() -> Optional[str]:
 
 def become(job: dict, rank: int, port: int) -> None:
     os.setpgid(0, 0)  # killed with its own children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in its background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup for all
     os.chdir(job["folder"])
     files = os.devnull, *(os.path.join(job["streams"], f"{rank}.{kind}") for kind in ("out", "err"))
     for number, path in enumerate(files):

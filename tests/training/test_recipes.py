@@ -103,7 +103,8 @@ def test_recipe_lists_every_option_of_the_task_but_those_of_supervision(recipe):
         {option.name for option in declared(config)} for config in (TASK_DATACLASS_REGISTRY[name], SupervisionConfig)
     )
     from_other_groups = {
-        "seed", "max_update", "max_tokens", "max_tokens_valid", "save_dir", "restore_file", "optimizer"
+        "seed", "max_update", "max_tokens", "max_tokens_valid", "save_dir", "restore_file", "optimizer",
+        "fixed_validation_seed",
     }
     assert set(written.task) == options - from_other_groups - supervision | {"_name"}
 
