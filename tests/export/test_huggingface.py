@@ -17,7 +17,6 @@ from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.finetune.model import Origin, described, new_network
 from amos_fairseq.pretrained import exported
 from amos_fairseq.pretrained.loading import from_pretrained
-from amos_fairseq.user_errors import Damaged
 
 MPNET, ABSOLUTE = dict(rel_pos_buckets=32, rel_pos_max_distance=128), dict(rel_pos_buckets=0)
 NARROW = dict(token_embed_dim=8)

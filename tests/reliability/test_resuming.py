@@ -100,7 +100,7 @@ def test_a_recipe_killed_and_started_again_goes_on_in_its_one_folder(launch, cor
         f"task.data={os.path.relpath(corpus, tmp_path)}", "task.tokens_per_sample=32", "dataset.num_workers=0",
         "common.cpu=true", "common.bf16=false", "distributed_training.distributed_world_size=1", "dataset.batch_size=8",
         "optimization.max_update=4", "lr_scheduler.warmup_updates=2", "checkpoint.save_interval_updates=2",
-        "common.log_interval=1", "dataset.disable_validation=true",
+        "common.log_interval=1", "common.log_format=json", "dataset.disable_validation=true",
     ]
     killed = launch(KILLED, ["fsync", 9, *command], fails=True, folder=tmp_path)
     assert killed.codes == [-9]
