@@ -1,9 +1,9 @@
 """`amos-fairseq predict`: what a fine-tuned model says of new texts."""
 import argparse
-import json
 from pathlib import Path
 
 from amos_fairseq.cli import trained
+from amos_fairseq.terminal import json_line, visible
 
 HELP = "Print for each line of a text what a fine-tuned model says: the labels, likeliest first, or a number."
 
@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> None:
     finetuned.network.to("cuda" if torch.cuda.is_available() else "cpu")
     for told in predictions(finetuned, texts):
         if args.json:
-            print(json.dumps(told, ensure_ascii=False))
+            print(json_line(told))
         elif "value" in told:
             print(f"{told['value']:.5g}")
         else:
             ranked = sorted(told["probabilities"].items(), key=lambda pair: -pair[1])
-            print("  ".join(f"{label} {probability:.3f}" for label, probability in ranked))
+            print(visible("  ".join(f"{label} {probability:.3f}" for label, probability in ranked)))
