@@ -6,7 +6,6 @@ A hash of the text decides its fold, so that equal texts are in one, and that ev
 example is tested once, hence the interval is that of the whole file: of examples drawn anew, of words by sentences.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Callable, List, NamedTuple, Sequence, Union
 
@@ -55,7 +54,7 @@ def read_texts(path: Path, columns: Sequence[str], label: str, folds: int = FOLD
     for row, value in enumerate(table.labels):
         if not value:
             raise ValueError(f"{table.where(row)}: there is no label")
-    numbers = np.array([fold("\0".join(texts), folds) for texts in table.texts])
+    numbers = np.array([tables.hash_of(*texts) % folds for texts in table.texts])
     return checked(Texts(table, np.array(table.labels), np.arange(len(numbers)), numbers), path, folds)
 
 
@@ -63,14 +62,10 @@ def read_words(path: Path, folds: int = FOLDS) -> Words:
     """A word, a tab and its label a line: see `linear_probes.read_labelled`."""
     sentences = linear_probes.read_labelled(path)
     rows = [
-        (word.label, number, fold(" ".join(word.text for word in sentence), folds))
+        (word.label, number, tables.hash_of(" ".join(word.text for word in sentence)) % folds)
         for number, sentence in enumerate(sentences) for word in sentence if word.label != linear_probes.UNLABELLED
     ]
     return checked(Words(path, sentences, *map(np.array, zip(*rows))), path, folds)
-
-
-def fold(text: str, folds: int) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") % folds
 
 
 def checked(found: Union[Texts, Words], path: Path, folds: int):

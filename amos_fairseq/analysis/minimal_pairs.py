@@ -20,7 +20,7 @@ from amos_fairseq.finetune.tables import READERS
 from amos_fairseq.methods.base import log_frequencies
 from amos_fairseq.modules.batching import BATCH_TOKENS
 from amos_fairseq.pretrained.model import Pretrained
-from amos_fairseq.pretrained.scoring import SCORINGS, Score, unigram_scores
+from amos_fairseq.pretrained.scoring import SCORINGS, Score, Sequences, unigram_scores
 
 SUFFIXES = (".jsonl", ".tsv", ".csv")  # of what is read of a folder
 
@@ -148,12 +148,15 @@ class Texts:
         sequences = model.sequences([text.text for text in texts], contexts=[text.context for text in texts])
         rows: Dict[bytes, int] = {}
         self.distinct: List[Text] = []
+        first = []  # the place among all texts of each of `distinct`
         self.place = []  # in `distinct`, of the good text of each pair and its bad one
-        for text, *parts in zip(texts, sequences.tokens, sequences.counted):
+        for number, parts in enumerate(zip(sequences.tokens, sequences.counted)):
             key = b" ".join(part.numpy().tobytes() for part in parts)
             if rows.setdefault(key, len(rows)) == len(self.distinct):
-                self.distinct.append(text)
+                self.distinct.append(texts[number])
+                first.append(number)
             self.place.append(rows[key])
+        self.sequences = Sequences(*([part[number] for number in first] for part in sequences[:2]))
         self.model = model
 
     def score(
@@ -167,10 +170,8 @@ class Texts:
 
     def unigram_score(self, counts: torch.Tensor) -> List[Score]:
         """By the frequencies of the tokens in training, (V,) counts."""
-        contexts = [text.context for text in self.distinct]
-        sequences = self.model.sequences([text.text for text in self.distinct], contexts=contexts)
         regular = counts.index_fill(0, torch.tensor(self.model.tokenizer.excluded), 0)
-        found = unigram_scores(log_frequencies(regular), sequences)
+        found = unigram_scores(log_frequencies(regular), self.sequences)
         return [found[place] for place in self.place]
 
 

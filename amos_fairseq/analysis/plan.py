@@ -89,7 +89,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 def batch_without_values(
-    method: PretrainingMethod, sequences: int, length: int, mask_prob: float, cropping: Optional[float] = None
+    sequences: int, length: int, mask_prob: float, cropping: Optional[float] = None
 ) -> PretrainingBatch:
     """Full blocks of `length` tokens, all but two of them words; cropping: share that a cropped view keeps."""
     tokens = torch.empty(sequences, length, dtype=torch.long, device="meta")

@@ -310,7 +310,7 @@ def memory_rows(cfg, method, numbers: Numbers) -> Iterator[Tuple[str, str]]:
     dtype = torch.bfloat16 if common.bf16 else torch.half if common.fp16 else torch.float
     of_half = "memory_efficient_bf16" if common.bf16 else "memory_efficient_fp16"
     batch = batch_without_values(
-        method, numbers.batch, numbers.length, cfg.task.mask_prob, cfg.task.get("crop_keep_fraction")
+        numbers.batch, numbers.length, cfg.task.mask_prob, cfg.task.get("crop_keep_fraction")
     )
     masters, fused = not common.get(of_half), not common.cpu
     try:

@@ -214,13 +214,14 @@ def to_table(
 # Rows to examples
 
 
+def hash_of(*texts: str) -> int:
+    """Evenly in 0 .. 2^64 - 1, the same on every machine: by it a row falls into a part of a file."""
+    return int.from_bytes(hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
 def split_by_hash(table: Table) -> Tuple[Table, Table]:
     """Two parts, the second of about VALID_FRACTION: which one a row is in depends on its texts alone."""
-    def share(texts: Sequence[str]) -> float:
-        digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    parts = table.parted([share(texts) < VALID_FRACTION for texts in table.texts])
+    parts = table.parted([hash_of(*texts) / 2**64 < VALID_FRACTION for texts in table.texts])
     if not all(part.lines for part in parts):
         raise ValueError(f"{table.path} has {len(table.lines)} rows, too few to set some aside: give --valid")
     return parts

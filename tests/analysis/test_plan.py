@@ -23,7 +23,7 @@ MEASURED = Path(__file__).parents[2] / "examples/gpu/h200.json"
 def predicted(name: str, size: str, sequences: int, **changes) -> Memory:
     """In fp32 on a CPU."""
     method = without_memory(name, size, VOCABULARY, Geometry(sequences, LENGTH, 10), changes)
-    return memory(method, batch_without_values(method, sequences, LENGTH, MASK_PROB, method.cropping), fused=False)
+    return memory(method, batch_without_values(sequences, LENGTH, MASK_PROB, method.cropping), fused=False)
 
 
 def real(name: str, size: str, sequences: int, **changes):
@@ -89,14 +89,14 @@ def test_an_update_is_predicted_to_take_what_the_process_grows_by(name, without_
 def test_an_update_is_predicted_to_take_what_it_took_on_a_gpu(name):
     """Of size base in bf16, 32 sequences, within 8 %; without an optimizer, and with an attention that was fused."""
     method = without_memory(name, "base", 32768, Geometry(32, 512, 10)).bfloat16()
-    of_update = memory(method, batch_without_values(method, 32, 512, MASK_PROB))
+    of_update = memory(method, batch_without_values(32, 512, MASK_PROB))
     measured = json.loads(MEASURED.read_text())["steps"][name]["peak_gib"]
     assert (of_update.total - of_update.optimizer) / 2**30 == pytest.approx(measured, rel=0.08)
 
 
 def test_parameters_gradients_and_optimizer_by_precision():
     method = without_memory("bert_mlm", "tiny", VOCABULARY, Geometry(1, LENGTH, 10))
-    batch = batch_without_values(method, 1, LENGTH, MASK_PROB)
+    batch = batch_without_values(1, LENGTH, MASK_PROB)
     size = sum(parameter.numel() for parameter in method.parameters())
     assert memory(method, batch)[:3] == (4 * size, 4 * size, 8 * size)
     half = memory(method.half(), batch, devices=2)
@@ -108,7 +108,7 @@ def test_parameters_gradients_and_optimizer_by_precision():
 def test_attention_in_one_kernel_keeps_no_probabilities():
     """In their place, 4 bytes a head and query, and the result."""
     method = without_memory("bert_mlm", "base", VOCABULARY, Geometry(1, 512, 10)).bfloat16()
-    batch = batch_without_values(method, 8, 512, MASK_PROB)
+    batch = batch_without_values(8, 512, MASK_PROB)
     fused, apart = (memory(method, batch, fused=fused).activations for fused in (True, False))
     assert fused == pytest.approx(34 * 768 * 12 * 8 * 512, rel=0.05)
     assert apart - fused > 3 * 11 * 12 * 8 * 512 * 512  # in bf16, and a mask of what is dropped
