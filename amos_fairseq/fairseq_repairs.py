@@ -286,7 +286,7 @@ def loader_workers_end_with_their_epoch(original: Callable, self):
 
 @repairs("fairseq.data.iterators:FrozenBatchSampler.__init__", source="fb864395b5ef6841")
 def earlier_epochs_are_freed_when_one_begins(original: Callable, self, *args, **kwargs):
-    """An epoch's iterator, loader and progress bar, and what omegaconf raised meanwhile, refer to each other in circles.
+    """Its iterator, loader and progress bar, and what omegaconf raised meanwhile, refer to each other in circles.
 
     They would wait for the garbage collector's rare full round, each with 2 x workers + 2 open pipes: 1,024 descriptors
     are used up after some 50 validations.
