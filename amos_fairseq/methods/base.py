@@ -14,7 +14,7 @@ from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
 from amos_fairseq.methods.continuation import EarlierRun, start_from
-from amos_fairseq.methods.generator_first import start_from_generator
+from amos_fairseq.methods.generator_first import GeneratorAlone, Start, start_from_generator
 from amos_fairseq.methods.stages import Proposals, Words
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
@@ -22,7 +22,7 @@ from amos_fairseq.modules.initialization import LAYER_NORM_EPS
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
 from amos_fairseq.objectives import VALID, WORDS, LossTerm, Mean
-from amos_fairseq.ops import Noise, full_precision
+from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 from amos_fairseq.pooled import Pooled, ranking, similarity, spread
 from amos_fairseq.quantities import Plan, Quantity
@@ -266,7 +266,7 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     @property
     def generator_warmup(self) -> int:
         """In how many updates, the first ones, only the generator learns."""
-        return 0
+        return getattr(self.config, "generator_warmup_updates", 0)
 
     @property
     def joint_updates(self) -> int:
@@ -274,9 +274,17 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         return max(0, self.num_updates - self.generator_warmup)
 
     @property
-    def learner(self) -> Any:
-        """What runs now: the method, or what trains of it by itself."""
-        return self
+    def learner(self) -> "PretrainingMethod | GeneratorAlone":
+        """In training, during the generator's warm-up, that alone; in validation always all of the method."""
+        return GeneratorAlone(self) if self.training and self.num_updates < self.generator_warmup else self
+
+    def idle_parameters(self) -> List[nn.Parameter]:
+        """What does not learn while the generator learns alone: nothing where one network is all."""
+        return []
+
+    def encoder_start(self) -> Start:
+        """What the encoder takes from the generator when the warm-up of that ends."""
+        return Start([], "one network")
 
     def learning_rate_groups(self) -> List[LearningRateGroup]:
         """What is trained, in the groups of the options `<group>_lr_factor`; the rest has the factor 1.
@@ -377,6 +385,10 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         """Matrix-product FLOPs of one forward pass over `tokens` positions, `masked` of them selected."""
         raise NotImplementedError
 
+    def generator_flops(self, tokens: int, length: int, masked: int) -> int:
+        """Of one forward pass of the generator and its heads."""
+        raise NotImplementedError
+
     def reference_flops(self, length: int) -> float:
         """FLOPs per token of a forward pass, as the papers' tables count them (see `amos_fairseq.reference_flops`).
 
@@ -403,6 +415,10 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         samples = batch.sample_ids[batch.masked_index // length]
         rows = torch.stack([samples, batch.masked_index % length], dim=1)
         return Noise(mixed_seed(self.noise_seed, update, stream), rows)
+
+    def masked_lm_statistics(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Dict[str, Mean]:
+        """Of `statistics`, those of a generator that learns alone."""
+        return {"generator_accuracy": accuracy(masked_lm.predicted[:, 0], batch.mlm_targets)}
 
     def generator_statistics(
         self, predicted: Tensor, sampled_tokens: Tensor, batch: PretrainingBatch

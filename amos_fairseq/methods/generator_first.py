@@ -14,7 +14,6 @@ from amos_fairseq.ops import MaskedLMReading
 
 if TYPE_CHECKING:
     from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
-    from amos_fairseq.methods.two_networks import TwoNetworksMethod
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class GeneratorAlone:
     It answers for the method what is asked of one in a step of training.
     """
 
-    def __init__(self, method: "TwoNetworksMethod"):
+    def __init__(self, method: "PretrainingMethod"):
         self.method = method
 
     def __call__(self, batch: "PretrainingBatch") -> MaskedLMReading:

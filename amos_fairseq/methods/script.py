@@ -25,6 +25,10 @@ from amos_fairseq.quantities import DETECTION, GENERATOR, LOWER, ByRun, Quantity
 class ScriptConfig(JudgingConfig):
     """The critic. Defaults are the paper's, as far as it says."""
 
+    generator_warmup_updates: int = option(
+        0, "first updates in which the masked LM alone learns, in one pass instead of two; 0: the critic, too, learns "
+        "from the start", NOT_NEGATIVE,
+    )
     critic_weight: float = option(
         50.0, "alpha, weight of the critic in the loss (App. 4.1); 0: masked LM only", NOT_NEGATIVE
     )
@@ -102,7 +106,7 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
 
     def generate(self, batch: PretrainingBatch) -> Tensor:
         """(M, E): projected hidden states at the selected positions."""
-        return self.mlm_head.project(self.encoder(batch.masked_tokens, batch.padding_mask, batch.queries))
+        return self.mlm_head.project(self.masked_lm_states(batch))
 
     def corrupted_embeddings(
         self, corruption: Corruption, projected: Tensor, noise: Noise, batch: PretrainingBatch
@@ -170,10 +174,12 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         encoder = self.encoder.config
         return 2 * reference.network(encoder, length) + (reference.PREDICTED + 1) * reference.mlm_head(encoder)
 
+    def generator_flops(self, tokens: int, length: int, masked: int) -> int:
+        return self.network_flops(self.encoder, tokens, length, masked) + self.head_flops(self.mlm_head, masked)
+
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
-        encoder = self.encoder
-        networks = self.network_flops(encoder, tokens, length, masked) + self.network_flops(encoder, tokens, length)
-        return networks + self.head_flops(self.mlm_head, masked) + self.head_flops(self.mlm_head, tokens)
+        critic = self.network_flops(self.encoder, tokens, length) + self.head_flops(self.mlm_head, tokens)
+        return self.generator_flops(tokens, length, masked) + critic
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         return self.criticize(self.encoder.token_embeddings(tokens), padding_mask)

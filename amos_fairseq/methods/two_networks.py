@@ -18,14 +18,13 @@ from amos_fairseq.methods.base import (
     PretrainingConfig,
     PretrainingMethod,
     Vocabulary,
-    accuracy,
 )
 from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR, load_generator
-from amos_fairseq.methods.generator_first import GeneratorAlone, Start, check_same_width, heads_of, start_of
+from amos_fairseq.methods.generator_first import Start, check_same_width, heads_of, start_of
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.modules.token_table import DisentangledTable, folded
-from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
+from amos_fairseq.objectives import LossTerm, mlm_loss
 from amos_fairseq.ops import MaskedLMReading
 from amos_fairseq.options import NOT_NEGATIVE, POSITIVE, SHARE, option
 
@@ -184,23 +183,12 @@ class TwoNetworksMethod(PretrainingMethod[Config, Output]):
         """Whether the generator is an earlier run's, which this one does not train."""
         return bool(self.two_networks.generator_checkpoint)
 
-    @property
-    def generator_warmup(self) -> int:
-        return self.two_networks.generator_warmup_updates
-
-    @property
-    def learner(self) -> "PretrainingMethod | GeneratorAlone":
-        """In training, during its warm-up, the generator alone; in validation always all of the method."""
-        return GeneratorAlone(self) if self.training and self.num_updates < self.generator_warmup else self
-
     def idle_parameters(self) -> List[nn.Parameter]:
-        """What does not learn while the generator learns alone."""
         named = self.named_parameters(remove_duplicate=False)
         learn = {parameter for name, parameter in named if name.split(".")[0] in MODULES_OF_GENERATOR}
         return [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in learn]
 
     def encoder_start(self) -> Start:
-        """What the encoder takes from the generator when the warm-up of that ends."""
         copied = not self.two_networks.generator_warmup_without_copy
         return start_of(self.encoder, dict(self.generator_tower.named_parameters()) if copied else {})
 
@@ -232,16 +220,8 @@ class TwoNetworksMethod(PretrainingMethod[Config, Output]):
         """The generator, of several the deepest."""
         return self.masked_lm_encoder
 
-    def masked_lm_statistics(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Dict[str, Mean]:
-        """Of `statistics`, those of a generator that learns alone."""
-        return {"generator_accuracy": accuracy(masked_lm.predicted[:, 0], batch.mlm_targets)}
-
     def exported_encoder(self) -> Encoder:
         return folded(self.encoder) if self.two_networks.token_table == "gdes" else self.encoder
-
-    def generator_flops(self, tokens: int, length: int, masked: int) -> int:
-        """Of one forward pass of the generator and its heads."""
-        raise NotImplementedError
 
     def forward_flops(self, tokens: int, length: int, masked: int) -> int:
         return self.generator_flops(tokens, length, masked) + self.network_flops(self.encoder, tokens, length)

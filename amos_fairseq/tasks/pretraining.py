@@ -168,7 +168,8 @@ class PretrainingTask(SupervisedTask):
     def scale_learning_rates(self, method) -> None:
         for option_name, factor in method.config.lr_factors().items():
             check_takes_factors(option_name, factor, self.cfg.optimizer)
-        check_takes_pauses("generator_warmup_updates", method.generator_warmup, self.cfg.optimizer)
+        if method.idle_parameters():
+            check_takes_pauses("generator_warmup_updates", method.generator_warmup, self.cfg.optimizer)
         for group in method.learning_rate_groups():
             size = sum(parameter.numel() for parameter in group.parameters)
             logger.info("learning rate x %g: %s, %s parameters", group.factor, group.name, f"{size:,}")

@@ -173,7 +173,9 @@ def test_answers_stand_in_their_contexts_where_they_are_said_to(folder):
     assert 0.1 < share <= 0.2
 
 
-def test_an_interrupted_folder_is_not_there_and_the_next_call_writes_it_anew(tmp_path, monkeypatch):
+def test_an_interrupted_folder_is_not_there_and_the_next_call_writes_it_anew(tmp_path, monkeypatch, held_out):
+    monkeypatch.setattr(documentation_tasks, "read_held_out", lambda: held_out)
+
     def interrupted(*_):
         raise KeyboardInterrupt
 

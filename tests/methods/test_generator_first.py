@@ -11,7 +11,8 @@ from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.methods.generator_first import start_from_generator
 
 WIDE = {"electra_rtd": dict(generator_embed_dim=0), "amos_rtd": dict(generator_depths=[1, 2])}
-WARMED_UP = ["amos_rtd", "coco_lm", "electra_rtd", "peer_tqr", "teams_mws"]
+TWO_NETWORKS = ["amos_rtd", "coco_lm", "electra_rtd", "peer_tqr", "teams_mws"]
+WARMED_UP = [*TWO_NETWORKS, "script_selfcritic"]
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_only_the_generator_is_told_of_and_nothing_is_drawn(make, batch, name):
     assert output.sampled.numel() == 0 and learner.judged_logits(output) is None
 
 
-@pytest.mark.parametrize("name", WARMED_UP)
+@pytest.mark.parametrize("name", TWO_NETWORKS)
 def test_gradients_are_0_where_the_generator_does_not_reach_and_there_for_all_of_it(make, batch, name):
     method = make(name)
     loss_of(at(method, 0), batch)["mlm"].total.backward()
@@ -206,6 +207,10 @@ def test_flops_of_the_warm_up_are_the_generators(make, batch):
     assert at(method, 4).training_flops(batch) == 3 * (generator + head + 2 * (layer[0] + 36 * layer[1]))
     amos = make("amos_rtd")
     assert at(amos, 3).training_flops(batch) == 3 * (generator + 2 * head)
+    script = make("script_selfcritic")
+    critic = 2 * (layer[0] + 36 * layer[1]) + 36 * 2 * (16 * 16 + 16 * 40)
+    assert at(script, 3).training_flops(batch) == 3 * (generator + head)
+    assert at(script, 4).training_flops(batch) == 3 * (generator + head + critic)
 
 
 @pytest.mark.parametrize("name", WARMED_UP)
@@ -218,12 +223,17 @@ def test_a_run_costs_what_its_updates_do(make, name):
     assert updates_within(make(name, generator_warmup_updates=0), geometry, 6 * joint) == 6
 
 
+def test_where_one_network_is_all_nothing_is_idle_and_nothing_is_copied(make):
+    method = make("script_selfcritic")
+    assert method.idle_parameters() == [] and method.encoder_start().copies == []
+
+
 def give(method, earlier, **options):
     start_from_generator(method, EarlierRun("old.pt", earlier.state_dict(), options))
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("earlier", WARMED_UP)
+@pytest.mark.parametrize("earlier", TWO_NETWORKS)
 def test_every_encoder_starts_from_the_generator_of_every_method(make, make_method, caplog, name, earlier):
     own = {key: WIDE[key] for key in WIDE if key == name}
     method, earlier = make_method(name, **own.get(name, {})), make(earlier, seed=5)

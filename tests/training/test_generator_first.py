@@ -178,3 +178,11 @@ def test_an_encoder_starts_from_the_generator_of_an_earlier_run(training, launch
         if key.startswith("method.encoder."):
             source = learned[key.replace("encoder", "generators.0")]
             torch.testing.assert_close(first[key], source, rtol=0, atol=0.00202)  # Adam's first step
+
+
+def test_one_network_is_a_masked_lm_alone_until_the_warm_up_ends(launch, arguments, tmp_path):
+    options = dict(generator_warmup_updates=2, max_update=4, disable_validation=True, save_dir=tmp_path)
+    outcome = launch(TRAIN, arguments("script_selfcritic", **options))
+    assert ["critic" in row for row in outcome.log.train] == [False, False, True, True]
+    assert all(row["loss"] == pytest.approx(row["mlm"], abs=1e-4) for row in outcome.log.train[:2])
+    assert outcome.out[0].count("generator -> encoder after 2 updates: one network\n") == 1
