@@ -16,7 +16,7 @@ from amos_fairseq.flops import encoder_flops, mlm_head_flops
 from amos_fairseq.methods.base import ENCODER_SIZES, Look, PretrainingBatch, Vocabulary, accuracy
 from amos_fairseq.methods.stages import TokenProbability, Words
 from amos_fairseq.methods.two_networks import DetectionConfig, SharedGeneratorConfig, SharedGeneratorMethod
-from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer
+from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer, PassKey
 from amos_fairseq.modules.heads import DetectionHead, ProjectionHead
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, candidate_logits, mws_loss, rtd_loss
@@ -113,7 +113,9 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         drawn = self.without_dropout(masked_lm, batch, look)
         sampled_tokens, candidate_tokens = drawn.sampled, drawn.looked
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        mws_states, rtd_states = self.encode(corruption.corrupted_tokens, batch.padding_mask)
+        mws_states, rtd_states = self.encode(
+            corruption.corrupted_tokens, batch.padding_mask, self.pass_key(batch, stream=1)
+        )
         mws_hidden, candidate_embeddings = self.select(mws_states, candidate_tokens, batch)
         rtd_logits = self.rtd_head(rtd_states) if self.rtd_head is not None else None
         return TeamsOutput(
@@ -138,16 +140,18 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
 
         return propose
 
-    def encode(self, tokens: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+    def encode(
+        self, tokens: Tensor, padding_mask: Optional[Tensor], key: Optional[PassKey] = None
+    ) -> Tuple[Tensor, Tensor]:
         """Hidden states (B, T, C) for selection and for detection, of two branches on one trunk.
 
         The branches share the relative position bias as any two layers of the encoder do.
         """
         encoder, trunk_depth = self.encoder, self.config.trunk_depth()
-        hidden, layers = encoder.begin(encoder.token_embeddings(tokens), padding_mask)
+        hidden, layers = encoder.begin(encoder.token_embeddings(tokens), padding_mask, key)
         trunk = layers.run(hidden, stop=trunk_depth)
         exported = layers.run(trunk, start=trunk_depth)
-        other = exported if self.branch_layer is None else self.branch_layer(trunk, layers.attention_bias)
+        other = exported if self.branch_layer is None else layers.beside(self.branch_layer, trunk)
         return (exported, other) if self.config.exported_branch == "mws" else (other, exported)
 
     def select(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amos_fairseq.modules.encoder import Encoder, EncoderConfig, compile_layers
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig, PassKey, compile_layers
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
 from amos_fairseq.ops import AttentionDropout, attention, implementation, relative_attention
@@ -219,21 +219,40 @@ def test_an_encoder_with_kernels_is_the_encoder_without(large_kernels, monkeypat
         torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-4)
 
 
-def test_layers_of_a_training_encoder_draw_masks_of_their_own_and_the_same_after_the_same_seed(kernels, monkeypatch):
+def training_encoder():
+    torch.manual_seed(0)
     config = EncoderConfig(1, 50, layers=2, dim=16, heads=1, ffn_dim=8, max_positions=8, dropout=0.0)
-    encoder, tokens, seeds = Encoder(config).to(DEVICE), torch.full((1, 8), 3, device=DEVICE), []
-    run = kernels.run_draw
+    return Encoder(config).to(DEVICE), torch.randint(2, 50, (2, 8), device=DEVICE)
+
+
+def test_a_training_encoder_drops_the_same_of_a_sequence_in_another_batch_and_compiled(large_kernels):
+    encoder, tokens = training_encoder()
+    ids = torch.tensor([5, 2**40], device=DEVICE)
+    whole = encoder(tokens, key=PassKey(7, ids))
+    assert torch.equal(encoder(tokens[1:], key=PassKey(7, ids[1:])), whole[1:])
+    assert not torch.equal(encoder(tokens, key=PassKey(70, ids)), whole)
+    at = Queries.of(torch.tensor([1, 3, 12], device=DEVICE), [2, 1], 8)
+    selected = encoder(tokens, at=at, key=PassKey(7, ids))
+    torch.testing.assert_close(selected, at.rows(whole), rtol=1e-5, atol=1e-5)
+    compile_layers(encoder, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(encoder(tokens, key=PassKey(7, ids)), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_each_layer_and_one_beside_them_draws_a_mask_of_its_own(kernels, monkeypatch):
+    (encoder, tokens), seeds, run = training_encoder(), [], kernels.run_draw
 
     def spy(seed, *arguments):
+        assert seed.data_ptr() % 16 == 0
         seeds.append(int(seed))
         return run(seed, *arguments)
 
     monkeypatch.setattr(kernels, "run_draw", spy)
-    results = []
-    for seed in (0, 1, 0):
-        torch.manual_seed(seed)
-        results.append(encoder(tokens))
-    assert len(set(seeds)) == 4 and seeds[:2] == seeds[4:] and torch.equal(results[0], results[2])
+    for key in (PassKey(2**62 - 1, torch.arange(2, device=DEVICE)), None, None):
+        torch.manual_seed(0)
+        hidden, layers = encoder.begin(encoder.token_embeddings(tokens), key=key)
+        layers.beside(encoder.layers[0], layers.run(hidden))
+    assert seeds[:3] == [2**62 - 1, 2**62 + 1, 2**62 + 3]
+    assert len(set(seeds)) == 6 and seeds[3:6] == seeds[6:]  # without a key, what torch's generator says
 
 
 def test_operators_are_what_torch_compile_and_autograd_need(large_kernels):
