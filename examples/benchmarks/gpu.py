@@ -80,6 +80,8 @@ PLAN = [
         "bias as a matrix, dropout 0.0: forward, ms": (0.21, 0.44),
         "bias as a matrix, dropout 0.0: backward, ms": (0.76, 1.6),
         "no bias, dropout 0.0: forward, ms": (0.07, 0.15), "no bias, dropout 0.0: backward, ms": (0.26, 0.50),
+        "kernels: error of gradients": (5e-3, 5e-3), "bias as a matrix: error of gradients": (5e-3, 5e-3),
+        "kernels, dropout 0.0: the same again": (1, 1), "kernels, dropout 0.1: the same again": (1, 1),
     }),
     Step("ceilings", 20, measurement("ceilings"), {
         "copy, GB/s": COPY, "product 16384 x 768 x 2304, TFLOP/s": PRODUCTS,
@@ -88,7 +90,7 @@ PLAN = [
     Step("dropout", 20, measurement("dropout"), dict.fromkeys(
         ("kernels: share of zeros", "bias as a matrix: share of zeros", "no bias: share of zeros"), (0.1, 0.1)
     )),
-    Step("parity", 40, measurement("parity"), dict.fromkeys(COUNTS, (4e-7, 4e-7))),
+    Step("parity", 60, measurement("parity"), dict.fromkeys(COUNTS, (4e-7, 4e-7))),
     Step("steps", 50, measurement("steps"), {
         f"{method}, ms": tuple(step_milliseconds(method, chip) for chip in range(len(CHIPS))) for method in COUNTS
     }),
@@ -105,7 +107,7 @@ COMMAND = ["-m", "amos_fairseq.cli.main"]
 
 
 def steps(folder: Path, quick: bool, data: str) -> List[Step]:
-    first = [Step("doctor", 20, [*COMMAND, "doctor"])]
+    first = [Step("doctor", 45, [*COMMAND, "doctor"])]  # the first to read PyTorch from a cold disk
     if not quick:
         first.insert(0, Step("build", 60, ["-m", "amos_fairseq.csrc.build", "cuda"]))
         if not data:
