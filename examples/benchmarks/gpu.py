@@ -117,7 +117,7 @@ def steps(folder: Path, quick: bool, data: str) -> List[Step]:
             first.append(Step("data", 90, [*COMMAND, "prepare", text, "--out", data, *sizes]))
     plan = []
     for step in PLAN:
-        options = ["--out", str(folder / "step.json"), *["--quick"] * quick, *(["--data", data] if data else [])]
+        options = ["--out", str(folder / "step.json"), *(["--quick"] if quick else ["--data", data])]
         environment = {} if quick else step.environment  # kernels that are demanded would be refused on a CPU
         plan.append(step._replace(command=step.command + options, environment=environment))
     return first + plan
