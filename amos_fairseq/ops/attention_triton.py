@@ -408,7 +408,7 @@ def run_backward(gradient, result, logsumexp, packed, query, bias, positions, sh
     if not of_table:
         return d_packed, d_query, packed.new_empty(0, dtype=torch.float32)
     tiles = shared.tiles(d_bias, "queries") * shared.tiles(d_bias, "keys")
-    parts = min(max(1, batches), triton.cdiv(BIAS_PROGRAMS, tiles * heads))
+    parts = min(max(1, batches), triton.cdiv(BIAS_PROGRAMS, max(1, tiles * heads)))
     block_buckets = triton.next_power_of_2(len(bias.table))
     d_table = packed.new_empty(tiles * parts, heads, block_buckets, dtype=torch.float32)
     shared.launch(

@@ -125,7 +125,7 @@ class Case:
             self.hidden = torch.zeros(B, T, dtype=torch.bool)
             self.hidden[0, T - 7 :] = self.hidden[1, :3] = True
             self.hidden[2:] = True
-        self.upstream = normal(B, L or T, H, D).to(dtype)
+        self.upstream = normal(B, T if L is None else L, H, D).to(dtype)
 
     def run(self, function, dropout=None, dtype=None, device=DEVICE):
         """Result, and gradients of packed, query, table."""
@@ -165,6 +165,25 @@ def test_kernels_and_their_gradients_are_the_references_in_float64(kernels, opti
         assert (one.cpu().double() - exact).norm() <= TOLERANCE[case.packed.dtype] * (exact.norm() + 0.1)
     if options.get("padded") and len(case.packed) > 2:
         assert not found[0][2].any() and not found[1][2].any()  # all keys hidden
+
+
+def test_strides_do_not_matter(kernels):
+    case, strided = Case(B=2, H=1, L=5, padded=True), Case(B=2, H=1, L=5, padded=True)
+    ids = torch.tensor([5, 0, 8, 0], device=DEVICE)
+    for name in ("packed", "query", "positions", "upstream", "hidden"):
+        tensor = getattr(case, name)
+        setattr(strided, name, tensor.transpose(0, 1).contiguous().transpose(0, 1))
+        assert not getattr(strided, name).is_contiguous()
+    dropout = AttentionDropout(0.2, torch.tensor([1], device=DEVICE), ids[::2])
+    for one, other in zip(strided.run(relative_attention, dropout), case.run(relative_attention, dropout)):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("of", ["batch", "queries"])
+def test_nothing_gives_nothing(kernels, of):
+    case = Case(B=0, H=1, T=8) if of == "batch" else Case(B=2, H=1, T=8, L=0)
+    result, *gradients = case.run(relative_attention, seeded(0.1, device=DEVICE))
+    assert not result.numel() and not any(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -281,6 +300,13 @@ def test_operators_are_what_torch_compile_and_autograd_need(large_kernels):
         (dict(positions=torch.zeros(2, 3)), "query and positions go together"),
         (dict(dropout=seeded(1.0)), "dropout of 1.0: it must be at least 0 and below 1"),
         (dict(dropout=seeded(0.1, [1])), r"sample_ids is of shape \(1,\): it must be \(2,\)"),
+        (dict(dropout=AttentionDropout(0.1, torch.tensor(1))), r"dropout.seed is of shape \(\): it must be \(1,\)"),
+        (
+            dict(dropout=AttentionDropout(0.1, torch.tensor([1]), torch.tensor([4, 9]).int())),
+            "sample_ids is torch.int32 on cpu: it must be torch.int64 on cpu",
+        ),
+        (dict(hidden=torch.zeros(2, 40)), "hidden_keys is torch.float32 on cpu: it must be torch.bool on cpu"),
+        (dict(packed=torch.zeros(2, 40, 3, 2, 16, device="meta")), "bias.table is .* on cpu: .* torch.float32 on meta"),
     ],
 )
 def test_what_the_kernels_would_misread_is_refused(change, message):
