@@ -20,7 +20,7 @@ from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer, PassKey
 from amos_fairseq.modules.heads import DetectionHead, ProjectionHead
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, candidate_logits, mws_loss, rtd_loss
-from amos_fairseq.ops import MaskedLMReading, full_precision, gumbel_noise
+from amos_fairseq.ops import MaskedLMReading
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, Overlay, Quantity
 
@@ -130,13 +130,11 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         if self.mws_head is None:
             return None
         originals, number = batch.mlm_targets, self.config.num_negatives
-        noise, bias = self.sampling_noise(batch, stream=1), full_precision(self.mlm_head.bias.detach())
-        no_noise = bias.new_zeros(())
-        offset = bias.masked_fill(self.excluded_tokens, float("-inf"))  # of one row, rather than of all logits
+        noise, bias = self.sampling_noise(batch, stream=1), self.mlm_head.bias
 
         def propose(rows: slice, logits: Tensor) -> Tensor:
-            drawn = no_noise if self.config.negatives == "hardest" else gumbel_noise(noise[rows], len(bias))
-            return sample_candidates(logits.squeeze(1) + offset, originals[rows], number, drawn)
+            drawn = None if self.config.negatives == "hardest" else noise[rows]
+            return sample_candidates(logits.squeeze(1), bias, originals[rows], number, drawn, self.excluded_tokens)
 
         return propose
 
