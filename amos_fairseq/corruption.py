@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from amos_fairseq.ops import full_precision
+from amos_fairseq.ops import Noise, top_tokens
 
 
 class Corruption(NamedTuple):
@@ -37,20 +37,16 @@ def check_negatives(num_negatives: int, vocabulary_size: int, num_excluded: int)
 
 
 def sample_candidates(
-    logits: Tensor, original_tokens: Tensor, num_negatives: int, noise: Tensor, excluded_tokens: Optional[Tensor] = None
+    logits: Tensor, bias: Tensor, original_tokens: Tensor, num_negatives: int, noise: Optional[Noise],
+    excluded_tokens: Optional[Tensor] = None,
 ) -> Tensor:
     """The original among K others, (M, 1 + K): column 0 the original, column k the k-th draw  (TEAMS, Sec. 3.2).
 
-    The K = `num_negatives` others are distinct draws from softmax(logits) without replacement, by Gumbel top-k, without
-    gradient. Neither the original nor `excluded_tokens` are among them.
-    There must be as many: see `check_negatives`.
+    The K = `num_negatives` others are distinct draws from softmax(logits + bias) without replacement, without gradient.
+    Neither the original nor `excluded_tokens` are among them. There must be as many: see `check_negatives`.
 
-    logits: (M, V)   original_tokens: (M,)   noise: (M, V) Gumbel(0, 1), see `ops.gumbel_noise`; zeros of any shape that
-    broadcasts give the K likeliest tokens   excluded_tokens: (V,) bool
+    logits: (M, V)   bias: (V,)   original_tokens: (M,)   noise: of M rows, or None for the K likeliest tokens
+    excluded_tokens: (V,) bool
     """
-    perturbed = full_precision(logits.detach()) + noise
-    if excluded_tokens is not None:
-        perturbed.masked_fill_(excluded_tokens, float("-inf"))
-    perturbed.scatter_(-1, original_tokens.unsqueeze(-1), float("-inf"))
-    negatives = perturbed.topk(num_negatives, dim=-1).indices
+    negatives = top_tokens(logits, bias, original_tokens, excluded_tokens, noise, num_negatives)
     return torch.cat([original_tokens.unsqueeze(-1), negatives], dim=-1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from amos_fairseq.corruption import check_negatives, corrupt, sample_candidates
-from amos_fairseq.ops import Noise, gumbel_noise
+from amos_fairseq.ops import Noise
 
 ORIGINAL = torch.tensor([[5, 6, 7, 8], [9, 5, 6, 7]])
 MASKED = torch.tensor([[False, True, True, False], [False, False, False, True]])
@@ -37,9 +37,8 @@ def test_without_selected_positions_nothing_changes():
     assert torch.equal(corruption.corrupted_tokens, ORIGINAL) and not corruption.replaced_positions.any()
 
 
-def noise_of(rows, vocabulary_size):
-    samples = torch.stack([torch.arange(rows), torch.zeros(rows, dtype=torch.long)], dim=1)
-    return gumbel_noise(Noise(11, samples), vocabulary_size)
+def noise_of(rows):
+    return Noise(11, torch.stack([torch.arange(rows), torch.zeros(rows, dtype=torch.long)], dim=1))
 
 
 def test_candidates_are_the_original_first_and_distinct_others():
@@ -47,7 +46,7 @@ def test_candidates_are_the_original_first_and_distinct_others():
     original, excluded = torch.randint(3, 12, (2000,)), among(12, 0, 2)
     logits = 3 * torch.randn(2000, 12)
     logits[:, 2] += 50.0
-    candidates = sample_candidates(logits.half(), original, 5, noise_of(2000, 12), excluded)
+    candidates = sample_candidates(logits.half(), torch.zeros(12), original, 5, noise_of(2000), excluded)
     assert candidates.shape == (2000, 6) and torch.equal(candidates[:, 0], original)
     assert (candidates.sort(dim=-1).values.diff(dim=-1) > 0).all()
     assert not excluded[candidates].any()
@@ -56,7 +55,7 @@ def test_candidates_are_the_original_first_and_distinct_others():
 @pytest.mark.parametrize("excluded, expected", [(None, [1, 2, 3, 4]), (among(5, 3), [1, 2, 4])])
 def test_as_many_candidates_as_the_vocabulary_allows_are_all_others(excluded, expected):
     candidates = sample_candidates(
-        torch.randn(7, 5), torch.zeros(7, dtype=torch.long), len(expected), noise_of(7, 5), excluded
+        torch.randn(7, 5), torch.zeros(5), torch.zeros(7, dtype=torch.long), len(expected), noise_of(7), excluded
     )
     assert candidates[:, 1:].sort(dim=-1).values.tolist() == [expected] * 7
 
@@ -79,7 +78,8 @@ def test_candidates_have_the_probabilities_of_draws_without_replacement(draws, b
     logits, rows = torch.tensor([2.0, 1.0, 0.5, -0.5, 3.0]), 100_000
     others = {token: math.exp(logits[token]) for token in (0, 1, 2, 3)}  # 4 is the original
     exact = without_replacement({token: p / sum(others.values()) for token, p in others.items()}, draws)
-    drawn = sample_candidates(logits.expand(rows, 5), torch.full((rows,), 4), draws, noise_of(rows, 5))[:, 1:]
+    zeros, original = torch.zeros(rows, 5), torch.full((rows,), 4)
+    drawn = sample_candidates(zeros, logits, original, draws, noise_of(rows))[:, 1:]
     kinds, found = drawn.unique(dim=0, return_counts=True)
     counts = dict(zip(map(tuple, kinds.tolist()), found.tolist()))
     assert counts.keys() == exact.keys()
@@ -88,16 +88,17 @@ def test_candidates_have_the_probabilities_of_draws_without_replacement(draws, b
 
 def test_without_noise_the_candidates_are_the_likeliest():
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0, 5.0]])
-    zero = torch.zeros(())
-    assert sample_candidates(logits, torch.tensor([3]), 3, zero, among(5, 4)).tolist() == [[3, 1, 2, 0]]
+    assert sample_candidates(logits, torch.zeros(5), torch.tensor([3]), 3, None, among(5, 4)).tolist() == [[3, 1, 2, 0]]
 
 
 def test_candidates_carry_no_gradient_and_no_position_is_no_candidate():
     logits = torch.randn(2, 6, requires_grad=True)
     before = logits.detach().clone()
-    assert not sample_candidates(logits, torch.tensor([1, 2]), 2, noise_of(2, 6)).requires_grad
+    bias = torch.zeros(6, requires_grad=True)
+    assert not sample_candidates(logits, bias, torch.tensor([1, 2]), 2, noise_of(2)).requires_grad
     assert torch.equal(logits, before)
-    assert sample_candidates(torch.empty(0, 6), torch.empty(0, dtype=torch.long), 2, noise_of(0, 6)).shape == (0, 3)
+    none = torch.empty(0, dtype=torch.long)
+    assert sample_candidates(torch.empty(0, 6), bias, none, 2, noise_of(0)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("negatives", [0, 3])

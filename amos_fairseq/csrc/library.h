@@ -9,6 +9,7 @@
 #include "read_rows.h"
 #include "soft_sample_gradient.h"
 #include "softmax_rows.h"
+#include "top_tokens.h"
 
 namespace amos {
 
@@ -89,6 +90,20 @@ AMOS_EXPORT int amos_soft_sample_gradient(const float* gradient, const float* hi
             amos::SoftSampleGradient<Scalar>{gradient, hidden, static_cast<const Scalar*>(table), bias, candidates,
                                              seed, noise_rows, temperature, vocabulary, width, capacity, result},
             rows, place, stream);
+    });
+}
+
+AMOS_EXPORT int amos_top_tokens(const void* logits, const float* bias, const std::int64_t* left_out,
+                                const std::uint8_t* excluded, std::uint64_t seed, const std::int64_t* noise_rows,
+                                std::int64_t* top, std::int64_t rows, int vocabulary, int count, int scalar, int place,
+                                void* stream) {
+    const bool packed = vocabulary % amos::TILE == 0 && amos::aligned(logits) && amos::aligned(bias) &&
+                        amos::aligned(excluded);
+    return amos::with_scalar(scalar, [&](auto zero) {
+        using Scalar = decltype(zero);
+        return amos::launch(amos::TopTokens<Scalar>{static_cast<const Scalar*>(logits), bias, left_out, excluded, seed,
+                                                    noise_rows, count, {vocabulary, packed}, top},
+                            rows, place, stream);
     });
 }
 

@@ -175,9 +175,14 @@ class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
         The tower is cut below each head: block d learns from its own head only (Sec. 3.3).
         """
         if self.config.separate_generators:
-            return torch.stack([g(batch.masked_tokens, batch.padding_mask, batch.queries) for g in self.generators])
+            return torch.stack([
+                generator(batch.masked_tokens, batch.padding_mask, batch.queries, self.pass_key(batch, -number))
+                for number, generator in enumerate(self.generators)
+            ])
         (tower,) = self.generators
-        state, layers = tower.begin(tower.token_embeddings(batch.masked_tokens), batch.padding_mask)
+        state, layers = tower.begin(
+            tower.token_embeddings(batch.masked_tokens), batch.padding_mask, self.pass_key(batch, stream=0)
+        )
         states = []
         start = 0
         *depths, deepest = self.config.generator_depths
@@ -244,7 +249,7 @@ class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
                 masked_lm.candidates if self.lists_candidates else None, self.excluded_tokens,
                 None if table is self.encoder.token_embeddings else self.encoder.token_embeddings.weight,
             )
-        hidden, layers = self.encoder.begin(embeddings, batch.padding_mask)
+        hidden, layers = self.encoder.begin(embeddings, batch.padding_mask, self.pass_key(batch, stream=1))
         return self.rtd_head(layers.run(hidden))
 
     def losses(self, output: AmosOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:

@@ -16,7 +16,7 @@ from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flo
 from amos_fairseq.methods.continuation import EarlierRun, start_from
 from amos_fairseq.methods.generator_first import GeneratorAlone, Start, start_from_generator
 from amos_fairseq.methods.stages import Proposals, Words
-from amos_fairseq.modules.encoder import Encoder, EncoderConfig
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig, PassKey
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS
 from amos_fairseq.modules.queries import Queries
@@ -42,6 +42,7 @@ ENCODER_SIZES = {
 Look = Callable[[slice, Tensor], Tensor]
 Config = TypeVar("Config", bound="PretrainingConfig")
 Output = TypeVar("Output")
+ATTENTION = 1  # sets the seeds of its dropout apart from those of sampling noise
 LR_FACTOR = "_lr_factor"  # ends the options that multiply the learning rate of a group
 
 
@@ -420,6 +421,14 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         """Of `statistics`, those of a generator that learns alone."""
         return {"generator_accuracy": accuracy(masked_lm.predicted[:, 0], batch.mlm_targets)}
 
+    def pass_key(self, batch: PretrainingBatch, stream: int) -> PassKey:
+        """Of a pass's attention dropout where kernels draw it: a function of what `sampling_noise` is one of.
+
+        Passes of one update have different streams: 0 is the generator's, 1 the encoder's on corrupted sequences.
+        """
+        seed = mixed_seed(self.noise_seed, self.num_updates, stream, ATTENTION)
+        return PassKey(seed >> 1, batch.sample_ids)
+
     def generator_statistics(
         self, predicted: Tensor, sampled_tokens: Tensor, batch: PretrainingBatch
     ) -> Dict[str, Mean]:
@@ -495,7 +504,9 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
 
     def masked_lm_states(self, batch: PretrainingBatch) -> Tensor:
         """(M, C), or (G, M, C) of several: what `mlm_head` reads at the selected positions."""
-        return self.masked_lm_encoder(batch.masked_tokens, batch.padding_mask, batch.queries)
+        return self.masked_lm_encoder(
+            batch.masked_tokens, batch.padding_mask, batch.queries, self.pass_key(batch, stream=0)
+        )
 
     @property
     def encoder_lm_head(self) -> Optional[nn.Module]:

@@ -168,7 +168,8 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         masked_lm = self.generate(batch)
         sampled_tokens = self.sample(masked_lm, batch)
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        hidden = self.encoder(corruption.corrupted_tokens, batch.padding_mask)
+        key = self.pass_key(batch, stream=1)
+        hidden = self.encoder(corruption.corrupted_tokens, batch.padding_mask, key=key)
         rtd_logits = self.rtd_head(hidden)
         correction = self.correct(hidden, corruption, batch)
         sequence_views = self.embed_sequences(hidden, batch)
@@ -208,7 +209,8 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         """
         if self.training and not self.config.scl_weight:
             return None
-        cropped_hidden = self.encoder(batch.cropped_tokens, batch.cropped_padding_mask)
+        key = self.pass_key(batch, stream=2)
+        cropped_hidden = self.encoder(batch.cropped_tokens, batch.cropped_padding_mask, key=key)
         return SequenceViews(self.scl_head(hidden[:, 0]), self.scl_head(cropped_hidden[:, 0]))
 
     def losses(self, output: CocoLMOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:

@@ -48,7 +48,8 @@ class Electra(GeneratorMethod[GeneratorConfig, ElectraOutput]):
         masked_lm = self.generate(batch)
         sampled_tokens = self.without_dropout(masked_lm, batch).sampled
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        rtd_logits = self.detection_logits(corruption.corrupted_tokens, batch.padding_mask)
+        key = self.pass_key(batch, stream=1)
+        rtd_logits = self.rtd_head(self.encoder(corruption.corrupted_tokens, batch.padding_mask, key=key))
         return ElectraOutput(masked_lm, sampled_tokens, corruption, rtd_logits)
 
     def losses(self, output: ElectraOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:

@@ -33,7 +33,7 @@ class MaskedLM(PretrainingMethod[PretrainingConfig, MaskedLMOutput]):
         self.mlm_head = MaskedLMHead(config.encoder_embed_dim, self.encoder.token_embeddings, config.layer_norm_eps)
 
     def forward(self, batch: PretrainingBatch) -> MaskedLMOutput:
-        hidden = self.encoder(batch.masked_tokens, batch.padding_mask, batch.queries)
+        hidden = self.masked_lm_states(batch)
         return MaskedLMOutput(self.mlm_head.read(self.mlm_head.project(hidden), batch.mlm_targets))
 
     def losses(self, output: MaskedLMOutput, batch: PretrainingBatch) -> Dict[str, LossTerm]:

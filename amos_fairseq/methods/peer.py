@@ -142,7 +142,8 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         sampled_tokens = drawn.sampled
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
         level_codes = self.label(drawn, batch)
-        quality_scores = self.tqr_head(self.encoder(corruption.corrupted_tokens, batch.padding_mask))
+        key = self.pass_key(batch, stream=1)
+        quality_scores = self.tqr_head(self.encoder(corruption.corrupted_tokens, batch.padding_mask, key=key))
         level_thresholds = self.tqr_head.level_thresholds()
         rtd_logits = full_precision(quality_scores) - level_thresholds[-1]
         return PeerOutput(

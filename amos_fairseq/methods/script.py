@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.methods.base import ENCODER_SIZES, JudgingConfig, PretrainingBatch, PretrainingMethod, Vocabulary
+from amos_fairseq.modules.encoder import PassKey
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, critic_loss, mlm_loss
 from amos_fairseq.ops import MaskedLMReading, Noise, linear_logsumexp, soft_embedding, straight_through_gumbel_softmax
@@ -95,7 +96,7 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
         )
         corruption = corrupt(batch.original_tokens, batch.masked_positions, masked_lm.sampled)
         embeddings = self.corrupted_embeddings(corruption, projected, noise, batch)
-        critic_logits = self.criticize(embeddings, batch.padding_mask)
+        critic_logits = self.criticize(embeddings, batch.padding_mask, self.pass_key(batch, stream=1))
         return ScriptOutput(masked_lm, masked_lm.sampled, corruption, critic_logits)
 
     @torch.no_grad()
@@ -130,9 +131,11 @@ class Script(PretrainingMethod[ScriptConfig, ScriptOutput]):
             excluded=excluded,
         )
 
-    def criticize(self, token_embeddings: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
+    def criticize(
+        self, token_embeddings: Tensor, padding_mask: Optional[Tensor], key: Optional[PassKey] = None
+    ) -> Tensor:
         """(B, T, E) -> (B, T): logsumexp of the masked LM's logits at every position, without these logits  (Eq. 5)."""
-        hidden, layers = self.encoder.begin(token_embeddings, padding_mask)
+        hidden, layers = self.encoder.begin(token_embeddings, padding_mask, key)
         projected = self.mlm_head.project(layers.run(hidden))
         return linear_logsumexp(projected, self.encoder.token_embeddings.weight, self.mlm_head.bias)
 

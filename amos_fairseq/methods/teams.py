@@ -16,11 +16,11 @@ from amos_fairseq.flops import encoder_flops, mlm_head_flops
 from amos_fairseq.methods.base import ENCODER_SIZES, Look, PretrainingBatch, Vocabulary, accuracy
 from amos_fairseq.methods.stages import TokenProbability, Words
 from amos_fairseq.methods.two_networks import DetectionConfig, SharedGeneratorConfig, SharedGeneratorMethod
-from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer
+from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer, PassKey
 from amos_fairseq.modules.heads import DetectionHead, ProjectionHead
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.objectives import LossTerm, Mean, candidate_logits, mws_loss, rtd_loss
-from amos_fairseq.ops import MaskedLMReading, full_precision, gumbel_noise
+from amos_fairseq.ops import MaskedLMReading
 from amos_fairseq.options import COUNT, NOT_NEGATIVE, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, HIGHER, LOWER, RTD, Overlay, Quantity
 
@@ -113,7 +113,9 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         drawn = self.without_dropout(masked_lm, batch, look)
         sampled_tokens, candidate_tokens = drawn.sampled, drawn.looked
         corruption = corrupt(batch.original_tokens, batch.masked_positions, sampled_tokens)
-        mws_states, rtd_states = self.encode(corruption.corrupted_tokens, batch.padding_mask)
+        mws_states, rtd_states = self.encode(
+            corruption.corrupted_tokens, batch.padding_mask, self.pass_key(batch, stream=1)
+        )
         mws_hidden, candidate_embeddings = self.select(mws_states, candidate_tokens, batch)
         rtd_logits = self.rtd_head(rtd_states) if self.rtd_head is not None else None
         return TeamsOutput(
@@ -128,26 +130,26 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         if self.mws_head is None:
             return None
         originals, number = batch.mlm_targets, self.config.num_negatives
-        noise, bias = self.sampling_noise(batch, stream=1), full_precision(self.mlm_head.bias.detach())
-        no_noise = bias.new_zeros(())
-        offset = bias.masked_fill(self.excluded_tokens, float("-inf"))  # of one row, rather than of all logits
+        noise, bias = self.sampling_noise(batch, stream=1), self.mlm_head.bias
 
         def propose(rows: slice, logits: Tensor) -> Tensor:
-            drawn = no_noise if self.config.negatives == "hardest" else gumbel_noise(noise[rows], len(bias))
-            return sample_candidates(logits.squeeze(1) + offset, originals[rows], number, drawn)
+            drawn = None if self.config.negatives == "hardest" else noise[rows]
+            return sample_candidates(logits.squeeze(1), bias, originals[rows], number, drawn, self.excluded_tokens)
 
         return propose
 
-    def encode(self, tokens: Tensor, padding_mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+    def encode(
+        self, tokens: Tensor, padding_mask: Optional[Tensor], key: Optional[PassKey] = None
+    ) -> Tuple[Tensor, Tensor]:
         """Hidden states (B, T, C) for selection and for detection, of two branches on one trunk.
 
         The branches share the relative position bias as any two layers of the encoder do.
         """
         encoder, trunk_depth = self.encoder, self.config.trunk_depth()
-        hidden, layers = encoder.begin(encoder.token_embeddings(tokens), padding_mask)
+        hidden, layers = encoder.begin(encoder.token_embeddings(tokens), padding_mask, key)
         trunk = layers.run(hidden, stop=trunk_depth)
         exported = layers.run(trunk, start=trunk_depth)
-        other = exported if self.branch_layer is None else self.branch_layer(trunk, layers.attention_bias)
+        other = exported if self.branch_layer is None else layers.beside(self.branch_layer, trunk)
         return (exported, other) if self.config.exported_branch == "mws" else (other, exported)
 
     def select(

@@ -1,6 +1,7 @@
 """Multi-head self-attention with an additive bias."""
 
 import warnings
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,13 @@ def warn_if_materialised(
         )
 
 
+class DropoutKey(NamedTuple):
+    """Of one layer in one pass, what attention kernels draw its dropout mask from: see `ops.AttentionDropout`."""
+
+    seed: Tensor  # (1,) int64
+    sample_ids: Optional[Tensor]  # (B,) int64
+
+
 class SelfAttention(nn.Module):
     """One fused projection to query, key and value (in this order), attention, output projection."""
 
@@ -45,11 +53,13 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(
-        self, hidden: Tensor, attention_bias: Tensor | ops.RelativeBias | None = None, queries: Queries | None = None
+        self, hidden: Tensor, attention_bias: Tensor | ops.RelativeBias | None = None, queries: Queries | None = None,
+        key: DropoutKey | None = None,
     ) -> Tensor:
         """hidden: (B, T, C)   attention_bias: (1 or B, 1 or H, T, T), -inf where a key is hidden   ->   (B, T, C)
 
-        With `queries` only they ask, of the same keys and values: (M, C).
+        With `queries` only they ask, of the same keys and values: (M, C). A RelativeBias and dropout need a `key`;
+        PyTorch's attention draws by its own generator instead, so there a mask depends on the batch.
         """
         query, packed = None, self.in_proj(hidden) if queries is None else None
         if queries is not None:
@@ -60,16 +70,16 @@ class SelfAttention(nn.Module):
             packed = F.linear(hidden, key_value_weight, key_value_offset)
         dropout = self.dropout if self.training else 0.0
         if isinstance(attention_bias, ops.RelativeBias):
-            attended = self._by_distance(query, packed, attention_bias, queries, dropout)
+            attended = self._by_distance(query, packed, attention_bias, queries, dropout, key)
         else:
             attended = self._with_matrix(query, packed, attention_bias, queries, dropout)
         return self.out_proj(attended if queries is None else queries.unpad(attended))
 
-    def _by_distance(self, query, packed, bias, queries, dropout: float) -> Tensor:
+    def _by_distance(self, query, packed, bias, queries, dropout: float, key: DropoutKey | None) -> Tensor:
         drops = positions = None
         if dropout:
-            # From the generator that also draws the other dropout masks: a layer's own seed, on the device.
-            drops = ops.AttentionDropout(dropout, torch.randint(2**63 - 1, (1,), device=packed.device))
+            assert key is not None, "an encoder gives its layers one each"
+            drops = ops.AttentionDropout(dropout, *key)
         if queries is not None:
             query, positions = query.unflatten(-1, (self.heads, -1)), queries.positions
         packed = packed.unflatten(-1, (3 if queries is None else 2, self.heads, -1))

@@ -1,13 +1,13 @@
 """The text encoder that every method trains: post-LN BERT with an optional relative position bias."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import List, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amos_fairseq.modules.attention import SelfAttention, aligned
+from amos_fairseq.modules.attention import DropoutKey, SelfAttention, aligned
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS, initialize
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS, RelativePositionBias
@@ -92,10 +92,11 @@ class EncoderLayer(nn.Module):
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
     def forward(
-        self, hidden: Tensor, attention_bias: Tensor | RelativeBias | None = None, queries: Queries | None = None
+        self, hidden: Tensor, attention_bias: Tensor | RelativeBias | None = None, queries: Queries | None = None,
+        key: DropoutKey | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C); with `queries` their rows (M, C) of it, and no others are computed."""
-        attended = self.self_attn(hidden, attention_bias, queries)
+        attended = self.self_attn(hidden, attention_bias, queries, key)
         if queries is not None:
             hidden = queries.rows(hidden)
         hidden = self.self_attn_layer_norm(hidden + self.dropout(attended))
@@ -103,11 +104,19 @@ class EncoderLayer(nn.Module):
         return self.final_layer_norm(hidden + self.dropout(transformed))
 
 
+class PassKey(NamedTuple):
+    """Names the attention dropout of one pass: where kernels draw it, a sequence's is the same in whichever batch."""
+
+    seed: int  # 0 <= seed < 2**62, one for each (run, update, pass)
+    sample_ids: Tensor  # (B,) int64
+
+
 class LayerRun(NamedTuple):
-    """An encoder's layers and what all of them are given in one pass beside the hidden states."""
+    """An encoder's layers and what they are given in one pass beside the hidden states."""
 
     layers: nn.ModuleList
     attention_bias: Tensor | RelativeBias | None  # as `Encoder.attention_bias` gives it
+    keys: List[Optional[DropoutKey]]  # of each layer, and of one `beside` the last
 
     def run(self, hidden: Tensor, start: int = 0, stop: int | None = None, at: Queries | None = None) -> Tensor:
         """Layers start..stop-1 (all by default) on hidden (B, T, C).
@@ -116,10 +125,17 @@ class LayerRun(NamedTuple):
         layers, of which there must be one, computes only what they need: keys and values of all positions, the rest of
         the selected ones.
         """
-        layers = list(self.layers)[start:stop]
-        for layer in layers if at is None else layers[:-1]:
-            hidden = layer(hidden, self.attention_bias)
-        return hidden if at is None else layers[-1](hidden, self.attention_bias, at)
+        layers = list(zip(self.layers, self.keys))[start:stop]
+        for layer, key in layers if at is None else layers[:-1]:
+            hidden = layer(hidden, self.attention_bias, None, key)
+        if at is None:
+            return hidden
+        layer, key = layers[-1]
+        return layer(hidden, self.attention_bias, at, key)
+
+    def beside(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C): a layer that is none of the encoder's, given what these are."""
+        return layer(hidden, self.attention_bias, None, self.keys[-1])
 
 
 def compile_layers(network: nn.Module, **options) -> None:
@@ -186,18 +202,37 @@ class Encoder(nn.Module):
             self.layers[index] = other.layers[index]
         return self
 
-    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None, at: Queries | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, padding_mask: Tensor | None = None, at: Queries | None = None, key: PassKey | None = None
+    ) -> Tensor:
         """tokens: (B, T)   padding_mask: (B, T) bool   ->   last hidden state (B, T, C), or its rows `at` (M, C)
 
         Without any padding pass None: the bias is then one (H, T, T) block for the whole batch.
         """
-        hidden, layers = self.begin(self.token_embeddings(tokens), padding_mask)
+        hidden, layers = self.begin(self.token_embeddings(tokens), padding_mask, key)
         return layers.run(hidden, at=at)
 
-    def begin(self, token_embeddings: Tensor, padding_mask: Tensor | None = None) -> "tuple[Tensor, LayerRun]":
+    def begin(
+        self, token_embeddings: Tensor, padding_mask: Tensor | None = None, key: PassKey | None = None
+    ) -> "tuple[Tensor, LayerRun]":
         """The first layer's input (B, T, C) from rows of the token table (B, T, E), and the layers to run on it."""
         hidden = self.embeddings(token_embeddings, padding_mask)
-        return hidden, LayerRun(self.layers, self.attention_bias(padding_mask, hidden.size(1)))
+        bias = self.attention_bias(padding_mask, hidden.size(1))
+        return hidden, LayerRun(self.layers, bias, self._keys(key, bias, hidden.device))
+
+    def _keys(
+        self, key: PassKey | None, bias: Tensor | RelativeBias | None, device: torch.device
+    ) -> "List[Optional[DropoutKey]]":
+        """Of each layer and one more, in one launch and without a wait; without `key`, by torch's generator."""
+        number = len(self.layers) + 1
+        if not (self.training and self.config.attention_dropout and isinstance(bias, RelativeBias)):
+            return [None] * number
+        if key is None:
+            seeds = torch.randint(2**62, (2 * number,), device=device)
+        else:
+            seeds = torch.arange(key.seed, key.seed + 2 * number, device=device)
+        # Every other one, which begins at a multiple of 16 bytes: compiled layers would copy what does not.
+        return [DropoutKey(seed, key and key.sample_ids) for seed in seeds.view(-1, 2)[:, :1]]
 
     def attention_bias(self, padding_mask: Tensor | None, length: int) -> Tensor | RelativeBias | None:
         """Relative bias with -inf at padded keys, (1 or B, H or 1, T, T), `aligned`; None if there is neither.

@@ -6,7 +6,7 @@ Each says its meaning as code, runs on every device, and takes the compiled kern
 
 from amos_fairseq.ops.attention import AttentionDropout, RelativeBias, relative_attention
 from amos_fairseq.ops.gradient_reversal import gradient_reversal
-from amos_fairseq.ops.gumbel_softmax import gumbel_noise, gumbel_softmax
+from amos_fairseq.ops.gumbel_softmax import gumbel_noise, gumbel_softmax, top_tokens
 from amos_fairseq.ops.implementation import use
 from amos_fairseq.ops.linear_logsumexp import (
     LinearReading,
@@ -25,5 +25,5 @@ __all__ = [
     "AttentionDropout", "LinearReading", "MaskedLMReading", "Noise", "RelativeBias", "SPARSE_TEMPERATURE",
     "full_precision", "gradient_reversal", "gumbel_noise", "gumbel_softmax", "linear_cross_entropy", "linear_logits",
     "linear_logsumexp", "masked_lm", "read_linear", "relative_attention", "rows_of_others", "soft_embedding",
-    "straight_through_gumbel_softmax", "use", "without_autocast",
+    "straight_through_gumbel_softmax", "top_tokens", "use", "without_autocast",
 ]

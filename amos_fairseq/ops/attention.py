@@ -80,19 +80,29 @@ def _check(packed, bias, query, positions, dropout) -> None:
     batches, length, _, heads, width = packed.shape
     if (query is None) != (positions is None):
         raise ValueError("query and positions go together: give both or neither")
-    queries = None if query is None else query.size(1)
-    for name, tensor, shape in (
-        ("packed", packed, (batches, length, 3 if query is None else 2, heads, width)),
-        ("query", query, (batches, queries, heads, width)), ("positions", positions, (batches, queries)),
-        ("bias.row", bias.row, (heads, 2 * (length + PAD) - 1)), ("hidden_keys", bias.hidden_keys, (batches, length)),
-        ("sample_ids", None if dropout is None else dropout.sample_ids, (batches,)),
+    queries, dtype = None if query is None else query.size(1), packed.dtype
+    seed, sample_ids = (None, None) if dropout is None else (dropout.seed, dropout.sample_ids)
+    distances = 2 * (length + PAD) - 1
+    for name, tensor, shape, kind in (
+        ("packed", packed, (batches, length, 3 if query is None else 2, heads, width), dtype),
+        ("query", query, (batches, queries, heads, width), dtype),
+        ("positions", positions, (batches, queries), torch.int64),
+        ("bias.table", bias.table, (len(bias.table), heads), torch.float32),
+        ("bias.row", bias.row, (heads, distances), torch.float32),
+        ("bias.buckets", bias.buckets, (distances,), torch.int32),
+        ("hidden_keys", bias.hidden_keys, (batches, length), torch.bool),
+        ("dropout.seed", seed, (1,), torch.int64), ("sample_ids", sample_ids, (batches,), torch.int64),
     ):
-        if tensor is not None and tensor.shape != shape:
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
             raise ValueError(f"{name} is of shape {tuple(tensor.shape)}: it must be {tuple(shape)}")
-    if not supports(packed.dtype, width, length) or bias.row.dtype != torch.float32:
+        if tensor.dtype != kind or tensor.device != packed.device:
+            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}: it must be {kind} on {packed.device}")
+    if not supports(packed.dtype, width, length):
         raise ValueError(
-            f"no kernel reads heads of {width} channels in {packed.dtype} with a bias in {bias.row.dtype} "
-            f"over {length} positions: take AMOS_FAIRSEQ_OPS=auto"
+            f"no kernel reads heads of {width} channels in {packed.dtype} over {length} positions: "
+            "take AMOS_FAIRSEQ_OPS=auto"
         )
     if dropout is not None and not 0 < dropout.share < 1:
         raise ValueError(f"dropout of {dropout.share}: it must be at least 0 and below 1")

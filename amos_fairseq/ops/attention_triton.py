@@ -348,9 +348,9 @@ def tile_of(kernel, block_d: int, dtype: torch.dtype, selected: bool, arch: int)
     """
     wide, hopper = block_d > 64, arch >= 90
     if dtype == torch.float32:
-        tiles = dict(forward=(32, 32, 8, 1), d_queries=(32, 32, 8, 2), d_keys=(32, 32, 8, 2), d_bias=(32, 32, 8, 2))
+        tiles = dict(forward=(32, 32, 8, 1), d_queries=(32, 32, 4, 2), d_keys=(32, 32, 8, 2), d_bias=(32, 32, 8, 2))
         if wide:
-            tiles.update(forward=(16, 32, 8 if hopper else 4, 1), d_queries=(32, 32, 4, 2), d_keys=(16, 32, 4, 1))
+            tiles.update(forward=(16, 32, 8 if hopper else 4, 1), d_keys=(16, 32, 4, 1))
             tiles.update(d_bias=(32, 32, 8 if hopper else 4, 2))
     elif wide:
         tiles = dict(forward=(64, 64, 4, 2), d_queries=(64, 32, 4, 2), d_keys=(32, 64, 8, 2), d_bias=(32, 32, 4, 2))
@@ -408,7 +408,7 @@ def run_backward(gradient, result, logsumexp, packed, query, bias, positions, sh
     if not of_table:
         return d_packed, d_query, packed.new_empty(0, dtype=torch.float32)
     tiles = shared.tiles(d_bias, "queries") * shared.tiles(d_bias, "keys")
-    parts = min(max(1, batches), triton.cdiv(BIAS_PROGRAMS, tiles * heads))
+    parts = min(max(1, batches), triton.cdiv(BIAS_PROGRAMS, max(1, tiles * heads)))
     block_buckets = triton.next_power_of_2(len(bias.table))
     d_table = packed.new_empty(tiles * parts, heads, block_buckets, dtype=torch.float32)
     shared.launch(

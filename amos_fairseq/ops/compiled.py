@@ -18,6 +18,7 @@ from torch import Tensor, float32, int32, int64
 from amos_fairseq.ops.noise import Noise, check_draw
 from amos_fairseq.ops.pytorch import RowReading
 
+MOST = 64  # tokens of `top_tokens`: their lists have to fit into a block's memory
 CAPACITY = 1024  # candidates of a row; at temperature 0.3 one row in ten million has more
 BUILD_COMMAND = {kind: f"python -m amos_fairseq.csrc.build {kind}" for kind in ("cpu", "cuda")}
 FOLDER = Path(__file__).resolve().parents[1] / "csrc"
@@ -41,7 +42,7 @@ def available(device_type: str) -> bool:
         return False
     try:
         _library(device_type)
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # AttributeError: of an older build, which lacks a function
         warnings.warn(f"the compiled ops cannot be loaded ({error}): build them anew, `{BUILD_COMMAND[device_type]}`")
         return False
     return True
@@ -318,3 +319,33 @@ def _soft_sample_gradient(
 
 
 _soft_sample_gradient.register_fake(lambda gradient, hidden, *_: torch.empty_like(hidden))
+
+
+@Kernel
+def amos_top_tokens(
+    logits: Array("MV"), bias: Array("V", float32), left_out: Array("M", int64), excluded: Array("V", torch.bool),
+    seed: c_uint64, noise_rows: Array("M2", int64), top: Array("MK", int64), rows: c_int64, vocabulary: c_int,
+    count: c_int, scalar: c_int,
+): ...
+
+
+def top_tokens(
+    logits: Tensor, bias: Tensor, left_out: Tensor, excluded: Optional[Tensor], noise: Optional[Noise], count: int
+) -> Tensor:
+    """(M, K) ids of the K = `count` largest of logits + bias + noise in each row, at most MOST, the largest first."""
+    seed, noise_rows = (0, None) if noise is None else (noise.seed, noise.rows)
+    amos_top_tokens.check(logits=logits, bias=bias, left_out=left_out, excluded=excluded, noise_rows=noise_rows)
+    return _top_tokens(logits, bias, left_out, excluded, seed, noise_rows, count)
+
+
+@_operator("amos_fairseq::top_tokens", mutates_args=())
+def _top_tokens(
+    logits: Tensor, bias: Tensor, left_out: Tensor, excluded: Optional[Tensor], seed: int,
+    noise_rows: Optional[Tensor], count: int,
+) -> Tensor:
+    top = left_out.new_empty(len(left_out), count)
+    amos_top_tokens(logits, bias, left_out, excluded, seed, noise_rows, top, *logits.shape, count, _scalar(logits))
+    return top
+
+
+_top_tokens.register_fake(lambda logits, bias, left_out, *rest: left_out.new_empty(left_out.size(0), rest[-1]))

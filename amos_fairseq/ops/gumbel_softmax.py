@@ -1,4 +1,4 @@
-"""Gumbel noise and the Gumbel-Softmax by name."""
+"""Gumbel noise, draws without replacement and the Gumbel-Softmax by name."""
 
 from typing import Optional, Union
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from amos_fairseq.ops import compiled, pytorch
 from amos_fairseq.ops.implementation import row_functions
 from amos_fairseq.ops.noise import Noise, check_draw
 from amos_fairseq.ops.precision import full_precision
@@ -18,6 +19,21 @@ def gumbel_noise(noise: Noise, vocabulary_size: int, dtype: torch.dtype = torch.
     that sampling collapses to low ids.
     """
     return row_functions(noise.rows.new_empty(0, dtype=dtype)).gumbel_noise(noise, vocabulary_size, dtype)
+
+
+@torch.no_grad()
+def top_tokens(
+    logits: Tensor, bias: Tensor, left_out: Tensor, excluded: Optional[Tensor], noise: Optional[Noise], count: int
+) -> Tensor:
+    """(M, K) ids of the K = `count` largest of logits + bias + noise in each row, the largest first, in one pass.
+
+    With noise: draws from softmax(logits + bias) without replacement, by Gumbel top-k.
+
+    logits: (M, V)   bias: (V,)   left_out: (M,) a token of each row that does not count   excluded: (V,) bool, those
+    that never do
+    """
+    functions = row_functions(logits) if count <= compiled.MOST else pytorch
+    return functions.top_tokens(logits, full_precision(bias), left_out, excluded, noise, count)
 
 
 class _GumbelSoftmax(torch.autograd.Function):

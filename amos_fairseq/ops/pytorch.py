@@ -108,6 +108,20 @@ def gumbel_softmax(logits: Tensor, noise: Noise, temperature: float) -> Tensor:
     return perturbed.div_(temperature).softmax(dim=-1).to(logits_dtype)
 
 
+def top_tokens(
+    logits: Tensor, bias: Tensor, left_out: Tensor, excluded: Optional[Tensor], noise: Optional[Noise], count: int
+) -> Tensor:
+    """(M, K) ids of the K = `count` largest of logits + bias + noise in each row, the largest first.
+
+    left_out: (M,) a token of each row that does not count   excluded: (V,) bool, those that never do
+    """
+    offset = bias if excluded is None else bias.masked_fill(excluded, float("-inf"))  # of one row, not of all logits
+    perturbed = full_precision(logits) + offset
+    if noise is not None:
+        perturbed += gumbel_noise(noise, logits.size(-1), perturbed.dtype)
+    return perturbed.scatter_(-1, left_out.unsqueeze(-1), float("-inf")).topk(count, dim=-1).indices
+
+
 def soft_sample_gradient(
     gradient: Tensor, hidden: Tensor, table: Tensor, bias: Tensor, candidates: Tensor, noise: Noise, temperature: float
 ) -> Tensor:

@@ -24,6 +24,7 @@ import peers
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from amos_fairseq import ops
 from amos_fairseq.analysis.flops import Geometry, update_flops, without_memory
 from amos_fairseq.flops import peak_flops
 from amos_fairseq.methods import METHODS
@@ -46,17 +47,39 @@ class Training(NamedTuple):
     compile_layers: bool
 
 
-def milliseconds(settings: Settings, run: Callable[[], Any]) -> float:
-    """The median of 20 calls after 5 that are not timed."""
+def milliseconds(settings: Settings, run: Callable[[], Any], calls: int = 1) -> float:
+    """Of a call, the median of 20 trials after 5 that are not timed; a trial is so many calls, and waits for them."""
     meter, (warm_up, trials) = Meter(settings.device), ((1, 1) if settings.quick else (5, 20))
+
+    def trial():
+        for _ in range(calls):
+            run()
+
     for _ in range(warm_up):
-        run()
-    seconds = sorted(meter.seconds(run) for _ in range(trials))
-    return 1e3 * seconds[trials // 2]
+        trial()
+    seconds = sorted(meter.seconds(trial) for _ in range(trials))
+    return 1e3 * seconds[trials // 2] / calls
 
 
 def profiler_of(settings: Settings) -> profile:
     return profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if settings.on_gpu else [])])
+
+
+def failure(error: Exception) -> Dict[str, str]:
+    return {"failed": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def kernels_of(settings: Settings, run: Callable[[], Any], calls: int = 10) -> Dict[str, Any]:
+    """`top_kernels` of a call: what the device takes, however long the host takes to ask for it."""
+    meter = Meter(settings.device)
+    for _ in range(3):
+        run()
+    meter.synchronize()
+    with profiler_of(settings) as profiler:
+        for _ in range(calls):
+            run()
+        meter.synchronize()
+    return top_kernels(settings, profiler, calls)
 
 
 def top_kernels(settings: Settings, profiler: profile, calls: int) -> Dict[str, Any]:
@@ -78,31 +101,40 @@ def top_kernels(settings: Settings, profiler: profile, calls: int) -> Dict[str, 
 
 
 def attention(settings: Settings, _) -> Result:
-    """Forward and backward of one layer, by what computes it; of the others even if one fails."""
+    """Milliseconds of the kernels of one layer, forward and backward, by what computes it; gradients against float64,
+    and whether they come out the same again. Of the other sides even if one fails.
+    """
     shape = dict(B=2, H=2, T=16, D=16) if settings.quick else dict(B=32, H=12, T=512, D=64)
     inputs = operations.attention_inputs(settings, **shape, trial=0)
-    sides = {
-        "kernels": operations.with_ops("compiled", lambda given: operations.our_attention(*given)),
-        "bias as a matrix": operations.with_ops("pytorch", lambda given: operations.our_attention(*given)),
+    sides = {  # the kernels last: after a fault on the device nothing else runs
         "no bias": lambda given: operations.unbiased_attention(*given),
+        "bias as a matrix": operations.with_ops("pytorch", lambda given: operations.our_attention(*given)),
+        "kernels": operations.with_ops("compiled", lambda given: operations.our_attention(*given)),
     }
     leaves = [inputs.packed, inputs.relative.weight, inputs.matrix]
     figures, details = {}, {}
-    for dropout in (0.0, 0.1):
-        for name, side in sides.items():
+    for name, side in sides.items():
+        for dropout in (0.0, 0.1):
             def both():
                 return torch.autograd.grad(side((inputs, dropout)), leaves, inputs.upstream, allow_unused=True)
 
             title = f"{name}, dropout {dropout}"
             try:
-                forward = milliseconds(settings, lambda: side((inputs, dropout)))
-                figures[f"{title}: forward, ms"] = forward
-                figures[f"{title}: backward, ms"] = milliseconds(settings, both) - forward
-                with profiler_of(settings) as profiler:
-                    both()
-                details[title] = top_kernels(settings, profiler, calls=1)
+                forward = kernels_of(settings, lambda: side((inputs, dropout)))
+                details[title] = of_both = kernels_of(settings, both)
+                taken = forward["all"]["milliseconds"]
+                figures[f"{title}: forward, ms"] = taken
+                figures[f"{title}: backward, ms"] = of_both["all"]["milliseconds"] - taken
+                if name != "no bias" and not dropout:
+                    step = functools.partial(operations.attention_step, lambda *given: side(given), dropout)
+                    errors = operations.attention_errors(settings, shape, step)
+                    figures[f"{name}: error of gradients"] = max(errors.values())
+                if name == "kernels":
+                    pairs = zip(both(), both())
+                    same = all(torch.equal(one, other) for one, other in pairs if one is not None)
+                    figures[f"{title}: the same again"] = float(same)
             except Exception as error:  # of a compiler or a driver: the other sides are worth as much
-                details[title] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+                details[title] = failure(error)
     return Result(figures, details)
 
 
@@ -112,11 +144,12 @@ def ceilings(settings: Settings, _) -> Result:
     figures = {"square product, TFLOP/s": product_flops(settings) / 1e12}
     for m, k, n in ((16384, 768, 2304), (16384, 768, 3072), (16384, 3072, 768), (2046, 768, 32768)):
         a, b = (operations.normal(settings, *size, learns=False) for size in ((m // scale, k), (k, n // scale)))
-        seconds = milliseconds(settings, lambda: a @ b) / 1e3
+        seconds = milliseconds(settings, lambda: a @ b, calls=1 if settings.quick else 50) / 1e3
         figures[f"product {m} x {k} x {n}, TFLOP/s"] = 2 * a.size(0) * k * b.size(1) / seconds / 1e12
     source = torch.zeros(2**30 // scale**2, dtype=torch.uint8, device=settings.device)
     target = torch.empty_like(source)
-    figures["copy, GB/s"] = 2e-9 * source.numel() / (milliseconds(settings, lambda: target.copy_(source)) / 1e3)
+    seconds = milliseconds(settings, lambda: target.copy_(source)) / 1e3
+    figures["copy, GB/s"] = 2e-9 * source.numel() / seconds
     return Result(figures)
 
 
@@ -139,14 +172,26 @@ def dropout(settings: Settings, _) -> Result:
             with torch.no_grad():
                 figures[f"{name}: share of zeros"] = (side(None) == 0).double().mean().item()
         except Exception as error:
-            details[name] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+            details[name] = failure(error)
     return Result(figures, details)
 
 
 def parity(settings: Settings, _) -> Result:
-    """Loss and gradients of each method on the GPU against the CPU's, in fp32 with the same noise."""
-    found = {name: check.parity(name, settings.device) for name in METHODS}
-    return Result({name: differences["gradient_relative_difference"] for name, differences in found.items()}, found)
+    """Loss and gradients of each method on the GPU against the CPU's, in fp32 with the same noise; with the attention
+    kernels, too, where the method has a relative bias.
+    """
+    figures, details = {}, {}
+    relative = [name for name in METHODS if check.size_options(name, "tiny").get("rel_pos_buckets", 1)]
+    cases = [(name, name, "auto") for name in METHODS]
+    cases += [(f"{name}, attention kernels", name, "compiled") for name in relative if settings.on_gpu]
+    for title, name, choice in cases:
+        try:
+            with ops.use(choice):
+                details[title] = check.parity(name, settings.device)
+            figures[title] = details[title]["gradient_relative_difference"]
+        except Exception as error:
+            details[title] = failure(error)
+    return Result(figures, details)
 
 
 def steps(settings: Settings, _) -> Result:
@@ -155,7 +200,8 @@ def steps(settings: Settings, _) -> Result:
     peak, products = peak_flops(settings.device), product_flops(settings)
     figures, details = {}, {}
     for name in METHODS:
-        method = check.make_method(name, size, words, settings.device, settings.dtype, max_positions=length)
+        with settings.device:  # where parameters are drawn faster
+            method = check.make_method(name, size, words, settings.device, settings.dtype, max_positions=length)
         batch = check.make_batch(settings.device, sequences, length, round(0.15 * length), words)
 
         def step():

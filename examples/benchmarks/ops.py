@@ -321,8 +321,9 @@ def gradient_reversal(settings: Settings) -> Iterator[Comparison]:
 
 class AttentionInputs(NamedTuple):
     packed: Tensor  # (B, T, 3, H, D): query, key and value, as their projection leaves them
-    relative: RelativePositionBias  # whose table kernels read
-    matrix: Tensor  # (1, H, T, T): the same bias, which a network spreads once for all layers
+    relative: RelativePositionBias
+    bias: ops.RelativeBias  # what kernels read of it, and as a (1, H, T, T) matrix: a network makes one for all layers
+    matrix: Tensor
     seed: Tensor
     upstream: Tensor  # (B, T, H, D)
 
@@ -332,7 +333,7 @@ def attention_inputs(settings: Settings, B: int, H: int, T: int, D: int, trial: 
     matrix = aligned(relative(T).detach().to(settings.dtype)).requires_grad_()
     seed = torch.tensor([trial], device=settings.device)
     upstream = normal(settings, B, T, H, D, learns=False)
-    return AttentionInputs(normal(settings, B, T, 3, H, D), relative, matrix, seed, upstream)
+    return AttentionInputs(normal(settings, B, T, 3, H, D), relative, relative.by_distance(T), matrix, seed, upstream)
 
 
 def our_attention(inputs: AttentionInputs, dropout: float) -> Tensor:
@@ -340,7 +341,7 @@ def our_attention(inputs: AttentionInputs, dropout: float) -> Tensor:
     device, dtype, (_, length, _, _, width) = inputs.packed.device.type, inputs.packed.dtype, inputs.packed.shape
     if attention_kernels(device, dtype, width, length):
         drops = ops.AttentionDropout(dropout, inputs.seed)
-        return ops.relative_attention(inputs.packed, inputs.relative.by_distance(length), dropout=drops)
+        return ops.relative_attention(inputs.packed, inputs.bias, dropout=drops)
     return fused_attention(inputs.packed, inputs.matrix.expand(len(inputs.packed), -1, -1, -1), dropout)
 
 
@@ -384,9 +385,8 @@ def attention_errors(settings: Settings, shape: Dict[str, int], side: Side) -> D
     if "table" not in found and "matrix" not in found:  # without any bias
         return {}
     matrix = relative(shape["T"]).detach().requires_grad_()
-    exact = AttentionInputs(
-        inputs.packed.detach().double().requires_grad_(), relative, matrix, inputs.seed, inputs.upstream.double()
-    )
+    packed, upstream = inputs.packed.detach().double().requires_grad_(), inputs.upstream.double()
+    exact = inputs._replace(packed=packed, relative=relative, matrix=matrix, upstream=upstream)
     return relative_errors(by_bucket(found), by_bucket(attention_step(materialised_attention, 0.0, exact)))
 
 

@@ -9,6 +9,7 @@
 Everything is written to the JSON file, with device and versions; h200.json beside this file is such a result.
 """
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from amos_fairseq import ops
 from amos_fairseq.flops import peak_flops
 from amos_fairseq.methods import METHODS, size_options
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod, Vocabulary
@@ -65,8 +67,9 @@ def parity(name, device="cuda") -> dict:
     no_dropout = {field.name: 0.0 for field in fields(METHODS[name].config_class) if field.name.endswith("dropout")}
     for place in ("cpu", device):
         method = make_method(name, "tiny", 1000, place, torch.float32, **no_dropout)
-        loss = loss_of(method, make_batch(place, 4, 64, 9, 1000))
-        loss.backward()
+        with ops.use("auto") if place == "cpu" else contextlib.nullcontext():
+            loss = loss_of(method, make_batch(place, 4, 64, 9, 1000))
+            loss.backward()
         gradients = [parameter.grad.flatten().cpu() for parameter in method.parameters()]
         results.append((loss.item(), torch.cat(gradients)))
     (loss, gradient), (loss_gpu, gradient_gpu) = results

@@ -51,6 +51,8 @@ def main(arguments=None) -> int:
     ]
     if not numbers:
         parser.error("there is no GPU: --cpu --gpus 1,2 tries everything without")
+    if options.folder.exists():
+        parser.error(f"{options.folder} exists: name a new folder")
     options.folder.mkdir(parents=True)
     report: Dict[str, dict] = {}
     for number in numbers:

@@ -245,7 +245,7 @@ def test_detection_raises_the_mixture_weight_of_the_generator_whose_draws_are_ha
         [torch.eye(16, dtype=torch.double)[i].expand(sum(batch.num_masked), 16) for i in (0, 1)]
     )
     method.mlm_head.project = lambda hidden: torch.stack([easy.expand_as(hidden[0]), hard.expand_as(hidden[1])])
-    method.encoder.begin = lambda embeddings, padding_mask: (embeddings, LayerRun([], None))
+    method.encoder.begin = lambda embeddings, padding_mask, key: (embeddings, LayerRun([], None, []))
     method.rtd_head.forward = lambda hidden: 4 * hidden[..., 1] - 4 * hidden[..., 0]  # positive = original
     method.mixture_head.weight.data.zero_()
     optimizer = torch.optim.SGD([method.mixture_head.weight], lr=5.0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amos_fairseq.methods import METHODS
+from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.ops import Noise, chunks, gumbel_noise
 from amos_fairseq.random import mixed_seed
 
@@ -123,3 +124,24 @@ def test_only_a_generator_with_dropout_is_read_a_second_time_to_draw(make_method
     method.generator.layers[-1].register_forward_hook(lambda *_: read.append(1))
     method(batch)
     assert len(read) == passes
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_attention_dropout_of_a_pass_is_keyed_by_update_pass_and_sample(make_method, make_batch, monkeypatch, name):
+    keys, begin = [], Encoder.begin
+
+    def watched(encoder, embeddings, padding_mask=None, key=None):
+        if encoder.training:
+            keys.append((key.seed, key.sample_ids.tolist()))
+        return begin(encoder, embeddings, padding_mask, key)
+
+    monkeypatch.setattr(Encoder, "begin", watched)
+    method = make_method(name, dropout=0.1)
+    passes = []
+    for update, batch in ((3, make_batch()), (3, make_batch(first_id=40)), (4, make_batch())):
+        method.set_num_updates(update)
+        method(batch)
+        passes.append(dict(keys))
+        assert len(passes[-1]) == len(keys) >= 1 and keys[0][1] == batch.sample_ids.tolist()
+        keys.clear()
+    assert passes[0].keys() == passes[1].keys() and not passes[0].keys() & passes[2].keys()

@@ -126,9 +126,9 @@ def test_the_masked_input_gets_the_critics_gradient_only_through_the_sample(make
     inputs = []
     begin = method.encoder.begin
 
-    def watched(embeddings, padding_mask):
+    def watched(embeddings, padding_mask, key):
         inputs.append(embeddings)
-        return begin(embeddings, padding_mask)
+        return begin(embeddings, padding_mask, key)
 
     method.encoder.begin = watched
     term = method.losses(method(batch), batch)["critic"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amos_fairseq.modules.encoder import Encoder, EncoderConfig, compile_layers
+from amos_fairseq.modules.encoder import Encoder, EncoderConfig, PassKey, compile_layers
 from amos_fairseq.modules.queries import Queries
 from amos_fairseq.modules.relative_position import BUCKETINGS
 from amos_fairseq.ops import AttentionDropout, attention, implementation, relative_attention
@@ -125,7 +125,7 @@ class Case:
             self.hidden = torch.zeros(B, T, dtype=torch.bool)
             self.hidden[0, T - 7 :] = self.hidden[1, :3] = True
             self.hidden[2:] = True
-        self.upstream = normal(B, L or T, H, D).to(dtype)
+        self.upstream = normal(B, T if L is None else L, H, D).to(dtype)
 
     def run(self, function, dropout=None, dtype=None, device=DEVICE):
         """Result, and gradients of packed, query, table."""
@@ -165,6 +165,25 @@ def test_kernels_and_their_gradients_are_the_references_in_float64(kernels, opti
         assert (one.cpu().double() - exact).norm() <= TOLERANCE[case.packed.dtype] * (exact.norm() + 0.1)
     if options.get("padded") and len(case.packed) > 2:
         assert not found[0][2].any() and not found[1][2].any()  # all keys hidden
+
+
+def test_strides_do_not_matter(kernels):
+    case, strided = Case(B=2, H=1, L=5, padded=True), Case(B=2, H=1, L=5, padded=True)
+    ids = torch.tensor([5, 0, 8, 0], device=DEVICE)
+    for name in ("packed", "query", "positions", "upstream", "hidden"):
+        tensor = getattr(case, name)
+        setattr(strided, name, tensor.transpose(0, 1).contiguous().transpose(0, 1))
+        assert not getattr(strided, name).is_contiguous()
+    dropout = AttentionDropout(0.2, torch.tensor([1], device=DEVICE), ids[::2])
+    for one, other in zip(strided.run(relative_attention, dropout), case.run(relative_attention, dropout)):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("of", ["batch", "queries"])
+def test_nothing_gives_nothing(kernels, of):
+    case = Case(B=0, H=1, T=8) if of == "batch" else Case(B=2, H=1, T=8, L=0)
+    result, *gradients = case.run(relative_attention, seeded(0.1, device=DEVICE))
+    assert not result.numel() and not any(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -219,21 +238,40 @@ def test_an_encoder_with_kernels_is_the_encoder_without(large_kernels, monkeypat
         torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-4)
 
 
-def test_layers_of_a_training_encoder_draw_masks_of_their_own_and_the_same_after_the_same_seed(kernels, monkeypatch):
+def training_encoder():
+    torch.manual_seed(0)
     config = EncoderConfig(1, 50, layers=2, dim=16, heads=1, ffn_dim=8, max_positions=8, dropout=0.0)
-    encoder, tokens, seeds = Encoder(config).to(DEVICE), torch.full((1, 8), 3, device=DEVICE), []
-    run = kernels.run_draw
+    return Encoder(config).to(DEVICE), torch.randint(2, 50, (2, 8), device=DEVICE)
+
+
+def test_a_training_encoder_drops_the_same_of_a_sequence_in_another_batch_and_compiled(large_kernels):
+    encoder, tokens = training_encoder()
+    ids = torch.tensor([5, 2**40], device=DEVICE)
+    whole = encoder(tokens, key=PassKey(7, ids))
+    assert torch.equal(encoder(tokens[1:], key=PassKey(7, ids[1:])), whole[1:])
+    assert not torch.equal(encoder(tokens, key=PassKey(70, ids)), whole)
+    at = Queries.of(torch.tensor([1, 3, 12], device=DEVICE), [2, 1], 8)
+    selected = encoder(tokens, at=at, key=PassKey(7, ids))
+    torch.testing.assert_close(selected, at.rows(whole), rtol=1e-5, atol=1e-5)
+    compile_layers(encoder, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(encoder(tokens, key=PassKey(7, ids)), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_each_layer_and_one_beside_them_draws_a_mask_of_its_own(kernels, monkeypatch):
+    (encoder, tokens), seeds, run = training_encoder(), [], kernels.run_draw
 
     def spy(seed, *arguments):
+        assert seed.data_ptr() % 16 == 0
         seeds.append(int(seed))
         return run(seed, *arguments)
 
     monkeypatch.setattr(kernels, "run_draw", spy)
-    results = []
-    for seed in (0, 1, 0):
-        torch.manual_seed(seed)
-        results.append(encoder(tokens))
-    assert len(set(seeds)) == 4 and seeds[:2] == seeds[4:] and torch.equal(results[0], results[2])
+    for key in (PassKey(2**62 - 1, torch.arange(2, device=DEVICE)), None, None):
+        torch.manual_seed(0)
+        hidden, layers = encoder.begin(encoder.token_embeddings(tokens), key=key)
+        layers.beside(encoder.layers[0], layers.run(hidden))
+    assert seeds[:3] == [2**62 - 1, 2**62 + 1, 2**62 + 3]
+    assert len(set(seeds)) == 6 and seeds[3:6] == seeds[6:]  # without a key, what torch's generator says
 
 
 def test_operators_are_what_torch_compile_and_autograd_need(large_kernels):
@@ -262,6 +300,13 @@ def test_operators_are_what_torch_compile_and_autograd_need(large_kernels):
         (dict(positions=torch.zeros(2, 3)), "query and positions go together"),
         (dict(dropout=seeded(1.0)), "dropout of 1.0: it must be at least 0 and below 1"),
         (dict(dropout=seeded(0.1, [1])), r"sample_ids is of shape \(1,\): it must be \(2,\)"),
+        (dict(dropout=AttentionDropout(0.1, torch.tensor(1))), r"dropout.seed is of shape \(\): it must be \(1,\)"),
+        (
+            dict(dropout=AttentionDropout(0.1, torch.tensor([1]), torch.tensor([4, 9]).int())),
+            "sample_ids is torch.int32 on cpu: it must be torch.int64 on cpu",
+        ),
+        (dict(hidden=torch.zeros(2, 40)), "hidden_keys is torch.float32 on cpu: it must be torch.bool on cpu"),
+        (dict(packed=torch.zeros(2, 40, 3, 2, 16, device="meta")), "bias.table is .* on cpu: .* torch.float32 on meta"),
     ],
 )
 def test_what_the_kernels_would_misread_is_refused(change, message):

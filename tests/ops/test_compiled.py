@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from amos_fairseq.ops import Noise, compiled
+from amos_fairseq.ops import Noise, compiled, pytorch
 
 SPECIFICATION = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
 reference = importlib.util.module_from_spec(SPECIFICATION)
@@ -378,6 +378,25 @@ def test_soft_sample_gradient_does_not_cancel_where_all_scores_are_large_and_ali
     close(found, expected, atol=2e-2)  # s is 1e4: fp32 holds it to 1e-3, times 100 / temperature
 
 
+@pytest.mark.parametrize("vocabulary, count", [(37, 1), (40, 30), (1001, 5), (5000, 64)])
+@pytest.mark.parametrize("with_noise", [True, False])
+def test_top_tokens_are_pytorchs(cpu_kernels, vocabulary, count, with_noise):
+    logits, bias, left_out, _, excluded = case(6, 1, vocabulary)
+    noise = noise_of(6) if with_noise else None
+    found = cpu_kernels.top_tokens(logits[:, 0], bias, left_out, excluded, noise, count)
+    assert torch.equal(found, pytorch.top_tokens(logits[:, 0], bias, left_out, excluded, noise, count))
+    others = torch.arange(vocabulary) % 2 == 1  # not excluded, of which one is left out
+    found = cpu_kernels.top_tokens(logits[:, 0], bias, left_out, others, noise, 1)
+    assert not others[found].any() and not (found == left_out[:, None]).any()
+
+
+def test_of_equal_tokens_the_lower_come_first_and_nan_is_none_of_them(cpu_kernels):
+    logits, bias, left_out = torch.zeros(2, 300), torch.zeros(300), torch.tensor([1, 0])
+    logits[1] = float("nan")
+    found = cpu_kernels.top_tokens(logits, bias, left_out, None, None, 4)
+    assert found.tolist() == [[0, 2, 3, 4], [0] * 4]
+
+
 # ---- as PyTorch operators
 
 
@@ -392,6 +411,7 @@ def operator_calls():
         "logsumexp_rows": (flat, bias),
         "softmax_rows_": (flat, bias, torch.zeros(3)),
         "gumbel_softmax": (flat, seed, rows, 0.3),
+        "top_tokens": (flat, bias, targets, excluded, seed, rows, 5),
         "soft_sample_gradient": (hidden, hidden, table, bias, candidates, seed, rows, 0.3),
     }
 
@@ -553,10 +573,11 @@ def test_the_other_functions_on_a_gpu_equal_the_cpus(cpu_kernels, cuda_kernels, 
         flat, of_rows = logits.to(device, dtype), Noise(noise.seed, noise.rows.to(device))
         logsumexp, largest, likeliest = compiled.logsumexp_rows(flat, bias.to(device))
         soft = compiled.gumbel_softmax(flat, of_rows, 0.3)
+        top = compiled.top_tokens(flat, bias.to(device), likeliest, None, of_rows, 40)
         compiled.softmax_rows_(flat, bias.to(device), logsumexp)
         moved = [x.to(device) for x in (*hidden, table.to(dtype), bias, candidates)]
         gradient = compiled.soft_sample_gradient(*moved, of_rows, 0.3)
-        return [x.double().cpu() for x in (logsumexp, largest, likeliest, soft, flat, gradient)]
+        return [x.double().cpu() for x in (logsumexp, largest, likeliest, soft, top, flat, gradient)]
 
     for found, expected in zip(results("cuda", dtype), results("cpu", torch.float32)):
         rounding = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]

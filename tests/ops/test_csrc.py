@@ -36,8 +36,8 @@ def test_every_kernel_compiles_for_a100_and_h100_without_spilling_registers(tmp_
     for text in reports:
         kernels = re.findall(r"Compiling entry function '(\w+)'", text)
         spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
-        # Five kernels read fp32, bf16 and fp16; the noise has no input.
-        assert len(kernels) == len(spills) == 16
+        # Six kernels read fp32, bf16 and fp16; the noise has no input.
+        assert len(kernels) == len(spills) == 19
         assert set(spills) == {("0", "0", "0")}
 
 
@@ -93,7 +93,11 @@ def test_a_block_of_many_threads_gives_what_one_thread_gives(cpu_library, block_
         compiled.softmax_rows_(flat, bias, readings[-3])
         gradient = compiled.soft_sample_gradient(*hidden, table, bias, readings[5], noise, 0.3)
         soft = compiled.gumbel_softmax(logits[:, 0].contiguous(), noise, 0.3)
-        results.append([*readings, written, flat, gradient, soft, compiled.gumbel_noise(noise, vocabulary)])
+        tops = [
+            compiled.top_tokens(logits[:, 0].contiguous(), bias, targets % vocabulary, excluded, drawn, count)
+            for drawn, count in ((noise, 7), (None, 29), (noise, 1))
+        ]
+        results.append([*readings, written, flat, gradient, soft, compiled.gumbel_noise(noise, vocabulary), *tops])
     for one, many in zip(*results):
         if one.is_floating_point():
             torch.testing.assert_close(many, one, rtol=2e-6, atol=2e-6, equal_nan=True)
