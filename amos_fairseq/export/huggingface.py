@@ -35,8 +35,8 @@ from amos_fairseq.files import new_folder, write_durably
 from amos_fairseq.finetune.model import find, read_finetuned
 from amos_fairseq.modules.batching import padded
 from amos_fairseq.modules.encoder import EncoderConfig
-from amos_fairseq.pretrained.exported import CARD, CONFIG, OURS, WEIGHTS
-from amos_fairseq.pretrained.layouts import AUTO_CLASSES, Part, config_of, tensors_of
+from amos_fairseq.pretrained.exported import CARD, OURS, WEIGHTS
+from amos_fairseq.pretrained.layouts import AUTO_CLASSES, CONFIG, Part, config_of, tensors_of
 from amos_fairseq.pretrained.loading import FINETUNING, PRETRAINING, load
 
 TOLERANCE, TOLERANCE_FLOAT64 = 1e-5, 1e-9
