@@ -64,26 +64,23 @@ class Survey:
     def empty_files(self) -> int:
         return self.files - self.files_with_text
 
-    def add_all(self, encoded: EncodedText) -> None:
+    def add(self, encoded: EncodedText) -> None:
         columns = (encoded.kinds, encoded.lengths, encoded.characters, encoded.ids, np.cumsum(encoded.lengths))
         for kind, length, characters, identity, end in zip(*(column.tolist() for column in columns)):
-            self.add(kind, length, characters, identity, encoded.token_ids[end - length : end])
-
-    def add(self, kind: int, length: int, characters: int, identity: int, token_ids: np.ndarray) -> None:
-        if kind != CONTINUES:
-            self.end_document()
-            self.lengths.append(0)
-            self.id = identity
-        if kind == STARTS_FILE:
-            self.files += 1
-            self.file_has_text = False
-        if characters and not self.file_has_text:
-            self.file_has_text = True
-            self.files_with_text += 1
-        self.characters += characters
-        self.length += length
-        if self.seen is not None and self.length <= LONGEST_COMPARED:
-            self.held.append(token_ids)
+            if kind != CONTINUES:
+                self.end_document()
+                self.lengths.append(0)
+                self.id = identity
+            if kind == STARTS_FILE:
+                self.files += 1
+                self.file_has_text = False
+            if characters and not self.file_has_text:
+                self.file_has_text = True
+                self.files_with_text += 1
+            self.characters += characters
+            self.length += length
+            if self.seen is not None and self.length <= LONGEST_COMPARED:
+                self.held.append(encoded.token_ids[end - length : end])
 
     def end_document(self) -> None:
         if self.length:
@@ -136,23 +133,20 @@ class DocumentWriter:
         self.split: Optional[SplitWriter] = None  # of the open document
         self.is_new = True  # no part of it is written
 
-    def add_all(self, encoded: EncodedText) -> None:
+    def add(self, encoded: EncodedText) -> None:
         begin = 0
         ends = np.cumsum(encoded.lengths).tolist()
         for kind, end, characters in zip(encoded.kinds.tolist(), ends, encoded.characters.tolist()):
-            self.add(kind, encoded.token_ids[begin:end], characters)
-            begin = end
-
-    def add(self, kind: int, token_ids: np.ndarray, characters: int) -> None:
-        if kind != CONTINUES:
-            self.split, self.is_new = self.splits[next(self.fates)], True
-        if self.split is None:
-            return
-        self.split.documents += kind != CONTINUES
-        self.split.characters += characters
-        if len(token_ids):
-            self.split.packer.add(token_ids, self.is_new)
-            self.is_new = False
+            token_ids, begin = encoded.token_ids[begin:end], end
+            if kind != CONTINUES:
+                self.split, self.is_new = self.splits[next(self.fates)], True
+            if self.split is None:
+                continue
+            self.split.documents += kind != CONTINUES
+            self.split.characters += characters
+            if len(token_ids):
+                self.split.packer.add(token_ids, self.is_new)
+                self.is_new = False
 
 
 class SplitWriter:

@@ -10,6 +10,7 @@ Packing begins anew after a kill; it takes a fraction of the time that encoding 
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import itertools
 import json
@@ -26,24 +27,16 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 from tqdm import tqdm
 
-from amos_fairseq.data import corpus
+from amos_fairseq.data import corpus, packing
 from amos_fairseq.data.corpus import REPAIRED, Reading, Source, Span
 from amos_fairseq.data.encoding import EncodedText, encode_slices, portions, read_encoded
 from amos_fairseq.data.fast_tokenizer import KINDS, train_fast
 from amos_fairseq.data.inputs import NAMES, STANDARD_INPUT, Input, is_stream, list_inputs
 from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
-from amos_fairseq.data.packing import (
-    LEFT_OUT,
-    TRAIN,
-    VALID,
-    DocumentWriter,
-    SeenDocuments,
-    SplitWriter,
-    Survey,
-    held_out,
-)
 from amos_fairseq.data.sources import Text, open_source
 from amos_fairseq.data.tokenizer import (
+    FAST_NAME,
+    MODEL_NAME,
     GivenVocabulary,
     Tokenizer,
     format_dictionary,
@@ -51,7 +44,7 @@ from amos_fairseq.data.tokenizer import (
     read_vocabulary,
     vocabulary_file,
 )
-from amos_fairseq.data.vocabulary import DICTIONARY_NAME, FAST_NAME, MODEL_NAME, NORMALIZATIONS, train_vocabulary
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME, NORMALIZATIONS, train_vocabulary
 from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.user_errors import Damaged
 
@@ -122,13 +115,6 @@ def _is_text_encoding(name: str) -> bool:
         return False
 
 
-class Opened(NamedTuple):
-    """Sources, and of each what the manifest records."""
-
-    sources: list[Source]
-    identities: list[dict[str, Any]]
-
-
 class Slices(NamedTuple):
     """Spans by the files that they are encoded to, those of validation apart where the user has given it."""
 
@@ -194,7 +180,7 @@ def prepare(
             chosen.normalization = chosen.normalization or NORMALIZATIONS[0]
 
     with _partial_folder(out, shared=part is not None) as (partial, lock):
-        train, valid = (
+        (train, of_train), (valid, of_valid) = (
             _open_sources(found.files if found else [], reading, partial, name)
             for found, name in ((inputs_found, "stream"), (valid_found, "valid"))
         )
@@ -202,12 +188,12 @@ def prepare(
         recorded = {**asdict(chosen), "vocabulary": of_given, "valid": valid_found is not None}
         if chosen.train_tokenizer is None:  # SentencePiece's folders are those of before there was a choice
             del recorded["train_tokenizer"]
-        identities = [*train.identities, *({**identity, "split": "valid"} for identity in valid.identities)]
+        identities = [*of_train, *({**identity, "split": "valid"} for identity in of_valid)]
         if os.path.exists(os.path.join(out, MANIFEST_NAME)) and not overwrite:
             manifest = _existing(out, recorded, identities)
         else:
-            vocabulary = _set_up(partial, recorded, identities, train.sources, given, overwrite)
-            slices = _slices(partial, train.sources, valid.sources)
+            vocabulary = _set_up(partial, recorded, identities, train, given, overwrite)
+            slices = _slices(partial, train, valid)
             share = part or Part(0, 1)
             _encode(slices.all, share, vocabulary.tokenizer, workers, progress)
             if not (all(map(os.path.exists, slices.all)) and lock.taken_alone()):
@@ -305,7 +291,8 @@ def _set_up(
         plan_path, model_path = os.path.join(partial, PLAN_NAME), vocabulary_file(partial)
         kept = _read_if_there(plan_path)
         if kept != plan:
-            if kept is not None and not overwrite and (os.path.exists(model_path) or _encoded_files(partial)):
+            encoded = glob.glob(os.path.join(glob.escape(partial), ENCODED_NAME, "*.npz"))
+            if kept is not None and not overwrite and (os.path.exists(model_path) or encoded):
                 raise FileExistsError(
                     f"{partial} is an unfinished preparation of other inputs or options: give its command again, "
                     "choose another --out, or add --overwrite"
@@ -324,7 +311,7 @@ def _set_up(
         if "train_tokenizer" in options:
             tokenizer: Tokenizer = train_fast(sample, options["train_tokenizer"], size, uncased)
         else:
-            tokenizer = load_tokenizer(train_vocabulary(sample, size, uncased, options["normalization"]).model)
+            tokenizer = load_tokenizer(train_vocabulary(sample, size, uncased, options["normalization"]))
         replace_durably(os.path.join(partial, tokenizer.file_name), tokenizer.model)
         return GivenVocabulary(tokenizer)
 
@@ -334,11 +321,6 @@ def _slices(partial: str, train: Sequence[Source], valid: Sequence[Source]) -> S
     paths = (os.path.join(folder, f"{number:06d}.npz") for number in itertools.count())
     of_valid = {next(paths): spans for spans in corpus.plan_slices(valid)} if valid else {}
     return Slices({next(paths): spans for spans in corpus.plan_slices(train)}, of_valid)
-
-
-def _encoded_files(partial: str) -> list[str]:
-    folder = os.path.join(partial, ENCODED_NAME)
-    return [name for name in os.listdir(folder) if name.endswith(".npz")] if os.path.isdir(folder) else []
 
 
 def _emptied(*path: str) -> str:
@@ -364,12 +346,18 @@ def _publish(manifest: Manifest, partial: str, out: str) -> None:
     os.rename(complete, out)
 
 
-def _open_sources(files: Sequence[Input], reading: Reading, folder: str, name: str) -> Opened:
-    """Streams, which cannot be read twice, are copied into `folder` as `name` and a number."""
-    opened = Opened([], [])
+def _open_sources(
+    files: Sequence[Input], reading: Reading, folder: str, name: str
+) -> tuple[list[Source], list[dict[str, Any]]]:
+    """Sources, and of each what the manifest records.
+
+    Streams, which cannot be read twice, are copied into `folder` as `name` and a number.
+    """
+    sources: list[Source] = []
+    identities: list[dict[str, Any]] = []
     for path, format in files:
         if is_stream(path):
-            copy = os.path.join(folder, f"{name}{len(opened.sources)}")
+            copy = os.path.join(folder, f"{name}{len(sources)}")
             stream = os.fdopen(os.dup(sys.stdin.fileno()), "rb") if path == STANDARD_INPUT else open(path, "rb")
             with stream, open(copy, "wb") as target:
                 shutil.copyfileobj(stream, target, corpus.CHUNK_BYTES)
@@ -379,9 +367,9 @@ def _open_sources(files: Sequence[Input], reading: Reading, folder: str, name: s
         else:
             source, status = open_source(path, path, format, reading), os.stat(path)
             identity = {"name": os.path.abspath(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-        opened.sources.append(source)
-        opened.identities.append(identity)
-    return opened
+        sources.append(source)
+        identities.append(identity)
+    return sources, identities
 
 
 def _encode(
@@ -410,7 +398,7 @@ def _check_fates(fates: np.ndarray, lengths: np.ndarray, options: Options, divis
 
     divisible: whether --documents line would make more documents
     """
-    train, valid = (int(lengths[fates == fate].sum()) for fate in (TRAIN, VALID))
+    train, valid = (int(lengths[fates == fate].sum()) for fate in (packing.TRAIN, packing.VALID))
     if not train and not valid:
         raise ValueError("the corpus holds no document")
     if options.valid is not None:
@@ -444,31 +432,31 @@ def _pack(slices: Slices, folder: str, vocabulary: GivenVocabulary, options: Opt
         os.makedirs(os.path.join(folder, os.path.dirname(prefix)))
     tokenizer = vocabulary.tokenizer
     layout = (folder, tokenizer, options.tokens_per_sample, options.documents_whole)
-    train = SplitWriter(train_prefixes, *layout)
-    valid = SplitWriter([os.path.join("data0", "valid")], *layout)
+    train = packing.SplitWriter(train_prefixes, *layout)
+    valid = packing.SplitWriter([os.path.join("data0", "valid")], *layout)
 
-    survey = Survey(SeenDocuments() if options.deduplicate else None)
+    survey = packing.Survey(packing.SeenDocuments() if options.deduplicate else None)
     for encoded in _read(slices.valid, options.deduplicate):
-        survey.add_all(encoded)
+        survey.add(encoded)
     given = len(survey.lengths)  # documents that are there to validate on
     for encoded in _read(slices.train, options.deduplicate):
-        survey.add_all(encoded)
+        survey.add(encoded)
     survey.end_document()
     lengths = np.array(survey.lengths, dtype=np.int64)
-    fates = np.where(lengths > 0, TRAIN, LEFT_OUT)
+    fates = np.where(lengths > 0, packing.TRAIN, packing.LEFT_OUT)
     if slices.valid:
-        fates[:given][lengths[:given] > 0] = VALID
+        fates[:given][lengths[:given] > 0] = packing.VALID
     else:
-        fates[held_out(lengths, options.valid_fraction)] = VALID
+        fates[packing.held_out(lengths, options.valid_fraction)] = packing.VALID
     is_text = any(isinstance(span.source, Text) for spans in slices.train.values() for span in spans)
     _check_fates(fates, lengths, options, divisible=is_text and options.documents != "line")
 
-    documents = DocumentWriter(train, valid, fates)
+    documents = packing.DocumentWriter(train, valid, fates)
     repaired = np.zeros(len(REPAIRED), dtype=np.int64)
     paths = [portion for path in slices.all for portion in portions(path)]
     with _progress_bar("pack", sum(map(os.path.getsize, paths)), progress) as bar:
         for encoded in _read(slices.all, True, bar):
-            documents.add_all(encoded)
+            documents.add(encoded)
             repaired += encoded.repaired
     symbol_counts = train.finish() + valid.finish()
     if options.shards > train.blocks:

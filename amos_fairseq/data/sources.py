@@ -178,11 +178,11 @@ class _Records:
         self.repaired["lone_surrogates"] += surrogates
         text = text.replace("\0", "").strip()
         kind = corpus.STARTS_DOCUMENT
-        number = 0 if identity is None else _digest(identity)
+        digest = b"" if identity is None else hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
         for part in [text] if len(text) <= corpus.CHUNK_BYTES else self._cut(text):
             self.texts.append(part)
             self.kinds.append(kind)
-            self.ids.append(number)
+            self.ids.append(int.from_bytes(digest, "big"))
             kind = corpus.CONTINUES
 
     def _cut(self, text: str) -> Iterator[str]:
@@ -192,10 +192,6 @@ class _Records:
 
     def passages(self) -> Passages:
         return Passages(self.texts, self.kinds, list(self.repaired.values()), self.ids)
-
-
-def _digest(identity: Any) -> int:
-    return int.from_bytes(hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest(), "big")
 
 
 class _Json(_Streamed):
@@ -296,11 +292,8 @@ def _loads(text: str, number: int) -> Any:
         raise _NotJson(f"is no JSON ({error.msg}, character {error.pos + 1})", number) from None
 
 
-def _number(digits: str) -> float:
-    return int(digits) if len(digits) < 1000 else float(digits)  # int refuses many digits
-
-
-DECODER = json.JSONDecoder(parse_int=_number)
+# int refuses many digits.
+DECODER = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 1000 else float(digits))
 
 
 class JsonLines(_Json):
@@ -322,14 +315,12 @@ class JsonLines(_Json):
                 if data and not data.endswith(b"\n"):
                     data += read.readline(RECORD_BYTES)
                     if len(data) > RECORD_BYTES and not data.endswith(b"\n"):
-                        self.refuse_size()
+                        longest = f"a line longer than {RECORD_BYTES >> 20} MB, which is no record of JSON"
+                        raise Damaged(f"{self.name} has {longest}")
                 if not data and not is_first:
                     return
                 yield Block((data, starts_file), len(data), done(len(data)))
                 starts_file, is_first, place = False, False, place + len(data)
-
-    def refuse_size(self) -> NoReturn:
-        raise Damaged(f"{self.name} has a line longer than {RECORD_BYTES >> 20} MB, which is no record of JSON")
 
     def start_of(self, block: Block) -> tuple[bool, int, bool]:
         data, starts_file = block.data

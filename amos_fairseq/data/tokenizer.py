@@ -20,22 +20,12 @@ import sentencepiece
 
 from amos_fairseq.data.corpus import one_line, without_surrogates
 from amos_fairseq.data.sentencepiece_model import parse
-from amos_fairseq.data.vocabulary import (
-    BOS,
-    DICTIONARY_NAME,
-    EOS,
-    FAST_NAME,
-    MASK,
-    MODEL_NAME,
-    PAD,
-    SPECIALS,
-    UNK,
-    TokenIds,
-    load_processor,
-    load_vocabulary,
-)
+from amos_fairseq.data.vocabulary import BOS, DICTIONARY_NAME, EOS, MASK, PAD, SPECIALS, UNK, TokenIds, load_processor
 from amos_fairseq.user_errors import seen_from
 
+MODEL_NAME = "sentencepiece.model"
+FAST_NAME = "vocabulary.json"  # instead of MODEL_NAME: of Hugging Face's tokenizers
+PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
 SPACE = "\u2581"  # how SentencePiece writes one in a piece
 ANCHOR = "\ue000"  # a character in no vocabulary, hence a piece of its own
 # Its releases up to 0.2.1 and those after them give the places of pieces in different ways.
@@ -81,13 +71,23 @@ class Tokenizer:
     roles = {**dict(zip(("bos", "pad", "eos", "unk"), SPECIALS)), "mask": MASK}
 
     def __init__(self, model: bytes, name: str = "the SentencePiece model"):
-        vocabulary = load_vocabulary(model, name)
-        self.model = model
-        self.symbols = [*SPECIALS, *vocabulary.symbols, MASK]
+        self.model, self.processor = model, load_processor(model, name)
+        self.symbols = [*SPECIALS]
+        # (pieces,) ids; special names that a text can spell are unknown.
+        self.id_of_piece = np.full(len(self.processor), UNK, dtype=np.int64)
+        for index in range(len(self.processor)):
+            piece = self.processor.id_to_piece(index)
+            if self.processor.is_unknown(index) or self.processor.is_control(index) or piece in (*SPECIALS, MASK):
+                continue
+            if "\n" in piece or "\r" in piece:
+                raise ValueError(f"{name}: piece {index} holds a line break, which fairseq's dict.txt cannot")
+            self.id_of_piece[index] = len(self.symbols)
+            self.symbols.append(piece)
+        if len(self.symbols) == len(SPECIALS):
+            raise ValueError(f"{name} is not a SentencePiece model with pieces of text")
+        fillers = -(len(self.symbols) + 1) % PADDING_FACTOR
+        self.symbols += [*(f"madeupword{number:04d}" for number in range(fillers)), MASK]
         self.mask = len(self.symbols) - 1
-        self.processor = load_processor(model, name)
-        self.symbol_of_piece = vocabulary.symbol_of_piece
-        self.id_of_piece = vocabulary.symbol_of_piece.tolist()
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -127,13 +127,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> List[int]:
         """Ids of `text` without special tokens; line breaks are spaces."""
-        return [self.id_of_piece[piece] for piece in self.processor.encode(as_prepared(text))]
+        return self.id_of_piece[self.processor.encode(as_prepared(text))].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> Tuple[np.ndarray, List[int]]:
         """Ids of all texts, without halves of surrogate pairs, one after the other, and how many each has."""
         pieces = self.processor.encode(list(map(one_line, texts)), num_threads=1)
         flat = np.array([piece for part in pieces for piece in part], dtype=np.int32)
-        return self.symbol_of_piece[flat], [len(part) for part in pieces]
+        return self.id_of_piece[flat], [len(part) for part in pieces]
 
     def encode_with_spans(self, text: str) -> Tuple[List[int], List[Span]]:
         """`encode(text)`, and the characters of `text` that each token stands for, the space before it left out."""
@@ -142,7 +142,7 @@ class Tokenizer:
         for begin, end in offsets:
             surface = text[begin:end]
             spans.append(Span(begin + len(surface) - len(surface.lstrip()), end))
-        return [self.id_of_piece[piece] for piece in ids], spans
+        return self.id_of_piece[ids].tolist(), spans
 
     def _encode_with_offsets(self, text: str) -> Tuple[List[int], List[Tuple[int, int]]]:
         if OFFSET_MAPPING:
@@ -167,7 +167,7 @@ class Tokenizer:
         return self.processor.encode(as_prepared(text), out_type=str)
 
     def _ids(self, pieces: Sequence[str]) -> List[int]:
-        return [self.id_of_piece[self.processor.piece_to_id(piece)] for piece in pieces]
+        return [int(self.id_of_piece[self.processor.piece_to_id(piece)]) for piece in pieces]
 
     def sequence(self, *parts: Sequence[int]) -> List[int]:
         """<s> A </s>, or of a pair <s> A </s> </s> B </s>, as RoBERTa, MPNet and the released COCO-LM have it.

@@ -85,7 +85,7 @@ def main():
         text = stream.read(int(args.megabytes * 1e6)).decode(errors="ignore")
     documents = [document.strip() for document in BLANK_LINE.split(text) if document.strip()]
     size = sum(len(document.encode()) for document in documents) / 1e6
-    encoder = TextEncoder(load_tokenizer(train_vocabulary([text[:20_000_000]], args.vocab_size, uncased=True).model))
+    encoder = TextEncoder(load_tokenizer(train_vocabulary([text[:20_000_000]], args.vocab_size, uncased=True)))
     lines = [document.replace("\n", " ") for document in documents]
     encoding = seconds(lambda: encoder.processor.encode(lines, num_threads=1))
     print(f"{size:.1f} MB of text in {len(documents):,} documents; SentencePiece encodes {size / encoding:.2f} MB/s\n")
