@@ -1,7 +1,10 @@
 """What a resumed run would do otherwise than the run that wrote the checkpoint."""
 
 import json
+import textwrap
 from typing import Any, Collection, Dict, List, Mapping, NamedTuple
+
+from amos_fairseq.terminal import aligned
 
 # Options of fairseq's, as a task or model has them, too: places, the run's length, and what is compared by itself.
 FREE = {"_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "max_tokens"}
@@ -79,5 +82,4 @@ def in_a_line(found: List[Difference]) -> str:
 
 def table(found: List[Difference]) -> str:
     rows = [("option", "then", "now"), *((name, str(then), str(now)) for name, then, now in found)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return textwrap.indent(aligned(rows), "  ")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from amos_fairseq.cli import trained
-from amos_fairseq.terminal import json_line, visible
+from amos_fairseq.terminal import aligned, json_line, visible
 
 HELP = (
     "Train a linear probe on the frozen hidden states of each layer of a run's generator and encoder, beside the "
@@ -110,11 +110,8 @@ def probe_order(args: argparse.Namespace) -> None:
         ]
         print(json_line({"part": part, "items": counts, "probes": rows}))
         return
-    results = {visible(name): of_network for name, of_network in results.items()}
-    width = max(map(len, results)) + 2
-    print((" " * width + "".join(f"{task:<22}" for task in tasks)).rstrip())
-    for name, of_network in results.items():
-        print(f"{name:<{width}}" + "".join(f"{percent(result):<22}" for result in of_network.values()).rstrip())
+    table = [[name, *map(percent, of_network.values())] for name, of_network in results.items()]
+    print(aligned([["", *tasks], *table]))
     print(f"\n% of {part} pairs of which the text as written is told from the changed one, and Wilson's 95 % interval.")
     print("A bag of words has 50. Untrained: the same network with new weights.")
     for task, items in tasks.items():
@@ -167,7 +164,7 @@ def probe_folds(args: argparse.Namespace) -> None:
         print(json_line({what: len(found.labels), "folds": many, "probes": probes}))
         return
     table = [[name, str(layer), str(result.accuracy), f"{100 * result.macro_f1:.1f}"] for name, layer, result in rows]
-    trained.print_aligned([["network", "layer", "accuracy", "macro-F1"], *table])
+    print(aligned([["network", "layer", "accuracy", "macro-F1"], *table]))
     print(f"\n% of {len(found.labels):,} {what}, each tested once by a probe on the other {many - 1} of {many} folds, "
           f"with 95 % bootstrap intervals. The commonest label: {100 * rows[0][2].commonest:.1f}.")
 
@@ -213,15 +210,12 @@ def probe_words(args: argparse.Namespace) -> None:
         rows, majority = [result._asdict() for result in results], {"label": label, "accuracy": share}
         print(json_line({"words": words, "majority": majority, "probes": rows}))
     else:
-        print_table(results, depths)
+        table = [["network", "layer", "accuracy", "macro-F1", "untrained", "macro-F1"]]
+        for result in results:
+            mark = "*" if result.layer in depths[result.network] else " "
+            scores = (f"{100 * score:.1f}" for score in result[2:])
+            table.append([result.network, f"{result.layer}{mark}", *scores])
+        print(aligned(table, numbers=True))
         print(f"\n{train_words:,} words to learn from, {test_words:,} to be tested on. "
               f"Always saying {visible(label)} is right for {100 * share:.1f} %.")
         print("layer 0: embeddings; *: with a head of AMOS's masked LM; untrained: the same network with new weights.")
-
-
-def print_table(results: List, depths: dict) -> None:
-    print(f"{'network':<16}{'layer':>6}{'accuracy':>11}{'macro-F1':>11}{'untrained':>13}{'macro-F1':>11}")
-    for result in results:
-        scores = "".join(f"{100 * score:>{width}.1f}" for score, width in zip(result[2:], (11, 11, 13, 11)))
-        mark = "*" if result.layer in depths[result.network] else " "
-        print(f"{result.network:<16}{result.layer:>5}{mark}{scores}".rstrip())

@@ -4,9 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Iterable, List, Optional, Sequence
-
-from amos_fairseq.terminal import visible
+from typing import List, Optional, Sequence
 
 
 def add_run(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
@@ -19,6 +17,24 @@ def add_text(parser: argparse.ArgumentParser, help: str, required: bool = False)
     text = parser.add_mutually_exclusive_group(required=required)
     text.add_argument("--text", help=help)
     text.add_argument("--file", help="text to read, line by line; - for standard input")
+
+
+def count(text: str) -> int:
+    """The type of an option."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def add_batch_tokens(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-tokens", type=count, default=16384, help="tokens in one pass (default: 16384)")
+
+
+def add_pooling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pooling", choices=("mean", "first"), default="mean",
+                        help="mean of the hidden states of all tokens (the default), or the first, <s>'s")
+    parser.add_argument("--layer", type=int, default=-1, metavar="N",
+                        help="0: the embeddings, 1, 2, ..: after this layer; -1: the last one (the default), -2, ..")
 
 
 def load(args: argparse.Namespace, run: Optional[Path] = None):
@@ -39,14 +55,6 @@ def short_names(paths: Sequence[Path]) -> List[str]:
         return [paths[0].name or str(paths[0])]
     shared = os.path.commonpath([path.absolute().parent for path in paths])
     return [os.path.relpath(path.absolute(), shared) for path in paths]
-
-
-def print_aligned(rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell."""
-    rows = [list(map(visible, row)) for row in rows]
-    widths = [max(map(len, column)) + 2 for column in zip(*rows)]
-    for row in rows:
-        print("".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 def lines_of(args: argparse.Namespace) -> List[str]:
