@@ -157,13 +157,8 @@ def read_pairs(path: Path) -> Pairs:
 
     Raises ValueError, in one line, for anything else.
     """
-    header, *rows = [line.split("\t") for _, line in tables.lines_of(path)] or [[]]
-    try:
-        first, second, scores = ([dict(zip(header, row))[name] for row in rows] for name in PAIR_COLUMNS)
-        pairs = Pairs(first, second, [float(score) for score in scores])
-    except (KeyError, ValueError):
-        pairs = None
-    if pairs is None or len(rows) < 2:
-        columns = ", ".join(PAIR_COLUMNS)
-        raise ValueError(f"{path} must have two lines or more of {columns}, between tabs, below a line of these names")
-    return pairs
+    table = tables.to_table(path, tables.tab_records(path), PAIR_COLUMNS[:2], PAIR_COLUMNS[2])
+    if len(table.lines) < 2:
+        raise ValueError(f"{path} holds one pair: give two or more")
+    first, second = map(list, zip(*table.texts))
+    return Pairs(first, second, tables.numbers(table, tables.Scale(0.0, 1.0)).tolist())

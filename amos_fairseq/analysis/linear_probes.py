@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from amos_fairseq.analysis.figures import COLORS, MARKERS
 from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.finetune import tables
 from amos_fairseq.finetune.metrics import accuracy, macro_f1
 from amos_fairseq.methods import build
 from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
@@ -65,21 +66,16 @@ def read_labelled(path: Path) -> List[List[Word]]:
 
     Raises ValueError, in one line, for anything else.
     """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is no UTF-8") from None
-    sentences: List[List[Word]] = [[]]
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if not line.strip():
+    sentences: List[List[Word]] = []
+    before = 0
+    for number, line in tables.lines_of(path):
+        if number > before + 1 or not sentences:  # after a blank line
             sentences.append([])
-            continue
+        before = number
         columns = line.split("\t")
         if len(columns) != 2 or not all(column.strip() for column in columns):
             raise ValueError(f"{path}, line {number}: must be a word, a tab and a label, got {line[:40]!r}")
         sentences[-1].append(Word(columns[0].strip(), columns[1].strip(), number))
-    sentences = [sentence for sentence in sentences if sentence]
     if not any(word.label != UNLABELLED for sentence in sentences for word in sentence):
         raise ValueError(f"{path} holds no labelled word: lines are a word, a tab and a label")
     return sentences

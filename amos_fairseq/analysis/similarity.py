@@ -7,7 +7,7 @@ Texts longer than the encoder reads lose their ends, which is counted.
 """
 
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -35,6 +35,15 @@ class Sts(NamedTuple):
     second: List[str]
     scores: np.ndarray
 
+    @property
+    def texts(self) -> List[str]:
+        return [*self.first, *self.second]
+
+    def judged(self, embed: "Embedder") -> Dict[str, Estimate]:
+        """By metric."""
+        cosines = (embed(self.first) * embed(self.second)).sum(dim=-1).cpu().numpy()
+        return {"Spearman": of_statistic(lambda rows: spearman(cosines[rows], self.scores[rows]), len(cosines))}
+
 
 class Retrieval(NamedTuple):
     """A folder of BEIR's layout. relevance: of queries, the documents that were judged, with their grades."""
@@ -43,6 +52,25 @@ class Retrieval(NamedTuple):
     documents: Dict[str, str]
     queries: Dict[str, str]
     relevance: Dict[str, Dict[str, int]]
+
+    @property
+    def texts(self) -> List[str]:
+        return list(self.documents.values())
+
+    def judged(self, embed: "Embedder") -> Dict[str, Estimate]:
+        """By metric. A query's own document, if it is one, is not among the answers, as in BEIR."""
+        names, queries = list(self.documents), list(self.relevance)
+        documents, vectors = embed(self.texts), embed([self.queries[query] for query in queries])
+        found: Dict[str, List[float]] = {f"nDCG@{NDCG_AT}": [], f"recall@{RECALL_AT}": []}
+        for start in range(0, len(queries), QUERIES):
+            cosines = vectors[start : start + QUERIES] @ documents.T
+            best = cosines.topk(min(RECALL_AT + 1, len(names)), dim=-1).indices.tolist()
+            for query, places in zip(queries[start : start + QUERIES], best):
+                answers = [names[place] for place in places if names[place] != query][:RECALL_AT]
+                grades = self.relevance[query]
+                found[f"nDCG@{NDCG_AT}"].append(ndcg(answers, grades, NDCG_AT))
+                found[f"recall@{RECALL_AT}"].append(recall(answers, grades))
+        return {name: mean(np.array(values)) for name, values in found.items()}
 
 
 class Anisotropy(NamedTuple):
@@ -143,37 +171,6 @@ class Embedder:
         return Anisotropy(
             mean_cosine(sums[0]), effective_rank(sums[1]), mean_cosine(of_texts[0]), effective_rank(of_texts[1])
         )
-
-
-def texts_of(task: Union[Sts, Retrieval]) -> List[str]:
-    return [*task.first, *task.second] if isinstance(task, Sts) else list(task.documents.values())
-
-
-def judge(embed: Embedder, task: Union[Sts, Retrieval]) -> Dict[str, Estimate]:
-    """By metric."""
-    return judge_sts(embed, task) if isinstance(task, Sts) else judge_retrieval(embed, task)
-
-
-def judge_sts(embed: Embedder, task: Sts) -> Dict[str, Estimate]:
-    cosines = (embed(task.first) * embed(task.second)).sum(dim=-1).cpu().numpy()
-    return {"Spearman": of_statistic(lambda rows: spearman(cosines[rows], task.scores[rows]), len(cosines))}
-
-
-def judge_retrieval(embed: Embedder, task: Retrieval) -> Dict[str, Estimate]:
-    """A query's own document, if it is one, is not among the answers, as in BEIR."""
-    names = list(task.documents)
-    documents, queries = embed(list(task.documents.values())), list(task.relevance)
-    vectors = embed([task.queries[query] for query in queries])
-    found: Dict[str, List[float]] = {f"nDCG@{NDCG_AT}": [], f"recall@{RECALL_AT}": []}
-    for start in range(0, len(queries), QUERIES):
-        cosines = vectors[start : start + QUERIES] @ documents.T
-        best = cosines.topk(min(RECALL_AT + 1, len(names)), dim=-1).indices.tolist()
-        for query, places in zip(queries[start : start + QUERIES], best):
-            answers = [names[place] for place in places if names[place] != query][:RECALL_AT]
-            grades = task.relevance[query]
-            found[f"nDCG@{NDCG_AT}"].append(ndcg(answers, grades, NDCG_AT))
-            found[f"recall@{RECALL_AT}"].append(recall(answers, grades))
-    return {name: mean(np.array(values)) for name, values in found.items()}
 
 
 def ndcg(answers: Sequence[str], grades: Dict[str, int], at: int) -> float:

@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
         model = trained.load(args, path)
         with tqdm(unit="text", desc=visible(name), disable=None) as bar:
             embed = similarity.Embedder(model, args.pooling, args.layer, args.batch_tokens, bar.update)
-            results = [similarity.judge(embed, task) for task in tasks]
-            found[name] = results, embed.anisotropy(similarity.texts_of(tasks[0]))
+            results = [task.judged(embed) for task in tasks]
+            found[name] = results, embed.anisotropy(tasks[0].texts)
         if embed.truncated:
             notes.append(f"{name} reads {model.max_tokens} tokens: {embed.truncated:,} texts lost their ends.")
     if args.json:

@@ -141,12 +141,16 @@ def test_pairs_are_read_as_sts_b_has_them(tmp_path):
 NAMES = "sentence1\tsentence2\tscore\n"
 
 
-@pytest.mark.parametrize("text", [
-    "a\tb\t1\nc\td\t2\ne\tf\t3\n", NAMES, NAMES + "a\tb\t1\n", NAMES + "a\tb\thigh\nc\td\t1\n", NAMES + "a\nb\n",
+@pytest.mark.parametrize("text, message", [
+    ("a\tb\t1\nc\td\t2\ne\tf\t3\n", "line 2: there is no column 'sentence1', needed are sentence1, sentence2, score"),
+    (NAMES, "holds no examples: expected are columns sentence1, sentence2, score"),
+    (NAMES + "a\tb\t1\n", "holds one pair: give two or more"),
+    (NAMES + "a\tb\thigh\nc\td\t1\n", "line 2: label 'high' is no number"),
+    (NAMES + "a\nb\n", "line 2: 1 fields, but 3 columns"),
 ])
-def test_other_files_of_pairs_are_refused(tmp_path, text):
+def test_other_files_of_pairs_are_refused(tmp_path, text, message):
     (tmp_path / "pairs").write_text(text)
-    with pytest.raises(ValueError, match="must have two lines or more of sentence1, sentence2, score"):
+    with pytest.raises(ValueError, match=message):
         held_out.read_pairs(tmp_path / "pairs")
 
 

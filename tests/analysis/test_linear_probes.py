@@ -40,7 +40,7 @@ def test_lines_are_words_with_labels_and_blank_lines_end_sentences(tmp_path):
         (b"alpha\tx\nbeta\n", "a, line 2: must be a word, a tab and a label, got 'beta'"),
         (b"alpha\tx\ty\n", "a, line 1: must be a word, a tab and a label"),
         (b"alpha\t \n", "a, line 1: must be a word, a tab and a label"),
-        (b"alpha\t\xff\n", "a: byte 6 is no UTF-8"),
+        (b"alpha\t\xff\n", "a, line 1: is no UTF-8"),
     ],
 )
 def test_other_files_are_refused_with_the_line(tmp_path, content, message):
