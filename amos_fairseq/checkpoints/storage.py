@@ -12,6 +12,8 @@ import hashlib
 import json
 import math
 import os
+import pickle
+import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -174,6 +176,13 @@ def verify(folder: Path) -> Manifest:
         except OSError as error:
             raise Damaged(f"{path} cannot be read: {error.strerror}") from None
     return manifest
+
+
+def refusal(source: object, error: pickle.UnpicklingError) -> str:
+    """Why torch does not load a file that asks for more than data."""
+    reason = re.search(r"(Unsupported|Trying to|Can only) .*?(?=\. |\.?$)", str(error), re.MULTILINE)
+    what = reason.group() if reason else "it holds more than data"
+    return f"{source} is refused, since to load it could run code: {what}"
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """`amos-fairseq probe`: what frozen layers know, of labelled words or of the order of words."""
 import argparse
 from pathlib import Path
-from typing import List, Optional
+from typing import Iterable, List, Optional
 
 from amos_fairseq.cli import trained
 from amos_fairseq.terminal import aligned, json_line, visible
@@ -74,6 +74,20 @@ def run(args: argparse.Namespace) -> None:
     probe_words(args)
 
 
+def with_untrained(args: argparse.Namespace, names: Iterable[str]) -> List:
+    """(name, model) of each run, then the same with untrained encoders, one of each shape and vocabulary."""
+    from amos_fairseq.analysis.sentence_probes import shape, untrained
+    from amos_fairseq.pretrained.model import Pretrained
+
+    models, twins = [], {}
+    for path, name in zip(args.run, names):
+        model = trained.load(args, path)
+        models.append((name, model))
+        twin = Pretrained(str(path), model.name, untrained(model.encoder), model.tokenizer)
+        twins.setdefault((shape(model.encoder), model.tokenizer.sha256), (f"{name}, untrained", twin))
+    return [*models, *twins.values()]
+
+
 def probe_order(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
@@ -85,22 +99,16 @@ def probe_order(args: argparse.Namespace) -> None:
     most = sentence_probes.ITEMS if args.items is None else args.items
     texts = held_out_paragraphs() if args.text is None else sentence_probes.read_texts(args.text)
     tasks = {name: sentence_probes.make_items(name, texts, part, most) for name in names}
-    networks, shapes = [], {}
-    for path in args.run:
-        model = trained.load(args, path)
-        networks.append((str(path), model.encoder, model.tokenizer))
-        shapes.setdefault((sentence_probes.shape(model.encoder), model.tokenizer.sha256), networks[-1])
-    for name, encoder, tokenizer in shapes.values():
-        networks.append((f"{name}, untrained", sentence_probes.untrained(encoder), tokenizer))
+    models = with_untrained(args, map(str, args.run))
 
-    total = 2 * len(networks) * sum(len(side) for items in tasks.values() for side in items)
+    total = 2 * len(models) * sum(len(side) for items in tasks.values() for side in items)
     with tqdm(total=total, unit="text", desc="probe", disable=None) as bar:
         results = {
             name: {
-                task: sentence_probes.probe_items(encoder, tokenizer, items, bar.update)
+                task: sentence_probes.probe_items(model.encoder, model.tokenizer, items, bar.update)
                 for task, items in tasks.items()
             }
-            for name, encoder, tokenizer in networks
+            for name, model in models
         }
     if args.json:
         counts = {task: {"train": len(items.train), "test": len(items.test)} for task, items in tasks.items()}
@@ -123,8 +131,7 @@ def probe_order(args: argparse.Namespace) -> None:
 def probe_folds(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from amos_fairseq.analysis import folds, sentence_probes
-    from amos_fairseq.pretrained.model import Pretrained
+    from amos_fairseq.analysis import folds
 
     many = folds.FOLDS if args.folds is None else args.folds
     if args.columns is None:
@@ -135,15 +142,7 @@ def probe_folds(args: argparse.Namespace) -> None:
     else:
         found = folds.read_texts(args.labelled, args.columns.split(","), args.label or "label", many)
         what = "texts"
-    models, twins = [], {}
-    for path, name in zip(args.run, trained.short_names(args.run)):
-        model = trained.load(args, path)
-        models.append((name, model))
-        twin = sentence_probes.shape(model.encoder), model.tokenizer.sha256
-        twins.setdefault(twin, (f"{name}, untrained", Pretrained(
-            str(path), model.name, sentence_probes.untrained(model.encoder), model.tokenizer
-        )))
-    models += twins.values()
+    models = with_untrained(args, trained.short_names(args.run))
 
     def layers_of(model) -> List[int]:
         chosen = [-1] if args.layers is None else args.layers

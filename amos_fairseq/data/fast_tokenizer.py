@@ -234,18 +234,12 @@ def assembled(fast, config: Dict[str, Any], rows: Optional[int], name: str) -> F
         raise ValueError(f"{name}: a token holds a line break, which fairseq's dict.txt cannot")
     bos, eos = ids[roles["bos"]], ids[roles["eos"]]
     if fast.encode("").ids != [bos, eos] or fast.encode("", "").ids not in ([bos, eos, eos], [bos, eos, eos, eos]):
-        fast.post_processor = around(roles, ids)
+        begin, end = roles["bos"], roles["eos"]
+        fast.post_processor = import_tokenizers().processors.TemplateProcessing(
+            single=f"{begin} $A {end}", pair=f"{begin} $A {end} $B:1 {end}:1", special_tokens=[(begin, bos), (end, eos)]
+        )
     document = {"tokenizer": json.loads(fast.to_str()), "roles": roles, "size": rows or size}
     return FastTokenizer(json.dumps(document, ensure_ascii=False).encode(), name)
-
-
-def around(roles: Dict[str, str], ids: Dict[str, int]):
-    from tokenizers import processors
-
-    bos, eos = roles["bos"], roles["eos"]
-    return processors.TemplateProcessing(
-        single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} $B:1 {eos}:1", special_tokens=[(n, ids[n]) for n in (bos, eos)]
-    )
 
 
 # Training

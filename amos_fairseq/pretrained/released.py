@@ -183,9 +183,7 @@ def read_tensors(file: Path) -> Mapping[str, Tensor]:
         tensors = file.suffix == ".safetensors"
         state = load_file(file) if tensors else torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = re.search(r"(Unsupported|Trying to|Can only) .*?(?=\. |\.?$)", str(error), re.MULTILINE)
-        what = reason.group() if reason else "it holds more than data"
-        raise ValueError(f"{file} is refused, since to load it could run code: {what}") from None
+        raise ValueError(storage.refusal(file, error)) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {(str(error) or 'it ends early').splitlines()[0]}") from None
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
