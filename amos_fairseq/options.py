@@ -48,6 +48,10 @@ class Option(NamedTuple):
     path: bool = False  # it names a place, and is free
     unseen: bool = False  # it changes what a network computes, but the shape of no parameter tells it
 
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
     def check(self, value: Any) -> None:
         """Raises ValueError, in one line, if this is no value of the option."""
         if self.range is not None:

@@ -21,7 +21,6 @@ from amos_fairseq.data.vocabulary import MASK, text_sample
 from amos_fairseq.options import Range
 
 TOKENIZER_NAME, ROLES_NAME = "tokenizer.json", "tokenizer_config.json"
-KINDS = ("wordpiece", "bpe", "unigram")
 # Of each role: its keys in tokenizer_config.json, and its usual names where that tells nothing.
 ROLES = {
     "bos": (("cls_token", "bos_token"), ("[CLS]", "<s>")),

@@ -15,7 +15,6 @@ STANDARD_INPUT = "-"
 FORMATS = {
     ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"
 }
-NAMES = tuple(dict.fromkeys(FORMATS.values()))  # of formats, as --format has them
 DESCRIPTIONS = "dataset_info.json", "dataset_infos.json", "dataset_dict.json"  # what `datasets` writes beside its data
 STATE = "state.json"
 

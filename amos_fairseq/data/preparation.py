@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -30,9 +30,10 @@ from tqdm import tqdm
 from amos_fairseq.data import corpus, packing
 from amos_fairseq.data.corpus import REPAIRED, Reading, Source, Span
 from amos_fairseq.data.encoding import EncodedText, encode_slices, portions, read_encoded
-from amos_fairseq.data.fast_tokenizer import KINDS, train_fast
-from amos_fairseq.data.inputs import NAMES, STANDARD_INPUT, Input, is_stream, list_inputs
+from amos_fairseq.data.fast_tokenizer import train_fast
+from amos_fairseq.data.inputs import STANDARD_INPUT, Input, is_stream, list_inputs
 from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
+from amos_fairseq.data.options import NORMALIZATIONS, Options
 from amos_fairseq.data.sources import Text, open_source
 from amos_fairseq.data.tokenizer import (
     FAST_NAME,
@@ -44,7 +45,7 @@ from amos_fairseq.data.tokenizer import (
     read_vocabulary,
     vocabulary_file,
 )
-from amos_fairseq.data.vocabulary import DICTIONARY_NAME, NORMALIZATIONS, train_vocabulary
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME, train_vocabulary
 from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.user_errors import Damaged
 
@@ -58,61 +59,6 @@ DEFAULT_VOCAB_SIZE = 32768
 DROPPED = ("empty_files", "empty_documents", "duplicate_documents", "repeated_ids")
 READING = tuple(field.name for field in fields(Reading))  # options that are also its
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Options:
-    """All that determines the output besides the text. Sizes are in tokens and bytes."""
-
-    documents: str = "blank-line"  # or "line": what separates documents in text
-    format: Optional[str] = None  # one of NAMES; None: as names of files say
-    encoding: Optional[str] = None  # of text and JSON; None: UTF-8
-    text_field: str = "text"  # of a record; a dotted path leads into objects
-    id_field: Optional[str] = None  # of a record that is left out if an earlier one has the same
-    vocab_size: Optional[int] = None  # specials and <mask> included; DEFAULT_VOCAB_SIZE unless a vocabulary is given
-    uncased: bool = False
-    normalization: Optional[str] = None  # one of NORMALIZATIONS; the first unless a vocabulary is given
-    vocabulary: Optional[str] = None  # as of `read_vocabulary`
-    train_tokenizer: Optional[str] = None  # one of KINDS, by Hugging Face's tokenizers; None: SentencePiece's BPE
-    tokens_per_sample: int = 512
-    shards: int = 1
-    valid_fraction: float = 0.01  # of the tokens
-    valid: Optional[str] = None  # what to validate on instead, as an input
-    documents_whole: bool = False
-    deduplicate: bool = False
-    vocabulary_sample: int = 100_000_000
-
-    def check(self) -> None:
-        if self.documents not in ("blank-line", "line"):
-            raise ValueError(f"documents are separated by blank-line or line, not {self.documents}")
-        if self.format not in (None, *NAMES):
-            raise ValueError(f"--format {self.format} is none of {', '.join(NAMES)}")
-        if self.encoding is not None and not _is_text_encoding(self.encoding):
-            raise ValueError(f"--encoding {self.encoding} is none that Python knows, such as latin-1, cp1252 or utf-16")
-        if self.train_tokenizer not in (None, *KINDS):
-            raise ValueError(f"--train-tokenizer {self.train_tokenizer} is none of {', '.join(KINDS)}")
-        if self.train_tokenizer is not None and self.normalization is not None:
-            raise ValueError("--normalization is SentencePiece's: leave it out with --train-tokenizer")
-        given = (self.vocab_size is not None, self.uncased, self.normalization, self.train_tokenizer)
-        if self.vocabulary is not None and any(given):
-            names = "--vocab-size, --uncased, --normalization and --train-tokenizer"
-            raise ValueError(f"{names} are properties of the given --vocabulary: leave them out")
-        if self.normalization not in (None, *NORMALIZATIONS):
-            raise ValueError(f"--normalization {self.normalization} is none of {', '.join(NORMALIZATIONS)}")
-        if self.normalization == "identity" and self.uncased:
-            raise ValueError("--uncased is a normalization itself: give nfkc or nmt_nfkc with it, or leave it out")
-        if not 0 < self.valid_fraction < 1:
-            raise ValueError(f"--valid-fraction {self.valid_fraction} is not between 0 and 1")
-        for name, least in ("tokens-per-sample", 8), ("shards", 1), ("vocabulary-sample", 1):
-            if (value := getattr(self, name.replace("-", "_"))) < least:
-                raise ValueError(f"--{name} {value} is too small: use {least} or more")
-
-
-def _is_text_encoding(name: str) -> bool:
-    try:
-        return "".encode(name) is not None
-    except LookupError:
-        return False
 
 
 class Slices(NamedTuple):

@@ -10,10 +10,11 @@ from typing import List, NamedTuple
 import numpy as np
 import sentencepiece
 
+from amos_fairseq.data.options import NORMALIZATIONS
+
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four symbols, in its order
 MASK = "<mask>"  # the training task appends it: always the last symbol
 BOS, PAD, EOS, UNK = range(4)
-NORMALIZATIONS = ("nmt_nfkc", "nfkc", "identity")  # SentencePiece's, of which the first two have one that folds case
 DICTIONARY_NAME = "dict.txt"
 # Of a line at most 1000 characters, not blank. SentencePiece skips lines of more than 4192 bytes: longer ones are cut,
 # between words where there are any.

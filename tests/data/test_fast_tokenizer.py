@@ -8,6 +8,7 @@ import pytest
 
 from amos_fairseq.data import fast_tokenizer
 from amos_fairseq.data.manifest import read_manifest
+from amos_fairseq.data.options import KINDS
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.data.tokenizer import load_tokenizer, read_vocabulary
 
@@ -23,7 +24,7 @@ def texts(count=300):
     return [" ".join(draw.choices(WORDS, k=9)) for _ in range(count)]
 
 
-@pytest.fixture(scope="module", params=fast_tokenizer.KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def trained(request):
     sizes = {"wordpiece": 90, "bpe": 300, "unigram": 44}
     return fast_tokenizer.train_fast(texts(), request.param, sizes[request.param], uncased=False)

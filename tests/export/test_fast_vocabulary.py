@@ -7,7 +7,8 @@ import torch
 
 from amos_fairseq import from_pretrained
 from amos_fairseq.cli import main
-from amos_fairseq.data.fast_tokenizer import KINDS, train_fast
+from amos_fairseq.data.fast_tokenizer import train_fast
+from amos_fairseq.data.options import KINDS
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.data.tokenizer import read_vocabulary
 from amos_fairseq.methods.base import Vocabulary
