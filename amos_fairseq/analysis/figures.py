@@ -199,7 +199,7 @@ def by_option(runs: Sequence[Run]) -> Optional[Picture]:
     for axes, name in zip(grid, panels):
         for group, (color, dashes, marker) in lines.items():
             points = sorted(
-                (value, last_validation(run, name))
+                (value, scaled(run.log.validation, run_log.names(run.log, name)[-1])[1][-1])  # of depths, the deepest
                 for run, value, of in zip(runs, differing[number], groups) if str(of) == group
             )
             axes.plot(*zip(*points), color=color, linestyle=dashes, marker=marker, **HOLLOW)
@@ -213,12 +213,6 @@ def by_option(runs: Sequence[Run]) -> Optional[Picture]:
         "is no fault by itself.",
         figure,
     )
-
-
-def last_validation(run: Run, name: str) -> float:
-    """As drawn; of depths, the deepest."""
-    _, values = run_log.series(run.log.validation, run_log.names(run.log, name)[-1])
-    return quantities.of(name).scale * values[-1]
 
 
 # By file name.
@@ -295,22 +289,22 @@ def new_figure(panels: int, sharey: bool = False) -> Tuple[Figure, Sequence[Axes
 def draw_line(axes: Axes, log: RunLog, name: str, style: Style) -> None:
     """Training as a line, over what it smoothes if that is long; validation as markers, joined if there is no line."""
     color, dashes, marker = style
-    scale = quantities.of(name).scale
-    updates, values = scaled(log.train, name, scale)
+    updates, values = scaled(log.train, name)
     window = smoothing(len(values))
     if window > 1:
         axes.plot(updates, values, color=color, linewidth=0.6, alpha=0.25)
     alone = "." if len(updates) == 1 else ""  # one point is no line
     axes.plot(updates, smooth(values, window), color=color, linestyle=dashes, linewidth=1.7, marker=alone)
     joined = "none" if updates else dashes
-    updates, values = scaled(log.validation, name, scale)
+    updates, values = scaled(log.validation, name)
     every = math.ceil(len(updates) / MARKS) or 1
     axes.plot(updates[::-every], values[::-every], color=color, linestyle=joined, marker=marker, **HOLLOW)
 
 
-def scaled(rows: List[Row], name: str, scale: float) -> Tuple[List[float], List[float]]:
+def scaled(rows: List[Row], name: str) -> Tuple[List[float], List[float]]:
+    """(updates, values) as they are shown."""
     updates, values = run_log.series(rows, name)
-    return updates, [scale * value for value in values]
+    return updates, [quantities.of(name).scale * value for value in values]
 
 
 def smoothing(points: int) -> int:
