@@ -43,6 +43,15 @@ def told_in_one_line(kind: Union[Type[Exception], Tuple[Type[Exception], ...]] =
         stop(" ".join(str(error).splitlines()), status_of(error))
 
 
+@contextlib.contextmanager
+def unreadable_is_damaged():
+    """Turn what the file system says of a file that is read into Damaged."""
+    try:
+        yield
+    except OSError as error:
+        raise Damaged(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
 def stop(message: str, status: int, program: str = "amos_fairseq") -> NoReturn:
     """End the program with the message on standard error and a status that says what kind of trouble it is."""
     print(f"{program}: error: {visible(message)}", file=sys.stderr)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from amos_fairseq import json_files
 from amos_fairseq.files import FileRecord, check_regular, file_record, sync_folder, write_durably
-from amos_fairseq.user_errors import Damaged
+from amos_fairseq.user_errors import Damaged, unreadable_is_damaged
 
 FORMAT = 1
 MODEL, TRAINER, STATE, MANIFEST = "model.safetensors", "trainer.safetensors", "state.json", "manifest.json"
@@ -169,12 +169,10 @@ def verify(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     for name in FILES:
         path, record = folder / name, manifest["files"][name]
-        try:
+        with unreadable_is_damaged():
             check_regular(path, record["bytes"])
             if file_record(path) != record:
                 raise Damaged(f"{path} is damaged: its size or SHA-256 is not that of the manifest")
-        except OSError as error:
-            raise Damaged(f"{path} cannot be read: {error.strerror}") from None
     return manifest
 
 
