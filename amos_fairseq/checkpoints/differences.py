@@ -76,10 +76,6 @@ def plain(value: Any) -> str:
     return json.dumps(value, default=str, sort_keys=True)
 
 
-def in_a_line(found: List[Difference]) -> str:
-    return ", ".join(f"{name} {then} -> {now}" for name, then, now in found)
-
-
 def table(found: List[Difference]) -> str:
     rows = [("option", "then", "now"), *((name, str(then), str(now)) for name, then, now in found)]
     return textwrap.indent(aligned(rows), "  ")

@@ -226,7 +226,8 @@ def refuse_changes(path: Path, trainer) -> None:
         )
     told = differences.differences(differences.schedule(then), differences.schedule(now), [])
     if told:
-        logger.warning("the run goes on with what is not as it was: %s", differences.in_a_line(told))
+        changes = ", ".join(f"{name} {before} -> {now}" for name, before, now in told)
+        logger.warning("the run goes on with what is not as it was: %s", changes)
 
 
 def load_to_cpu(path: Path, arg_overrides: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:

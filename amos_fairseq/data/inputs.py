@@ -31,9 +31,6 @@ class Inputs:
     files: list[Input] = field(default_factory=list)
     not_read: dict[str, list[str]] = field(default_factory=dict)
 
-    def leave(self, path: str, reason: str) -> None:
-        self.not_read.setdefault(reason, []).append(path)
-
 
 def format_of(path: str) -> Optional[str]:
     """As the name says, compressed or not; None for no format that is known."""
@@ -74,7 +71,7 @@ def _add_folder(found: Inputs, folder: str, format: Optional[str]) -> None:
     before, others = len(found.files), sum(map(len, found.not_read.values()))
     for path in sorted(_files_below(found, folder)):
         if reason := _reason_to_leave(path, folder, format):
-            found.leave(path, reason)
+            found.not_read.setdefault(reason, []).append(path)
         else:
             found.files.append(Input(path, format or format_of(path) or ""))
     if len(found.files) == before:
@@ -91,7 +88,7 @@ def _files_below(found: Inputs, folder: str) -> Iterator[str]:
         for name in sorted(folders):
             path = os.path.join(place, name)
             if os.path.realpath(path) in seen:
-                found.leave(path, "links to a folder that is read already")
+                found.not_read.setdefault("links to a folder that is read already", []).append(path)
                 folders.remove(name)
             seen.add(os.path.realpath(path))
         yield from (os.path.join(place, name) for name in files)
