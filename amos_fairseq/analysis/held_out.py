@@ -100,7 +100,7 @@ def held_out_sequences(run: Run, model: Pretrained) -> MaskedBlockDataset:
     chosen = [shortened(block, SEQUENCE_TOKENS) for block in blocks]
     sizes = [len(block) for block in chosen]
     masking = MaskingOptions.of(run.options)
-    return MaskedBlockDataset(chosen, sizes, model.tokenizer.token_ids, masking, 1, KEPT_BY_CROPS)
+    return MaskedBlockDataset(chosen, sizes, model.tokenizer, masking, 1, KEPT_BY_CROPS)
 
 
 def shortened(tokens: Tensor, length: int) -> Tensor:

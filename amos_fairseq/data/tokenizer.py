@@ -20,7 +20,7 @@ import sentencepiece
 
 from amos_fairseq.data.corpus import one_line, without_surrogates
 from amos_fairseq.data.sentencepiece_model import parse
-from amos_fairseq.data.vocabulary import BOS, DICTIONARY_NAME, EOS, MASK, PAD, SPECIALS, UNK, TokenIds, load_processor
+from amos_fairseq.data.vocabulary import BOS, DICTIONARY_NAME, EOS, MASK, PAD, SPECIALS, UNK, load_processor
 from amos_fairseq.user_errors import seen_from
 
 MODEL_NAME = "sentencepiece.model"
@@ -111,10 +111,6 @@ class Tokenizer:
     def excluded(self) -> List[int]:
         """Ids that stand for no text, and are never drawn: special tokens, and those that no text makes."""
         return self.special + [token for token, symbol in enumerate(self.symbols) if symbol.startswith("madeupword")]
-
-    @property
-    def token_ids(self) -> TokenIds:
-        return TokenIds(len(self), self.pad, self.mask, self.special, self.excluded)
 
     @property
     def shown(self) -> List[str]:

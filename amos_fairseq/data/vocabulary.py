@@ -5,7 +5,7 @@ import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from typing import List, NamedTuple
+from typing import List
 
 import numpy as np
 import sentencepiece
@@ -20,16 +20,6 @@ DICTIONARY_NAME = "dict.txt"
 # between words where there are any.
 SENTENCE = re.compile(r"\S[^\n]{0,998}(?=\s|$)|\S{1,1000}")
 logger = logging.getLogger(__name__)
-
-
-class TokenIds(NamedTuple):
-    """What masking asks of a vocabulary. special: never selected; excluded: never drawn, the special ones among them"""
-
-    size: int
-    pad: int
-    mask: int
-    special: List[int]
-    excluded: List[int]
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
