@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from amos_fairseq.cli.trained import add_text, count, lines_of
+from amos_fairseq.cli.trained import add_text, lines_of
 from amos_fairseq.files import remove_leftovers, replace_durably
 from amos_fairseq.terminal import json_line, shows_colour, visible
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prepared data, for held-out text and for a checkpoint that holds no vocabulary; default: RUN/data, else "
         "where the run was trained",
     )
-    parser.add_argument("--count", type=count, default=3, help="how many held-out blocks (default: 3)")
+    parser.add_argument("--count", type=int, default=3, help="how many held-out blocks (default: 3)")
     parser.add_argument("--mask-prob", type=float, metavar="P", help="share that is masked (default: the run's)")
     parser.add_argument("--seed", type=int, default=1, help="of what is masked and drawn (default: 1)")
     parser.add_argument("--top", type=int, default=3, help="how many tokens of each language model (default: 3)")
@@ -58,6 +58,8 @@ def threshold(text: str) -> Optional[float]:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.count < 1:
+        raise ValueError(f"--count must be at least 1, got {args.count}")
     if args.seed < 0:
         raise ValueError(f"--seed must be 0 or more, got {args.seed}")
     if args.html and args.html.exists():

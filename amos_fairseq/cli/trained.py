@@ -19,15 +19,8 @@ def add_text(parser: argparse.ArgumentParser, help: str, required: bool = False)
     text.add_argument("--file", help="text to read, line by line; - for standard input")
 
 
-def count(text: str) -> int:
-    """The type of an option."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)
-
-
 def add_batch_tokens(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-tokens", type=count, default=16384, help="tokens in one pass (default: 16384)")
+    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
 
 
 def add_pooling(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +32,8 @@ def add_pooling(parser: argparse.ArgumentParser) -> None:
 
 def load(args: argparse.Namespace, run: Optional[Path] = None):
     """The model of `add_run`'s arguments, of several the one named, on a GPU if there is one."""
+    if getattr(args, "batch_tokens", 1) < 1:
+        raise ValueError(f"--batch-tokens must be at least 1, got {args.batch_tokens}")
     import torch
 
     from amos_fairseq.pretrained.loading import from_pretrained

@@ -38,7 +38,6 @@ from amos_fairseq.data.sources import Text, open_source
 from amos_fairseq.data.tokenizer import (
     FAST_NAME,
     MODEL_NAME,
-    GivenVocabulary,
     Tokenizer,
     format_dictionary,
     load_tokenizer,
@@ -115,7 +114,7 @@ def prepare(
         if not is_stream(path):
             open_source(path, path, format, reading).check()
     given = read_vocabulary(chosen.vocabulary) if chosen.vocabulary is not None else None
-    if given is not None and (obstacle := given.tokenizer.obstacle):
+    if given is not None and (obstacle := given.obstacle):
         logger.warning(
             "%s: %s, which Hugging Face's tokenizers have no equal for: what is trained with it can be exported with "
             "--no-tokenizer only", chosen.vocabulary, obstacle
@@ -130,22 +129,21 @@ def prepare(
             _open_sources(found.files if found else [], reading, partial, name)
             for found, name in ((inputs_found, "stream"), (valid_found, "valid"))
         )
-        of_given = given and given.tokenizer.sha256
-        recorded = {**asdict(chosen), "vocabulary": of_given, "valid": valid_found is not None}
+        recorded = {**asdict(chosen), "vocabulary": given and given.sha256, "valid": valid_found is not None}
         if chosen.train_tokenizer is None:  # SentencePiece's folders are those of before there was a choice
             del recorded["train_tokenizer"]
         identities = [*of_train, *({**identity, "split": "valid"} for identity in of_valid)]
         if os.path.exists(os.path.join(out, MANIFEST_NAME)) and not overwrite:
             manifest = _existing(out, recorded, identities)
         else:
-            vocabulary = _set_up(partial, recorded, identities, train, given, overwrite)
+            tokenizer = _set_up(partial, recorded, identities, train, given, overwrite)
             slices = _slices(partial, train, valid)
             share = part or Part(0, 1)
-            _encode(slices.all, share, vocabulary.tokenizer, workers, progress)
+            _encode(slices.all, share, tokenizer, workers, progress)
             if not (all(map(os.path.exists, slices.all)) and lock.taken_alone()):
                 logger.info("part %d/%d is encoded; the last part to be done puts all together", *share)
                 return None
-            manifest = _pack(slices, _emptied(partial, COMPLETE_NAME), vocabulary, chosen, progress)
+            manifest = _pack(slices, _emptied(partial, COMPLETE_NAME), tokenizer, chosen, progress)
             manifest.options, manifest.inputs = recorded, identities
             for found in filter(None, (inputs_found, valid_found)):
                 for reason, paths in found.not_read.items():
@@ -225,8 +223,8 @@ def _partial_folder(out: str, shared: bool) -> Iterator[tuple[str, _Lock]]:
 
 def _set_up(
     partial: str, options: dict[str, Any], inputs: list[dict[str, Any]], sources: Sequence[Source],
-    given: Optional[GivenVocabulary], overwrite: bool,
-) -> GivenVocabulary:
+    given: Optional[Tokenizer], overwrite: bool,
+) -> Tokenizer:
     """See to it that what `partial` holds is of the same text and vocabulary, which is trained unless it is there."""
     lock = _Lock(os.path.join(partial, SETUP_LOCK_NAME), shared=False)
     with lock.stream:
@@ -251,7 +249,7 @@ def _set_up(
             return given
         model = _read_if_there(model_path)
         if model is not None:
-            return GivenVocabulary(load_tokenizer(model, model_path))
+            return load_tokenizer(model, model_path)
         sample = corpus.sample_text(sources, options["vocabulary_sample"])
         size, uncased = options["vocab_size"], options["uncased"]
         if "train_tokenizer" in options:
@@ -259,7 +257,7 @@ def _set_up(
         else:
             tokenizer = load_tokenizer(train_vocabulary(sample, size, uncased, options["normalization"]))
         replace_durably(os.path.join(partial, tokenizer.file_name), tokenizer.model)
-        return GivenVocabulary(tokenizer)
+        return tokenizer
 
 
 def _slices(partial: str, train: Sequence[Source], valid: Sequence[Source]) -> Slices:
@@ -371,12 +369,11 @@ def _read(slices: Iterable[str], tokens: bool, bar: Optional[tqdm] = None) -> It
             bar.update(os.path.getsize(path))
 
 
-def _pack(slices: Slices, folder: str, vocabulary: GivenVocabulary, options: Options, progress: bool) -> Manifest:
+def _pack(slices: Slices, folder: str, tokenizer: Tokenizer, options: Options, progress: bool) -> Manifest:
     """Write all of a prepared folder but its manifest.json, which is returned without options and inputs."""
     train_prefixes = [os.path.join(f"data{shard}", "train") for shard in range(options.shards)]
     for prefix in train_prefixes:
         os.makedirs(os.path.join(folder, os.path.dirname(prefix)))
-    tokenizer = vocabulary.tokenizer
     layout = (folder, tokenizer, options.tokens_per_sample, options.documents_whole)
     train = packing.SplitWriter(train_prefixes, *layout)
     valid = packing.SplitWriter([os.path.join("data0", "valid")], *layout)
@@ -408,7 +405,7 @@ def _pack(slices: Slices, folder: str, vocabulary: GivenVocabulary, options: Opt
     if options.shards > train.blocks:
         raise ValueError(f"{options.shards} shards are more than the {train.blocks} blocks: lower --shards")
 
-    dictionary = vocabulary.dictionary or format_dictionary(tokenizer, symbol_counts)
+    dictionary = tokenizer.counted or format_dictionary(tokenizer, symbol_counts)
     for name in ("", *map(os.path.dirname, train_prefixes)):
         replace_durably(os.path.join(folder, name, DICTIONARY_NAME), dictionary)
     replace_durably(os.path.join(folder, tokenizer.file_name), tokenizer.model)

@@ -60,6 +60,7 @@ class Tokenizer:
     obstacle    what Hugging Face's tokenizers cannot do of what it does; None: nothing
     roles       names of the special tokens
     fast        a `tokenizers.Tokenizer` that is the same, if it was made of one
+    counted     dict.txt as an earlier preparation wrote it, if the vocabulary comes from one
     separators  how many </s> stand between the texts of a pair
     """
 
@@ -67,6 +68,7 @@ class Tokenizer:
     unk: Optional[int] = UNK
     separators = 2
     fast: Any = None
+    counted: Optional[bytes] = None
     name, file_name = "SentencePiece", MODEL_NAME
     roles = {**dict(zip(("bos", "pad", "eos", "unk"), SPECIALS)), "mask": MASK}
 
@@ -242,33 +244,23 @@ def load_tokenizer(model: bytes, name: str = "the vocabulary") -> Tokenizer:
     return ReleasedTokenizer(model[end:], model[start:end], name)
 
 
-class GivenVocabulary(NamedTuple):
-    """dictionary: dict.txt as an earlier preparation wrote it, if the vocabulary comes from one"""
-
-    tokenizer: Tokenizer
-    dictionary: Optional[bytes] = None
-
-
 def vocabulary_file(folder) -> str:
     """The file of a prepared folder, or of one that was exported, that holds its vocabulary; by default MODEL_NAME."""
     paths = [os.path.join(folder, name) for name in (MODEL_NAME, FAST_NAME)]
     return next(filter(os.path.exists, paths), paths[0])
 
 
-def read_vocabulary(path: str) -> GivenVocabulary:
+def read_vocabulary(path: str) -> Tokenizer:
     """The vocabulary of a SentencePiece .model file, of an earlier preparation's folder, or of a Hugging Face model."""
     from amos_fairseq.data.fast_tokenizer import is_fast, read_fast
 
     if not os.path.exists(path):
         raise ValueError(f"{seen_from(path)} does not exist: give a local file or folder: nothing is downloaded")
-    folder, dictionary = path, None
+    folder = path
     if os.path.isdir(path) and os.path.exists(vocabulary_file(path)):
         path = vocabulary_file(path)
-        if os.path.exists(os.path.join(folder, DICTIONARY_NAME)):
-            with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
-                dictionary = stream.read()
     elif is_fast(path):
-        return GivenVocabulary(read_fast(path))
+        return read_fast(path)
     elif os.path.isdir(path):
         raise ValueError(
             f"{folder} holds no {MODEL_NAME} and no tokenizer.json: name a .model file, an earlier prepare's folder, "
@@ -276,20 +268,22 @@ def read_vocabulary(path: str) -> GivenVocabulary:
         )
     with open(path, "rb") as stream:
         tokenizer = load_tokenizer(stream.read(), path)
-    if dictionary is not None:
-        lines = dictionary.decode(errors="replace").split("\n")
+    if path != folder and os.path.exists(os.path.join(folder, DICTIONARY_NAME)):
+        with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
+            tokenizer.counted = stream.read()
+        lines = tokenizer.counted.decode(errors="replace").split("\n")
         if [line.rsplit(" ", 1)[0] for line in lines if line] != [tokenizer.symbols[i] for i in tokenizer.listed]:
             raise ValueError(f"{folder}: {DICTIONARY_NAME} and {os.path.basename(path)} do not belong together")
-    return GivenVocabulary(tokenizer, dictionary)
+    return tokenizer
 
 
 def read_counts(folder: str, tokenizer: Tokenizer) -> np.ndarray:
     """(V,) how often prepared data hold each token. Raises ValueError if they are of another vocabulary."""
     given = read_vocabulary(folder)
-    if given.tokenizer.sha256 != tokenizer.sha256 or given.dictionary is None:
+    if given.sha256 != tokenizer.sha256 or given.counted is None:
         raise ValueError(f"{folder} has no counts of the model's vocabulary: name the data that it was trained with")
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    lines = given.dictionary.decode().split("\n")
+    lines = given.counted.decode().split("\n")
     counts[tokenizer.listed] = [int(line.rpartition(" ")[2]) for line in lines if line]
     return counts
 

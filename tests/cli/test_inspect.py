@@ -92,7 +92,7 @@ def test_held_out_text_is_the_default(command, tokenizer, tmp_path):
     [
         (["--text", "\udcff"], "--text holds bytes that are no UTF-8: give the text in UTF-8"),
         (["--text", " "], "--text: there is no text to read"),
-        (["--count", "0"], "argument --count: must be at least 1, got 0"),
+        (["--count", "0"], "--count must be at least 1, got 0"),
         (["--text", "alpha", "--seed", "-1"], "--seed must be 0 or more, got -1"),
         (["--text", "alpha", "--top", "57"], "--top 57 must lie between 1 and the vocabulary's 56"),
         (["--text", "alpha", "--mask-prob", "1"], "mask_prob 1.0 is out of range: it must be above 0 and below 1"),

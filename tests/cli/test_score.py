@@ -134,7 +134,7 @@ def test_within_words_scores_are_others_than_masked_ones(score):
         (
             "bada", FIRST[:2], "--first-pass needs a weight: give --weight W, or --tune NBEST REFERENCES that finds one"
         ),
-        ("bada", ["--batch-tokens", "0"], "argument --batch-tokens: must be at least 1, got 0"),
+        ("bada", ["--batch-tokens", "0"], "--batch-tokens must be at least 1, got 0"),
     ],
 )
 def test_mistakes_are_told_in_one_line(score, text, options, message):

@@ -129,7 +129,7 @@ def test_strands_that_were_killed_go_on_as_one_process(expected, tmp_path, small
     path, folder = write(tmp_path, "jsonl.gz"), tmp_path / "encoded"
     folder.mkdir()
     prepare([path], str(tmp_path / "out"), workers=1, **OPTIONS)
-    encoder = encoding.TextEncoder(preparation.read_vocabulary(str(tmp_path / "out")).tokenizer)
+    encoder = encoding.TextEncoder(preparation.read_vocabulary(str(tmp_path / "out")))
     source = sources.open_source(path, path, "jsonl", Reading())
     (spans,) = corpus.plan_slices([source])
     for target, strands in (("one", [(0, 1)]), ("two", [(1, 2), (0, 1)]), ("three", [(0, 3), (2, 3), (0, 1)])):
