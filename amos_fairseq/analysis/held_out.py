@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amos_fairseq.analysis.checkpoint import held_out_blocks
+from amos_fairseq.analysis.similarity import STS_COLUMNS, Sts, sts_of
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
 from amos_fairseq.finetune import tables
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
@@ -30,15 +31,6 @@ CROSSED = 500  # pairs whose members are also compared with those of all others
 SCORED_SEQUENCES = 24  # masked scores take a pass for each token
 SCORED_TOKENS = 32
 TOKENS_PER_RANDOM = 6  # of the scored sequences' unlikely versions, one token in so many is random
-PAIR_COLUMNS = ("sentence1", "sentence2", "score")
-
-
-class Pairs(NamedTuple):
-    """Texts, and which of them belong together."""
-
-    first: List[str]
-    second: List[str]
-    scores: List[float]
 
 
 class Scores(NamedTuple):
@@ -64,7 +56,7 @@ class Probe(NamedTuple):
         return (normalized(self.first) * normalized(self.second)).sum(axis=1)
 
 
-def probe(run: Run, pairs: Optional[Pairs] = None) -> Probe:
+def probe(run: Run, pairs: Optional[Sts] = None) -> Probe:
     """Load a run's newest checkpoint and read held-out text with it.
 
     Raises ValueError or OSError, in one line, if there is no checkpoint or no held-out text of its vocabulary, or if
@@ -79,8 +71,8 @@ def probe(run: Run, pairs: Optional[Pairs] = None) -> Probe:
         first, second = embeddings(model, originals), embeddings(model, crops)
         similar = np.arange(len(items))
     else:
-        first, second = (embeddings(model, [model.encode(text) for text in texts]) for texts in pairs[:2])
-        similar = np.flatnonzero(np.array(pairs.scores) == max(pairs.scores))
+        first, second = (embeddings(model, [model.encode(text) for text in texts]) for texts in pairs[1:3])
+        similar = np.flatnonzero(pairs.scores == pairs.scores.max())
     cosines = normalized(first[:CROSSED]) @ normalized(second[:CROSSED]).T
     return Probe(
         run.name, first[similar], second[similar], cosines[~np.eye(len(cosines), dtype=bool)],
@@ -152,13 +144,12 @@ def with_random_tokens(tokens: Tensor, regular_tokens: np.ndarray, draw: np.rand
     return changed
 
 
-def read_pairs(path: Path) -> Pairs:
+def read_pairs(path: Path) -> Sts:
     """Tab-separated columns sentence1, sentence2 and score, named in the first line, others ignored: STS-B's train.tsv.
 
     Raises ValueError, in one line, for anything else.
     """
-    table = tables.to_table(path, tables.tab_records(path), PAIR_COLUMNS[:2], PAIR_COLUMNS[2])
+    table = tables.to_table(path, tables.tab_records(path), STS_COLUMNS[:2], STS_COLUMNS[2])
     if len(table.lines) < 2:
         raise ValueError(f"{path} holds one pair: give two or more")
-    first, second = map(list, zip(*table.texts))
-    return Pairs(first, second, tables.numbers(table, tables.Scale(0.0, 1.0)).tolist())
+    return sts_of(table)

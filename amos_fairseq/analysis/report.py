@@ -13,7 +13,8 @@ from amos_fairseq import run_log
 from amos_fairseq.analysis import figures, held_out_figures, quantities
 from amos_fairseq.analysis.expectations import measure_of, number
 from amos_fairseq.analysis.figures import MAX_RUNS, Picture
-from amos_fairseq.analysis.held_out import Pairs, Probe, probe
+from amos_fairseq.analysis.held_out import Probe, probe
+from amos_fairseq.analysis.similarity import Sts
 from amos_fairseq.files import is_temporary, remove_leftovers, replace_durably
 from amos_fairseq.methods.base import ENCODER_SIZES
 from amos_fairseq.quantities import HIGHER, LOWER
@@ -131,7 +132,7 @@ def check_replaceable(out: Path) -> None:
         raise ValueError(f"--out {out} holds something else than a report: name another folder")
 
 
-def read_checkpoints(runs: Iterable[Run], pairs: Optional[Pairs]) -> Tuple[List[Probe], List[str]]:
+def read_checkpoints(runs: Iterable[Run], pairs: Optional[Sts]) -> Tuple[List[Probe], List[str]]:
     """What the runs' checkpoints say, and of those that cannot be read why."""
     probes, left_out = [], []
     for run in runs:

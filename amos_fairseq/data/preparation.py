@@ -21,14 +21,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from tqdm import tqdm
 
 from amos_fairseq.data import corpus, packing
-from amos_fairseq.data.corpus import REPAIRED, Reading, Source, Span
+from amos_fairseq.data.corpus import REPAIRED, Source, Span
 from amos_fairseq.data.encoding import EncodedText, encode_slices, portions, read_encoded
 from amos_fairseq.data.fast_tokenizer import train_fast
 from amos_fairseq.data.inputs import STANDARD_INPUT, Input, is_stream, list_inputs
@@ -56,7 +56,7 @@ COMPLETE_NAME, REPLACED_NAME = "complete", "replaced"  # the prepared folder to 
 OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{MODEL_NAME}|{FAST_NAME}|data\d+")
 DEFAULT_VOCAB_SIZE = 32768
 DROPPED = ("empty_files", "empty_documents", "duplicate_documents", "repeated_ids")
-READING = tuple(field.name for field in fields(Reading))  # options that are also its
+READING = ("documents", "text_field", "id_field", "format", "encoding")  # options by which sources are read
 logger = logging.getLogger(__name__)
 
 
@@ -109,10 +109,9 @@ def prepare(
     files = [*inputs_found.files, *(valid_found.files if valid_found else [])]
     for path in (path for path, _ in files if is_stream(path) and part is not None):
         raise ValueError(f"--part needs input that can be read again, which {path} cannot")
-    reading = Reading(**{name: getattr(chosen, name) for name in READING})
     for path, format in files:
         if not is_stream(path):
-            open_source(path, path, format, reading).check()
+            open_source(path, path, format, chosen).check()
     given = read_vocabulary(chosen.vocabulary) if chosen.vocabulary is not None else None
     if given is not None and (obstacle := given.obstacle):
         logger.warning(
@@ -126,7 +125,7 @@ def prepare(
 
     with _partial_folder(out, shared=part is not None) as (partial, lock):
         (train, of_train), (valid, of_valid) = (
-            _open_sources(found.files if found else [], reading, partial, name)
+            _open_sources(found.files if found else [], chosen, partial, name)
             for found, name in ((inputs_found, "stream"), (valid_found, "valid"))
         )
         recorded = {**asdict(chosen), "vocabulary": given and given.sha256, "valid": valid_found is not None}
@@ -291,7 +290,7 @@ def _publish(manifest: Manifest, partial: str, out: str) -> None:
 
 
 def _open_sources(
-    files: Sequence[Input], reading: Reading, folder: str, name: str
+    files: Sequence[Input], reading: Options, folder: str, name: str
 ) -> tuple[list[Source], list[dict[str, Any]]]:
     """Sources, and of each what the manifest records.
 

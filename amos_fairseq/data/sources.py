@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Optional
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.corpus import Block, Passages, Reading, Source, Span, clean_text
+from amos_fairseq.data.corpus import Block, Passages, Source, Span, clean_text
+from amos_fairseq.data.options import Options
 from amos_fairseq.data.streams import Stream, compression_of, need, opened
 from amos_fairseq.user_errors import Damaged
 
@@ -35,7 +36,7 @@ JSON_START = re.compile(rb'\s*\[?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:')
 SEPARATORS = re.compile(r"[\s,]*")
 
 
-def open_source(path: str, name: str, format: str, reading: Reading) -> Source:
+def open_source(path: str, name: str, format: str, reading: Options) -> Source:
     """Raises ValueError if what it takes to read it is not installed."""
     compression = compression_of(path) if format in STREAMED else None
     if compression == "zstd":
@@ -113,34 +114,34 @@ class Text(_Streamed):
 
     def passages(self, block: Block) -> Passages:
         chunk: corpus.Chunk = block.data
-        clean = clean_text(chunk.data)
-        self.checked(clean.text, clean.invalid_bytes, chunk.data)
-        first, *others = (part.strip() for part in corpus.split_documents(clean.text, self.reading.documents))
+        text, invalid_bytes, nul_characters = clean_text(chunk.data)
+        self.checked(text, invalid_bytes, chunk.data)
+        first, *others = (part.strip() for part in corpus.split_documents(text, self.reading.documents))
         texts = [first, *filter(None, others[:-1]), *others[-1:]]  # an empty last one ends the document before it
         kinds = [corpus.STARTS_DOCUMENT] * len(texts)
         kinds[0] = corpus.STARTS_FILE if chunk.starts_file else corpus.CONTINUES
         splits_line = chunk.cuts_line and not chunk.continues_line
         return Passages(
-            texts, kinds, [clean.invalid_bytes, clean.nul_characters, chunk.byte_order_mark, splits_line, 0],
+            texts, kinds, [invalid_bytes, nul_characters, chunk.byte_order_mark, splits_line, 0],
             [0] * len(texts),
         )
 
     def sample(self, block: Block, most: int) -> str:
-        return clean_text(block.data.data[:most]).text
+        return clean_text(block.data.data[:most])[0]
 
     def check(self) -> None:
         """Refuse what is binary, JSON or of another encoding; a text with a few bad bytes passes and is repaired."""
         with self.open() as stream:
             probe = stream.bytes.read(PROBE_BYTES)
-        clean = clean_text(probe)
-        bad = clean.invalid_bytes + clean.nul_characters
-        if clean.nul_characters and bad > BINARY_SHARE * len(probe):
+        text, invalid_bytes, nul_characters = clean_text(probe)
+        bad = invalid_bytes + nul_characters
+        if nul_characters and bad > BINARY_SHARE * len(probe):
             utf16 = probe[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             raise ValueError(
                 f"{self.name} is not UTF-8 text ({bad / len(probe):.0%} of its first {len(probe)} bytes are NUL or "
                 f"invalid): {'add --encoding utf-16' if utf16 else 'convert it first, or leave it out'}"
             )
-        self.checked(clean.text, clean.invalid_bytes, probe)
+        self.checked(text, invalid_bytes, probe)
         lines = [line for line in probe.split(b"\n") if line.strip()][:10]
         is_array = probe.lstrip()[:1] == b"[" and JSON_START.match(probe)
         if self.reading.format is None and lines and (is_array or all(map(JSON_START.match, lines))):

@@ -21,8 +21,9 @@ import pyarrow
 import zstandard
 from pyarrow import parquet
 
-from amos_fairseq.data.corpus import BLANK_LINE, Reading
+from amos_fairseq.data.corpus import BLANK_LINE
 from amos_fairseq.data.encoding import TextEncoder
+from amos_fairseq.data.options import Options
 from amos_fairseq.data.sources import open_source
 from amos_fairseq.data.tokenizer import load_tokenizer
 from amos_fairseq.data.vocabulary import train_vocabulary
@@ -92,7 +93,7 @@ def main():
     print(f"{'format':<20}{'MB':>8}{'MB/s':>8}{'share':>8}{'skip':>8}{'160 GB':>9}")
     with tempfile.TemporaryDirectory() as temporary:
         for kind, path in write(args.folder or Path(temporary), documents):
-            source = open_source(str(path), path.name, kind, Reading())
+            source = open_source(str(path), path.name, kind, Options())
             time_read = seconds(lambda: read(source, source.passages))
             time_skipped = seconds(lambda: read(source, len))
             hours = (time_read + encoding) / (size * 1e6) * CORPUS_BYTES / 3600

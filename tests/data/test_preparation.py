@@ -488,7 +488,7 @@ def test_a_long_line_is_read_in_bounded_memory(prepared, tmp_path):
             stream.write(b"abcd efgh " * 50_000)  # one line of 20 MB
     encoder = encoding.TextEncoder(preparation.read_vocabulary(prepared))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    text = Text(str(path), str(path), corpus.Reading())
+    text = Text(str(path), str(path), Options())
     slices = [[encoder(text.passages(block)) for span in spans for block in text.blocks(span)]
               for spans in corpus.plan_slices([text])]
     encoded = [encoding.joined(blocks) for blocks in slices]
