@@ -63,13 +63,14 @@ def read_words(path: Path, folds: int = FOLDS) -> Labelled:
 
 
 def checked(found: Labelled, folds: int) -> Labelled:
+    path = found.path
     if folds < 2:
         raise ValueError(f"{folds} folds leave nothing to learn from: take at least 2")
     if len(set(found.folds.tolist())) < folds:
-        raise ValueError(f"{found.path} holds too few different texts for {folds} folds: give more, or take fewer")
+        raise ValueError(f"{path} holds too few different texts for {folds} folds: give more of them, or take fewer")
     for number in range(folds):
         if len(set(found.labels[found.folds != number])) < 2:
-            raise ValueError(f"{found.path}: a probe needs two labels, but without fold {number} there is one")
+            raise ValueError(f"{path}: a probe needs two labels to tell apart, but without fold {number} there is one")
     return found
 
 
