@@ -4,7 +4,6 @@ import copy
 import logging
 import os
 import random
-from argparse import Namespace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
@@ -16,6 +15,7 @@ from fairseq.distributed import utils as distributed_utils
 from omegaconf import OmegaConf
 
 from amos_fairseq.checkpoints import differences, storage, store
+from amos_fairseq.options import options_of
 from amos_fairseq.user_errors import status_of, stop
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def newest(save_dir: Path, trainer) -> Optional[Path]:
 
 def refuse_no_rate(cfg, updates: int) -> None:
     """Raise ValueError if a run goes on, after so many updates, where its learning rate has fallen to 0 for good."""
-    options = vars(cfg.lr_scheduler) if isinstance(cfg.lr_scheduler, Namespace) else cfg.lr_scheduler
+    options = options_of(cfg.lr_scheduler)
     total = options.get("total_num_update")
     if total and updates >= float(total) and not options.get("end_learning_rate"):
         raise ValueError(

@@ -160,10 +160,6 @@ class _NotText(Exception):
     """(reason)"""
 
 
-class _NoText(Exception):
-    """The record has no such field, or null in it."""
-
-
 class _Records:
     """Gathers passages of texts that are whole documents."""
 
@@ -206,13 +202,11 @@ class _Json(_Streamed):
     def start_of(self, block: Block) -> tuple[bool, int, bool]:
         """Whether it starts the file; its invalid bytes; whether it has a byte order mark."""
 
-    def text_of(self, record: Any) -> str:
-        """Raises _NoText, _NotText."""
+    def text_of(self, record: Any) -> Optional[str]:
+        """None if the record has no such field, or null in it. Raises _NotText."""
         field = self.reading.text_field
         value = _value_of(record, field, "--text-field")
-        if value is None:
-            raise _NoText
-        if not isinstance(value, str):
+        if value is not None and not isinstance(value, str):
             raise _NotText(f"field {field!r} is {json.dumps(value)[:40]}, no text: name another with --text-field")
         return value
 
@@ -223,8 +217,11 @@ class _Json(_Streamed):
         gathered = _Records(*self.start_of(block))
         try:
             for _, record in self.records(block):
-                gathered.add(self.text_of(record), self.id_of(record))
-        except (_NotJson, _NotText, _NoText):
+                text = self.text_of(record)
+                if text is None:
+                    self.refuse()
+                gathered.add(text, self.id_of(record))
+        except (_NotJson, _NotText):
             self.refuse()
         return gathered.passages()
 
@@ -237,12 +234,11 @@ class _Json(_Streamed):
             try:
                 for number, record in self.records(block):
                     records += 1
-                    with contextlib.suppress(_NoText):
-                        self.text_of(record)
+                    if self.text_of(record) is None:
+                        missing += 1
+                        first = first or (line + number, record)
+                    else:
                         self.id_of(record)
-                        continue
-                    missing += 1
-                    first = first or (line + number, record)
             except (_NotJson, _NotText) as error:
                 if first is not None:
                     break
