@@ -8,7 +8,6 @@ what its architecture says, which is not little.
 """
 
 from collections import Counter
-from itertools import cycle
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -20,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from amos_fairseq.analysis.figures import COLORS, MARKERS
+from amos_fairseq.analysis.figures import decorate, new_figure, style
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import tables
 from amos_fairseq.finetune.metrics import accuracy, macro_f1
@@ -187,9 +186,9 @@ def curves(results: Sequence[Result], majority: float, depths: Dict[str, Sequenc
 
     depths: of a network, the layers to be marked
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, color, marker in zip(dict.fromkeys(result.network for result in results), cycle(COLORS), cycle(MARKERS)):
+    figure, (axes,) = new_figure(1)
+    for index, name in enumerate(dict.fromkeys(result.network for result in results)):
+        color, _, marker = style(index)
         of_network = [result for result in results if result.network == name]
         layers = [result.layer for result in of_network]
         line = dict(color=color, marker=marker, markersize=5)
@@ -203,9 +202,7 @@ def curves(results: Sequence[Result], majority: float, depths: Dict[str, Sequenc
             ring = dict(marker="o", markersize=12, markerfacecolor="none", markeredgecolor=color, linestyle="none")
             axes.plot(*at, **ring, label=f"{name}, with MLM head")
     axes.axhline(100 * majority, color="0.4", linestyle=":", label="commonest label")
-    axes.set(xlabel="layer (0: embeddings)", ylabel="% of test words right")
+    decorate(axes, "", "% of test words right", False, "layer (0: embeddings)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.9", linewidth=0.8)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return figure

@@ -93,6 +93,7 @@ def probe_order(args: argparse.Namespace) -> None:
 
     from amos_fairseq.analysis import sentence_probes
     from amos_fairseq.demo.documentation import held_out_paragraphs
+    from amos_fairseq.finetune.intervals import Estimate
 
     names = list(sentence_probes.TASKS) if args.tasks is None else args.tasks.split(",")
     part = sentence_probes.DEVELOPMENT if args.part is None else args.part
@@ -118,7 +119,10 @@ def probe_order(args: argparse.Namespace) -> None:
         ]
         print(json_line({"part": part, "items": counts, "probes": rows}))
         return
-    table = [[name, *map(percent, of_network.values())] for name, of_network in results.items()]
+    table = [
+        [name, *(str(Estimate(result.accuracy, *result.interval)) for result in of_network.values())]
+        for name, of_network in results.items()
+    ]
     print(aligned([["", *tasks], *table]))
     print(f"\n% of {part} pairs of which the text as written is told from the changed one, and Wilson's 95 % interval.")
     print("A bag of words has 50. Untrained: the same network with new weights.")
@@ -166,11 +170,6 @@ def probe_folds(args: argparse.Namespace) -> None:
     print(aligned([["network", "layer", "accuracy", "macro-F1"], *table]))
     print(f"\n% of {len(found.labels):,} {what}, each tested once by a probe on the other {many - 1} of {many} folds, "
           f"with 95 % bootstrap intervals. The commonest label: {100 * rows[0][2].commonest:.1f}.")
-
-
-def percent(result) -> str:
-    low, high = result.interval
-    return f"{100 * result.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def probe_words(args: argparse.Namespace) -> None:

@@ -35,25 +35,17 @@ from amos_fairseq.data.inputs import STANDARD_INPUT, Input, is_stream, list_inpu
 from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
 from amos_fairseq.data.options import NORMALIZATIONS, Options
 from amos_fairseq.data.sources import Text, open_source
-from amos_fairseq.data.tokenizer import (
-    FAST_NAME,
-    MODEL_NAME,
-    Tokenizer,
-    format_dictionary,
-    load_tokenizer,
-    read_vocabulary,
-    vocabulary_file,
-)
+from amos_fairseq.data.tokenizer import VOCABULARY_NAMES, Tokenizer, load_tokenizer, read_vocabulary, vocabulary_file
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, train_vocabulary
 from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.user_errors import Damaged
 
-# In the folder of an unfinished preparation, beside MODEL_NAME:
+# In the folder of an unfinished preparation, beside the vocabulary:
 LOCK_NAME, SETUP_LOCK_NAME = "lock", "setup.lock"
 PLAN_NAME = "plan.json"  # what the encoded slices depend on
 ENCODED_NAME = "encoded"
 COMPLETE_NAME, REPLACED_NAME = "complete", "replaced"  # the prepared folder to be, and the one that it replaces
-OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{MODEL_NAME}|{FAST_NAME}|data\d+")
+OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{'|'.join(VOCABULARY_NAMES)}|data\d+")
 DEFAULT_VOCAB_SIZE = 32768
 DROPPED = ("empty_files", "empty_documents", "duplicate_documents", "repeated_ids")
 READING = ("documents", "text_field", "id_field", "format", "encoding")  # options by which sources are read
@@ -404,7 +396,7 @@ def _pack(slices: Slices, folder: str, tokenizer: Tokenizer, options: Options, p
     if options.shards > train.blocks:
         raise ValueError(f"{options.shards} shards are more than the {train.blocks} blocks: lower --shards")
 
-    dictionary = tokenizer.counted or format_dictionary(tokenizer, symbol_counts)
+    dictionary = tokenizer.counted or tokenizer.dict_txt(symbol_counts)
     for name in ("", *map(os.path.dirname, train_prefixes)):
         replace_durably(os.path.join(folder, name, DICTIONARY_NAME), dictionary)
     replace_durably(os.path.join(folder, tokenizer.file_name), tokenizer.model)

@@ -23,8 +23,8 @@ from amos_fairseq.data.sentencepiece_model import parse
 from amos_fairseq.data.vocabulary import BOS, DICTIONARY_NAME, EOS, MASK, PAD, SPECIALS, UNK, load_processor
 from amos_fairseq.user_errors import seen_from
 
-MODEL_NAME = "sentencepiece.model"
-FAST_NAME = "vocabulary.json"  # instead of MODEL_NAME: of Hugging Face's tokenizers
+# In a prepared folder: of SentencePiece, or of Hugging Face's tokenizers.
+MODEL_NAME, FAST_NAME = VOCABULARY_NAMES = "sentencepiece.model", "vocabulary.json"
 PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
 SPACE = "\u2581"  # how SentencePiece writes one in a piece
 ANCHOR = "\ue000"  # a character in no vocabulary, hence a piece of its own
@@ -167,6 +167,10 @@ class Tokenizer:
     def _ids(self, pieces: Sequence[str]) -> List[int]:
         return [int(self.id_of_piece[self.processor.piece_to_id(piece)]) for piece in pieces]
 
+    def dict_txt(self, counts: np.ndarray) -> bytes:
+        """counts: (V,) how often the corpus holds each symbol."""
+        return "".join(f"{self.symbols[token]} {counts[token]}\n" for token in self.listed).encode()
+
     def sequence(self, *parts: Sequence[int]) -> List[int]:
         """<s> A </s>, or of a pair <s> A </s> </s> B </s>, as RoBERTa, MPNet and the released COCO-LM have it.
 
@@ -246,7 +250,7 @@ def load_tokenizer(model: bytes, name: str = "the vocabulary") -> Tokenizer:
 
 def vocabulary_file(folder) -> str:
     """The file of a prepared folder, or of one that was exported, that holds its vocabulary; by default MODEL_NAME."""
-    paths = [os.path.join(folder, name) for name in (MODEL_NAME, FAST_NAME)]
+    paths = [os.path.join(folder, name) for name in VOCABULARY_NAMES]
     return next(filter(os.path.exists, paths), paths[0])
 
 
@@ -286,11 +290,6 @@ def read_counts(folder: str, tokenizer: Tokenizer) -> np.ndarray:
     lines = given.counted.decode().split("\n")
     counts[tokenizer.listed] = [int(line.rpartition(" ")[2]) for line in lines if line]
     return counts
-
-
-def format_dictionary(tokenizer: Tokenizer, counts: np.ndarray) -> bytes:
-    """dict.txt; counts: (V,) how often the corpus holds each symbol."""
-    return "".join(f"{tokenizer.symbols[token]} {counts[token]}\n" for token in tokenizer.listed).encode()
 
 
 def word_numbers(text: str, spans: Sequence[Span]) -> List[int]:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer, format_dictionary
+from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 from amos_fairseq.files import check_regular, new_folder
 from amos_fairseq.methods import build
@@ -389,8 +389,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> Dict[str, bytes]:
     if isinstance(tokenizer, ReleasedTokenizer):
         return {SENTENCEPIECE_NAME: tokenizer.sentencepiece, DICTIONARY_NAME: tokenizer.dictionary}
     counts = np.zeros(len(tokenizer), dtype=np.int64)  # nobody reads them
-    dictionary = format_dictionary(tokenizer, counts)
-    return {SENTENCEPIECE_NAME: tokenizer.model, DICTIONARY_NAME: dictionary}
+    return {SENTENCEPIECE_NAME: tokenizer.model, DICTIONARY_NAME: tokenizer.dict_txt(counts)}
 
 
 def config_bytes(pretrained: Pretrained, whole: bool) -> bytes:
