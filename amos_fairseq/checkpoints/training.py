@@ -55,13 +55,9 @@ def save(cfg, trainer, epoch_itr, val_loss: Optional[float]) -> Optional[str]:
         )
         if hasattr(trainer.task, "get_checkpoint_dict"):
             state["extra_state"].update(trainer.task.get_checkpoint_dict())
-        retention = store.Retention(
-            cfg.keep_interval_updates, cfg.keep_interval_updates_pattern, cfg.keep_last_epochs,
-            cfg.keep_best_checkpoints, cfg.maximize_best_checkpoint_metric,
-        )
         save_dir, name = Path(cfg.save_dir), f"checkpoint_{epoch}_{updates}"
         save_dir.mkdir(parents=True, exist_ok=True)
-        path = store.save(save_dir, name, state, val_loss, purposes, is_best, retention)
+        path = store.save(save_dir, name, state, val_loss, purposes, is_best, cfg)
         logger.info("Saved checkpoint %s (epoch %d @ %d updates, score %s)", path, epoch, updates, val_loss)
         return str(path.absolute())
 

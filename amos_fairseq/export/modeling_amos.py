@@ -238,12 +238,9 @@ class AmosForTokenClassification(AmosWithHead):
         return self.classifier(self.dropout(hidden))
 
 
-class AmosForQuestionAnswering(AmosPreTrainedModel):
-    def __init__(self, config):
-        super().__init__(config)
-        self.amos = AmosModel(config)
+class AmosForQuestionAnswering(AmosWithHead):
+    def add_head(self, config):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.post_init()
 
     def forward(
         self, input_ids=None, attention_mask=None, start_positions=None, end_positions=None, return_dict=True, **options
