@@ -130,7 +130,7 @@ def read(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[str, Any]:
 
 def read_verified(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[str, Any]:
     """`read`, of a checkpoint that has just been verified, which takes a pass over all of its files."""
-    document = read_document(folder)
+    document = json_files.read(folder / STATE)
     try:
         return decode(document if keys is None else {key: document[key] for key in keys}, Tensors(folder))
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -140,11 +140,6 @@ def read_verified(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[st
 def read_state(folder: Path, keys: Optional[Iterable[str]] = None) -> State:
     """`read_verified` of what a training saved, of which `State` says what it must be."""
     return json_files.formed(read_verified(folder, keys), State, folder / STATE)
-
-
-def read_document(folder: Path) -> Dict[str, Any]:
-    """What is no tensor: `decode` makes of it the state or a part of it."""
-    return json_files.read(folder / STATE)
 
 
 def read_manifest(folder: Path) -> Manifest:

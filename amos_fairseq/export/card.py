@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from amos_fairseq import __version__, run_log
+from amos_fairseq import __version__, json_files, run_log
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import Manifest, located, read_manifest
 from amos_fairseq.data.tokenizer import Tokenizer
@@ -192,6 +192,6 @@ def contents(report) -> str:
 
 def read_state(checkpoint: Path) -> Dict[str, Any]:
     """What the card tells of."""
-    document, tensors = storage.read_document(checkpoint), storage.Tensors(checkpoint)
+    document, tensors = json_files.read(checkpoint / storage.STATE), storage.Tensors(checkpoint)
     keys = {"cfg", "optimizer_history", "extra_state"} & set(document)
     return {key: storage.decode(document[key], tensors) for key in keys}

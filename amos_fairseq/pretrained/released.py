@@ -365,8 +365,13 @@ def write(pretrained: Pretrained, out, layout: str = "fairseq", encoder_only: bo
     prefix = f"{MODEL_TYPES[pretrained.name]}." if layout == "huggingface" else ""
     tensors = {f"{prefix}{places[ours]}": parameter.detach().cpu() for ours, parameter in parameters.items()}
     with new_folder(out) as partial:
-        files = {**tokenizer_files(pretrained.tokenizer), CONFIG_NAME: config_bytes(pretrained, whole)}
-        for name, content in files.items():
+        tokenizer = pretrained.tokenizer
+        if isinstance(tokenizer, ReleasedTokenizer):
+            files = {SENTENCEPIECE_NAME: tokenizer.sentencepiece, DICTIONARY_NAME: tokenizer.dictionary}
+        else:
+            counts = np.zeros(len(tokenizer), dtype=np.int64)  # nobody reads them
+            files = {SENTENCEPIECE_NAME: tokenizer.model, DICTIONARY_NAME: tokenizer.dict_txt(counts)}
+        for name, content in {**files, CONFIG_NAME: config_bytes(pretrained, whole)}.items():
             (partial / name).write_bytes(content)
         with open(partial / WEIGHTS[layout], "wb") as stream:
             torch.save(tensors, stream)
@@ -383,13 +388,6 @@ def check(folder: Path, pretrained: Pretrained, network: nn.Module) -> None:
     same = found.name == pretrained.name and found.tokenizer.model == pretrained.tokenizer.model
     if not same or not all(torch.equal(read[name], tensor.cpu()) for name, tensor in network.state_dict().items()):
         raise ValueError(f"{pretrained.source} differs when it is read again: nothing was written; please report this")
-
-
-def tokenizer_files(tokenizer: Tokenizer) -> Dict[str, bytes]:
-    if isinstance(tokenizer, ReleasedTokenizer):
-        return {SENTENCEPIECE_NAME: tokenizer.sentencepiece, DICTIONARY_NAME: tokenizer.dictionary}
-    counts = np.zeros(len(tokenizer), dtype=np.int64)  # nobody reads them
-    return {SENTENCEPIECE_NAME: tokenizer.model, DICTIONARY_NAME: tokenizer.dict_txt(counts)}
 
 
 def config_bytes(pretrained: Pretrained, whole: bool) -> bytes:
