@@ -8,6 +8,8 @@ from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
+from amos_fairseq.user_errors import edit_distance
+
 WEIGHTS = np.linspace(0, 1, 101)  # of which one is tuned
 
 
@@ -44,12 +46,7 @@ def best_of_each(hypotheses: Sequence[Hypothesis], scores: Sequence[float], toke
 
 def word_errors(hypothesis: str, reference: str) -> int:
     """Fewest words that are substituted, inserted or left out between both."""
-    words, row = reference.split(), list(range(len(reference.split()) + 1))
-    for number, spoken in enumerate(hypothesis.split(), start=1):
-        before, row[0] = row[0], number
-        for place, word in enumerate(words, start=1):
-            before, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, before + (spoken != word))
-    return row[-1]
+    return edit_distance(hypothesis.split(), reference.split(), exchanges=False)
 
 
 class Rescoring:
