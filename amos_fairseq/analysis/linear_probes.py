@@ -23,16 +23,12 @@ from amos_fairseq.analysis.figures import decorate, new_figure, style
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.finetune import tables
 from amos_fairseq.finetune.metrics import accuracy, macro_f1
-from amos_fairseq.methods import build
-from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.pretrained.filling import finite
-from amos_fairseq.pretrained.model import Pretrained
 
 UNLABELLED = "_"  # a word that is read, but not probed
 MAX_ITERATIONS = 1000
-TWIN_SEED = 1
 
 
 class Word(NamedTuple):
@@ -119,16 +115,6 @@ def first_pieces(tokenizer: Tokenizer, sentence: Sequence[Word], path) -> Tuple[
         places.append(place)
         begin += len(word.text) + 1
     return ids, places
-
-
-def untrained_twin(model: Pretrained) -> PretrainingMethod:
-    """The same networks with new weights."""
-    method, tokenizer = model.method, model.tokenizer
-    options, schedule = vars(method.config), dict(total_updates=method.total_updates)
-    with torch.random.fork_rng():
-        torch.manual_seed(TWIN_SEED)
-        twin = build(model.name, options, Vocabulary.of(tokenizer), **schedule)
-    return twin.to(model.device).eval()
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import numpy as np
 import scipy.stats
 import torch
 
-from amos_fairseq.analysis.linear_probes import TWIN_SEED, probe
+from amos_fairseq.analysis.linear_probes import probe
 from amos_fairseq.data.corpus import BLANK_LINE, sample_text
 from amos_fairseq.data.inputs import list_inputs
 from amos_fairseq.data.options import Options
@@ -36,6 +36,7 @@ TRAIN = "train"
 SIDES = (TRAIN, TRAIN, *PARTS)  # a quarter each
 ITEMS, FEWEST_ITEMS = 2000, 200  # pairs
 BLOCK_WORDS = 8  # 16 tokens of a small vocabulary: what the quick start trains on
+TWIN_SEED = 1
 TEXT_BYTES = 8 << 20  # read of a text at most, from all over it
 
 

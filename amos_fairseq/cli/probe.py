@@ -179,6 +179,7 @@ def probe_words(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from amos_fairseq.analysis import linear_probes
+    from amos_fairseq.analysis.sentence_probes import untrained
 
     sentences = [linear_probes.read_labelled(path) for path in (args.train, args.test)]
     linear_probes.check_labels(*sentences, args.train, args.test)
@@ -194,10 +195,10 @@ def probe_words(args: argparse.Namespace) -> None:
         for of_file, path in zip(sentences, (args.train, args.test))
     ]
     train_words, test_words = (len(of_file.labels) for of_file in encoded)
-    twins = linear_probes.untrained_twin(model).networks()
     results = []
     for name in tqdm(chosen, unit="network", desc="probe", disable=None):
-        results += linear_probes.probe_network(name, networks[name], twins[name], *encoded, args.layers)
+        twin = untrained(networks[name])
+        results += linear_probes.probe_network(name, networks[name], twin, *encoded, args.layers)
     label, share = linear_probes.majority(*(of_file.labels for of_file in encoded))
 
     depths = {name: model.method.marked_layers(name) for name in chosen}
