@@ -141,16 +141,12 @@ class Texts:
     def __init__(self, pairs: Sequence[Pair], model: Pretrained):
         texts = [text for pair in pairs for text in (pair.good, pair.bad)]
         sequences = model.sequences([text.text for text in texts], contexts=[text.context for text in texts])
-        rows: Dict[bytes, int] = {}
-        self.distinct: List[Text] = []
-        first = []  # the place among all texts of each of `distinct`
-        self.place = []  # in `distinct`, of the good text of each pair and its bad one
-        for number, parts in enumerate(zip(sequences.tokens, sequences.counted)):
-            key = b" ".join(part.numpy().tobytes() for part in parts)
-            if rows.setdefault(key, len(rows)) == len(self.distinct):
-                self.distinct.append(texts[number])
-                first.append(number)
-            self.place.append(rows[key])
+        keys = [
+            b" ".join(part.numpy().tobytes() for part in parts) for parts in zip(sequences.tokens, sequences.counted)
+        ]
+        # self.place: in `distinct`, of the good text of each pair and its bad one
+        _, first, self.place = np.unique(np.array(keys, dtype=object), return_index=True, return_inverse=True)
+        self.distinct = [texts[number] for number in first]
         self.sequences = Sequences(*([part[number] for number in first] for part in sequences[:2]))
         self.model = model
 
