@@ -180,8 +180,8 @@ def data_counts(manifest: Optional[Manifest], source: Source) -> str:
 def contents(report) -> str:
     """Which classes, and how close they are."""
     rows = []
-    for choice, (hidden, logits) in report.models:
-        figures = f"{hidden:.1e}", "" if logits is None else f"{logits:.1e}"
+    for choice, gaps in report.models:
+        figures = (f"{gaps[what]:.1e}" if what in gaps else "" for what in ("hidden states", "logits"))
         rows.append((f"`{choice.place or '.'}`", f"`{choice.class_name}`", *figures))
     lines = [markdown(("folder", "class", "hidden states", "logits"), rows), ""]
     lines.append("The figures are largest differences from the trained network, in float32, as loaded again.")
