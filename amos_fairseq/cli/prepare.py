@@ -42,11 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from amos_fairseq.data.preparation import Part, prepare
+    from amos_fairseq.data.preparation import parse_part, prepare
 
     show_log()
     logging.getLogger("amos_fairseq").setLevel(logging.INFO)
-    part = None if args.part is None else Part.parse(args.part)
+    part = None if args.part is None else parse_part(args.part)
     manifest = prepare(**{**vars(args), "part": part}, progress=True)
     if manifest is None:  # other parts are not done
         return

@@ -31,7 +31,7 @@ from amos_fairseq.data import corpus, packing
 from amos_fairseq.data.corpus import REPAIRED, Source, Span
 from amos_fairseq.data.encoding import EncodedText, encode_slices, portions, read_encoded
 from amos_fairseq.data.fast_tokenizer import train_fast
-from amos_fairseq.data.inputs import STANDARD_INPUT, Input, is_stream, list_inputs
+from amos_fairseq.data.inputs import STANDARD_INPUT, is_stream, list_inputs
 from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
 from amos_fairseq.data.options import NORMALIZATIONS, Options
 from amos_fairseq.data.sources import Text, open_source
@@ -63,27 +63,21 @@ class Slices(NamedTuple):
         return {**self.valid, **self.train}
 
 
-class Part(NamedTuple):
-    """Share `index` of `count` of the work of encoding, for one of several machines."""
-
-    index: int  # type: ignore[assignment]  # hides a method of tuples
-    count: int  # type: ignore[assignment]
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        if not (found := re.fullmatch(r"(\d+)/(\d+)", text)) or int(found[1]) >= int(found[2]):
-            raise ValueError(f"--part {text} is none of 0/N, 1/N, .., N-1/N")
-        return cls(int(found[1]), int(found[2]))
+def parse_part(text: str) -> tuple[int, int]:
+    """I/N: share I of N of the work of encoding, for one of several machines."""
+    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)) or int(found[1]) >= int(found[2]):
+        raise ValueError(f"--part {text} is none of 0/N, 1/N, .., N-1/N")
+    return int(found[1]), int(found[2])
 
 
 def prepare(
     inputs: Sequence[str], out: str, *, workers: Optional[int] = None, overwrite: bool = False,
-    part: Optional[Part] = None, progress: bool = False, **options: Any,
+    part: Optional[tuple[int, int]] = None, progress: bool = False, **options: Any,
 ) -> Optional[Manifest]:
     """Prepare the text of `inputs` (files, folders, `-`) into the new folder `out`; `options`: fields of `Options`.
 
     Built in `out`.partial, where the same call goes on after a kill, and renamed when complete. Returns at once if
-    `out` holds the same preparation already. With `part`, None is returned unless it was the last part to be done.
+    `out` holds the same preparation already. With `part`, as of `parse_part`, None is returned unless it was the last.
     """
     chosen = Options(**options)
     chosen.check()
@@ -129,7 +123,7 @@ def prepare(
         else:
             tokenizer = _set_up(partial, recorded, identities, train, given, overwrite)
             slices = _slices(partial, train, valid)
-            share = part or Part(0, 1)
+            share = part or (0, 1)
             _encode(slices.all, share, tokenizer, workers, progress)
             if not (all(map(os.path.exists, slices.all)) and lock.taken_alone()):
                 logger.info("part %d/%d is encoded; the last part to be done puts all together", *share)
@@ -282,7 +276,7 @@ def _publish(manifest: Manifest, partial: str, out: str) -> None:
 
 
 def _open_sources(
-    files: Sequence[Input], reading: Options, folder: str, name: str
+    files: Sequence[tuple[str, str]], reading: Options, folder: str, name: str
 ) -> tuple[list[Source], list[dict[str, Any]]]:
     """Sources, and of each what the manifest records.
 
@@ -308,10 +302,10 @@ def _open_sources(
 
 
 def _encode(
-    slices: dict[str, list[Span]], part: Part, tokenizer: Tokenizer, workers: int, progress: bool
+    slices: dict[str, list[Span]], part: tuple[int, int], tokenizer: Tokenizer, workers: int, progress: bool
 ) -> None:
     """Encode the slices of `part` that are not there yet."""
-    mine = dict(list(slices.items())[part.index :: part.count])
+    mine = dict(list(slices.items())[part[0] :: part[1]])
     missing = {path: spans for path, spans in mine.items() if not os.path.exists(path)}
     if not missing:
         return

@@ -17,7 +17,7 @@ import pytest
 
 from amos_fairseq.data import corpus, encoding, inputs, preparation, sources, streams
 from amos_fairseq.data.options import Options
-from amos_fairseq.data.preparation import Part, prepare
+from amos_fairseq.data.preparation import prepare
 from amos_fairseq.user_errors import status_of
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -150,7 +150,7 @@ def test_files_of_all_kinds_are_shared_by_parts(order, tmp_path, small):
             write(place / str(number), kind, some)
     manifest = prepare([str(plain)], str(tmp_path / "expected"), workers=1, **OPTIONS)
     for index in order:
-        mixed = prepare([str(folder)], str(tmp_path / "out"), workers=1, part=Part(index, 3), **OPTIONS)
+        mixed = prepare([str(folder)], str(tmp_path / "out"), workers=1, part=(index, 3), **OPTIONS)
     assert mixed.splits == manifest.splits
     assert tree_of(tmp_path / "out") == tree_of(tmp_path / "expected")
 
