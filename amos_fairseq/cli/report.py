@@ -131,7 +131,9 @@ def print_table(rows: List[List[str]]) -> None:
         return print(aligned((row for row in rows if row[0] != "trend"), numbers=True))
     for number, part in enumerate(parts(rows, shutil.get_terminal_size().columns)):
         titles, *lines = aligned(part, numbers=True).split("\n")
-        print("\n" * bool(number) + coloured(titles, sys.stdout, BOLD))
+        if number:
+            print()
+        print(coloured(titles, sys.stdout, BOLD))
         for line in lines:
             print(re.sub(r"\S+ \*", lambda best: coloured(best[0], sys.stdout, BOLD), line))
 
