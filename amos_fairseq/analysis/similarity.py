@@ -73,15 +73,6 @@ class Retrieval(NamedTuple):
         return {name: mean(np.array(values)) for name, values in found.items()}
 
 
-class Anisotropy(NamedTuple):
-    """Of words: of the layer's hidden states; of texts: of those pooled. Cosine 1 or rank 1: all are alike."""
-
-    word_cosine: float
-    word_rank: float
-    text_cosine: float
-    text_rank: float
-
-
 def read_sts(path: Path, columns: Sequence[str] = STS_COLUMNS) -> Sts:
     """Raises ValueError, in one line, for a file without the columns, or fewer than two pairs."""
     table = tables.read(path, columns[:2], columns[2])
@@ -159,8 +150,11 @@ class Embedder:
         return F.normalize(features, dim=-1)
 
     @torch.no_grad()
-    def anisotropy(self, texts: Sequence[str]) -> Anisotropy:
-        """Of the first STATES_OF texts, as validation logs it: without <s> and </s>."""
+    def anisotropy(self, texts: Sequence[str]) -> Dict[str, float]:
+        """How alike hidden states of the first STATES_OF texts are: cosine 1 or rank 1, all of them.
+
+        Of words, without <s> and </s>, as validation logs it; of texts: of the pooled ones.
+        """
         chosen, truncated = list(texts)[:STATES_OF], self.truncated
         sequences, encoder = self.sequences(chosen), self.model.encoder
         self.truncated = truncated
@@ -173,9 +167,10 @@ class Embedder:
             sums = [sums[0] + similarity(words).sums, sums[1] + spread(words).sums]
         pooled = self.model.pooled(sequences, self.pooling, self.batch_tokens, layer=self.layer)
         of_texts = similarity(pooled).sums, spread(pooled).sums
-        return Anisotropy(
-            mean_cosine(sums[0]), effective_rank(sums[1]), mean_cosine(of_texts[0]), effective_rank(of_texts[1])
-        )
+        return {
+            "word_cosine": mean_cosine(sums[0]), "word_rank": effective_rank(sums[1]),
+            "text_cosine": mean_cosine(of_texts[0]), "text_rank": effective_rank(of_texts[1]),
+        }
 
 
 def ndcg(answers: Sequence[str], grades: Dict[str, int], at: int) -> float:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
             {"model": name, "tasks": [
                 {"task": task.name, **{metric: estimate._asdict() for metric, estimate in result.items()}}
                 for task, result in zip(tasks, results)
-            ], "anisotropy": anisotropy._asdict()} for name, (results, anisotropy) in found.items()
+            ], "anisotropy": anisotropy} for name, (results, anisotropy) in found.items()
         ]
         print(json_line({"pooling": args.pooling, "layer": args.layer, "models": rows}))
         return
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> None:
     for number, task in enumerate(tasks):
         results = [of_tasks[number] for of_tasks, _ in found.values()]
         rows += [[f"{task.name}, {metric}", *(str(result[metric]) for result in results)] for metric in results[0]]
-    for field in similarity.Anisotropy._fields:
-        rows.append([field.replace("_", " "), *(f"{getattr(of, field):.2f}" for _, of in found.values())])
+    for field in next(iter(found.values()))[1]:
+        rows.append([field.replace("_", " "), *(f"{of[field]:.2f}" for _, of in found.values())])
     print(aligned(rows))
     print("\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and "
           f"of pooled texts of {visible(tasks[0].name)}: near 1, all are alike, as those of a collapsed encoder.")
