@@ -17,7 +17,7 @@ from amos_fairseq.data.vocabulary import BOS, EOS, token_dtype
 from amos_fairseq.files import FileRecord, durably_written, file_record
 
 LONGEST_COMPARED = 1 << 24  # tokens; a longer document is never taken for a duplicate, since it is not held in memory
-BUFFERED_TOKENS = 1 << 16
+BUFFERED_BYTES = 1 << 17
 LEFT_OUT, TRAIN, VALID = range(3)  # what becomes of a document
 
 
@@ -166,8 +166,6 @@ class SplitWriter:
     def finish(self) -> np.ndarray:
         """Write what is left; returns (vocabulary,) how often the blocks hold each symbol."""
         self.packer.finish()
-        for shard in self.shards:
-            shard.flush()
         return np.sum([shard.counts for shard in self.shards], axis=0)
 
     def close(self) -> Split:
@@ -191,31 +189,19 @@ class ShardWriter:
     def __init__(self, folder: str, prefix: str, vocab_size: int):
         self.folder, self.prefix = folder, prefix
         self.dtype = token_dtype(vocab_size)
-        self.stream = open(os.path.join(folder, f"{prefix}.bin"), "wb", buffering=0)
+        self.stream = open(os.path.join(folder, f"{prefix}.bin"), "wb", BUFFERED_BYTES)
         self.sha256 = hashlib.sha256()
         self.sizes = array("i")
         self.counts = np.zeros(vocab_size, dtype=np.int64)
-        self.buffer, self.filled = np.empty(BUFFERED_TOKENS, dtype=self.dtype), 0
 
     def add(self, block: np.ndarray) -> None:
         self.sizes.append(len(block))
-        while len(block):
-            taken = block[: BUFFERED_TOKENS - self.filled]
-            self.buffer[self.filled : self.filled + len(taken)] = taken
-            self.filled += len(taken)
-            block = block[len(taken) :]
-            if self.filled == BUFFERED_TOKENS:
-                self.flush()
-
-    def flush(self) -> None:
-        tokens = self.buffer[: self.filled]
-        self.counts += np.bincount(tokens, minlength=len(self.counts))
-        self.sha256.update(tokens)
-        self.stream.write(tokens)
-        self.filled = 0
+        np.add.at(self.counts, block, 1)
+        self.sha256.update(block)
+        self.stream.write(block)
 
     def close(self) -> Shard:
-        self.flush()
+        self.stream.flush()
         os.fsync(self.stream.fileno())
         self.stream.close()
         sizes = np.array(self.sizes, dtype=np.int32)
