@@ -367,7 +367,7 @@ def test_what_export_did_not_write_is_not_loaded(checkpoint, export, tmp_path):
         exported.load(tmp_path)
     folder = export(checkpoint("bert_mlm", **MPNET)[0])[-1]
     weights, vocabulary = (folder / "model.safetensors").read_bytes(), (folder / "sentencepiece.model").read_bytes()
-    (folder / "sentencepiece").write_bytes(train_vocabulary(["a b c d e"] * 9, 16, uncased=True))
+    (folder / "sentencepiece.model").write_bytes(train_vocabulary(["a b c d e"] * 9, 16, uncased=True))
     with pytest.raises(ValueError, match="makes 1. symbols, but the model has 56: copy it from the folder"):
         exported.load(folder)
     (folder / "sentencepiece.model").write_bytes(vocabulary)
