@@ -12,12 +12,11 @@ KINDS = ("wordpiece", "bpe", "unigram")  # of Hugging Face's tokenizers
 
 @dataclass
 class Options:
-    """All that determines the output besides the text."""
+    """All that determines the output besides the text. Sizes are in tokens and bytes."""
 
     documents: str = option("blank-line", "what separates documents in text", choices=("blank-line", "line"))
     format: Optional[str] = option(
-        None, "of files whose names do not say it, and of standard input (default: text)",
-        choices=FORMATS,
+        None, "of files whose names do not say it, and of standard input (default: text)", choices=FORMATS
     )
     encoding: Optional[str] = option(None, "of text and JSON, as Python calls it (default: UTF-8)")
     text_field: str = option("text", "field or column that holds the text of a document; a.b is b in a (default: text)")
