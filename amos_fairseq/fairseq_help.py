@@ -63,7 +63,7 @@ def table(groups: Mapping[str, Sequence[Option]]) -> str:
         for option in options:
             choices = f" ({', '.join(option.choices)})" if option.choices else ""
             words = f"{' '.join((option.help or '').split())}{choices}".replace("%", "%%")
-            section.add_argument(f"--{option.name.replace('_', '-')}", metavar=shown(option.default), help=words)
+            section.add_argument(option.flag, metavar=shown(option.default), help=words)
     return parser.format_help().strip()
 
 

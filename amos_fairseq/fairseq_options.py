@@ -6,7 +6,6 @@
     check_literals    options in which fairseq runs what is written there as Python
 """
 
-import argparse
 import ast
 import contextlib
 import os
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from amos_fairseq.ops.implementation import attention_kernels, functions_for
-from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Option, Range, declared
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Option, Range, declared, options_of
 from amos_fairseq.user_errors import suggestion, told_in_one_line
 
 RANGES: Dict[str, Dict[str, Range]] = {
@@ -108,11 +107,6 @@ def check_ops(cfg: DictConfig) -> None:
     functions_for(device, dtype)
     if options_of(cfg.model).get("rel_pos_buckets"):
         attention_kernels(device, dtype)
-
-
-def options_of(group: Any) -> Mapping[str, Any]:
-    """Of one group of the configuration; fairseq's components without a dataclass have a Namespace."""
-    return vars(group) if isinstance(group, argparse.Namespace) else group or {}
 
 
 def options_declared(group: str, component: Any) -> List[Option]:

@@ -14,7 +14,6 @@ import inspect
 import os
 import pickle
 import pkgutil
-import re
 import sys
 import types
 import typing
@@ -155,9 +154,7 @@ def _data_only(source: str) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        reason = re.search(r"(Unsupported|Trying to|Can only) .*?(?=\. |\.?$)", str(error), re.MULTILINE)
-        reason = reason.group() if reason else "it holds more than data"
-        raise Damaged(f"{source} is refused, since to load it could run code: {reason}") from None
+        raise Damaged(storage.refusal(source, error)) from None
     finally:
         torch.load = load
 

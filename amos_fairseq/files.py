@@ -11,7 +11,7 @@ import shutil
 import socket
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterable, Iterator, Mapping, Optional, TypedDict, Union
+from typing import Any, BinaryIO, Iterable, Iterator, Mapping, Optional, TypedDict, Union
 
 PathLike = Union[str, os.PathLike]
 READ_BYTES = 1 << 20  # at a time
@@ -168,17 +168,6 @@ def sync(folder: Path) -> None:
         sync_folder(path)  # files, too
 
 
-def _object_in(text: str, path: Path) -> Dict[str, Any]:
-    """Raises ValueError unless a file that keeps settings holds an object in JSON."""
-    try:
-        kept = json.loads(text)
-    except (ValueError, RecursionError):
-        kept = None
-    if not isinstance(kept, dict):
-        raise ValueError(f"{path} is damaged: delete it and give the same command again")
-    return kept
-
-
 @contextlib.contextmanager
 def claimed(path: Path, settings: Mapping[str, Any], at_work: str, begun_with: str) -> Iterator[int]:
     """Hold the folder of `path`, a file that keeps its settings: a new folder, or one of the same settings.
@@ -198,7 +187,11 @@ def claimed(path: Path, settings: Mapping[str, Any], at_work: str, begun_with: s
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{at_work} in {out}: wait for it, or choose another --out") from None
-        kept = _object_in(stream.read(), path)
+        kept = None
+        with contextlib.suppress(ValueError, RecursionError):
+            kept = json.loads(stream.read())
+        if not isinstance(kept, dict):
+            raise ValueError(f"{path} is damaged: delete it and give the same command again")
         changes = [f"{name} {kept.get(name)}, not {new}" for name, new in settings.items() if kept.get(name) != new]
         if changes:
             raise ValueError(f"{out} {begun_with} {'; '.join(changes)}: choose another --out, or delete it")

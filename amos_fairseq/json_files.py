@@ -16,7 +16,7 @@ from typing import Annotated, Any, Dict, Hashable, Union
 
 from amos_fairseq.files import check_regular
 from amos_fairseq.options import NOT_NEGATIVE
-from amos_fairseq.user_errors import Damaged
+from amos_fairseq.user_errors import Damaged, unreadable_is_damaged
 
 MOST_BYTES = 1 << 28
 SHOWN = 40  # characters of a value
@@ -26,12 +26,10 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 def read(path: Union[str, os.PathLike], form: Any = Dict[str, Any], most: int = MOST_BYTES) -> Any:
     """The content of `path`, of at most so many bytes. Raises Damaged unless it is of `form`; a missing file is one."""
-    try:
+    with unreadable_is_damaged():
         check_regular(path, most)
         with open(path, "rb") as stream:
             content = stream.read()
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
     return parsed(content, form, path)
 
 

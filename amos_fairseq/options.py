@@ -5,10 +5,11 @@
     check       holds a config against them
 """
 
+import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, FrozenSet, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 
 class Range(NamedTuple):
@@ -48,6 +49,10 @@ class Option(NamedTuple):
     path: bool = False  # it names a place, and is free
     unseen: bool = False  # it changes what a network computes, but the shape of no parameter tells it
 
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
     def check(self, value: Any) -> None:
         """Raises ValueError, in one line, if this is no value of the option."""
         if self.range is not None:
@@ -85,6 +90,11 @@ def check(config: Any) -> None:
     """Raises ValueError, in one line, for the first option of a config that breaks its rules."""
     for option in declared(type(config)):
         option.check(getattr(config, option.name))
+
+
+def options_of(group: Any) -> Mapping[str, Any]:
+    """Of one group of fairseq's configuration, whose components without a dataclass have a Namespace."""
+    return vars(group) if isinstance(group, argparse.Namespace) else group or {}
 
 
 def free_names(config_class: type) -> FrozenSet[str]:

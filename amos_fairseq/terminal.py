@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from typing import Any, TextIO
+from typing import Any, Iterable, Sequence, TextIO
 
 # What a terminal obeys instead of showing it: C0 but for tab and line feed, DEL, C1, and what reorders text by
 # embedding, override or isolation; with them surrogates, of bytes that are no UTF-8, which no terminal can be sent.
@@ -42,3 +42,11 @@ def shows_colour(stream: TextIO) -> bool:
 
 def coloured(text: str, stream: TextIO, *codes: str) -> str:
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if shows_colour(stream) else text
+
+
+def aligned(rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
+    """Lines of columns as wide as their widest cell. numbers: all but the first column end, not begin, in line"""
+    rows = [list(map(visible, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    sides = [str.ljust, *[str.rjust if numbers else str.ljust] * (len(widths) - 1)]
+    return "\n".join("  ".join(side(*cell) for side, *cell in zip(sides, row, widths)).rstrip() for row in rows)

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import sys
-from typing import Iterable, NoReturn, Optional, Tuple, Type, Union
+from typing import Iterable, NoReturn, Optional, Sequence, Tuple, Type, Union
 
 from amos_fairseq.terminal import visible
 
@@ -41,6 +41,15 @@ def told_in_one_line(kind: Union[Type[Exception], Tuple[Type[Exception], ...]] =
         yield
     except kind as error:
         stop(" ".join(str(error).splitlines()), status_of(error))
+
+
+@contextlib.contextmanager
+def unreadable_is_damaged():
+    """Turn what the file system says of a file that is read into Damaged."""
+    try:
+        yield
+    except OSError as error:
+        raise Damaged(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
 def stop(message: str, status: int, program: str = "amos_fairseq") -> NoReturn:
@@ -78,9 +87,9 @@ def misspelling(word: str, choice: str) -> Optional[Tuple[int, int]]:
         return None  # lr for encoder-lr: too little of what was written
     letters = 0
     for part in fewer:
-        nearest = min(left, key=lambda other: changed_letters(part, other))
+        nearest = min(left, key=lambda other: edit_distance(part, other))
         short, long = sorted((part, nearest), key=len)
-        distance = changed_letters(short, long)
+        distance = edit_distance(short, long)
         # Of two short words, as long as each other, neither is a slip of the other: mlm and clm.
         differ = len(long) <= 4 and len(short) == len(long) and sorted(short) != sorted(long)
         slip = distance <= (2 if len(short) > 7 else 1) and not differ
@@ -91,14 +100,14 @@ def misspelling(word: str, choice: str) -> Optional[Tuple[int, int]]:
     return len(left), letters
 
 
-def changed_letters(word: str, other: str) -> int:
-    """How many letters one is to insert, leave out, replace or exchange with the next: the edit distance."""
-    rows = [[*range(len(other) + 1)]]
-    for i, letter in enumerate(word, 1):
+def edit_distance(first: Sequence, second: Sequence, exchanges: bool = True) -> int:
+    """How many letters, or words, one is to insert, leave out, replace or, where `exchanges`, swap with the next."""
+    rows = [[*range(len(second) + 1)]]
+    for i, letter in enumerate(first, 1):
         row = [i]
-        for j, counterpart in enumerate(other, 1):
+        for j, counterpart in enumerate(second, 1):
             row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != counterpart)))
-            if i > 1 and j > 1 and (letter, word[i - 2]) == (other[j - 2], counterpart):
+            if exchanges and i > 1 and j > 1 and (letter, first[i - 2]) == (second[j - 2], counterpart):
                 row[-1] = min(row[-1], rows[-2][j - 2] + 1)
         rows.append(row)
     return rows[-1][-1]

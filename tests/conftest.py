@@ -120,7 +120,7 @@ WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
 def tokenizer():
     """Of 56 symbols; each of WORDS is one."""
     texts = (" ".join(WORDS[(3 * row + column) % 8] for column in range(6)) + "," for row in range(80))
-    return Tokenizer(train_vocabulary(texts, 56, uncased=True).model)
+    return Tokenizer(train_vocabulary(texts, 56, uncased=True))
 
 
 @pytest.fixture

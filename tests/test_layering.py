@@ -22,7 +22,7 @@ ARROWS = {
     "user_errors": {"terminal"},
     "json_files": {"files", "options", "user_errors"},
     "csrc": set(),
-    "demo": set(),
+    "demo": {"files"},
     "ops": {"random", "csrc"},
     "objectives": {"ops"},
     "corruption": {"ops", "random"},

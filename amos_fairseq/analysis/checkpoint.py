@@ -49,7 +49,9 @@ class TrainedRun(NamedTuple):
         return self.inspect([block.numpy() for block in blocks], sampling)
 
     def inspect(self, sentences: Sequence[np.ndarray], sampling: Sampling) -> List[Sentence]:
-        model, masking = self.model, self.masking(sampling.mask_prob)
+        model, masking = self.model, MaskingOptions.of(self.task)
+        if sampling.mask_prob is not None:
+            masking = replace(masking, mask_prob=sampling.mask_prob)
         model.method.noise_seed = sampling.seed
         batches = [
             pipeline.batch_of(tokens, tokens, tokens == model.tokenizer.mask, number)
@@ -58,10 +60,6 @@ class TrainedRun(NamedTuple):
             for number, tokens in enumerate(sentences)
         ]
         return [pipeline.follow(model, batch, sampling.top) for batch in batches]
-
-    def masking(self, mask_prob: Optional[float] = None) -> MaskingOptions:
-        options = MaskingOptions.of(self.task)
-        return options if mask_prob is None else replace(options, mask_prob=mask_prob)
 
 
 def held_out_blocks(data: str, model: Pretrained, count: int, remedy: str = ""):

@@ -4,8 +4,8 @@ A run has one colour, line and marker in all figures that overlay runs. A figure
 quantities apart by shade and line instead.
 """
 
-import functools
 import math
+from functools import partial
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib
@@ -54,30 +54,27 @@ def style(index: int, colors: Sequence[str] = COLORS) -> Style:
     return Style(*(choices[index % len(choices)] for choices in (colors, DASHES, MARKERS)))
 
 
-shade = functools.partial(style, colors=SHADES)
+shade = partial(style, colors=SHADES)
 
 
-def overlay(plan: Overlay) -> Draw:
-    def draw(runs: Sequence[Run]) -> Optional[Picture]:
-        styles = {run.name: style(index) for index, run in enumerate(runs)}
-        runs = [run for run in runs if not plan.needs or run_log.names(run.log, plan.needs)]
-        if not plan.validation:
-            runs = [run._replace(log=RunLog(run.log.train, [])) for run in runs]
-        panels = [name for name in plan.names if any(run_log.names(run.log, name) for run in runs)]
-        if not panels:
-            return None
-        figure, grid = new_figure(len(panels))
-        lines: Dict[str, List[Tuple[RunLog, str]]] = {}
-        for axes, name in zip(grid, panels):
-            for run in runs:
-                for logged in run_log.names(run.log, name)[-1:]:
-                    lines.setdefault(run.name, []).append((run.log, logged))
-                    draw_line(axes, run.log, logged, styles[run.name])
-            decorate(axes, quantities.of(name).words, quantities.of(name).unit, plan.log_updates and spans(runs))
-        legend(figure, *drawn(lines, styles))
-        return Picture(plan.title, plan.caption + smoothed(runs), figure)
-
-    return draw
+def overlay(plan: Overlay, runs: Sequence[Run]) -> Optional[Picture]:
+    styles = {run.name: style(index) for index, run in enumerate(runs)}
+    runs = [run for run in runs if not plan.needs or run_log.names(run.log, plan.needs)]
+    if not plan.validation:
+        runs = [run._replace(log=RunLog(run.log.train, [])) for run in runs]
+    panels = [name for name in plan.names if any(run_log.names(run.log, name) for run in runs)]
+    if not panels:
+        return None
+    figure, grid = new_figure(len(panels))
+    lines: Dict[str, List[Tuple[RunLog, str]]] = {}
+    for axes, name in zip(grid, panels):
+        for run in runs:
+            for logged in run_log.names(run.log, name)[-1:]:
+                lines.setdefault(run.name, []).append((run.log, logged))
+                draw_line(axes, run.log, logged, styles[run.name])
+        decorate(axes, quantities.of(name).words, quantities.of(name).unit, plan.log_updates and spans(runs))
+    legend(figure, *drawn(lines, styles))
+    return Picture(plan.title, plan.caption + smoothed(runs), figure)
 
 
 def drawn(lines: Dict[str, List[Tuple[RunLog, str]]], styles: Dict[str, Style]) -> Tuple[Dict[str, Style], bool]:
@@ -90,44 +87,39 @@ def drawn(lines: Dict[str, List[Tuple[RunLog, str]]], styles: Dict[str, Style]) 
     return shown, bool(marked)
 
 
-def by_run(plan: ByRun) -> Draw:
-    def draw(runs: Sequence[Run]) -> Optional[Picture]:
-        logged = {run.name: [found for name in plan.names for found in run_log.names(run.log, name)] for run in runs}
-        runs = [run for run in runs if len(logged[run.name]) > 1]
-        if not runs:
-            return None
-        lines = list(dict.fromkeys(name for run in runs for name in logged[run.name]))
-        styles = {name: shade(index) for index, name in enumerate(lines)}
-        figure, grid = new_figure(len(runs), sharey=True)
-        for axes, run in zip(grid, runs):
-            for name in logged[run.name]:
-                draw_line(axes, run.log, name, styles[name])
-            if plan.uniform:
-                axes.axhline(1 / len(logged[run.name]), color="0.5", linewidth=1)
-        for axes, run in zip(grid, runs):  # after all lines: limits that are set no longer follow them
-            unit = quantities.of(plan.names[0]).unit if axes.get_subplotspec().is_first_col() else ""
-            decorate(axes, run.name, unit, plan.log_updates and spans(runs))
-        if plan.limits:
-            grid[0].set_ylim(*plan.limits)
-        shown, marked = drawn({name: [(run.log, name) for run in runs] for name in lines}, styles)
-        more = [Line2D([], [], color="0.5", linewidth=1, label="all equal")] if plan.uniform else []
-        legend(figure, {quantities.label(name): shown[name] for name in lines}, marked, more)
-        return Picture(plan.title, plan.caption + smoothed(runs), figure)
-
-    return draw
+def by_run(plan: ByRun, runs: Sequence[Run]) -> Optional[Picture]:
+    logged = {run.name: [found for name in plan.names for found in run_log.names(run.log, name)] for run in runs}
+    runs = [run for run in runs if len(logged[run.name]) > 1]
+    if not runs:
+        return None
+    lines = list(dict.fromkeys(name for run in runs for name in logged[run.name]))
+    styles = {name: shade(index) for index, name in enumerate(lines)}
+    figure, grid = new_figure(len(runs), sharey=True)
+    for axes, run in zip(grid, runs):
+        for name in logged[run.name]:
+            draw_line(axes, run.log, name, styles[name])
+        if plan.uniform:
+            axes.axhline(1 / len(logged[run.name]), color="0.5", linewidth=1)
+    for axes, run in zip(grid, runs):  # after all lines: limits that are set no longer follow them
+        unit = quantities.of(plan.names[0]).unit if axes.get_subplotspec().is_first_col() else ""
+        decorate(axes, run.name, unit, plan.log_updates and spans(runs))
+    if plan.limits:
+        grid[0].set_ylim(*plan.limits)
+    shown, marked = drawn({name: [(run.log, name) for run in runs] for name in lines}, styles)
+    more = [Line2D([], [], color="0.5", linewidth=1, label="all equal")] if plan.uniform else []
+    legend(figure, {quantities.label(name): shown[name] for name in lines}, marked, more)
+    return Picture(plan.title, plan.caption + smoothed(runs), figure)
 
 
 def losses(runs: Sequence[Run]) -> Optional[Picture]:
     found = {name: quantity.unit for name, quantity in quantities.known().items() if quantity.is_loss}
     units = list(found.values())
-    return overlay(
-        Overlay(
-            "Loss terms",
-            "Unweighted, of AMOS the deepest generator's masked LM. Detection, ranking and criticism get harder behind "
-            "a better generator: between methods, these losses rank nothing.",
-            sorted(found, key=lambda name: units.index(found[name])), log_updates=True,
-        )
-    )(runs)
+    caption = (
+        "Unweighted, of AMOS the deepest generator's masked LM. Detection, ranking and criticism get harder behind a "
+        "better generator: between methods, these losses rank nothing."
+    )
+    names = sorted(found, key=lambda name: units.index(found[name]))
+    return overlay(Overlay("Loss terms", caption, names, log_updates=True), runs)
 
 
 def others(runs: Sequence[Run]) -> Optional[Picture]:
@@ -135,7 +127,7 @@ def others(runs: Sequence[Run]) -> Optional[Picture]:
     shown = {name for plan in (*PLANS.values(), *paper_plans().values()) for name in plan.names}
     names = [name for name in quantities.logged([run.log for run in runs]) if name not in shown]
     names = [name for name in names if not (quantities.of(name).of_course or quantities.of(name).is_loss)]
-    return overlay(Overlay("Other quantities", "What was logged and no other figure is about.", names))(runs)
+    return overlay(Overlay("Other quantities", "What was logged and no other figure is about.", names), runs)
 
 
 def learning_by_compute(runs: Sequence[Run]) -> Optional[Picture]:
@@ -199,7 +191,7 @@ def by_option(runs: Sequence[Run]) -> Optional[Picture]:
     for axes, name in zip(grid, panels):
         for group, (color, dashes, marker) in lines.items():
             points = sorted(
-                (value, last_validation(run, name))
+                (value, scaled(run.log.validation, run_log.names(run.log, name)[-1])[1][-1])  # of depths, the deepest
                 for run, value, of in zip(runs, differing[number], groups) if str(of) == group
             )
             axes.plot(*zip(*points), color=color, linestyle=dashes, marker=marker, **HOLLOW)
@@ -213,12 +205,6 @@ def by_option(runs: Sequence[Run]) -> Optional[Picture]:
         "is no fault by itself.",
         figure,
     )
-
-
-def last_validation(run: Run, name: str) -> float:
-    """As drawn; of depths, the deepest."""
-    _, values = run_log.series(run.log.validation, run_log.names(run.log, name)[-1])
-    return quantities.of(name).scale * values[-1]
 
 
 # By file name.
@@ -270,15 +256,16 @@ def paper_plans() -> Dict[str, Plan]:
 def papers() -> Dict[str, Draw]:
     """By file name, the methods' own figures."""
     plans = paper_plans()
-    return {name: (overlay if isinstance(plan, Overlay) else by_run)(plan) for name, plan in plans.items()}
+    return {name: partial(overlay if isinstance(plan, Overlay) else by_run, plan) for name, plan in plans.items()}
 
 
 # In the order of the page.
 CURVES: Dict[str, Draw] = {
-    "losses": losses, "detection": overlay(PLANS["detection"]), "generators": overlay(PLANS["generators"]),
-    "others": others, "learning_by_compute": learning_by_compute, "by_option": by_option,
+    "losses": losses, "detection": partial(overlay, PLANS["detection"]),
+    "generators": partial(overlay, PLANS["generators"]), "others": others, "learning_by_compute": learning_by_compute,
+    "by_option": by_option,
 }
-COURSE: Dict[str, Draw] = {name: overlay(PLANS[name]) for name in ("speed", "optimization")}
+COURSE: Dict[str, Draw] = {name: partial(overlay, PLANS[name]) for name in ("speed", "optimization")}
 
 
 def new_figure(panels: int, sharey: bool = False) -> Tuple[Figure, Sequence[Axes]]:
@@ -295,22 +282,22 @@ def new_figure(panels: int, sharey: bool = False) -> Tuple[Figure, Sequence[Axes
 def draw_line(axes: Axes, log: RunLog, name: str, style: Style) -> None:
     """Training as a line, over what it smoothes if that is long; validation as markers, joined if there is no line."""
     color, dashes, marker = style
-    scale = quantities.of(name).scale
-    updates, values = scaled(log.train, name, scale)
+    updates, values = scaled(log.train, name)
     window = smoothing(len(values))
     if window > 1:
         axes.plot(updates, values, color=color, linewidth=0.6, alpha=0.25)
     alone = "." if len(updates) == 1 else ""  # one point is no line
     axes.plot(updates, smooth(values, window), color=color, linestyle=dashes, linewidth=1.7, marker=alone)
     joined = "none" if updates else dashes
-    updates, values = scaled(log.validation, name, scale)
+    updates, values = scaled(log.validation, name)
     every = math.ceil(len(updates) / MARKS) or 1
     axes.plot(updates[::-every], values[::-every], color=color, linestyle=joined, marker=marker, **HOLLOW)
 
 
-def scaled(rows: List[Row], name: str, scale: float) -> Tuple[List[float], List[float]]:
+def scaled(rows: List[Row], name: str) -> Tuple[List[float], List[float]]:
+    """(updates, values) as they are shown."""
     updates, values = run_log.series(rows, name)
-    return updates, [scale * value for value in values]
+    return updates, [quantities.of(name).scale * value for value in values]
 
 
 def smoothing(points: int) -> int:

@@ -10,9 +10,9 @@ from typing import Any, Mapping, NamedTuple, Tuple
 
 import torch
 
-from amos_fairseq.data.masking import padded_width
+from amos_fairseq.analysis.plan import batch_without_values
 from amos_fairseq.methods import build, size_options
-from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod, Vocabulary
+from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
 from amos_fairseq.methods.generator_first import GeneratorAlone
 
 
@@ -49,14 +49,8 @@ def updates_within(method: PretrainingMethod, geometry: Geometry, flops: float, 
 
 def update_flops(method: PretrainingMethod, geometry: Geometry) -> Tuple[int, int]:
     """Of an update in the generator's warm-up, 0 without one, and of one after it."""
-    shape = geometry.sequences, geometry.length
-    tokens = torch.empty(shape, dtype=torch.long, device="meta")
-    cropped = None
-    if method.cropping:
-        width = padded_width(round(method.cropping * geometry.length))
-        cropped = tokens.new_empty(geometry.sequences, width)
-    masked = round(geometry.mask_prob * tokens.numel())
-    batch = PretrainingBatch(tokens, tokens, tokens.bool(), tokens[0, :0], [masked], [], cropped_tokens=cropped)
+    batch = batch_without_values(geometry.sequences, geometry.length, geometry.mask_prob, method.cropping)
+    batch = batch._replace(num_masked=[round(geometry.mask_prob * batch.original_tokens.numel())])
     alone = GeneratorAlone(method).training_flops(batch) if method.generator_warmup else 0
     return alone, method.training_flops(batch)
 

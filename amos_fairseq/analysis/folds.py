@@ -21,20 +21,14 @@ from amos_fairseq.pretrained.model import Pretrained
 FOLDS = 5
 
 
-class Texts(NamedTuple):
-    """N labelled texts, or pairs of them. blocks: (N,) what is drawn together   folds: (N,)"""
+class Labelled(NamedTuple):
+    """N labelled texts, or pairs of them, of a table; or N labelled words of sentences.
 
-    table: tables.Table
-    labels: np.ndarray
-    blocks: np.ndarray
-    folds: np.ndarray
-
-
-class Words(NamedTuple):
-    """N labelled words. blocks: (N,) their sentences"""
+    blocks: (N,) what is drawn together: each text, or all words of a sentence   folds: (N,)
+    """
 
     path: Path
-    sentences: List[List[linear_probes.Word]]
+    source: Union[tables.Table, List[List[linear_probes.Word]]]
     labels: np.ndarray
     blocks: np.ndarray
     folds: np.ndarray
@@ -46,7 +40,7 @@ class Result(NamedTuple):
     commonest: float  # share of the commonest label
 
 
-def read_texts(path: Path, columns: Sequence[str], label: str, folds: int = FOLDS) -> Texts:
+def read_texts(path: Path, columns: Sequence[str], label: str, folds: int = FOLDS) -> Labelled:
     """Raises ValueError, in one line, for what tells nothing."""
     if len(columns) > 2:
         raise ValueError(f"a probe reads one text or a pair, got the columns {', '.join(columns)}")
@@ -55,20 +49,21 @@ def read_texts(path: Path, columns: Sequence[str], label: str, folds: int = FOLD
         if not value:
             raise ValueError(f"{table.where(row)}: there is no label")
     numbers = np.array([tables.hash_of(*texts) % folds for texts in table.texts])
-    return checked(Texts(table, np.array(table.labels), np.arange(len(numbers)), numbers), path, folds)
+    return checked(Labelled(path, table, np.array(table.labels), np.arange(len(numbers)), numbers), folds)
 
 
-def read_words(path: Path, folds: int = FOLDS) -> Words:
+def read_words(path: Path, folds: int = FOLDS) -> Labelled:
     """A word, a tab and its label a line: see `linear_probes.read_labelled`."""
     sentences = linear_probes.read_labelled(path)
     rows = [
         (word.label, number, tables.hash_of(" ".join(word.text for word in sentence)) % folds)
         for number, sentence in enumerate(sentences) for word in sentence if word.label != linear_probes.UNLABELLED
     ]
-    return checked(Words(path, sentences, *map(np.array, zip(*rows))), path, folds)
+    return checked(Labelled(path, sentences, *map(np.array, zip(*rows))), folds)
 
 
-def checked(found: Union[Texts, Words], path: Path, folds: int):
+def checked(found: Labelled, folds: int) -> Labelled:
+    path = found.path
     if folds < 2:
         raise ValueError(f"{folds} folds leave nothing to learn from: take at least 2")
     if len(set(found.folds.tolist())) < folds:
@@ -80,7 +75,7 @@ def checked(found: Union[Texts, Words], path: Path, folds: int):
 
 
 def probe(
-    model: Pretrained, found: Union[Texts, Words], layers: Sequence[int], pooling: str = "mean",
+    model: Pretrained, found: Labelled, layers: Sequence[int], pooling: str = "mean",
     progress: Callable[[int], object] = lambda layers: None,
 ) -> List[Result]:
     """One for each layer, which `Pretrained.layer_number` reads. Of a text longer than the model reads, the end is cut.
@@ -88,15 +83,16 @@ def probe(
     pooling: of texts; of a word it is the state of its first piece that is probed
     """
     numbers = list(map(model.layer_number, layers))
-    if isinstance(found, Words):
-        encoded = linear_probes.encode(found.sentences, model.tokenizer, model.max_tokens, found.path)
-        states = linear_probes.layer_states(model.encoder, encoded)
-    else:
-        examples, _ = tables.encode(found.table, model.tokenizer, model.max_tokens, None)
+    of_texts = isinstance(found.source, tables.Table)
+    if of_texts:
+        examples, _ = tables.encode(found.source, model.tokenizer, model.max_tokens, None)
         sequences = list(torch.from_numpy(examples.tokens).long().split(examples.lengths.tolist()))
+    else:
+        encoded = linear_probes.encode(found.source, model.tokenizer, model.max_tokens, found.path)
+        states = linear_probes.layer_states(model.encoder, encoded)
     results = []
     for number in numbers:
-        if isinstance(found, Texts):
+        if of_texts:
             features = model.pooled(sequences, pooling, layer=number).float().cpu().numpy()
         else:
             features = states[number]
@@ -105,10 +101,8 @@ def probe(
     return results
 
 
-def cross_validate(features: np.ndarray, found: Union[Texts, Words]) -> Result:
+def cross_validate(features: np.ndarray, found: Labelled) -> Result:
     """features: (N, C)"""
-    if not np.isfinite(features).all():
-        raise ValueError("hidden states are no finite numbers: the model has diverged")
     predicted = np.empty_like(found.labels)
     for number in np.unique(found.folds):
         test = found.folds == number

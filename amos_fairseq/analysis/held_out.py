@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amos_fairseq.analysis.checkpoint import held_out_blocks
+from amos_fairseq.analysis.similarity import STS_COLUMNS, Sts, sts_of
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
 from amos_fairseq.finetune import tables
 from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
@@ -30,15 +31,6 @@ CROSSED = 500  # pairs whose members are also compared with those of all others
 SCORED_SEQUENCES = 24  # masked scores take a pass for each token
 SCORED_TOKENS = 32
 TOKENS_PER_RANDOM = 6  # of the scored sequences' unlikely versions, one token in so many is random
-PAIR_COLUMNS = ("sentence1", "sentence2", "score")
-
-
-class Pairs(NamedTuple):
-    """Texts, and which of them belong together."""
-
-    first: List[str]
-    second: List[str]
-    scores: List[float]
 
 
 class Scores(NamedTuple):
@@ -64,7 +56,7 @@ class Probe(NamedTuple):
         return (normalized(self.first) * normalized(self.second)).sum(axis=1)
 
 
-def probe(run: Run, pairs: Optional[Pairs] = None) -> Probe:
+def probe(run: Run, pairs: Optional[Sts] = None) -> Probe:
     """Load a run's newest checkpoint and read held-out text with it.
 
     Raises ValueError or OSError, in one line, if there is no checkpoint or no held-out text of its vocabulary, or if
@@ -79,8 +71,8 @@ def probe(run: Run, pairs: Optional[Pairs] = None) -> Probe:
         first, second = embeddings(model, originals), embeddings(model, crops)
         similar = np.arange(len(items))
     else:
-        first, second = (embeddings(model, [model.encode(text) for text in texts]) for texts in pairs[:2])
-        similar = np.flatnonzero(np.array(pairs.scores) == max(pairs.scores))
+        first, second = (embeddings(model, [model.encode(text) for text in texts]) for texts in pairs[1:3])
+        similar = np.flatnonzero(pairs.scores == pairs.scores.max())
     cosines = normalized(first[:CROSSED]) @ normalized(second[:CROSSED]).T
     return Probe(
         run.name, first[similar], second[similar], cosines[~np.eye(len(cosines), dtype=bool)],
@@ -100,7 +92,7 @@ def held_out_sequences(run: Run, model: Pretrained) -> MaskedBlockDataset:
     chosen = [shortened(block, SEQUENCE_TOKENS) for block in blocks]
     sizes = [len(block) for block in chosen]
     masking = MaskingOptions.of(run.options)
-    return MaskedBlockDataset(chosen, sizes, model.tokenizer.token_ids, masking, 1, KEPT_BY_CROPS)
+    return MaskedBlockDataset(chosen, sizes, model.tokenizer, masking, 1, KEPT_BY_CROPS)
 
 
 def shortened(tokens: Tensor, length: int) -> Tensor:
@@ -152,18 +144,12 @@ def with_random_tokens(tokens: Tensor, regular_tokens: np.ndarray, draw: np.rand
     return changed
 
 
-def read_pairs(path: Path) -> Pairs:
+def read_pairs(path: Path) -> Sts:
     """Tab-separated columns sentence1, sentence2 and score, named in the first line, others ignored: STS-B's train.tsv.
 
     Raises ValueError, in one line, for anything else.
     """
-    header, *rows = [line.split("\t") for _, line in tables.lines_of(path)] or [[]]
-    try:
-        first, second, scores = ([dict(zip(header, row))[name] for row in rows] for name in PAIR_COLUMNS)
-        pairs = Pairs(first, second, [float(score) for score in scores])
-    except (KeyError, ValueError):
-        pairs = None
-    if pairs is None or len(rows) < 2:
-        columns = ", ".join(PAIR_COLUMNS)
-        raise ValueError(f"{path} must have two lines or more of {columns}, between tabs, below a line of these names")
-    return pairs
+    table = tables.to_table(path, tables.tab_records(path), STS_COLUMNS[:2], STS_COLUMNS[2])
+    if len(table.lines) < 2:
+        raise ValueError(f"{path} holds one pair: give two or more")
+    return sts_of(table)

@@ -5,10 +5,9 @@ from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
-from amos_fairseq.analysis.figures import HOLLOW, MARKERS, Picture, Style, legend, new_figure, shade
+from amos_fairseq.analysis.figures import HOLLOW, MARKERS, Picture, Style, decorate, legend, new_figure, shade
 from amos_fairseq.analysis.held_out import SCORED_SEQUENCES, Probe
 
 BINS = 40
@@ -128,13 +127,7 @@ def with_means(probe: Probe, values: Dict[str, np.ndarray]) -> str:
 
 
 def plain(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    axes.set_title(title, fontsize=9, loc="left")
-    axes.set_xlabel(xlabel, fontsize=9)
-    axes.set_ylabel(ylabel if axes.get_subplotspec().is_first_col() else "", fontsize=9)
-    axes.ticklabel_format(useOffset=False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    decorate(axes, title, ylabel if axes.get_subplotspec().is_first_col() else "", False, xlabel)
 
 
 def lines(figure, kinds: Dict[str, Style]) -> None:

@@ -28,7 +28,6 @@ WORDS = {
     FOUND: "replaced, found", MISSED: "replaced, missed", MISTAKEN: "original, mistaken", FILLED: "filled in",
     "": "original",
 }
-SELECTED = "bold"
 
 LEGEND = {
     FOUND: "[original -> drawn p]  replaced, and found by the encoder; p is its P(original)",
@@ -114,7 +113,7 @@ def mark_masked(token: Token, number: int) -> Mark:
     if not token.selected:
         return Mark(token.masked.replace(SPACE, ""), "", starts_word)
     fate = "" if token.masked == MASK else "kept: " if token.masked == token.original else "random: "
-    return Mark(f"[{number} {fate}{piece(token.masked)}]", SELECTED, starts_word)
+    return Mark(f"[{number} {fate}{piece(token.masked)}]", "bold", starts_word)
 
 
 def piece(text: str) -> str:

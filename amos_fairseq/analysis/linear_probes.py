@@ -8,7 +8,6 @@ what its architecture says, which is not little.
 """
 
 from collections import Counter
-from itertools import cycle
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -20,19 +19,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from amos_fairseq.analysis.figures import COLORS, MARKERS
+from amos_fairseq.analysis.figures import decorate, new_figure, style
 from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.finetune import tables
 from amos_fairseq.finetune.metrics import accuracy, macro_f1
-from amos_fairseq.methods import build
-from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.pretrained.filling import finite
-from amos_fairseq.pretrained.model import Pretrained
 
 UNLABELLED = "_"  # a word that is read, but not probed
 MAX_ITERATIONS = 1000
-TWIN_SEED = 1
 
 
 class Word(NamedTuple):
@@ -65,21 +61,16 @@ def read_labelled(path: Path) -> List[List[Word]]:
 
     Raises ValueError, in one line, for anything else.
     """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is no UTF-8") from None
-    sentences: List[List[Word]] = [[]]
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if not line.strip():
+    sentences: List[List[Word]] = []
+    before = 0
+    for number, line in tables.lines_of(path):
+        if number > before + 1 or not sentences:  # after a blank line
             sentences.append([])
-            continue
+        before = number
         columns = line.split("\t")
         if len(columns) != 2 or not all(column.strip() for column in columns):
             raise ValueError(f"{path}, line {number}: must be a word, a tab and a label, got {line[:40]!r}")
         sentences[-1].append(Word(columns[0].strip(), columns[1].strip(), number))
-    sentences = [sentence for sentence in sentences if sentence]
     if not any(word.label != UNLABELLED for sentence in sentences for word in sentence):
         raise ValueError(f"{path} holds no labelled word: lines are a word, a tab and a label")
     return sentences
@@ -124,16 +115,6 @@ def first_pieces(tokenizer: Tokenizer, sentence: Sequence[Word], path) -> Tuple[
         places.append(place)
         begin += len(word.text) + 1
     return ids, places
-
-
-def untrained_twin(model: Pretrained) -> PretrainingMethod:
-    """The same networks with new weights."""
-    method, tokenizer = model.method, model.tokenizer
-    options, schedule = vars(method.config), dict(total_updates=method.total_updates)
-    with torch.random.fork_rng():
-        torch.manual_seed(TWIN_SEED)
-        twin = build(model.name, options, Vocabulary.of(tokenizer), **schedule)
-    return twin.to(model.device).eval()
 
 
 @torch.no_grad()
@@ -191,9 +172,9 @@ def curves(results: Sequence[Result], majority: float, depths: Dict[str, Sequenc
 
     depths: of a network, the layers to be marked
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, color, marker in zip(dict.fromkeys(result.network for result in results), cycle(COLORS), cycle(MARKERS)):
+    figure, (axes,) = new_figure(1)
+    for index, name in enumerate(dict.fromkeys(result.network for result in results)):
+        color, _, marker = style(index)
         of_network = [result for result in results if result.network == name]
         layers = [result.layer for result in of_network]
         line = dict(color=color, marker=marker, markersize=5)
@@ -207,9 +188,7 @@ def curves(results: Sequence[Result], majority: float, depths: Dict[str, Sequenc
             ring = dict(marker="o", markersize=12, markerfacecolor="none", markeredgecolor=color, linestyle="none")
             axes.plot(*at, **ring, label=f"{name}, with MLM head")
     axes.axhline(100 * majority, color="0.4", linestyle=":", label="commonest label")
-    axes.set(xlabel="layer (0: embeddings)", ylabel="% of test words right")
+    decorate(axes, "", "% of test words right", False, "layer (0: embeddings)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.9", linewidth=0.8)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return figure

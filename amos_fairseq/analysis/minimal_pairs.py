@@ -16,7 +16,7 @@ import torch
 from amos_fairseq.data.manifest import located
 from amos_fairseq.data.tokenizer import read_counts
 from amos_fairseq.finetune.intervals import Estimate, mean, mean_of_strata
-from amos_fairseq.finetune.tables import READERS
+from amos_fairseq.finetune.tables import records_of
 from amos_fairseq.methods.base import log_frequencies
 from amos_fairseq.modules.batching import BATCH_TOKENS
 from amos_fairseq.pretrained.model import Pretrained
@@ -91,23 +91,18 @@ def read(paths: Sequence[Path], by: Optional[str] = None) -> List[Pair]:
     by: column of the phenomenon; by default the layout's own, or the file's name where it has none
     Raises ValueError, in one line, for anything else.
     """
-    pairs = [pair for path in files_of(paths) for pair in pairs_of(path, by)]
+    pairs = [pair for path in map(Path, paths) for file in files_of(path) for pair in pairs_of(file, by)]
     if not pairs:
         raise ValueError(f"{', '.join(map(str, paths))}: there is no pair")
     return pairs
 
 
-def files_of(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in map(Path, paths):
-        inside = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
-        for file in inside:
-            if file.suffix.lower() not in READERS:
-                raise ValueError(f"{file} is none of {', '.join(READERS)}: rename or convert it")
-            yield file
+def files_of(path: Path) -> List[Path]:
+    return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
 
 
 def pairs_of(path: Path, by: Optional[str]) -> Iterator[Pair]:
-    for number, record in READERS[path.suffix.lower()](path):
+    for number, record in records_of(path):
         where = f"{path}, line {number}"
         layout = next((layout for layout in LAYOUTS.values() if set(layout.columns) <= record.keys()), None)
         if layout is None:
@@ -146,16 +141,12 @@ class Texts:
     def __init__(self, pairs: Sequence[Pair], model: Pretrained):
         texts = [text for pair in pairs for text in (pair.good, pair.bad)]
         sequences = model.sequences([text.text for text in texts], contexts=[text.context for text in texts])
-        rows: Dict[bytes, int] = {}
-        self.distinct: List[Text] = []
-        first = []  # the place among all texts of each of `distinct`
-        self.place = []  # in `distinct`, of the good text of each pair and its bad one
-        for number, parts in enumerate(zip(sequences.tokens, sequences.counted)):
-            key = b" ".join(part.numpy().tobytes() for part in parts)
-            if rows.setdefault(key, len(rows)) == len(self.distinct):
-                self.distinct.append(texts[number])
-                first.append(number)
-            self.place.append(rows[key])
+        keys = [
+            b" ".join(part.numpy().tobytes() for part in parts) for parts in zip(sequences.tokens, sequences.counted)
+        ]
+        # self.place: in `distinct`, of the good text of each pair and its bad one
+        _, first, self.place = np.unique(np.array(keys, dtype=object), return_index=True, return_inverse=True)
+        self.distinct = [texts[number] for number in first]
         self.sequences = Sequences(*([part[number] for number in first] for part in sequences[:2]))
         self.model = model
 

@@ -6,6 +6,7 @@ probabilities. The row functions are PyTorch's, whose temporaries are larger tha
 chunk of logits is as on a GPU of at most 32 GiB.
 """
 
+import contextlib
 import weakref
 from typing import Iterable, List, NamedTuple, Optional
 
@@ -118,12 +119,9 @@ def memory(
         parameter.grad = torch.empty_like(parameter)
     method.set_num_updates(method.generator_warmup)  # in which less runs
     alive = Alive([*method.parameters(), *method.buffers(), *(p.grad for p in learned)])
-    with torch.device("meta"), use("pytorch"), alive:
-        if fused:
-            with FusedAttention():
-                loss = _loss(method, batch)
-        else:
-            loss = _loss(method, batch)
+    with torch.device("meta"), use("pytorch"), alive, FusedAttention() if fused else contextlib.nullcontext():
+        terms = method.losses(method(batch), batch).values()
+        loss = torch.stack([term.weight * term.total for term in terms]).sum()
         activations, peak = alive.now, alive.peak
         loss.backward()
     method.zero_grad(set_to_none=True)
@@ -133,12 +131,6 @@ def memory(
         sum(parameter.nbytes for parameter in method.parameters()), gradients * (2 if devices > 1 else 1),
         _trainer_bytes(learned, masters), activations, temporaries,
     )
-
-
-def _loss(method: PretrainingMethod, batch: PretrainingBatch) -> Tensor:
-    output = method(batch)
-    terms = method.losses(output, batch).values()
-    return torch.stack([term.weight * term.total for term in terms]).sum()
 
 
 def checkpoint_bytes(model: torch.nn.Module, masters: bool = True) -> int:

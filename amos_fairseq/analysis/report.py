@@ -13,7 +13,8 @@ from amos_fairseq import run_log
 from amos_fairseq.analysis import figures, held_out_figures, quantities
 from amos_fairseq.analysis.expectations import measure_of, number
 from amos_fairseq.analysis.figures import MAX_RUNS, Picture
-from amos_fairseq.analysis.held_out import Pairs, Probe, probe
+from amos_fairseq.analysis.held_out import Probe, probe
+from amos_fairseq.analysis.similarity import Sts
 from amos_fairseq.files import is_temporary, remove_leftovers, replace_durably
 from amos_fairseq.methods.base import ENCODER_SIZES
 from amos_fairseq.quantities import HIGHER, LOWER
@@ -131,7 +132,7 @@ def check_replaceable(out: Path) -> None:
         raise ValueError(f"--out {out} holds something else than a report: name another folder")
 
 
-def read_checkpoints(runs: Iterable[Run], pairs: Optional[Pairs]) -> Tuple[List[Probe], List[str]]:
+def read_checkpoints(runs: Iterable[Run], pairs: Optional[Sts]) -> Tuple[List[Probe], List[str]]:
     """What the runs' checkpoints say, and of those that cannot be read why."""
     probes, left_out = [], []
     for run in runs:
@@ -186,7 +187,7 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> Tuple[str, Dict[
     names = ", ".join(run.name for run in runs)
     took = [{"run": run.name, **about(run)} for run in runs]
     body = [
-        table([*took[0]], [plain([*facts.values()]) for facts in took]),
+        table([*took[0]], [[*facts.values()] for facts in took]),
         "<h2>Summary</h2>",
         note(
             "Last validation; of speed, and of what was not validated, the mean over the last tenth of training. Of "
@@ -195,7 +196,7 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> Tuple[str, Dict[
         ),
         table(
             ["", *(run.name for run in runs)],
-            [[(quantities.title(line.name), False), *zip(map(cell, line.values), line.best)] for line in summary(runs)],
+            [[quantities.title(line.name), *map(cell, line.values, line.best)] for line in summary(runs)],
         ),
     ]
     for section in sections:
@@ -203,7 +204,7 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> Tuple[str, Dict[
         body += [figure(picture, images[name]) for name, picture in section.pictures.items()]
     differing = run_log.differing_options(runs)
     if differing:
-        rows = [plain([name, *map(shown, values)]) for name, values in differing.items()]
+        rows = [[name, *map(shown, values)] for name, values in differing.items()]
         body += ["<h2>Options that differ</h2>", table(["", *(run.name for run in runs)], rows)]
     return TEMPLATE.substitute(title=html.escape(f"Training: {names}"), body="\n".join(body)), images
 
@@ -233,13 +234,13 @@ def architecture(options: Mapping[str, Any]) -> str:
     return name
 
 
-def plain(texts: Sequence[str]) -> List[Tuple[str, bool]]:
-    """Cells of which none is the best."""
-    return [(text, False) for text in texts]
+class Best(str):
+    """A cell of a table that stands out."""
 
 
-def cell(value: Optional[float]) -> str:
-    return DASH if value is None else number(value)
+def cell(value: Optional[float], best: bool) -> str:
+    text = DASH if value is None else number(value)
+    return Best(text) if best else text
 
 
 def shown(value) -> str:
@@ -266,11 +267,10 @@ def note(text: str) -> str:
     return f'<p class="note">{html.escape(text)}</p>' if text else ""
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Tuple[str, bool]]]) -> str:
-    """Cells of the rows are (text, whether it is the best)."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
     lines = [
-        "<tr>" + "".join(f"<td{' class=best' if best else ''}>{html.escape(text)}</td>" for text, best in row) + "</tr>"
+        "".join(f"<td{' class=best' if isinstance(text, Best) else ''}>{html.escape(text)}</td>" for text in row)
         for row in rows
     ]
-    return "\n".join(["<table>", f"<tr>{head}</tr>", *lines, "</table>"])
+    return "\n".join(["<table>", *(f"<tr>{line}</tr>" for line in (head, *lines)), "</table>"])

@@ -3,9 +3,12 @@
     score = (1 - weight) first_pass + weight pll
 """
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+import math
+from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
+
+from amos_fairseq.user_errors import edit_distance
 
 WEIGHTS = np.linspace(0, 1, 101)  # of which one is tuned
 
@@ -43,12 +46,7 @@ def best_of_each(hypotheses: Sequence[Hypothesis], scores: Sequence[float], toke
 
 def word_errors(hypothesis: str, reference: str) -> int:
     """Fewest words that are substituted, inserted or left out between both."""
-    words, row = reference.split(), list(range(len(reference.split()) + 1))
-    for number, spoken in enumerate(hypothesis.split(), start=1):
-        before, row[0] = row[0], number
-        for place, word in enumerate(words, start=1):
-            before, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, before + (spoken != word))
-    return row[-1]
+    return edit_distance(hypothesis.split(), reference.split(), exchanges=False)
 
 
 class Rescoring:
@@ -97,17 +95,13 @@ def parse(text: str, path: str, nbest: bool = True, first_pass: bool = False) ->
         *fields, sentence = line.split("\t", 1 + first_pass) if nbest else [line]
         if nbest and (len(fields) != 1 + first_pass or not fields[0]):
             raise ValueError(f"{path}, line {number}: n-best lines are {layout}, got {line[:40]!r}")
-        score = number_of(fields[1]) if first_pass else 0.0
-        if score is None:
+        try:
+            score = float(fields[1]) if first_pass else 0.0
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
             raise ValueError(f"{path}, line {number}: the first pass's score {fields[1][:40]!r} is no number")
         found.append(Hypothesis(number, fields[0] if nbest else "", score, sentence))
     if not found:
         raise ValueError(f"{path}: there is no sentence to score")
     return found
-
-
-def number_of(text: str) -> Optional[float]:
-    try:
-        return float(text) if np.isfinite(float(text)) else None
-    except ValueError:
-        return None

@@ -21,9 +21,10 @@ import numpy as np
 import scipy.stats
 import torch
 
-from amos_fairseq.analysis.linear_probes import TWIN_SEED, probe
-from amos_fairseq.data.corpus import BLANK_LINE, Reading, sample_text
+from amos_fairseq.analysis.linear_probes import probe
+from amos_fairseq.data.corpus import BLANK_LINE, sample_text
 from amos_fairseq.data.inputs import list_inputs
+from amos_fairseq.data.options import Options
 from amos_fairseq.data.sources import open_source
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.demo.documentation_tasks import WORDS_OF_SENTENCE, split_sentences, with_half_shuffled
@@ -35,6 +36,7 @@ TRAIN = "train"
 SIDES = (TRAIN, TRAIN, *PARTS)  # a quarter each
 ITEMS, FEWEST_ITEMS = 2000, 200  # pairs
 BLOCK_WORDS = 8  # 16 tokens of a small vocabulary: what the quick start trains on
+TWIN_SEED = 1
 TEXT_BYTES = 8 << 20  # read of a text at most, from all over it
 
 
@@ -177,7 +179,7 @@ def untrained(encoder: Encoder) -> Encoder:
 
 def read_texts(path: Path) -> List[str]:
     """Of a file, or of all below a folder that `amos-fairseq prepare` reads: at most TEXT_BYTES, from all over it."""
-    sources = [open_source(name, name, format, Reading()) for name, format in list_inputs([str(path)]).files]
+    sources = [open_source(name, name, format, Options()) for name, format in list_inputs([str(path)]).files]
     for source in sources:
         source.check()
     return list(sample_text(sources, TEXT_BYTES))

@@ -7,7 +7,7 @@ Texts longer than the encoder reads lose their ends, which is counted.
 """
 
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -35,6 +35,15 @@ class Sts(NamedTuple):
     second: List[str]
     scores: np.ndarray
 
+    @property
+    def texts(self) -> List[str]:
+        return [*self.first, *self.second]
+
+    def judged(self, embed: "Embedder") -> Dict[str, Estimate]:
+        """By metric."""
+        cosines = (embed(self.first) * embed(self.second)).sum(dim=-1).cpu().numpy()
+        return {"Spearman": of_statistic(lambda rows: spearman(cosines[rows], self.scores[rows]), len(cosines))}
+
 
 class Retrieval(NamedTuple):
     """A folder of BEIR's layout. relevance: of queries, the documents that were judged, with their grades."""
@@ -44,27 +53,42 @@ class Retrieval(NamedTuple):
     queries: Dict[str, str]
     relevance: Dict[str, Dict[str, int]]
 
+    @property
+    def texts(self) -> List[str]:
+        return list(self.documents.values())
 
-class Anisotropy(NamedTuple):
-    """Of words: of the layer's hidden states; of texts: of those pooled. Cosine 1 or rank 1: all are alike."""
-
-    word_cosine: float
-    word_rank: float
-    text_cosine: float
-    text_rank: float
+    def judged(self, embed: "Embedder") -> Dict[str, Estimate]:
+        """By metric. A query's own document, if it is one, is not among the answers, as in BEIR."""
+        names, queries = list(self.documents), list(self.relevance)
+        documents, vectors = embed(self.texts), embed([self.queries[query] for query in queries])
+        found: Dict[str, List[float]] = {f"nDCG@{NDCG_AT}": [], f"recall@{RECALL_AT}": []}
+        for start in range(0, len(queries), QUERIES):
+            cosines = vectors[start : start + QUERIES] @ documents.T
+            best = cosines.topk(min(RECALL_AT + 1, len(names)), dim=-1).indices.tolist()
+            for query, places in zip(queries[start : start + QUERIES], best):
+                answers = [names[place] for place in places if names[place] != query][:RECALL_AT]
+                grades = self.relevance[query]
+                found[f"nDCG@{NDCG_AT}"].append(ndcg(answers, grades, NDCG_AT))
+                found[f"recall@{RECALL_AT}"].append(recall(answers, grades))
+        return {name: mean(np.array(values)) for name, values in found.items()}
 
 
 def read_sts(path: Path, columns: Sequence[str] = STS_COLUMNS) -> Sts:
     """Raises ValueError, in one line, for a file without the columns, or fewer than two pairs."""
     table = tables.read(path, columns[:2], columns[2])
-    scores = tables.numbers(table, tables.Scale(0.0, 1.0))
+    found = sts_of(table)
+    scores = found.scores
     if len(scores) < 2 or (scores == scores[0]).all():
         raise ValueError(f"{path}: all {len(scores)} scores are alike, with which nothing correlates")
     for row, texts in enumerate(table.texts):
         if not all(map(str.strip, texts)):
             raise ValueError(f"{table.where(row)}: there is no text")
+    return found
+
+
+def sts_of(table: tables.Table) -> Sts:
     first, second = map(list, zip(*table.texts))
-    return Sts(path.stem, first, second, scores)
+    return Sts(table.path.stem, first, second, tables.numbers(table, tables.Scale(0.0, 1.0)))
 
 
 def read_beir(folder: Path, split: str = "test") -> Retrieval:
@@ -126,8 +150,11 @@ class Embedder:
         return F.normalize(features, dim=-1)
 
     @torch.no_grad()
-    def anisotropy(self, texts: Sequence[str]) -> Anisotropy:
-        """Of the first STATES_OF texts, as validation logs it: without <s> and </s>."""
+    def anisotropy(self, texts: Sequence[str]) -> Dict[str, float]:
+        """How alike hidden states of the first STATES_OF texts are: cosine 1 or rank 1, all of them.
+
+        Of words, without <s> and </s>, as validation logs it; of texts: of the pooled ones.
+        """
         chosen, truncated = list(texts)[:STATES_OF], self.truncated
         sequences, encoder = self.sequences(chosen), self.model.encoder
         self.truncated = truncated
@@ -140,40 +167,10 @@ class Embedder:
             sums = [sums[0] + similarity(words).sums, sums[1] + spread(words).sums]
         pooled = self.model.pooled(sequences, self.pooling, self.batch_tokens, layer=self.layer)
         of_texts = similarity(pooled).sums, spread(pooled).sums
-        return Anisotropy(
-            mean_cosine(sums[0]), effective_rank(sums[1]), mean_cosine(of_texts[0]), effective_rank(of_texts[1])
-        )
-
-
-def texts_of(task: Union[Sts, Retrieval]) -> List[str]:
-    return [*task.first, *task.second] if isinstance(task, Sts) else list(task.documents.values())
-
-
-def judge(embed: Embedder, task: Union[Sts, Retrieval]) -> Dict[str, Estimate]:
-    """By metric."""
-    return judge_sts(embed, task) if isinstance(task, Sts) else judge_retrieval(embed, task)
-
-
-def judge_sts(embed: Embedder, task: Sts) -> Dict[str, Estimate]:
-    cosines = (embed(task.first) * embed(task.second)).sum(dim=-1).cpu().numpy()
-    return {"Spearman": of_statistic(lambda rows: spearman(cosines[rows], task.scores[rows]), len(cosines))}
-
-
-def judge_retrieval(embed: Embedder, task: Retrieval) -> Dict[str, Estimate]:
-    """A query's own document, if it is one, is not among the answers, as in BEIR."""
-    names = list(task.documents)
-    documents, queries = embed(list(task.documents.values())), list(task.relevance)
-    vectors = embed([task.queries[query] for query in queries])
-    found: Dict[str, List[float]] = {f"nDCG@{NDCG_AT}": [], f"recall@{RECALL_AT}": []}
-    for start in range(0, len(queries), QUERIES):
-        cosines = vectors[start : start + QUERIES] @ documents.T
-        best = cosines.topk(min(RECALL_AT + 1, len(names)), dim=-1).indices.tolist()
-        for query, places in zip(queries[start : start + QUERIES], best):
-            answers = [names[place] for place in places if names[place] != query][:RECALL_AT]
-            grades = task.relevance[query]
-            found[f"nDCG@{NDCG_AT}"].append(ndcg(answers, grades, NDCG_AT))
-            found[f"recall@{RECALL_AT}"].append(recall(answers, grades))
-    return {name: mean(np.array(values)) for name, values in found.items()}
+        return {
+            "word_cosine": mean_cosine(sums[0]), "word_rank": effective_rank(sums[1]),
+            "text_cosine": mean_cosine(of_texts[0]), "text_rank": effective_rank(of_texts[1]),
+        }
 
 
 def ndcg(answers: Sequence[str], grades: Dict[str, int], at: int) -> float:

@@ -1,7 +1,11 @@
 """What a resumed run would do otherwise than the run that wrote the checkpoint."""
 
 import json
+import textwrap
 from typing import Any, Collection, Dict, List, Mapping, NamedTuple
+
+from amos_fairseq.options import options_of
+from amos_fairseq.terminal import aligned
 
 # Options of fairseq's, as a task or model has them, too: places, the run's length, and what is compared by itself.
 FREE = {"_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "max_tokens"}
@@ -34,7 +38,7 @@ def characteristics(
     return {
         "method": cfg["task"]["_name"], "seed": common["seed"],
         "precision": " ".join(precision + [name for name in PRECISION_OPTIONS if common.get(name)]),
-        "optimizer": name_of(cfg["optimizer"]), "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
+        "optimizer": options_of(cfg["optimizer"])["_name"], "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
         "vocabulary": task_state.get("dictionary_sha256", "")[:DIGITS],
         "data": task_state.get("data_sha256", "")[:DIGITS], **options(cfg["task"], free), **options(cfg["model"], free),
     }
@@ -44,12 +48,8 @@ def schedule(cfg: Mapping[str, Any]) -> Dict[str, Any]:
     """By name, what a resumed run does otherwise from there on if it is changed: rates, their schedule, the length."""
     groups = [cfg[group] for group in ("optimization", "optimizer", "lr_scheduler")]
     own = {key: value for group in groups if isinstance(group, Mapping) for key, value in group.items()}
-    return {"lr_scheduler": name_of(cfg["lr_scheduler"]), **{key: own[key] for key in own if key not in NO_SCHEDULE}}
-
-
-def name_of(component: Any) -> str:
-    """One of fairseq's without a dataclass is a Namespace of all options of the command."""
-    return component["_name"] if isinstance(component, Mapping) else component._name
+    told = {key: value for key, value in own.items() if key not in NO_SCHEDULE}
+    return {"lr_scheduler": options_of(cfg["lr_scheduler"])["_name"], **told}
 
 
 def options(group: Any, free: Collection[str]) -> Dict[str, Any]:
@@ -73,11 +73,6 @@ def plain(value: Any) -> str:
     return json.dumps(value, default=str, sort_keys=True)
 
 
-def in_a_line(found: List[Difference]) -> str:
-    return ", ".join(f"{name} {then} -> {now}" for name, then, now in found)
-
-
 def table(found: List[Difference]) -> str:
     rows = [("option", "then", "now"), *((name, str(then), str(now)) for name, then, now in found)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return textwrap.indent(aligned(rows), "  ")

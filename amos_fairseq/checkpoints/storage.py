@@ -12,6 +12,8 @@ import hashlib
 import json
 import math
 import os
+import pickle
+import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from amos_fairseq import json_files
 from amos_fairseq.files import FileRecord, check_regular, file_record, sync_folder, write_durably
-from amos_fairseq.user_errors import Damaged
+from amos_fairseq.user_errors import Damaged, unreadable_is_damaged
 
 FORMAT = 1
 MODEL, TRAINER, STATE, MANIFEST = "model.safetensors", "trainer.safetensors", "state.json", "manifest.json"
@@ -128,7 +130,7 @@ def read(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[str, Any]:
 
 def read_verified(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[str, Any]:
     """`read`, of a checkpoint that has just been verified, which takes a pass over all of its files."""
-    document = read_document(folder)
+    document = json_files.read(folder / STATE)
     try:
         return decode(document if keys is None else {key: document[key] for key in keys}, Tensors(folder))
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -138,11 +140,6 @@ def read_verified(folder: Path, keys: Optional[Iterable[str]] = None) -> Dict[st
 def read_state(folder: Path, keys: Optional[Iterable[str]] = None) -> State:
     """`read_verified` of what a training saved, of which `State` says what it must be."""
     return json_files.formed(read_verified(folder, keys), State, folder / STATE)
-
-
-def read_document(folder: Path) -> Dict[str, Any]:
-    """What is no tensor: `decode` makes of it the state or a part of it."""
-    return json_files.read(folder / STATE)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -167,13 +164,18 @@ def verify(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     for name in FILES:
         path, record = folder / name, manifest["files"][name]
-        try:
+        with unreadable_is_damaged():
             check_regular(path, record["bytes"])
             if file_record(path) != record:
                 raise Damaged(f"{path} is damaged: its size or SHA-256 is not that of the manifest")
-        except OSError as error:
-            raise Damaged(f"{path} cannot be read: {error.strerror}") from None
     return manifest
+
+
+def refusal(source: object, error: pickle.UnpicklingError) -> str:
+    """Why torch does not load a file that asks for more than data."""
+    reason = re.search(r"(Unsupported|Trying to|Can only) .*?(?=\. |\.?$)", str(error), re.MULTILINE)
+    what = reason.group() if reason else "it holds more than data"
+    return f"{source} is refused, since to load it could run code: {what}"
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str:

@@ -30,16 +30,6 @@ class Checkpoint(NamedTuple):
     purposes: Sequence[str] = ()  # of "interval" and "epoch"
 
 
-class Retention(NamedTuple):
-    """What fairseq's --keep-* options say; a number below 1 keeps all of a kind."""
-
-    intervals: int = -1
-    interval_multiple: int = -1  # those at multiples of so many updates are kept besides
-    epochs: int = -1
-    best: int = -1
-    maximize: bool = False
-
-
 def listed(save_dir: Path) -> List[Checkpoint]:
     """Newest first, and before these the ones whose manifest cannot be read."""
     found = []
@@ -97,9 +87,11 @@ def find(path: Path, verify: bool = False) -> Path:
 
 def save(
     save_dir: Path, name: str, state: Mapping[str, Any], score: Optional[float], purposes: Sequence[str], is_best: bool,
-    retention: Retention,
+    options,
 ) -> Path:
     """Write a checkpoint, let checkpoint_last (and checkpoint_best) link to it, then delete what need not be kept.
+
+    options: fairseq's of checkpoints, of which --keep-* say what is kept; a number below 1 keeps all of a kind
 
     What fails for a reason that may pass is tried three times; then raises OSError, all earlier checkpoints in place.
     """
@@ -122,7 +114,7 @@ def save(
     link(save_dir / LAST, path)
     if is_best:
         link(save_dir / BEST, path)
-    prune(save_dir, retention)
+    prune(save_dir, options)
     return path
 
 
@@ -135,28 +127,28 @@ def link(pointer: Path, path: Path) -> None:
     storage.sync_folder(pointer.parent)
 
 
-def prune(save_dir: Path, retention: Retention) -> None:
+def prune(save_dir: Path, options) -> None:
     """Delete the checkpoints that nothing keeps. The newest and the best are always kept, the unreadable left alone."""
     checkpoints = [checkpoint for checkpoint in listed(save_dir) if checkpoint.number < math.inf]
-    kept = {checkpoint.path.name for checkpoint in kept_of(checkpoints, retention)}
+    kept = {checkpoint.path.name for checkpoint in kept_of(checkpoints, options)}
     kept |= {os.readlink(save_dir / pointer) for pointer in (LAST, BEST) if (save_dir / pointer).is_symlink()}
     for checkpoint in checkpoints:
         if checkpoint.path.name not in kept:
             remove(checkpoint.path)
 
 
-def kept_of(checkpoints: Sequence[Checkpoint], retention: Retention) -> List[Checkpoint]:
-    """Of `checkpoints`, newest first, those that `retention` keeps, and the newest."""
+def kept_of(checkpoints: Sequence[Checkpoint], options) -> List[Checkpoint]:
+    """Of `checkpoints`, newest first, those that `options` keep, and the newest."""
     scored = [checkpoint for checkpoint in checkpoints if checkpoint.score is not None]
-    scored.sort(key=lambda checkpoint: checkpoint.score, reverse=retention.maximize)
+    scored.sort(key=lambda checkpoint: checkpoint.score, reverse=options.maximize_best_checkpoint_metric)
     intervals = [checkpoint for checkpoint in checkpoints if "interval" in checkpoint.purposes]
-    multiple = retention.interval_multiple
+    multiple = options.keep_interval_updates_pattern
     every = [checkpoint for checkpoint in intervals if multiple > 0 and checkpoint.updates % multiple == 0]
     epochs = [checkpoint for checkpoint in checkpoints if "epoch" in checkpoint.purposes]
     return [
-        *checkpoints[:1], *scored[: max(0, retention.best)], *every,
-        *[checkpoint for checkpoint in intervals if checkpoint not in every][: limit(retention.intervals)],
-        *epochs[: limit(retention.epochs)],
+        *checkpoints[:1], *scored[: max(0, options.keep_best_checkpoints)], *every,
+        *[checkpoint for checkpoint in intervals if checkpoint not in every][: limit(options.keep_interval_updates)],
+        *epochs[: limit(options.keep_last_epochs)],
     ]
 
 

@@ -4,7 +4,6 @@ import copy
 import logging
 import os
 import random
-from argparse import Namespace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
@@ -16,6 +15,7 @@ from fairseq.distributed import utils as distributed_utils
 from omegaconf import OmegaConf
 
 from amos_fairseq.checkpoints import differences, storage, store
+from amos_fairseq.options import options_of
 from amos_fairseq.user_errors import status_of, stop
 
 logger = logging.getLogger(__name__)
@@ -55,13 +55,9 @@ def save(cfg, trainer, epoch_itr, val_loss: Optional[float]) -> Optional[str]:
         )
         if hasattr(trainer.task, "get_checkpoint_dict"):
             state["extra_state"].update(trainer.task.get_checkpoint_dict())
-        retention = store.Retention(
-            cfg.keep_interval_updates, cfg.keep_interval_updates_pattern, cfg.keep_last_epochs,
-            cfg.keep_best_checkpoints, cfg.maximize_best_checkpoint_metric,
-        )
         save_dir, name = Path(cfg.save_dir), f"checkpoint_{epoch}_{updates}"
         save_dir.mkdir(parents=True, exist_ok=True)
-        path = store.save(save_dir, name, state, val_loss, purposes, is_best, retention)
+        path = store.save(save_dir, name, state, val_loss, purposes, is_best, cfg)
         logger.info("Saved checkpoint %s (epoch %d @ %d updates, score %s)", path, epoch, updates, val_loss)
         return str(path.absolute())
 
@@ -194,7 +190,7 @@ def newest(save_dir: Path, trainer) -> Optional[Path]:
 
 def refuse_no_rate(cfg, updates: int) -> None:
     """Raise ValueError if a run goes on, after so many updates, where its learning rate has fallen to 0 for good."""
-    options = vars(cfg.lr_scheduler) if isinstance(cfg.lr_scheduler, Namespace) else cfg.lr_scheduler
+    options = options_of(cfg.lr_scheduler)
     total = options.get("total_num_update")
     if total and updates >= float(total) and not options.get("end_learning_rate"):
         raise ValueError(
@@ -226,7 +222,8 @@ def refuse_changes(path: Path, trainer) -> None:
         )
     told = differences.differences(differences.schedule(then), differences.schedule(now), [])
     if told:
-        logger.warning("the run goes on with what is not as it was: %s", differences.in_a_line(told))
+        changes = ", ".join(f"{name} {before} -> {now}" for name, before, now in told)
+        logger.warning("the run goes on with what is not as it was: %s", changes)
 
 
 def load_to_cpu(path: Path, arg_overrides: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:

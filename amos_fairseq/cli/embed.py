@@ -12,16 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trained.add_run(parser)
     parser.add_argument("file", metavar="FILE", help="texts, one a line, none of them empty; - for standard input")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="new file to write")
-    parser.add_argument("--pooling", choices=("mean", "first"), default="mean",
-                        help="mean of the hidden states of all tokens (the default), or the first, <s>'s")
-    parser.add_argument("--layer", type=int, default=-1, metavar="N",
-                        help="0: the embeddings, 1, 2, ..: after this layer; -1: the last one (the default), -2, ..")
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
+    trained.add_pooling(parser)
+    trained.add_batch_tokens(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.batch_tokens < 1:
-        raise ValueError(f"--batch-tokens must be at least 1, got {args.batch_tokens}")
     if args.out.exists():
         raise ValueError(f"--out {args.out} exists: name a new file")
     if not args.out.parent.is_dir():

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from amos_fairseq.cli import trained
-from amos_fairseq.terminal import json_line, visible
+from amos_fairseq.terminal import aligned, json_line, visible
 
 HELP = (
     "Print how often the pseudo-log-likelihood of models is higher for the good text of a pair, by phenomenon, with "
@@ -26,12 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-token", action="store_true", help="compare means over tokens instead of sums")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="new file for the scores of every pair")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
+    trained.add_batch_tokens(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.batch_tokens < 1:
-        raise ValueError(f"--batch-tokens must be at least 1, got {args.batch_tokens}")
     if args.out is not None and args.out.exists():
         raise ValueError(f"--out {args.out} exists: name a new file")
 
@@ -110,7 +108,7 @@ def print_table(scored: List, judged: List, per_token: bool) -> None:
         ["where it is not", *(shown(result.without_frequency) for result in judged)],
         ["ties", *(f"{result.ties:,}" for result in judged)],
     ]
-    trained.print_aligned(rows)
+    print(aligned(rows))
 
 
 def shown(share: Optional[float]) -> str:

@@ -4,7 +4,10 @@ import argparse
 import logging
 import os
 import shlex
+import typing
 
+from amos_fairseq.data.options import Options
+from amos_fairseq.options import declared
 from amos_fairseq.terminal import show_log, visible
 
 HELP = "turn text into a vocabulary and binarised training data; the same command goes on after a kill"
@@ -23,48 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR")
-    parser.add_argument(
-        "--format", choices=["text", "jsonl", "json", "parquet", "arrow"],
-        help="of files whose names do not say it, and of standard input (default: text)",
-    )
-    parser.add_argument(
-        "--text-field", default="text", metavar="NAME",
-        help="field or column that holds the text of a document; a.b is b in a (default: text)",
-    )
-    parser.add_argument(
-        "--id-field", metavar="NAME", help="field or column whose value tells records that are there twice: left out"
-    )
-    parser.add_argument("--encoding", metavar="NAME", help="of text and JSON, as Python calls it (default: UTF-8)")
-    parser.add_argument(
-        "--documents", choices=["blank-line", "line"], default="blank-line", help="what separates documents in text"
-    )
-    parser.add_argument("--vocab-size", type=int, help="size of the dictionary, specials and <mask> included (32768)")
-    parser.add_argument("--uncased", action="store_true", help="fold case")
-    parser.add_argument(
-        "--normalization", choices=["nmt_nfkc", "nfkc", "identity"],
-        help="of characters: NFKC and what translation removes, zero-width joiners among it (the default), NFKC, none",
-    )
-    parser.add_argument(
-        "--vocabulary", metavar="PATH", help="instead of training one: a SentencePiece .model, an earlier DIR, or the "
-        "tokenizer.json, or the local folder, of a Hugging Face model, whose ids are kept",
-    )
-    parser.add_argument(
-        "--train-tokenizer", choices=["wordpiece", "bpe", "unigram"],
-        help="train BERT's WordPieces, byte-level BPE or a unigram model with Hugging Face's tokenizers (default: "
-        "byte-pair encoding with SentencePiece)",
-    )
-    parser.add_argument("--tokens-per-sample", type=int, default=512, help="length of a block")
-    parser.add_argument("--shards", type=int, default=1, help="number of equal parts; fairseq reads one per epoch")
-    parser.add_argument("--valid-fraction", type=float, default=0.01, help="share of the tokens kept for validation")
-    parser.add_argument("--valid", metavar="PATH", help="validate on this file or folder instead of a part of INPUT")
-    parser.add_argument(
-        "--documents-whole", action="store_true", help="do not split documents that fit into a block; blocks vary"
-    )
-    parser.add_argument(
-        "--deduplicate", action="store_true",
-        help="leave out documents that repeat an earlier one (9 bytes of memory per document)",
-    )
-    parser.add_argument("--vocabulary-sample", type=int, default=100_000_000, help="bytes of text to train it on")
+    kinds = typing.get_type_hints(Options)
+    for option in declared(Options):
+        kind = (typing.get_args(kinds[option.name]) or (kinds[option.name],))[0]
+        if kind is bool:
+            parser.add_argument(option.flag, action="store_true", help=option.help)
+        else:
+            choices, default = option.choices or None, option.default
+            parser.add_argument(option.flag, type=kind, choices=choices, default=default, help=option.help)
     parser.add_argument("--workers", type=int, help="number of processes (one per CPU)")
     parser.add_argument(
         "--part", metavar="I/N",
@@ -73,11 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from amos_fairseq.data.preparation import Part, prepare
+    from amos_fairseq.data.preparation import parse_part, prepare
 
     show_log()
     logging.getLogger("amos_fairseq").setLevel(logging.INFO)
-    part = None if args.part is None else Part.parse(args.part)
+    part = None if args.part is None else parse_part(args.part)
     manifest = prepare(**{**vars(args), "part": part}, progress=True)
     if manifest is None:  # other parts are not done
         return

@@ -1,10 +1,10 @@
 """`amos-fairseq probe`: what frozen layers know, of labelled words or of the order of words."""
 import argparse
 from pathlib import Path
-from typing import List, Optional
+from typing import Iterable, List, Optional
 
 from amos_fairseq.cli import trained
-from amos_fairseq.terminal import json_line, visible
+from amos_fairseq.terminal import aligned, json_line, visible
 
 HELP = (
     "Train a linear probe on the frozen hidden states of each layer of a run's generator and encoder, beside the "
@@ -74,33 +74,42 @@ def run(args: argparse.Namespace) -> None:
     probe_words(args)
 
 
+def with_untrained(args: argparse.Namespace, names: Iterable[str]) -> List:
+    """(name, model) of each run, then the same with untrained encoders, one of each shape and vocabulary."""
+    from amos_fairseq.analysis.sentence_probes import shape, untrained
+    from amos_fairseq.pretrained.model import Pretrained
+
+    models, twins = [], {}
+    for path, name in zip(args.run, names):
+        model = trained.load(args, path)
+        models.append((name, model))
+        twin = Pretrained(str(path), model.name, untrained(model.encoder), model.tokenizer)
+        twins.setdefault((shape(model.encoder), model.tokenizer.sha256), (f"{name}, untrained", twin))
+    return [*models, *twins.values()]
+
+
 def probe_order(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from amos_fairseq.analysis import sentence_probes
     from amos_fairseq.demo.documentation import held_out_paragraphs
+    from amos_fairseq.finetune.intervals import Estimate
 
     names = list(sentence_probes.TASKS) if args.tasks is None else args.tasks.split(",")
     part = sentence_probes.DEVELOPMENT if args.part is None else args.part
     most = sentence_probes.ITEMS if args.items is None else args.items
     texts = held_out_paragraphs() if args.text is None else sentence_probes.read_texts(args.text)
     tasks = {name: sentence_probes.make_items(name, texts, part, most) for name in names}
-    networks, shapes = [], {}
-    for path in args.run:
-        model = trained.load(args, path)
-        networks.append((str(path), model.encoder, model.tokenizer))
-        shapes.setdefault((sentence_probes.shape(model.encoder), model.tokenizer.sha256), networks[-1])
-    for name, encoder, tokenizer in shapes.values():
-        networks.append((f"{name}, untrained", sentence_probes.untrained(encoder), tokenizer))
+    models = with_untrained(args, map(str, args.run))
 
-    total = 2 * len(networks) * sum(len(side) for items in tasks.values() for side in items)
+    total = 2 * len(models) * sum(len(side) for items in tasks.values() for side in items)
     with tqdm(total=total, unit="text", desc="probe", disable=None) as bar:
         results = {
             name: {
-                task: sentence_probes.probe_items(encoder, tokenizer, items, bar.update)
+                task: sentence_probes.probe_items(model.encoder, model.tokenizer, items, bar.update)
                 for task, items in tasks.items()
             }
-            for name, encoder, tokenizer in networks
+            for name, model in models
         }
     if args.json:
         counts = {task: {"train": len(items.train), "test": len(items.test)} for task, items in tasks.items()}
@@ -110,11 +119,11 @@ def probe_order(args: argparse.Namespace) -> None:
         ]
         print(json_line({"part": part, "items": counts, "probes": rows}))
         return
-    results = {visible(name): of_network for name, of_network in results.items()}
-    width = max(map(len, results)) + 2
-    print((" " * width + "".join(f"{task:<22}" for task in tasks)).rstrip())
-    for name, of_network in results.items():
-        print(f"{name:<{width}}" + "".join(f"{percent(result):<22}" for result in of_network.values()).rstrip())
+    table = [
+        [name, *(str(Estimate(result.accuracy, *result.interval)) for result in of_network.values())]
+        for name, of_network in results.items()
+    ]
+    print(aligned([["", *tasks], *table]))
     print(f"\n% of {part} pairs of which the text as written is told from the changed one, and Wilson's 95 % interval.")
     print("A bag of words has 50. Untrained: the same network with new weights.")
     for task, items in tasks.items():
@@ -126,8 +135,7 @@ def probe_order(args: argparse.Namespace) -> None:
 def probe_folds(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from amos_fairseq.analysis import folds, sentence_probes
-    from amos_fairseq.pretrained.model import Pretrained
+    from amos_fairseq.analysis import folds
 
     many = folds.FOLDS if args.folds is None else args.folds
     if args.columns is None:
@@ -138,15 +146,7 @@ def probe_folds(args: argparse.Namespace) -> None:
     else:
         found = folds.read_texts(args.labelled, args.columns.split(","), args.label or "label", many)
         what = "texts"
-    models, twins = [], {}
-    for path, name in zip(args.run, trained.short_names(args.run)):
-        model = trained.load(args, path)
-        models.append((name, model))
-        twin = sentence_probes.shape(model.encoder), model.tokenizer.sha256
-        twins.setdefault(twin, (f"{name}, untrained", Pretrained(
-            str(path), model.name, sentence_probes.untrained(model.encoder), model.tokenizer
-        )))
-    models += twins.values()
+    models = with_untrained(args, trained.short_names(args.run))
 
     def layers_of(model) -> List[int]:
         chosen = [-1] if args.layers is None else args.layers
@@ -167,14 +167,9 @@ def probe_folds(args: argparse.Namespace) -> None:
         print(json_line({what: len(found.labels), "folds": many, "probes": probes}))
         return
     table = [[name, str(layer), str(result.accuracy), f"{100 * result.macro_f1:.1f}"] for name, layer, result in rows]
-    trained.print_aligned([["network", "layer", "accuracy", "macro-F1"], *table])
+    print(aligned([["network", "layer", "accuracy", "macro-F1"], *table]))
     print(f"\n% of {len(found.labels):,} {what}, each tested once by a probe on the other {many - 1} of {many} folds, "
           f"with 95 % bootstrap intervals. The commonest label: {100 * rows[0][2].commonest:.1f}.")
-
-
-def percent(result) -> str:
-    low, high = result.interval
-    return f"{100 * result.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def probe_words(args: argparse.Namespace) -> None:
@@ -184,6 +179,7 @@ def probe_words(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from amos_fairseq.analysis import linear_probes
+    from amos_fairseq.analysis.sentence_probes import untrained
 
     sentences = [linear_probes.read_labelled(path) for path in (args.train, args.test)]
     linear_probes.check_labels(*sentences, args.train, args.test)
@@ -199,10 +195,10 @@ def probe_words(args: argparse.Namespace) -> None:
         for of_file, path in zip(sentences, (args.train, args.test))
     ]
     train_words, test_words = (len(of_file.labels) for of_file in encoded)
-    twins = linear_probes.untrained_twin(model).networks()
     results = []
     for name in tqdm(chosen, unit="network", desc="probe", disable=None):
-        results += linear_probes.probe_network(name, networks[name], twins[name], *encoded, args.layers)
+        twin = untrained(networks[name])
+        results += linear_probes.probe_network(name, networks[name], twin, *encoded, args.layers)
     label, share = linear_probes.majority(*(of_file.labels for of_file in encoded))
 
     depths = {name: model.method.marked_layers(name) for name in chosen}
@@ -213,15 +209,12 @@ def probe_words(args: argparse.Namespace) -> None:
         rows, majority = [result._asdict() for result in results], {"label": label, "accuracy": share}
         print(json_line({"words": words, "majority": majority, "probes": rows}))
     else:
-        print_table(results, depths)
+        table = [["network", "layer", "accuracy", "macro-F1", "untrained", "macro-F1"]]
+        for result in results:
+            mark = "*" if result.layer in depths[result.network] else " "
+            scores = (f"{100 * score:.1f}" for score in result[2:])
+            table.append([result.network, f"{result.layer}{mark}", *scores])
+        print(aligned(table, numbers=True))
         print(f"\n{train_words:,} words to learn from, {test_words:,} to be tested on. "
               f"Always saying {visible(label)} is right for {100 * share:.1f} %.")
         print("layer 0: embeddings; *: with a head of AMOS's masked LM; untrained: the same network with new weights.")
-
-
-def print_table(results: List, depths: dict) -> None:
-    print(f"{'network':<16}{'layer':>6}{'accuracy':>11}{'macro-F1':>11}{'untrained':>13}{'macro-F1':>11}")
-    for result in results:
-        scores = "".join(f"{100 * score:>{width}.1f}" for score, width in zip(result[2:], (11, 11, 13, 11)))
-        mark = "*" if result.layer in depths[result.network] else " "
-        print(f"{result.network:<16}{result.layer:>5}{mark}{scores}".rstrip())

@@ -1,12 +1,14 @@
 """`amos-fairseq report`: a page of figures and a summary table of one or several training runs."""
 import argparse
 import math
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
 from amos_fairseq.cli.processes import held_interrupts
-from amos_fairseq.terminal import show_log, shows_colour, visible
+from amos_fairseq.terminal import BOLD, aligned, coloured, show_log, visible
 
 if TYPE_CHECKING:
     from amos_fairseq.run_log import Run
@@ -118,27 +120,22 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def print_table(rows: List[List[str]]) -> None:
-    """The first row and column are titles. To a terminal with rich, else as aligned text, without trends.
+    """The first row and column are titles. To a terminal in colour, else without trends.
 
     What is wider than the terminal goes below, under the same titles.
     """
     rows = [[visible(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty() or "utf" not in (sys.stdout.encoding or "utf-8").lower():
-        return print(aligned(rows))
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(color_system="auto" if shows_colour(sys.stdout) else None)
-    for number, part in enumerate(parts(rows, console.width)):
-        table = Table(box=None, header_style="bold", padding=(0, GAP, 0, 0))
-        for index, title in enumerate(part[0]):
-            table.add_column(Text(title), justify="right" if index else "left", overflow="fold")
-        for row in part[1:]:
-            table.add_row(*(Text(text, style="bold" if text.endswith("*") else "") for text in row))
+        if "trend" in rows[0]:
+            rows = [[cell for title, cell in zip(rows[0], row) if title != "trend"] for row in rows]
+        return print(aligned((row for row in rows if row[0] != "trend"), numbers=True))
+    for number, part in enumerate(parts(rows, shutil.get_terminal_size().columns)):
+        titles, *lines = aligned(part, numbers=True).split("\n")
         if number:
-            console.print()
-        console.print(table)
+            print()
+        print(coloured(titles, sys.stdout, BOLD))
+        for line in lines:
+            print(re.sub(r"\S+ \*", lambda best: coloured(best[0], sys.stdout, BOLD), line))
 
 
 def parts(rows: List[List[str]], width: int) -> List[List[List[str]]]:
@@ -155,12 +152,3 @@ def parts(rows: List[List[str]], width: int) -> List[List[List[str]]]:
         used += size
     tables = ([[row[0], *row[begin:end]] for row in rows] for begin, end in zip(cuts, [*cuts[1:], len(rows[0])]))
     return [[row for row in table if {cell.strip() for cell in row[1:]} != {NONE}] for table in tables]
-
-
-def aligned(rows: List[List[str]]) -> str:
-    if "trend" in rows[0]:
-        rows = [[cell for title, cell in zip(rows[0], row) if title != "trend"] for row in rows]
-    rows = [row for row in rows if row[0] != "trend"]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    padded = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    return "\n".join("  ".join(row).rstrip() for row in padded)

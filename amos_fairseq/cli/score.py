@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     passes.add_argument("--masked", action="store_true", help="mask each token in turn, of script_selfcritic, too")
     passes.add_argument("--within-word", action="store_true", help="mask with each token the rest of its word, too")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tab-separated columns")
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
+    trained.add_batch_tokens(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,8 +70,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    if args.batch_tokens < 1:
-        raise ValueError(f"--batch-tokens must be at least 1, got {args.batch_tokens}")
     for name, needed in (
         ("first_pass", "nbest"), ("references", "nbest"), ("weight", "first_pass"), ("tune", "first_pass")
     ):

@@ -3,7 +3,7 @@ import argparse
 from pathlib import Path
 
 from amos_fairseq.cli import trained
-from amos_fairseq.terminal import json_line, visible
+from amos_fairseq.terminal import aligned, json_line, visible
 
 HELP = (
     "Judge encoders by the cosine of their pooled hidden states, without training: by Spearman's correlation with "
@@ -18,18 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="files of scored pairs, .tsv, .csv or .jsonl, and folders of BEIR")
     parser.add_argument("--columns", metavar="A,B,SCORE", help="of scored pairs (default: sentence1,sentence2,score)")
     parser.add_argument("--split", default="test", help="of BEIR's qrels (default: test)")
-    parser.add_argument("--pooling", choices=("mean", "first"), default="mean",
-                        help="mean of the hidden states of all tokens (the default), or the first, <s>'s")
-    parser.add_argument("--layer", type=int, default=-1, metavar="N",
-                        help="0: the embeddings, 1, 2, ..: after this layer; -1: the last one (the default), -2, ..")
+    trained.add_pooling(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
+    trained.add_batch_tokens(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.batch_tokens < 1:
-        raise ValueError(f"--batch-tokens must be at least 1, got {args.batch_tokens}")
-
     from tqdm import tqdm
 
     from amos_fairseq.analysis import similarity
@@ -46,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
         model = trained.load(args, path)
         with tqdm(unit="text", desc=visible(name), disable=None) as bar:
             embed = similarity.Embedder(model, args.pooling, args.layer, args.batch_tokens, bar.update)
-            results = [similarity.judge(embed, task) for task in tasks]
-            found[name] = results, embed.anisotropy(similarity.texts_of(tasks[0]))
+            results = [task.judged(embed) for task in tasks]
+            found[name] = results, embed.anisotropy(tasks[0].texts)
         if embed.truncated:
             notes.append(f"{name} reads {model.max_tokens} tokens: {embed.truncated:,} texts lost their ends.")
     if args.json:
@@ -55,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
             {"model": name, "tasks": [
                 {"task": task.name, **{metric: estimate._asdict() for metric, estimate in result.items()}}
                 for task, result in zip(tasks, results)
-            ], "anisotropy": anisotropy._asdict()} for name, (results, anisotropy) in found.items()
+            ], "anisotropy": anisotropy} for name, (results, anisotropy) in found.items()
         ]
         print(json_line({"pooling": args.pooling, "layer": args.layer, "models": rows}))
         return
@@ -63,9 +57,9 @@ def run(args: argparse.Namespace) -> None:
     for number, task in enumerate(tasks):
         results = [of_tasks[number] for of_tasks, _ in found.values()]
         rows += [[f"{task.name}, {metric}", *(str(result[metric]) for result in results)] for metric in results[0]]
-    for field in similarity.Anisotropy._fields:
-        rows.append([field.replace("_", " "), *(f"{getattr(of, field):.2f}" for _, of in found.values())])
-    trained.print_aligned(rows)
+    for field in next(iter(found.values()))[1]:
+        rows.append([field.replace("_", " "), *(f"{of[field]:.2f}" for _, of in found.values())])
+    print(aligned(rows))
     print("\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and "
           f"of pooled texts of {visible(tasks[0].name)}: near 1, all are alike, as those of a collapsed encoder.")
     for note in notes:

@@ -4,9 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Iterable, List, Optional, Sequence
-
-from amos_fairseq.terminal import visible
+from typing import List, Optional, Sequence
 
 
 def add_run(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
@@ -21,8 +19,21 @@ def add_text(parser: argparse.ArgumentParser, help: str, required: bool = False)
     text.add_argument("--file", help="text to read, line by line; - for standard input")
 
 
+def add_batch_tokens(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens in one pass (default: 16384)")
+
+
+def add_pooling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pooling", choices=("mean", "first"), default="mean",
+                        help="mean of the hidden states of all tokens (the default), or the first, <s>'s")
+    parser.add_argument("--layer", type=int, default=-1, metavar="N",
+                        help="0: the embeddings, 1, 2, ..: after this layer; -1: the last one (the default), -2, ..")
+
+
 def load(args: argparse.Namespace, run: Optional[Path] = None):
     """The model of `add_run`'s arguments, of several the one named, on a GPU if there is one."""
+    if getattr(args, "batch_tokens", 1) < 1:
+        raise ValueError(f"--batch-tokens must be at least 1, got {args.batch_tokens}")
     import torch
 
     from amos_fairseq.pretrained.loading import from_pretrained
@@ -39,14 +50,6 @@ def short_names(paths: Sequence[Path]) -> List[str]:
         return [paths[0].name or str(paths[0])]
     shared = os.path.commonpath([path.absolute().parent for path in paths])
     return [os.path.relpath(path.absolute(), shared) for path in paths]
-
-
-def print_aligned(rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell."""
-    rows = [list(map(visible, row)) for row in rows]
-    widths = [max(map(len, column)) + 2 for column in zip(*rows)]
-    for row in rows:
-        print("".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 def lines_of(args: argparse.Namespace) -> List[str]:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Optional
 
+from amos_fairseq.data.options import Options
+
 CHUNK_BYTES = 1 << 20  # longer lines are cut; also what is encoded at a time
 SLICE_BYTES = 32 << 20  # what is kept of the work of a killed process is whole slices
 SLICES = 256  # of a corpus too small for so many of that size, so that all workers have something to do
@@ -55,23 +57,12 @@ class Passages(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How all sources of a corpus are read."""
-
-    documents: str = "blank-line"  # or "line": what separates documents in text
-    text_field: str = "text"
-    id_field: Optional[str] = None  # whose value tells records that are there twice
-    format: Optional[str] = None  # None: as names say
-    encoding: Optional[str] = None  # None: UTF-8, and refused if it is clearly something else
-
-
-@dataclass(frozen=True)
 class Source(abc.ABC):
-    """One input file. path: where its bytes lie; name: how messages call it; compression: of all its bytes."""
+    """One input file. path: where its bytes lie; name: how messages call it; reading: how; compression: of all."""
 
     path: str
     name: str
-    reading: Reading
+    reading: Options
     compression: Optional[str] = None
 
     @property
@@ -113,12 +104,6 @@ class Chunk(NamedTuple):
     cuts_line: bool  # the last line goes on in the next chunk
 
 
-class CleanText(NamedTuple):
-    text: str
-    invalid_bytes: int
-    nul_characters: int
-
-
 def decoded(data: bytes) -> tuple[str, int]:
     """Text of `data` with invalid UTF-8 replaced by U+FFFD, and how many bytes of it there were."""
     try:
@@ -127,10 +112,10 @@ def decoded(data: bytes) -> tuple[str, int]:
         return ESCAPED_BYTE.subn("\ufffd", data.decode(errors="surrogateescape"))
 
 
-def clean_text(data: bytes) -> CleanText:
-    """Text of `data` as `decoded` and without NULs, and how many bytes of each there were."""
+def clean_text(data: bytes) -> tuple[str, int, int]:
+    """Text of `data` as `decoded` and without NULs, and how many invalid bytes and NULs there were."""
     text, invalid_bytes = decoded(data)
-    return CleanText(text.replace("\0", ""), invalid_bytes, text.count("\0"))
+    return text.replace("\0", ""), invalid_bytes, text.count("\0")
 
 
 def without_surrogates(text: str) -> tuple[str, int]:

@@ -16,12 +16,11 @@ import numpy as np
 
 from amos_fairseq import json_files
 from amos_fairseq.data.corpus import without_surrogates
-from amos_fairseq.data.tokenizer import SPACE, Span, Tokenizer
-from amos_fairseq.data.vocabulary import FAST_NAME, MASK, text_sample
+from amos_fairseq.data.tokenizer import FAST_NAME, SPACE, Span, Tokenizer
+from amos_fairseq.data.vocabulary import MASK, text_sample
 from amos_fairseq.options import Range
 
 TOKENIZER_NAME, ROLES_NAME = "tokenizer.json", "tokenizer_config.json"
-KINDS = ("wordpiece", "bpe", "unigram")
 # Of each role: its keys in tokenizer_config.json, and its usual names where that tells nothing.
 ROLES = {
     "bos": (("cls_token", "bos_token"), ("[CLS]", "<s>")),
@@ -60,16 +59,8 @@ class Kept(TypedDict):
     size: Annotated[int, Range(1, 1 << 24)]
 
 
-class Roles(TypedDict, total=False):
-    """What is read of tokenizer_config.json: a symbol, or an object with it."""
-
-    bos_token: Role
-    cls_token: Role
-    pad_token: Role
-    eos_token: Role
-    sep_token: Role
-    unk_token: Role
-    mask_token: Role
+# What is read of tokenizer_config.json: a symbol, or an object with it.
+Roles = TypedDict("Roles", {key: Role for keys, _ in ROLES.values() for key in keys}, total=False)  # type: ignore[misc]
 
 
 class Table(TypedDict, total=False):
@@ -108,10 +99,7 @@ class FastTokenizer(Tokenizer):
         hidden = () if unk is None else self.special
         self.id_of_text = [token if unk is None or token not in hidden else unk for token in range(size)]
         self.ids_of_text = np.array(self.id_of_text)
-        self.separators = 2 if self.pair_of_nothing().count(self.eos) == 3 else 1
-
-    def pair_of_nothing(self) -> List[int]:
-        return self.fast.encode("", "").ids
+        self.separators = 2 if self.fast.encode("", "").ids.count(self.eos) == 3 else 1
 
     @property
     def listed(self) -> range:
@@ -188,18 +176,8 @@ def as_sentencepiece(symbol: str, model: Dict[str, Any]) -> str:
 
 def readable_bytes(symbol: str) -> str:
     """Of byte-level BPE, whose characters stand for bytes; half characters stay as they are."""
-    table = byte_of_character()
-    try:
-        return bytes(table[character] for character in symbol).decode()
-    except (KeyError, UnicodeDecodeError):
-        return symbol
-
-
-def byte_of_character() -> Dict[str, int]:
-    """GPT-2's table: printable bytes are themselves, the others are numbered from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}
+    text = import_tokenizers().decoders.ByteLevel().decode([symbol])
+    return symbol if "\ufffd" in text else text
 
 
 # Reading a model's folder
@@ -255,18 +233,12 @@ def assembled(fast, config: Dict[str, Any], rows: Optional[int], name: str) -> F
         raise ValueError(f"{name}: a token holds a line break, which fairseq's dict.txt cannot")
     bos, eos = ids[roles["bos"]], ids[roles["eos"]]
     if fast.encode("").ids != [bos, eos] or fast.encode("", "").ids not in ([bos, eos, eos], [bos, eos, eos, eos]):
-        fast.post_processor = around(roles, ids)
+        begin, end = roles["bos"], roles["eos"]
+        fast.post_processor = import_tokenizers().processors.TemplateProcessing(
+            single=f"{begin} $A {end}", pair=f"{begin} $A {end} $B:1 {end}:1", special_tokens=[(begin, bos), (end, eos)]
+        )
     document = {"tokenizer": json.loads(fast.to_str()), "roles": roles, "size": rows or size}
     return FastTokenizer(json.dumps(document, ensure_ascii=False).encode(), name)
-
-
-def around(roles: Dict[str, str], ids: Dict[str, int]):
-    from tokenizers import processors
-
-    bos, eos = roles["bos"], roles["eos"]
-    return processors.TemplateProcessing(
-        single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} $B:1 {eos}:1", special_tokens=[(n, ids[n]) for n in (bos, eos)]
-    )
 
 
 # Training

@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from amos_fairseq import json_files
 from amos_fairseq.data.sources import STREAMED
@@ -15,25 +15,16 @@ STANDARD_INPUT = "-"
 FORMATS = {
     ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"
 }
-NAMES = tuple(dict.fromkeys(FORMATS.values()))  # of formats, as --format has them
 DESCRIPTIONS = "dataset_info.json", "dataset_infos.json", "dataset_dict.json"  # what `datasets` writes beside its data
 STATE = "state.json"
 
 
-class Input(NamedTuple):
-    path: str
-    format: str
-
-
 @dataclass
 class Inputs:
-    """Files to read, in order, and by reason those in the same folders that are not."""
+    """Files to read, in order, with their formats, and by reason those in the same folders that are not."""
 
-    files: list[Input] = field(default_factory=list)
+    files: list[tuple[str, str]] = field(default_factory=list)
     not_read: dict[str, list[str]] = field(default_factory=dict)
-
-    def leave(self, path: str, reason: str) -> None:
-        self.not_read.setdefault(reason, []).append(path)
 
 
 def format_of(path: str) -> Optional[str]:
@@ -58,7 +49,7 @@ def list_inputs(inputs: Sequence[str], format: Optional[str] = None) -> Inputs:
         elif name == STANDARD_INPUT or os.path.exists(name):
             if name != STANDARD_INPUT and stat.S_ISFIFO(os.stat(name).st_mode) and not name.startswith("/dev/"):
                 raise ValueError(f"{name} is a FIFO: give what comes out of it as standard input, - < {name}")
-            found.files.append(Input(name, format or format_of(name) or "text"))
+            found.files.append((name, format or format_of(name) or "text"))
         else:
             raise ValueError(f"{seen_from(name)} does not exist")
     if [path for path, _ in found.files].count(STANDARD_INPUT) > 1:
@@ -75,9 +66,9 @@ def _add_folder(found: Inputs, folder: str, format: Optional[str]) -> None:
     before, others = len(found.files), sum(map(len, found.not_read.values()))
     for path in sorted(_files_below(found, folder)):
         if reason := _reason_to_leave(path, folder, format):
-            found.leave(path, reason)
+            found.not_read.setdefault(reason, []).append(path)
         else:
-            found.files.append(Input(path, format or format_of(path) or ""))
+            found.files.append((path, format or format_of(path) or ""))
     if len(found.files) == before:
         others = sum(map(len, found.not_read.values())) - others
         known = ", ".join(f"*{end}" for end, kind in FORMATS.items() if format in (None, kind))
@@ -92,7 +83,7 @@ def _files_below(found: Inputs, folder: str) -> Iterator[str]:
         for name in sorted(folders):
             path = os.path.join(place, name)
             if os.path.realpath(path) in seen:
-                found.leave(path, "links to a folder that is read already")
+                found.not_read.setdefault("links to a folder that is read already", []).append(path)
                 folders.remove(name)
             seen.add(os.path.realpath(path))
         yield from (os.path.join(place, name) for name in files)

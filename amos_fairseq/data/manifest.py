@@ -1,10 +1,8 @@
 """The manifest of a prepared folder: what it holds, what it was made from, and whether the files still are those."""
 
-import contextlib
 import dataclasses
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +12,7 @@ from amos_fairseq import json_files
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, token_dtype
 from amos_fairseq.files import FileRecord, sha256_of
 from amos_fairseq.json_files import Natural
-from amos_fairseq.user_errors import Damaged, seen_from
+from amos_fairseq.user_errors import Damaged, seen_from, unreadable_is_damaged
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -136,7 +134,7 @@ def load_manifest_for(data: str) -> tuple[Manifest, list[str]]:
     folder, paths = located(data)
     manifest = read_manifest(folder)
     paths = paths or [os.path.join(folder, f"data{shard}") for shard in range(len(manifest.splits["train"].shards))]
-    with _unreadable_is_damaged():
+    with unreadable_is_damaged():
         for path in paths:
             if not recorded_files(manifest, [path]):
                 raise ValueError(f"{path} is no part of what {folder} holds: name {folder} or its folders data0, ..")
@@ -169,17 +167,9 @@ def recorded_files(manifest: Manifest, paths: list[str], ending: str = "") -> li
 
 def verify_tokens(manifest: Manifest, paths: list[str], process: int = 0, processes: int = 1) -> None:
     """Compare this process's share of the token files with their SHA-256, at some GB a second. Raises Damaged."""
-    with _unreadable_is_damaged():
+    with unreadable_is_damaged():
         for path, record in recorded_files(manifest, paths, ".bin")[process::processes]:
             _check_sha256(path, record)
-
-
-@contextlib.contextmanager
-def _unreadable_is_damaged() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Damaged(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
 def _check_exists(path: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from amos_fairseq.data.vocabulary import TokenIds
+from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.options import Range, check, option
 
 FROM_0_TO_1 = Range(0, 1, with_high=True)
@@ -96,7 +96,7 @@ class MaskedBlockDataset(FairseqDataset):
     """
 
     def __init__(
-        self, blocks, sizes: np.ndarray, token_ids: TokenIds, options: MaskingOptions, seed: int,
+        self, blocks, sizes: np.ndarray, tokenizer: Tokenizer, options: MaskingOptions, seed: int,
         cropping: Optional[float] = None,
     ):
         super().__init__()
@@ -106,9 +106,9 @@ class MaskedBlockDataset(FairseqDataset):
         self.cropping = cropping
         self.seed = seed
         self.epoch = 1
-        self.padding, self.mask_token = token_ids.pad, token_ids.mask
-        self.special_tokens, self.excluded_tokens = token_ids.special, token_ids.excluded
-        self.regular_tokens = np.setdiff1d(np.arange(token_ids.size), self.excluded_tokens)
+        self.padding, self.mask_token = tokenizer.pad, tokenizer.mask
+        self.special_tokens, self.excluded_tokens = tokenizer.special, tokenizer.excluded
+        self.regular_tokens = np.setdiff1d(np.arange(len(tokenizer)), self.excluded_tokens)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -17,7 +17,7 @@ from amos_fairseq.data.vocabulary import BOS, EOS, token_dtype
 from amos_fairseq.files import FileRecord, durably_written, file_record
 
 LONGEST_COMPARED = 1 << 24  # tokens; a longer document is never taken for a duplicate, since it is not held in memory
-BUFFERED_TOKENS = 1 << 16
+BUFFERED_BYTES = 1 << 17
 LEFT_OUT, TRAIN, VALID = range(3)  # what becomes of a document
 
 
@@ -64,26 +64,23 @@ class Survey:
     def empty_files(self) -> int:
         return self.files - self.files_with_text
 
-    def add_all(self, encoded: EncodedText) -> None:
+    def add(self, encoded: EncodedText) -> None:
         columns = (encoded.kinds, encoded.lengths, encoded.characters, encoded.ids, np.cumsum(encoded.lengths))
         for kind, length, characters, identity, end in zip(*(column.tolist() for column in columns)):
-            self.add(kind, length, characters, identity, encoded.token_ids[end - length : end])
-
-    def add(self, kind: int, length: int, characters: int, identity: int, token_ids: np.ndarray) -> None:
-        if kind != CONTINUES:
-            self.end_document()
-            self.lengths.append(0)
-            self.id = identity
-        if kind == STARTS_FILE:
-            self.files += 1
-            self.file_has_text = False
-        if characters and not self.file_has_text:
-            self.file_has_text = True
-            self.files_with_text += 1
-        self.characters += characters
-        self.length += length
-        if self.seen is not None and self.length <= LONGEST_COMPARED:
-            self.held.append(token_ids)
+            if kind != CONTINUES:
+                self.end_document()
+                self.lengths.append(0)
+                self.id = identity
+            if kind == STARTS_FILE:
+                self.files += 1
+                self.file_has_text = False
+            if characters and not self.file_has_text:
+                self.file_has_text = True
+                self.files_with_text += 1
+            self.characters += characters
+            self.length += length
+            if self.seen is not None and self.length <= LONGEST_COMPARED:
+                self.held.append(encoded.token_ids[end - length : end])
 
     def end_document(self) -> None:
         if self.length:
@@ -136,23 +133,20 @@ class DocumentWriter:
         self.split: Optional[SplitWriter] = None  # of the open document
         self.is_new = True  # no part of it is written
 
-    def add_all(self, encoded: EncodedText) -> None:
+    def add(self, encoded: EncodedText) -> None:
         begin = 0
         ends = np.cumsum(encoded.lengths).tolist()
         for kind, end, characters in zip(encoded.kinds.tolist(), ends, encoded.characters.tolist()):
-            self.add(kind, encoded.token_ids[begin:end], characters)
-            begin = end
-
-    def add(self, kind: int, token_ids: np.ndarray, characters: int) -> None:
-        if kind != CONTINUES:
-            self.split, self.is_new = self.splits[next(self.fates)], True
-        if self.split is None:
-            return
-        self.split.documents += kind != CONTINUES
-        self.split.characters += characters
-        if len(token_ids):
-            self.split.packer.add(token_ids, self.is_new)
-            self.is_new = False
+            token_ids, begin = encoded.token_ids[begin:end], end
+            if kind != CONTINUES:
+                self.split, self.is_new = self.splits[next(self.fates)], True
+            if self.split is None:
+                continue
+            self.split.documents += kind != CONTINUES
+            self.split.characters += characters
+            if len(token_ids):
+                self.split.packer.add(token_ids, self.is_new)
+                self.is_new = False
 
 
 class SplitWriter:
@@ -172,8 +166,6 @@ class SplitWriter:
     def finish(self) -> np.ndarray:
         """Write what is left; returns (vocabulary,) how often the blocks hold each symbol."""
         self.packer.finish()
-        for shard in self.shards:
-            shard.flush()
         return np.sum([shard.counts for shard in self.shards], axis=0)
 
     def close(self) -> Split:
@@ -197,31 +189,19 @@ class ShardWriter:
     def __init__(self, folder: str, prefix: str, vocab_size: int):
         self.folder, self.prefix = folder, prefix
         self.dtype = token_dtype(vocab_size)
-        self.stream = open(os.path.join(folder, f"{prefix}.bin"), "wb", buffering=0)
+        self.stream = open(os.path.join(folder, f"{prefix}.bin"), "wb", BUFFERED_BYTES)
         self.sha256 = hashlib.sha256()
         self.sizes = array("i")
         self.counts = np.zeros(vocab_size, dtype=np.int64)
-        self.buffer, self.filled = np.empty(BUFFERED_TOKENS, dtype=self.dtype), 0
 
     def add(self, block: np.ndarray) -> None:
         self.sizes.append(len(block))
-        while len(block):
-            taken = block[: BUFFERED_TOKENS - self.filled]
-            self.buffer[self.filled : self.filled + len(taken)] = taken
-            self.filled += len(taken)
-            block = block[len(taken) :]
-            if self.filled == BUFFERED_TOKENS:
-                self.flush()
-
-    def flush(self) -> None:
-        tokens = self.buffer[: self.filled]
-        self.counts += np.bincount(tokens, minlength=len(self.counts))
-        self.sha256.update(tokens)
-        self.stream.write(tokens)
-        self.filled = 0
+        np.add.at(self.counts, block, 1)
+        self.sha256.update(block)
+        self.stream.write(block)
 
     def close(self) -> Shard:
-        self.flush()
+        self.stream.flush()
         os.fsync(self.stream.fileno())
         self.stream.close()
         sizes = np.array(self.sizes, dtype=np.int32)

@@ -10,6 +10,7 @@ Packing begins anew after a kill; it takes a fraction of the time that encoding 
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import itertools
 import json
@@ -20,113 +21,35 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from tqdm import tqdm
 
-from amos_fairseq.data import corpus
-from amos_fairseq.data.corpus import REPAIRED, Reading, Source, Span
+from amos_fairseq.data import corpus, packing
+from amos_fairseq.data.corpus import REPAIRED, Source, Span
 from amos_fairseq.data.encoding import EncodedText, encode_slices, portions, read_encoded
-from amos_fairseq.data.fast_tokenizer import KINDS, train_fast
-from amos_fairseq.data.inputs import NAMES, STANDARD_INPUT, Input, is_stream, list_inputs
+from amos_fairseq.data.fast_tokenizer import train_fast
+from amos_fairseq.data.inputs import STANDARD_INPUT, is_stream, list_inputs
 from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
-from amos_fairseq.data.packing import (
-    LEFT_OUT,
-    TRAIN,
-    VALID,
-    DocumentWriter,
-    SeenDocuments,
-    SplitWriter,
-    Survey,
-    held_out,
-)
+from amos_fairseq.data.options import NORMALIZATIONS, Options
 from amos_fairseq.data.sources import Text, open_source
-from amos_fairseq.data.tokenizer import (
-    GivenVocabulary,
-    Tokenizer,
-    format_dictionary,
-    load_tokenizer,
-    read_vocabulary,
-    vocabulary_file,
-)
-from amos_fairseq.data.vocabulary import DICTIONARY_NAME, FAST_NAME, MODEL_NAME, NORMALIZATIONS, train_vocabulary
+from amos_fairseq.data.tokenizer import VOCABULARY_NAMES, Tokenizer, load_tokenizer, read_vocabulary, vocabulary_file
+from amos_fairseq.data.vocabulary import DICTIONARY_NAME, train_vocabulary
 from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.user_errors import Damaged
 
-# In the folder of an unfinished preparation, beside MODEL_NAME:
+# In the folder of an unfinished preparation, beside the vocabulary:
 LOCK_NAME, SETUP_LOCK_NAME = "lock", "setup.lock"
 PLAN_NAME = "plan.json"  # what the encoded slices depend on
 ENCODED_NAME = "encoded"
 COMPLETE_NAME, REPLACED_NAME = "complete", "replaced"  # the prepared folder to be, and the one that it replaces
-OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{MODEL_NAME}|{FAST_NAME}|data\d+")
+OWN_FILES = re.compile(rf"{MANIFEST_NAME}|{DICTIONARY_NAME}|{'|'.join(VOCABULARY_NAMES)}|data\d+")
 DEFAULT_VOCAB_SIZE = 32768
 DROPPED = ("empty_files", "empty_documents", "duplicate_documents", "repeated_ids")
-READING = tuple(field.name for field in fields(Reading))  # options that are also its
+READING = ("documents", "text_field", "id_field", "format", "encoding")  # options by which sources are read
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Options:
-    """All that determines the output besides the text. Sizes are in tokens and bytes."""
-
-    documents: str = "blank-line"  # or "line": what separates documents in text
-    format: Optional[str] = None  # one of NAMES; None: as names of files say
-    encoding: Optional[str] = None  # of text and JSON; None: UTF-8
-    text_field: str = "text"  # of a record; a dotted path leads into objects
-    id_field: Optional[str] = None  # of a record that is left out if an earlier one has the same
-    vocab_size: Optional[int] = None  # specials and <mask> included; DEFAULT_VOCAB_SIZE unless a vocabulary is given
-    uncased: bool = False
-    normalization: Optional[str] = None  # one of NORMALIZATIONS; the first unless a vocabulary is given
-    vocabulary: Optional[str] = None  # as of `read_vocabulary`
-    train_tokenizer: Optional[str] = None  # one of KINDS, by Hugging Face's tokenizers; None: SentencePiece's BPE
-    tokens_per_sample: int = 512
-    shards: int = 1
-    valid_fraction: float = 0.01  # of the tokens
-    valid: Optional[str] = None  # what to validate on instead, as an input
-    documents_whole: bool = False
-    deduplicate: bool = False
-    vocabulary_sample: int = 100_000_000
-
-    def check(self) -> None:
-        if self.documents not in ("blank-line", "line"):
-            raise ValueError(f"documents are separated by blank-line or line, not {self.documents}")
-        if self.format not in (None, *NAMES):
-            raise ValueError(f"--format {self.format} is none of {', '.join(NAMES)}")
-        if self.encoding is not None and not _is_text_encoding(self.encoding):
-            raise ValueError(f"--encoding {self.encoding} is none that Python knows, such as latin-1, cp1252 or utf-16")
-        if self.train_tokenizer not in (None, *KINDS):
-            raise ValueError(f"--train-tokenizer {self.train_tokenizer} is none of {', '.join(KINDS)}")
-        if self.train_tokenizer is not None and self.normalization is not None:
-            raise ValueError("--normalization is SentencePiece's: leave it out with --train-tokenizer")
-        given = (self.vocab_size is not None, self.uncased, self.normalization, self.train_tokenizer)
-        if self.vocabulary is not None and any(given):
-            names = "--vocab-size, --uncased, --normalization and --train-tokenizer"
-            raise ValueError(f"{names} are properties of the given --vocabulary: leave them out")
-        if self.normalization not in (None, *NORMALIZATIONS):
-            raise ValueError(f"--normalization {self.normalization} is none of {', '.join(NORMALIZATIONS)}")
-        if self.normalization == "identity" and self.uncased:
-            raise ValueError("--uncased is a normalization itself: give nfkc or nmt_nfkc with it, or leave it out")
-        if not 0 < self.valid_fraction < 1:
-            raise ValueError(f"--valid-fraction {self.valid_fraction} is not between 0 and 1")
-        for name, least in ("tokens-per-sample", 8), ("shards", 1), ("vocabulary-sample", 1):
-            if (value := getattr(self, name.replace("-", "_"))) < least:
-                raise ValueError(f"--{name} {value} is too small: use {least} or more")
-
-
-def _is_text_encoding(name: str) -> bool:
-    try:
-        return "".encode(name) is not None
-    except LookupError:
-        return False
-
-
-class Opened(NamedTuple):
-    """Sources, and of each what the manifest records."""
-
-    sources: list[Source]
-    identities: list[dict[str, Any]]
 
 
 class Slices(NamedTuple):
@@ -140,27 +63,21 @@ class Slices(NamedTuple):
         return {**self.valid, **self.train}
 
 
-class Part(NamedTuple):
-    """Share `index` of `count` of the work of encoding, for one of several machines."""
-
-    index: int  # type: ignore[assignment]  # hides a method of tuples
-    count: int  # type: ignore[assignment]
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        if not (found := re.fullmatch(r"(\d+)/(\d+)", text)) or int(found[1]) >= int(found[2]):
-            raise ValueError(f"--part {text} is none of 0/N, 1/N, .., N-1/N")
-        return cls(int(found[1]), int(found[2]))
+def parse_part(text: str) -> tuple[int, int]:
+    """I/N: share I of N of the work of encoding, for one of several machines."""
+    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)) or int(found[1]) >= int(found[2]):
+        raise ValueError(f"--part {text} is none of 0/N, 1/N, .., N-1/N")
+    return int(found[1]), int(found[2])
 
 
 def prepare(
     inputs: Sequence[str], out: str, *, workers: Optional[int] = None, overwrite: bool = False,
-    part: Optional[Part] = None, progress: bool = False, **options: Any,
+    part: Optional[tuple[int, int]] = None, progress: bool = False, **options: Any,
 ) -> Optional[Manifest]:
     """Prepare the text of `inputs` (files, folders, `-`) into the new folder `out`; `options`: fields of `Options`.
 
     Built in `out`.partial, where the same call goes on after a kill, and renamed when complete. Returns at once if
-    `out` holds the same preparation already. With `part`, None is returned unless it was the last part to be done.
+    `out` holds the same preparation already. With `part`, as of `parse_part`, None is returned unless it was the last.
     """
     chosen = Options(**options)
     chosen.check()
@@ -178,12 +95,11 @@ def prepare(
     files = [*inputs_found.files, *(valid_found.files if valid_found else [])]
     for path in (path for path, _ in files if is_stream(path) and part is not None):
         raise ValueError(f"--part needs input that can be read again, which {path} cannot")
-    reading = Reading(**{name: getattr(chosen, name) for name in READING})
     for path, format in files:
         if not is_stream(path):
-            open_source(path, path, format, reading).check()
+            open_source(path, path, format, chosen).check()
     given = read_vocabulary(chosen.vocabulary) if chosen.vocabulary is not None else None
-    if given is not None and (obstacle := given.tokenizer.obstacle):
+    if given is not None and (obstacle := given.obstacle):
         logger.warning(
             "%s: %s, which Hugging Face's tokenizers have no equal for: what is trained with it can be exported with "
             "--no-tokenizer only", chosen.vocabulary, obstacle
@@ -194,26 +110,25 @@ def prepare(
             chosen.normalization = chosen.normalization or NORMALIZATIONS[0]
 
     with _partial_folder(out, shared=part is not None) as (partial, lock):
-        train, valid = (
-            _open_sources(found.files if found else [], reading, partial, name)
+        (train, of_train), (valid, of_valid) = (
+            _open_sources(found.files if found else [], chosen, partial, name)
             for found, name in ((inputs_found, "stream"), (valid_found, "valid"))
         )
-        of_given = given and given.tokenizer.sha256
-        recorded = {**asdict(chosen), "vocabulary": of_given, "valid": valid_found is not None}
+        recorded = {**asdict(chosen), "vocabulary": given and given.sha256, "valid": valid_found is not None}
         if chosen.train_tokenizer is None:  # SentencePiece's folders are those of before there was a choice
             del recorded["train_tokenizer"]
-        identities = [*train.identities, *({**identity, "split": "valid"} for identity in valid.identities)]
+        identities = [*of_train, *({**identity, "split": "valid"} for identity in of_valid)]
         if os.path.exists(os.path.join(out, MANIFEST_NAME)) and not overwrite:
             manifest = _existing(out, recorded, identities)
         else:
-            vocabulary = _set_up(partial, recorded, identities, train.sources, given, overwrite)
-            slices = _slices(partial, train.sources, valid.sources)
-            share = part or Part(0, 1)
-            _encode(slices.all, share, vocabulary.tokenizer, workers, progress)
+            tokenizer = _set_up(partial, recorded, identities, train, given, overwrite)
+            slices = _slices(partial, train, valid)
+            share = part or (0, 1)
+            _encode(slices.all, share, tokenizer, workers, progress)
             if not (all(map(os.path.exists, slices.all)) and lock.taken_alone()):
                 logger.info("part %d/%d is encoded; the last part to be done puts all together", *share)
                 return None
-            manifest = _pack(slices, _emptied(partial, COMPLETE_NAME), vocabulary, chosen, progress)
+            manifest = _pack(slices, _emptied(partial, COMPLETE_NAME), tokenizer, chosen, progress)
             manifest.options, manifest.inputs = recorded, identities
             for found in filter(None, (inputs_found, valid_found)):
                 for reason, paths in found.not_read.items():
@@ -293,8 +208,8 @@ def _partial_folder(out: str, shared: bool) -> Iterator[tuple[str, _Lock]]:
 
 def _set_up(
     partial: str, options: dict[str, Any], inputs: list[dict[str, Any]], sources: Sequence[Source],
-    given: Optional[GivenVocabulary], overwrite: bool,
-) -> GivenVocabulary:
+    given: Optional[Tokenizer], overwrite: bool,
+) -> Tokenizer:
     """See to it that what `partial` holds is of the same text and vocabulary, which is trained unless it is there."""
     lock = _Lock(os.path.join(partial, SETUP_LOCK_NAME), shared=False)
     with lock.stream:
@@ -305,7 +220,8 @@ def _set_up(
         plan_path, model_path = os.path.join(partial, PLAN_NAME), vocabulary_file(partial)
         kept = _read_if_there(plan_path)
         if kept != plan:
-            if kept is not None and not overwrite and (os.path.exists(model_path) or _encoded_files(partial)):
+            encoded = glob.glob(os.path.join(glob.escape(partial), ENCODED_NAME, "*.npz"))
+            if kept is not None and not overwrite and (os.path.exists(model_path) or encoded):
                 raise FileExistsError(
                     f"{partial} is an unfinished preparation of other inputs or options: give its command again, "
                     "choose another --out, or add --overwrite"
@@ -318,15 +234,15 @@ def _set_up(
             return given
         model = _read_if_there(model_path)
         if model is not None:
-            return GivenVocabulary(load_tokenizer(model, model_path))
+            return load_tokenizer(model, model_path)
         sample = corpus.sample_text(sources, options["vocabulary_sample"])
         size, uncased = options["vocab_size"], options["uncased"]
         if "train_tokenizer" in options:
             tokenizer: Tokenizer = train_fast(sample, options["train_tokenizer"], size, uncased)
         else:
-            tokenizer = load_tokenizer(train_vocabulary(sample, size, uncased, options["normalization"]).model)
+            tokenizer = load_tokenizer(train_vocabulary(sample, size, uncased, options["normalization"]))
         replace_durably(os.path.join(partial, tokenizer.file_name), tokenizer.model)
-        return GivenVocabulary(tokenizer)
+        return tokenizer
 
 
 def _slices(partial: str, train: Sequence[Source], valid: Sequence[Source]) -> Slices:
@@ -334,11 +250,6 @@ def _slices(partial: str, train: Sequence[Source], valid: Sequence[Source]) -> S
     paths = (os.path.join(folder, f"{number:06d}.npz") for number in itertools.count())
     of_valid = {next(paths): spans for spans in corpus.plan_slices(valid)} if valid else {}
     return Slices({next(paths): spans for spans in corpus.plan_slices(train)}, of_valid)
-
-
-def _encoded_files(partial: str) -> list[str]:
-    folder = os.path.join(partial, ENCODED_NAME)
-    return [name for name in os.listdir(folder) if name.endswith(".npz")] if os.path.isdir(folder) else []
 
 
 def _emptied(*path: str) -> str:
@@ -364,12 +275,18 @@ def _publish(manifest: Manifest, partial: str, out: str) -> None:
     os.rename(complete, out)
 
 
-def _open_sources(files: Sequence[Input], reading: Reading, folder: str, name: str) -> Opened:
-    """Streams, which cannot be read twice, are copied into `folder` as `name` and a number."""
-    opened = Opened([], [])
+def _open_sources(
+    files: Sequence[tuple[str, str]], reading: Options, folder: str, name: str
+) -> tuple[list[Source], list[dict[str, Any]]]:
+    """Sources, and of each what the manifest records.
+
+    Streams, which cannot be read twice, are copied into `folder` as `name` and a number.
+    """
+    sources: list[Source] = []
+    identities: list[dict[str, Any]] = []
     for path, format in files:
         if is_stream(path):
-            copy = os.path.join(folder, f"{name}{len(opened.sources)}")
+            copy = os.path.join(folder, f"{name}{len(sources)}")
             stream = os.fdopen(os.dup(sys.stdin.fileno()), "rb") if path == STANDARD_INPUT else open(path, "rb")
             with stream, open(copy, "wb") as target:
                 shutil.copyfileobj(stream, target, corpus.CHUNK_BYTES)
@@ -379,16 +296,16 @@ def _open_sources(files: Sequence[Input], reading: Reading, folder: str, name: s
         else:
             source, status = open_source(path, path, format, reading), os.stat(path)
             identity = {"name": os.path.abspath(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-        opened.sources.append(source)
-        opened.identities.append(identity)
-    return opened
+        sources.append(source)
+        identities.append(identity)
+    return sources, identities
 
 
 def _encode(
-    slices: dict[str, list[Span]], part: Part, tokenizer: Tokenizer, workers: int, progress: bool
+    slices: dict[str, list[Span]], part: tuple[int, int], tokenizer: Tokenizer, workers: int, progress: bool
 ) -> None:
     """Encode the slices of `part` that are not there yet."""
-    mine = dict(list(slices.items())[part.index :: part.count])
+    mine = dict(list(slices.items())[part[0] :: part[1]])
     missing = {path: spans for path, spans in mine.items() if not os.path.exists(path)}
     if not missing:
         return
@@ -410,7 +327,7 @@ def _check_fates(fates: np.ndarray, lengths: np.ndarray, options: Options, divis
 
     divisible: whether --documents line would make more documents
     """
-    train, valid = (int(lengths[fates == fate].sum()) for fate in (TRAIN, VALID))
+    train, valid = (int(lengths[fates == fate].sum()) for fate in (packing.TRAIN, packing.VALID))
     if not train and not valid:
         raise ValueError("the corpus holds no document")
     if options.valid is not None:
@@ -437,44 +354,43 @@ def _read(slices: Iterable[str], tokens: bool, bar: Optional[tqdm] = None) -> It
             bar.update(os.path.getsize(path))
 
 
-def _pack(slices: Slices, folder: str, vocabulary: GivenVocabulary, options: Options, progress: bool) -> Manifest:
+def _pack(slices: Slices, folder: str, tokenizer: Tokenizer, options: Options, progress: bool) -> Manifest:
     """Write all of a prepared folder but its manifest.json, which is returned without options and inputs."""
     train_prefixes = [os.path.join(f"data{shard}", "train") for shard in range(options.shards)]
     for prefix in train_prefixes:
         os.makedirs(os.path.join(folder, os.path.dirname(prefix)))
-    tokenizer = vocabulary.tokenizer
     layout = (folder, tokenizer, options.tokens_per_sample, options.documents_whole)
-    train = SplitWriter(train_prefixes, *layout)
-    valid = SplitWriter([os.path.join("data0", "valid")], *layout)
+    train = packing.SplitWriter(train_prefixes, *layout)
+    valid = packing.SplitWriter([os.path.join("data0", "valid")], *layout)
 
-    survey = Survey(SeenDocuments() if options.deduplicate else None)
+    survey = packing.Survey(packing.SeenDocuments() if options.deduplicate else None)
     for encoded in _read(slices.valid, options.deduplicate):
-        survey.add_all(encoded)
+        survey.add(encoded)
     given = len(survey.lengths)  # documents that are there to validate on
     for encoded in _read(slices.train, options.deduplicate):
-        survey.add_all(encoded)
+        survey.add(encoded)
     survey.end_document()
     lengths = np.array(survey.lengths, dtype=np.int64)
-    fates = np.where(lengths > 0, TRAIN, LEFT_OUT)
+    fates = np.where(lengths > 0, packing.TRAIN, packing.LEFT_OUT)
     if slices.valid:
-        fates[:given][lengths[:given] > 0] = VALID
+        fates[:given][lengths[:given] > 0] = packing.VALID
     else:
-        fates[held_out(lengths, options.valid_fraction)] = VALID
+        fates[packing.held_out(lengths, options.valid_fraction)] = packing.VALID
     is_text = any(isinstance(span.source, Text) for spans in slices.train.values() for span in spans)
     _check_fates(fates, lengths, options, divisible=is_text and options.documents != "line")
 
-    documents = DocumentWriter(train, valid, fates)
+    documents = packing.DocumentWriter(train, valid, fates)
     repaired = np.zeros(len(REPAIRED), dtype=np.int64)
     paths = [portion for path in slices.all for portion in portions(path)]
     with _progress_bar("pack", sum(map(os.path.getsize, paths)), progress) as bar:
         for encoded in _read(slices.all, True, bar):
-            documents.add_all(encoded)
+            documents.add(encoded)
             repaired += encoded.repaired
     symbol_counts = train.finish() + valid.finish()
     if options.shards > train.blocks:
         raise ValueError(f"{options.shards} shards are more than the {train.blocks} blocks: lower --shards")
 
-    dictionary = vocabulary.dictionary or format_dictionary(tokenizer, symbol_counts)
+    dictionary = tokenizer.counted or tokenizer.dict_txt(symbol_counts)
     for name in ("", *map(os.path.dirname, train_prefixes)):
         replace_durably(os.path.join(folder, name, DICTIONARY_NAME), dictionary)
     replace_durably(os.path.join(folder, tokenizer.file_name), tokenizer.model)

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Optional
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.corpus import Block, Passages, Reading, Source, Span, clean_text
+from amos_fairseq.data.corpus import Block, Passages, Source, Span, clean_text
+from amos_fairseq.data.options import Options
 from amos_fairseq.data.streams import Stream, compression_of, need, opened
 from amos_fairseq.user_errors import Damaged
 
@@ -35,7 +36,7 @@ JSON_START = re.compile(rb'\s*\[?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:')
 SEPARATORS = re.compile(r"[\s,]*")
 
 
-def open_source(path: str, name: str, format: str, reading: Reading) -> Source:
+def open_source(path: str, name: str, format: str, reading: Options) -> Source:
     """Raises ValueError if what it takes to read it is not installed."""
     compression = compression_of(path) if format in STREAMED else None
     if compression == "zstd":
@@ -113,34 +114,34 @@ class Text(_Streamed):
 
     def passages(self, block: Block) -> Passages:
         chunk: corpus.Chunk = block.data
-        clean = clean_text(chunk.data)
-        self.checked(clean.text, clean.invalid_bytes, chunk.data)
-        first, *others = (part.strip() for part in corpus.split_documents(clean.text, self.reading.documents))
+        text, invalid_bytes, nul_characters = clean_text(chunk.data)
+        self.checked(text, invalid_bytes, chunk.data)
+        first, *others = (part.strip() for part in corpus.split_documents(text, self.reading.documents))
         texts = [first, *filter(None, others[:-1]), *others[-1:]]  # an empty last one ends the document before it
         kinds = [corpus.STARTS_DOCUMENT] * len(texts)
         kinds[0] = corpus.STARTS_FILE if chunk.starts_file else corpus.CONTINUES
         splits_line = chunk.cuts_line and not chunk.continues_line
         return Passages(
-            texts, kinds, [clean.invalid_bytes, clean.nul_characters, chunk.byte_order_mark, splits_line, 0],
+            texts, kinds, [invalid_bytes, nul_characters, chunk.byte_order_mark, splits_line, 0],
             [0] * len(texts),
         )
 
     def sample(self, block: Block, most: int) -> str:
-        return clean_text(block.data.data[:most]).text
+        return clean_text(block.data.data[:most])[0]
 
     def check(self) -> None:
         """Refuse what is binary, JSON or of another encoding; a text with a few bad bytes passes and is repaired."""
         with self.open() as stream:
             probe = stream.bytes.read(PROBE_BYTES)
-        clean = clean_text(probe)
-        bad = clean.invalid_bytes + clean.nul_characters
-        if clean.nul_characters and bad > BINARY_SHARE * len(probe):
+        text, invalid_bytes, nul_characters = clean_text(probe)
+        bad = invalid_bytes + nul_characters
+        if nul_characters and bad > BINARY_SHARE * len(probe):
             utf16 = probe[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             raise ValueError(
                 f"{self.name} is not UTF-8 text ({bad / len(probe):.0%} of its first {len(probe)} bytes are NUL or "
                 f"invalid): {'add --encoding utf-16' if utf16 else 'convert it first, or leave it out'}"
             )
-        self.checked(clean.text, clean.invalid_bytes, probe)
+        self.checked(text, invalid_bytes, probe)
         lines = [line for line in probe.split(b"\n") if line.strip()][:10]
         is_array = probe.lstrip()[:1] == b"[" and JSON_START.match(probe)
         if self.reading.format is None and lines and (is_array or all(map(JSON_START.match, lines))):
@@ -159,10 +160,6 @@ class _NotText(Exception):
     """(reason)"""
 
 
-class _NoText(Exception):
-    """The record has no such field, or null in it."""
-
-
 class _Records:
     """Gathers passages of texts that are whole documents."""
 
@@ -178,11 +175,11 @@ class _Records:
         self.repaired["lone_surrogates"] += surrogates
         text = text.replace("\0", "").strip()
         kind = corpus.STARTS_DOCUMENT
-        number = 0 if identity is None else _digest(identity)
+        digest = b"" if identity is None else hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
         for part in [text] if len(text) <= corpus.CHUNK_BYTES else self._cut(text):
             self.texts.append(part)
             self.kinds.append(kind)
-            self.ids.append(number)
+            self.ids.append(int.from_bytes(digest, "big"))
             kind = corpus.CONTINUES
 
     def _cut(self, text: str) -> Iterator[str]:
@@ -192,10 +189,6 @@ class _Records:
 
     def passages(self) -> Passages:
         return Passages(self.texts, self.kinds, list(self.repaired.values()), self.ids)
-
-
-def _digest(identity: Any) -> int:
-    return int.from_bytes(hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest(), "big")
 
 
 class _Json(_Streamed):
@@ -209,13 +202,11 @@ class _Json(_Streamed):
     def start_of(self, block: Block) -> tuple[bool, int, bool]:
         """Whether it starts the file; its invalid bytes; whether it has a byte order mark."""
 
-    def text_of(self, record: Any) -> str:
-        """Raises _NoText, _NotText."""
+    def text_of(self, record: Any) -> Optional[str]:
+        """None if the record has no such field, or null in it. Raises _NotText."""
         field = self.reading.text_field
         value = _value_of(record, field, "--text-field")
-        if value is None:
-            raise _NoText
-        if not isinstance(value, str):
+        if value is not None and not isinstance(value, str):
             raise _NotText(f"field {field!r} is {json.dumps(value)[:40]}, no text: name another with --text-field")
         return value
 
@@ -226,8 +217,11 @@ class _Json(_Streamed):
         gathered = _Records(*self.start_of(block))
         try:
             for _, record in self.records(block):
-                gathered.add(self.text_of(record), self.id_of(record))
-        except (_NotJson, _NotText, _NoText):
+                text = self.text_of(record)
+                if text is None:
+                    self.refuse()
+                gathered.add(text, self.id_of(record))
+        except (_NotJson, _NotText):
             self.refuse()
         return gathered.passages()
 
@@ -240,12 +234,11 @@ class _Json(_Streamed):
             try:
                 for number, record in self.records(block):
                     records += 1
-                    with contextlib.suppress(_NoText):
-                        self.text_of(record)
+                    if self.text_of(record) is None:
+                        missing += 1
+                        first = first or (line + number, record)
+                    else:
                         self.id_of(record)
-                        continue
-                    missing += 1
-                    first = first or (line + number, record)
             except (_NotJson, _NotText) as error:
                 if first is not None:
                     break
@@ -268,9 +261,7 @@ class _Json(_Streamed):
     def lines_of(self, block: Block) -> int: ...
 
     def check(self) -> None:
-        for block in self.blocks(next(self.spans(corpus.CHUNK_BYTES))):
-            self.passages(block)
-            return
+        self.passages(next(self.blocks(next(self.spans(corpus.CHUNK_BYTES)))))
 
 
 def _value_of(record: Any, field: str, option: str) -> Any:
@@ -296,11 +287,8 @@ def _loads(text: str, number: int) -> Any:
         raise _NotJson(f"is no JSON ({error.msg}, character {error.pos + 1})", number) from None
 
 
-def _number(digits: str) -> float:
-    return int(digits) if len(digits) < 1000 else float(digits)  # int refuses many digits
-
-
-DECODER = json.JSONDecoder(parse_int=_number)
+# int refuses many digits.
+DECODER = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 1000 else float(digits))
 
 
 class JsonLines(_Json):
@@ -322,14 +310,12 @@ class JsonLines(_Json):
                 if data and not data.endswith(b"\n"):
                     data += read.readline(RECORD_BYTES)
                     if len(data) > RECORD_BYTES and not data.endswith(b"\n"):
-                        self.refuse_size()
+                        longest = f"a line longer than {RECORD_BYTES >> 20} MB, which is no record of JSON"
+                        raise Damaged(f"{self.name} has {longest}")
                 if not data and not is_first:
                     return
                 yield Block((data, starts_file), len(data), done(len(data)))
                 starts_file, is_first, place = False, False, place + len(data)
-
-    def refuse_size(self) -> NoReturn:
-        raise Damaged(f"{self.name} has a line longer than {RECORD_BYTES >> 20} MB, which is no record of JSON")
 
     def start_of(self, block: Block) -> tuple[bool, int, bool]:
         data, starts_file = block.data

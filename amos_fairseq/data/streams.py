@@ -159,13 +159,7 @@ class _Transcoded(_Produced):
     """Text of any encoding as UTF-8, in which one invalid byte stands for whatever could not be decoded."""
 
     def __init__(self, stream: BinaryIO, encoding: str):
-        self.stream = stream
-        self.decoder = codecs.getincrementaldecoder(encoding)(INVALID)
-        self.at_end = False
+        self.text = io.TextIOWrapper(stream, encoding, INVALID, newline="")
 
     def produce(self) -> Optional[bytes]:
-        if self.at_end:
-            return None
-        block = self.stream.read(READ_BYTES)
-        self.at_end = not block
-        return self.decoder.decode(block, self.at_end).encode("utf-8", "surrogateescape")
+        return self.text.read(READ_BYTES).encode("utf-8", "surrogateescape") or None

@@ -20,22 +20,12 @@ import sentencepiece
 
 from amos_fairseq.data.corpus import one_line, without_surrogates
 from amos_fairseq.data.sentencepiece_model import parse
-from amos_fairseq.data.vocabulary import (
-    BOS,
-    DICTIONARY_NAME,
-    EOS,
-    FAST_NAME,
-    MASK,
-    MODEL_NAME,
-    PAD,
-    SPECIALS,
-    UNK,
-    TokenIds,
-    load_processor,
-    load_vocabulary,
-)
+from amos_fairseq.data.vocabulary import BOS, DICTIONARY_NAME, EOS, MASK, PAD, SPECIALS, UNK, load_processor
 from amos_fairseq.user_errors import seen_from
 
+# In a prepared folder: of SentencePiece, or of Hugging Face's tokenizers.
+MODEL_NAME, FAST_NAME = VOCABULARY_NAMES = "sentencepiece.model", "vocabulary.json"
+PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
 SPACE = "\u2581"  # how SentencePiece writes one in a piece
 ANCHOR = "\ue000"  # a character in no vocabulary, hence a piece of its own
 # Its releases up to 0.2.1 and those after them give the places of pieces in different ways.
@@ -70,6 +60,7 @@ class Tokenizer:
     obstacle    what Hugging Face's tokenizers cannot do of what it does; None: nothing
     roles       names of the special tokens
     fast        a `tokenizers.Tokenizer` that is the same, if it was made of one
+    counted     dict.txt as an earlier preparation wrote it, if the vocabulary comes from one
     separators  how many </s> stand between the texts of a pair
     """
 
@@ -77,17 +68,28 @@ class Tokenizer:
     unk: Optional[int] = UNK
     separators = 2
     fast: Any = None
+    counted: Optional[bytes] = None
     name, file_name = "SentencePiece", MODEL_NAME
     roles = {**dict(zip(("bos", "pad", "eos", "unk"), SPECIALS)), "mask": MASK}
 
     def __init__(self, model: bytes, name: str = "the SentencePiece model"):
-        vocabulary = load_vocabulary(model, name)
-        self.model = model
-        self.symbols = [*SPECIALS, *vocabulary.symbols, MASK]
+        self.model, self.processor = model, load_processor(model, name)
+        self.symbols = [*SPECIALS]
+        # (pieces,) ids; special names that a text can spell are unknown.
+        self.id_of_piece = np.full(len(self.processor), UNK, dtype=np.int64)
+        for index in range(len(self.processor)):
+            piece = self.processor.id_to_piece(index)
+            if self.processor.is_unknown(index) or self.processor.is_control(index) or piece in (*SPECIALS, MASK):
+                continue
+            if "\n" in piece or "\r" in piece:
+                raise ValueError(f"{name}: piece {index} holds a line break, which fairseq's dict.txt cannot")
+            self.id_of_piece[index] = len(self.symbols)
+            self.symbols.append(piece)
+        if len(self.symbols) == len(SPECIALS):
+            raise ValueError(f"{name} is not a SentencePiece model with pieces of text")
+        fillers = -(len(self.symbols) + 1) % PADDING_FACTOR
+        self.symbols += [*(f"madeupword{number:04d}" for number in range(fillers)), MASK]
         self.mask = len(self.symbols) - 1
-        self.processor = load_processor(model, name)
-        self.symbol_of_piece = vocabulary.symbol_of_piece
-        self.id_of_piece = vocabulary.symbol_of_piece.tolist()
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -113,10 +115,6 @@ class Tokenizer:
         return self.special + [token for token, symbol in enumerate(self.symbols) if symbol.startswith("madeupword")]
 
     @property
-    def token_ids(self) -> TokenIds:
-        return TokenIds(len(self), self.pad, self.mask, self.special, self.excluded)
-
-    @property
     def shown(self) -> List[str]:
         """`symbols` for people: U+2581 where a word starts, and <mask>."""
         return self.symbols
@@ -127,13 +125,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> List[int]:
         """Ids of `text` without special tokens; line breaks are spaces."""
-        return [self.id_of_piece[piece] for piece in self.processor.encode(as_prepared(text))]
+        return self.id_of_piece[self.processor.encode(as_prepared(text))].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> Tuple[np.ndarray, List[int]]:
         """Ids of all texts, without halves of surrogate pairs, one after the other, and how many each has."""
         pieces = self.processor.encode(list(map(one_line, texts)), num_threads=1)
         flat = np.array([piece for part in pieces for piece in part], dtype=np.int32)
-        return self.symbol_of_piece[flat], [len(part) for part in pieces]
+        return self.id_of_piece[flat], [len(part) for part in pieces]
 
     def encode_with_spans(self, text: str) -> Tuple[List[int], List[Span]]:
         """`encode(text)`, and the characters of `text` that each token stands for, the space before it left out."""
@@ -142,7 +140,7 @@ class Tokenizer:
         for begin, end in offsets:
             surface = text[begin:end]
             spans.append(Span(begin + len(surface) - len(surface.lstrip()), end))
-        return [self.id_of_piece[piece] for piece in ids], spans
+        return self.id_of_piece[ids].tolist(), spans
 
     def _encode_with_offsets(self, text: str) -> Tuple[List[int], List[Tuple[int, int]]]:
         if OFFSET_MAPPING:
@@ -167,7 +165,11 @@ class Tokenizer:
         return self.processor.encode(as_prepared(text), out_type=str)
 
     def _ids(self, pieces: Sequence[str]) -> List[int]:
-        return [self.id_of_piece[self.processor.piece_to_id(piece)] for piece in pieces]
+        return [int(self.id_of_piece[self.processor.piece_to_id(piece)]) for piece in pieces]
+
+    def dict_txt(self, counts: np.ndarray) -> bytes:
+        """counts: (V,) how often the corpus holds each symbol."""
+        return "".join(f"{self.symbols[token]} {counts[token]}\n" for token in self.listed).encode()
 
     def sequence(self, *parts: Sequence[int]) -> List[int]:
         """<s> A </s>, or of a pair <s> A </s> </s> B </s>, as RoBERTa, MPNet and the released COCO-LM have it.
@@ -246,33 +248,23 @@ def load_tokenizer(model: bytes, name: str = "the vocabulary") -> Tokenizer:
     return ReleasedTokenizer(model[end:], model[start:end], name)
 
 
-class GivenVocabulary(NamedTuple):
-    """dictionary: dict.txt as an earlier preparation wrote it, if the vocabulary comes from one"""
-
-    tokenizer: Tokenizer
-    dictionary: Optional[bytes] = None
-
-
 def vocabulary_file(folder) -> str:
     """The file of a prepared folder, or of one that was exported, that holds its vocabulary; by default MODEL_NAME."""
-    paths = [os.path.join(folder, name) for name in (MODEL_NAME, FAST_NAME)]
+    paths = [os.path.join(folder, name) for name in VOCABULARY_NAMES]
     return next(filter(os.path.exists, paths), paths[0])
 
 
-def read_vocabulary(path: str) -> GivenVocabulary:
+def read_vocabulary(path: str) -> Tokenizer:
     """The vocabulary of a SentencePiece .model file, of an earlier preparation's folder, or of a Hugging Face model."""
     from amos_fairseq.data.fast_tokenizer import is_fast, read_fast
 
     if not os.path.exists(path):
         raise ValueError(f"{seen_from(path)} does not exist: give a local file or folder: nothing is downloaded")
-    folder, dictionary = path, None
+    folder = path
     if os.path.isdir(path) and os.path.exists(vocabulary_file(path)):
         path = vocabulary_file(path)
-        if os.path.exists(os.path.join(folder, DICTIONARY_NAME)):
-            with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
-                dictionary = stream.read()
     elif is_fast(path):
-        return GivenVocabulary(read_fast(path))
+        return read_fast(path)
     elif os.path.isdir(path):
         raise ValueError(
             f"{folder} holds no {MODEL_NAME} and no tokenizer.json: name a .model file, an earlier prepare's folder, "
@@ -280,27 +272,24 @@ def read_vocabulary(path: str) -> GivenVocabulary:
         )
     with open(path, "rb") as stream:
         tokenizer = load_tokenizer(stream.read(), path)
-    if dictionary is not None:
-        lines = dictionary.decode(errors="replace").split("\n")
+    if path != folder and os.path.exists(os.path.join(folder, DICTIONARY_NAME)):
+        with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
+            tokenizer.counted = stream.read()
+        lines = tokenizer.counted.decode(errors="replace").split("\n")
         if [line.rsplit(" ", 1)[0] for line in lines if line] != [tokenizer.symbols[i] for i in tokenizer.listed]:
             raise ValueError(f"{folder}: {DICTIONARY_NAME} and {os.path.basename(path)} do not belong together")
-    return GivenVocabulary(tokenizer, dictionary)
+    return tokenizer
 
 
 def read_counts(folder: str, tokenizer: Tokenizer) -> np.ndarray:
     """(V,) how often prepared data hold each token. Raises ValueError if they are of another vocabulary."""
     given = read_vocabulary(folder)
-    if given.tokenizer.sha256 != tokenizer.sha256 or given.dictionary is None:
+    if given.sha256 != tokenizer.sha256 or given.counted is None:
         raise ValueError(f"{folder} has no counts of the model's vocabulary: name the data that it was trained with")
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    lines = given.dictionary.decode().split("\n")
+    lines = given.counted.decode().split("\n")
     counts[tokenizer.listed] = [int(line.rpartition(" ")[2]) for line in lines if line]
     return counts
-
-
-def format_dictionary(tokenizer: Tokenizer, counts: np.ndarray) -> bytes:
-    """dict.txt; counts: (V,) how often the corpus holds each symbol."""
-    return "".join(f"{tokenizer.symbols[token]} {counts[token]}\n" for token in tokenizer.listed).encode()
 
 
 def word_numbers(text: str, spans: Sequence[Span]) -> List[int]:

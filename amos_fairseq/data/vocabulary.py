@@ -5,74 +5,26 @@ import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from typing import List, NamedTuple
+from typing import List
 
 import numpy as np
 import sentencepiece
 
+from amos_fairseq.data.options import NORMALIZATIONS
+
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four symbols, in its order
 MASK = "<mask>"  # the training task appends it: always the last symbol
 BOS, PAD, EOS, UNK = range(4)
-PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
-NORMALIZATIONS = ("nmt_nfkc", "nfkc", "identity")  # SentencePiece's, of which the first two have one that folds case
-MODEL_NAME, DICTIONARY_NAME = "sentencepiece.model", "dict.txt"
-FAST_NAME = "vocabulary.json"  # instead of MODEL_NAME: of Hugging Face's tokenizers
+DICTIONARY_NAME = "dict.txt"
 # Of a line at most 1000 characters, not blank. SentencePiece skips lines of more than 4192 bytes: longer ones are cut,
 # between words where there are any.
 SENTENCE = re.compile(r"\S[^\n]{0,998}(?=\s|$)|\S{1,1000}")
 logger = logging.getLogger(__name__)
 
 
-class SubwordVocabulary(NamedTuple):
-    """A SentencePiece model and its view from fairseq.
-
-    symbols: the dictionary after the four specials and without `<mask>`
-    symbol_of_piece: (pieces,) dictionary index of each piece; special names a text can spell are unknown
-    """
-
-    model: bytes
-    symbols: list[str]
-    symbol_of_piece: np.ndarray
-
-    @property
-    def size(self) -> int:
-        """Number of symbols, `<mask>` included."""
-        return len(SPECIALS) + len(self.symbols) + 1
-
-
-class TokenIds(NamedTuple):
-    """What masking asks of a vocabulary. special: never selected; excluded: never drawn, the special ones among them"""
-
-    size: int
-    pad: int
-    mask: int
-    special: List[int]
-    excluded: List[int]
-
-
 def token_dtype(vocab_size: int) -> np.dtype:
     """Of stored token ids; fairseq's choice, which it makes for files in its format."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.uint32)
-
-
-def load_vocabulary(model: bytes, name: str) -> SubwordVocabulary:
-    """The vocabulary of a SentencePiece model of any layout; `name` is how messages call it."""
-    processor = load_processor(model, name)
-    symbols: List[str] = []
-    symbol_of_piece = np.full(len(processor), UNK, dtype=np.int64)
-    for index in range(len(processor)):
-        piece = processor.id_to_piece(index)
-        if processor.is_unknown(index) or processor.is_control(index) or piece in (*SPECIALS, MASK):
-            continue
-        if "\n" in piece or "\r" in piece:
-            raise ValueError(f"{name}: piece {index} holds a line break, which fairseq's dict.txt cannot")
-        symbol_of_piece[index] = len(SPECIALS) + len(symbols)
-        symbols.append(piece)
-    if not symbols:
-        raise ValueError(f"{name} is not a SentencePiece model with pieces of text")
-    fillers = -(len(SPECIALS) + len(symbols) + 1) % PADDING_FACTOR
-    symbols.extend(f"madeupword{number:04d}" for number in range(fillers))
-    return SubwordVocabulary(model, symbols, symbol_of_piece)
 
 
 def load_processor(model: bytes, name: str = "model") -> sentencepiece.SentencePieceProcessor:
@@ -84,8 +36,8 @@ def load_processor(model: bytes, name: str = "model") -> sentencepiece.SentenceP
 
 def train_vocabulary(
     texts: Iterable[str], vocab_size: int, uncased: bool, normalization: str = NORMALIZATIONS[0]
-) -> SubwordVocabulary:
-    """Byte-pair encoding of `vocab_size` symbols in all, specials and `<mask>` included."""
+) -> bytes:
+    """A SentencePiece model: byte-pair encoding of `vocab_size` symbols in all, specials and `<mask>` included."""
     if vocab_size <= len(SPECIALS) + 1:
         raise ValueError(f"a vocabulary of {vocab_size} is too small: {len(SPECIALS) + 1} symbols are special")
     failures: List[Exception] = []  # of reading, which SentencePiece would wrap in one of its own
@@ -109,7 +61,7 @@ def train_vocabulary(
         if failures:
             raise failures[0] from None
         raise ValueError(_explain(str(error), vocab_size)) from None
-    return load_vocabulary(model.getvalue(), "the trained vocabulary")
+    return model.getvalue()
 
 
 def text_sample(texts: Iterable[str]) -> Iterator[str]:

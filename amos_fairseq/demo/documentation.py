@@ -15,6 +15,8 @@ from typing import NamedTuple, Optional
 
 from tqdm import tqdm
 
+from amos_fairseq.files import durably_written
+
 PACKAGES = ("torch", "numpy", "fairseq", "hydra", "omegaconf", "sympy", "networkx", "scipy", "sklearn", "torchaudio")
 EXCLUDED_FOLDERS = {"tests", "test", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_vendor"}
 LARGEST_SOURCE = 2_000_000  # larger ones are generated
@@ -44,23 +46,16 @@ def write_documentation(out: str, megabytes: float = 12, progress: bool = False)
     limit = int(megabytes * 1e6)
     if limit < 1:
         raise ValueError(f"--megabytes {megabytes} is too small")
-    partial = f"{out}.partial"
-    try:
-        with open(partial, "wb") as stream, tqdm(
-            total=limit, unit="B", unit_scale=True, desc="collect", disable=None if progress else True
-        ) as bar:
-            for document in _documents():
-                data = f"{document}\n\n".encode()
-                if stream.tell() + len(data) > limit:
-                    break
-                stream.write(data)
-                bar.update(len(data))
-            size = stream.tell()
-        os.replace(partial, out)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
-    return size
+    with durably_written(out) as stream, tqdm(
+        total=limit, unit="B", unit_scale=True, desc="collect", disable=None if progress else True
+    ) as bar:
+        for document in _documents():
+            data = f"{document}\n\n".encode()
+            if stream.tell() + len(data) > limit:
+                break
+            stream.write(data)
+            bar.update(len(data))
+        return stream.tell()
 
 
 def _documents() -> Iterator[str]:

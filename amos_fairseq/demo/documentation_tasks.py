@@ -15,12 +15,12 @@ import ast
 import json
 import random
 import re
-import shutil
 import zlib
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 from amos_fairseq.demo.documentation import module_paragraphs, prose_paragraphs, sources, syntax_tree
+from amos_fairseq.files import new_folder
 
 SPLITS = ("train", "dev", "test")  # of modules: half, a quarter, a quarter
 PACKAGES = ("stdlib", "torch", "numpy", "fairseq", "sympy", "networkx", "scipy", "sklearn")
@@ -66,24 +66,17 @@ def write_tasks(folder: Path, examples: int = 2000, seed: int = 1) -> Dict[str, 
     Returns the number of training examples by task. Raises ValueError if the folder exists, which is there in full or
     not at all.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists: name a new folder")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     sizes = {split: examples if split == "train" else examples // 2 for split in SPLITS}
-    held_out = read_held_out()
-    written = {}
-    try:
+    written: Dict[str, int] = {}
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(Path(folder)) as partial:
+        held_out = read_held_out()
         for task, write in TASKS.items():
             draw = random.Random(f"{seed} {task}")
             for split in SPLITS:
                 shuffled = HeldOut(*(draw.sample(part, len(part)) for part in held_out[split]))
                 count = write(partial, split, shuffled, sizes[split], draw)
                 written.setdefault(task, count)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return written
 
 

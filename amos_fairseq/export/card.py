@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from amos_fairseq import __version__, run_log
+from amos_fairseq import __version__, json_files, run_log
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import Manifest, located, read_manifest
 from amos_fairseq.data.tokenizer import Tokenizer
@@ -180,8 +180,8 @@ def data_counts(manifest: Optional[Manifest], source: Source) -> str:
 def contents(report) -> str:
     """Which classes, and how close they are."""
     rows = []
-    for choice, (hidden, logits) in report.models:
-        figures = f"{hidden:.1e}", "" if logits is None else f"{logits:.1e}"
+    for choice, gaps in report.models:
+        figures = (f"{gaps[what]:.1e}" if what in gaps else "" for what in ("hidden states", "logits"))
         rows.append((f"`{choice.place or '.'}`", f"`{choice.class_name}`", *figures))
     lines = [markdown(("folder", "class", "hidden states", "logits"), rows), ""]
     lines.append("The figures are largest differences from the trained network, in float32, as loaded again.")
@@ -192,6 +192,6 @@ def contents(report) -> str:
 
 def read_state(checkpoint: Path) -> Dict[str, Any]:
     """What the card tells of."""
-    document, tensors = storage.read_document(checkpoint), storage.Tensors(checkpoint)
+    document, tensors = json_files.read(checkpoint / storage.STATE), storage.Tensors(checkpoint)
     keys = {"cfg", "optimizer_history", "extra_state"} & set(document)
     return {key: storage.decode(document[key], tensors) for key in keys}

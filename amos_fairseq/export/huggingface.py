@@ -19,7 +19,7 @@ import tempfile
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from unittest import mock
 
 import torch
@@ -35,8 +35,8 @@ from amos_fairseq.files import new_folder, write_durably
 from amos_fairseq.finetune.model import find, read_finetuned
 from amos_fairseq.modules.batching import padded
 from amos_fairseq.modules.encoder import EncoderConfig
-from amos_fairseq.pretrained.exported import CARD, CONFIG, OURS, WEIGHTS
-from amos_fairseq.pretrained.layouts import AUTO_CLASSES, Part, config_of, tensors_of
+from amos_fairseq.pretrained.exported import CARD, OURS, WEIGHTS
+from amos_fairseq.pretrained.layouts import AUTO_CLASSES, CONFIG, Part, config_of, tensors_of
 from amos_fairseq.pretrained.loading import FINETUNING, PRETRAINING, load
 
 TOLERANCE, TOLERANCE_FLOAT64 = 1e-5, 1e-9
@@ -50,16 +50,11 @@ TEXTS = (
 )
 
 
-class Gaps(NamedTuple):
-    """Largest differences between a loaded model and ours: of hidden states, and of logits where it has any."""
-
-    hidden: float
-    logits: Optional[float]
+Gaps = Dict[str, float]  # largest differences between a loaded model and ours: of hidden states, and of any logits
 
 
 def told(gaps: Gaps) -> str:
-    logits = "" if gaps.logits is None else f", {gaps.logits:.1e} in logits"
-    return f"{gaps.hidden:.1e} in hidden states{logits}"
+    return ", ".join(f"{gap:.1e} in {what}" for what, gap in gaps.items())
 
 
 class Report(NamedTuple):
@@ -221,19 +216,20 @@ def compare(transformers, folder: Path, choice: Choice, tokenizer: Tokenizer) ->
 
 
 def within(gaps: Gaps, tolerance: float) -> bool:
-    return all(gap <= tolerance for gap in gaps if gap is not None)  # NaN is not
+    return all(gap <= tolerance for gap in gaps.values())  # NaN is not
 
 
 def gaps_between(models: Sequence[nn.Module], part: Part, batches: Sequence[Tuple[Tensor, Optional[Tensor]]]) -> Gaps:
     """models: as AutoModel has it, and with its head"""
     masks = [padding_mask for _, padding_mask in batches]
     hidden = [part.encoder(*batch) for batch in batches]
-    hidden_gap = largest_gap([run(models[0], *batch).last_hidden_state for batch in batches], hidden, masks)
+    theirs = [run(models[0], *batch).last_hidden_state for batch in batches]
+    gaps = {"hidden states": largest_gap(theirs, hidden, masks)}
     if part.head is None:
-        return Gaps(hidden_gap, None)
+        return gaps
     masks = [None] * len(batches) if part.task == "sequence" else masks  # one output for each text
     theirs = [logits_of(run(models[-1], *batch)) for batch in batches]
-    return Gaps(hidden_gap, largest_gap(theirs, [part.logits(states) for states in hidden], masks))
+    return {**gaps, "logits": largest_gap(theirs, [part.logits(states) for states in hidden], masks)}
 
 
 def run(model, tokens: Tensor, padding_mask: Optional[Tensor]):

@@ -12,27 +12,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel, modeling_outputs
 
+DEFAULTS = dict(
+    vocab_size=32768, embedding_size=768, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+    intermediate_size=3072, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, max_position_embeddings=512,
+    relative_buckets=32, relative_max_distance=128, relative_bucketing="t5", layer_norm_eps=1e-5,
+    initializer_range=0.02, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+)
+
 
 class AmosConfig(PretrainedConfig):
     """relative_bucketing: t5, or released, that of Microsoft's AMOS and COCO-LM checkpoints"""
 
     model_type = "amos_encoder"
 
-    def __init__(
-        self, vocab_size=32768, embedding_size=768, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
-        intermediate_size=3072, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, max_position_embeddings=512,
-        relative_buckets=32, relative_max_distance=128, relative_bucketing="t5", layer_norm_eps=1e-5,
-        initializer_range=0.02, pad_token_id=1, bos_token_id=0, eos_token_id=2, **kwargs,
-    ):
-        self.vocab_size, self.embedding_size, self.hidden_size = vocab_size, embedding_size, hidden_size
-        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
-        self.intermediate_size, self.max_position_embeddings = intermediate_size, max_position_embeddings
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.attention_probs_dropout_prob = attention_probs_dropout_prob
-        self.relative_buckets, self.relative_max_distance = relative_buckets, relative_max_distance
-        self.relative_bucketing = relative_bucketing
-        self.layer_norm_eps, self.initializer_range = layer_norm_eps, initializer_range
-        super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs)
+    def __init__(self, **options):
+        super().__init__(**{**DEFAULTS, **options})
 
 
 def relative_buckets(relative_position, buckets, max_distance, bucketing):
@@ -244,12 +238,9 @@ class AmosForTokenClassification(AmosWithHead):
         return self.classifier(self.dropout(hidden))
 
 
-class AmosForQuestionAnswering(AmosPreTrainedModel):
-    def __init__(self, config):
-        super().__init__(config)
-        self.amos = AmosModel(config)
+class AmosForQuestionAnswering(AmosWithHead):
+    def add_head(self, config):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.post_init()
 
     def forward(
         self, input_ids=None, attention_mask=None, start_positions=None, end_positions=None, return_dict=True, **options

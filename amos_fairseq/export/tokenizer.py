@@ -4,16 +4,12 @@ import json
 from pathlib import Path
 from typing import Dict, List, Tuple
 
+from amos_fairseq.data.fast_tokenizer import ROLES
 from amos_fairseq.data.sentencepiece_model import UNIGRAM, SentencePieceModel, parse
 from amos_fairseq.data.tokenizer import SPACE, Tokenizer
 from amos_fairseq.data.vocabulary import BOS, EOS, MASK, SPECIALS, UNK
 
 ISOLATOR = "\uffff"  # no character, so in no text
-# Of tokenizer_config.json
-ROLES_OF_KEYS = {
-    "bos_token": "bos", "eos_token": "eos", "unk_token": "unk", "sep_token": "eos", "pad_token": "pad",
-    "cls_token": "bos", "mask_token": "mask",
-}
 NEVER = -1e4  # log-probability of a special token in a unigram model: text never makes one
 
 
@@ -88,7 +84,7 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None
         fast.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (*SPECIALS, MASK)])
     # Its own `save` raises a bare Exception where the disk is full.
     (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), encoding="utf-8")
-    keys = {key: tokenizer.roles.get(role) for key, role in ROLES_OF_KEYS.items()}
+    keys = {key: tokenizer.roles.get(role) for role, (keys, _) in ROLES.items() for key in keys}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens,
         "model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False,

@@ -170,12 +170,17 @@ def tell_surrogates(path: Path, count: int) -> None:
 READERS = {".tsv": tab_records, ".txt": tab_records, ".csv": csv_records, ".jsonl": json_records}
 
 
-def read(path: Path, texts: Sequence[str], label: Optional[str]) -> Table:
-    """The named columns of a user's file, whose name says what it is."""
-    path = Path(path)
+def records_of(path: Path) -> Records:
+    """Of a user's file, whose name says what it is."""
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path} is none of {', '.join(READERS)}: rename or convert it")
-    return to_table(path, READERS[path.suffix.lower()](path), texts, label)
+    return READERS[path.suffix.lower()](path)
+
+
+def read(path: Path, texts: Sequence[str], label: Optional[str]) -> Table:
+    """The named columns of a user's file."""
+    path = Path(path)
+    return to_table(path, records_of(path), texts, label)
 
 
 def to_table(

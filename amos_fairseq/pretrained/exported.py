@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
-from amos_fairseq.pretrained.layouts import LAYOUTS, encoder_of, read_config
+from amos_fairseq.pretrained.layouts import CONFIG, LAYOUTS, encoder_of, read_config
 from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.pretrained.released import read_tensors
 from amos_fairseq.user_errors import Damaged
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 OURS = "amos_fairseq"  # in config.json: the method and the version that wrote it
 
 
@@ -27,15 +27,13 @@ def load(path) -> Pretrained:
     if not vocabulary.is_file():
         raise ValueError(f"{folder} holds no {vocabulary.name}: copy it from the folder that was exported")
     config = read_config(folder / CONFIG)
-    try:
-        encoder = encoder_of(config, read_tensors(folder / WEIGHTS), folder / CONFIG)
-        method = config[OURS]["method"]
-    except (KeyError, RuntimeError) as error:
-        raise Damaged(f"{folder} is damaged: {type(error).__name__} {error}") from None
+    if "method" not in config[OURS]:
+        raise Damaged(f"{folder / CONFIG}: {OURS}.method is absent")
+    encoder = encoder_of(config, read_tensors(folder / WEIGHTS), folder)
     tokenizer = load_tokenizer(vocabulary.read_bytes(), str(vocabulary))
     if len(tokenizer) != encoder.config.vocab_size:
         raise ValueError(
             f"{vocabulary} makes {len(tokenizer)} symbols, but the model has {encoder.config.vocab_size}: "
             "copy it from the folder that was exported"
         )
-    return Pretrained(str(folder), method, encoder, tokenizer)
+    return Pretrained(str(folder), config[OURS]["method"], encoder, tokenizer)

@@ -10,9 +10,11 @@ from amos_fairseq import json_files
 from amos_fairseq.data.vocabulary import PAD
 from amos_fairseq.json_files import formed
 from amos_fairseq.modules.encoder import Encoder, EncoderConfig
-from amos_fairseq.pretrained.filling import filled, sketch
+from amos_fairseq.pretrained.filling import Network, filled, sketch
+from amos_fairseq.user_errors import Damaged
 
 Names = Dict[str, Union[str, List[str]]]  # our modules -> theirs; of several, ours has the rows one after the other
+CONFIG = "config.json"
 MPNET_BUCKETS = (32, 128, "t5")  # constants of its code, whatever its config says
 MPNET_FIRST_POSITION = PAD + 1
 
@@ -254,31 +256,53 @@ def read_config(path: Path) -> Dict[str, Any]:
 
 
 def encoder_config(config: Mapping[str, Any], source: object) -> EncoderConfig:
-    """Of a config.json, theirs or one of `config_of`. KeyError if it lacks one, ValueError if it has a wrong one."""
+    """Of a config.json, theirs or one of `config_of`. Raises Damaged, in one line, if an option is absent or wrong."""
     layout = LAYOUTS[config["model_type"]]
     none = {"relative_buckets": 0, "relative_max_distance": MPNET_BUCKETS[1], "relative_bucketing": MPNET_BUCKETS[2]}
     buckets, max_distance, bucketing = MPNET_BUCKETS if layout is MPNET else ({**none, **config}[name] for name in none)
-    options = dict(
-        **{ours: config[theirs] for theirs, ours in SHAPE.items()}, padding_idx=config["pad_token_id"],
-        embedding_dim=config["embedding_size" if layout is ELECTRA or "embedding_size" in config else "hidden_size"],
-        max_positions=config["max_position_embeddings"] - first_position(config),
-        rel_pos_buckets=buckets, rel_pos_max_distance=max_distance, rel_pos_bucketing=bucketing,
-        layer_norm_eps=config["layer_norm_eps"],
-    )
+    width = "embedding_size" if layout is ELECTRA or "embedding_size" in config else "hidden_size"
+    try:
+        options = dict(
+            **{ours: config[theirs] for theirs, ours in SHAPE.items()}, padding_idx=config["pad_token_id"],
+            embedding_dim=config[width], max_positions=config["max_position_embeddings"] - first_position(config),
+            rel_pos_buckets=buckets, rel_pos_max_distance=max_distance, rel_pos_bucketing=bucketing,
+            layer_norm_eps=config["layer_norm_eps"],
+        )
+    except KeyError as error:
+        raise Damaged(f"{source} lacks {error}: save the model again with save_pretrained, or export it anew") from None
     return formed(options, EncoderConfig, source)
 
 
-def encoder_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: object) -> Encoder:
-    """The encoder of the folder `source`, which was written with `config_of` and `tensors_of`."""
-    layout, shape = LAYOUTS[config["model_type"]], encoder_config(config, source)
-    prefix = "" if config["architectures"] == [layout.class_name("encoder")] else f"{layout.prefix}."
+def network_of(
+    make: Callable[[], Network], layers: int, names: Optional[Names], prefix: str, tensors: Mapping[str, Tensor],
+    source: object,
+) -> Network:
+    """`make()` in evaluation mode with the parameters that theirs calls by `names`: see `filled`.
 
-    def make() -> Encoder:
-        return Encoder(shape)
+    Raises Damaged, in one line, for the first that is absent.
+    """
+    state = {}
+    for name in sketch(make, layers, len(tensors), source).state_dict():
+        theirs = their_names(name, names, prefix)
+        absent = [their for their in theirs if their not in tensors]
+        if absent:
+            raise Damaged(f"{source} does not hold the weights of its {CONFIG}: {absent[0]} is absent")
+        state[name] = tensors[theirs[0]] if len(theirs) == 1 else torch.cat([tensors[their] for their in theirs])
+    return filled(make, state, layers, source)
 
-    state = {
-        name: torch.cat([tensors[theirs] for theirs in their_names(name, layout.names, prefix)])
-        for name in sketch(make, shape.layers, len(tensors), source).state_dict()
-    }
-    state["embeddings.positions.weight"] = state["embeddings.positions.weight"][first_position(config) :]
-    return filled(make, state, shape.layers, source)
+
+def encoder_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Encoder:
+    """The encoder of a folder of theirs, or of one written with `config_of` and `tensors_of`.
+
+    Token types are those of a single text, whose row every position gets. Raises ValueError, in one line, for weights
+    that are not those of its config.json.
+    """
+    layout, shape = LAYOUTS[config["model_type"]], encoder_config(config, folder / CONFIG)
+    tensors = dict(tensors)
+    prefix = f"{layout.prefix}." if any(name.startswith(f"{layout.prefix}.") for name in tensors) else ""
+    positions, types = (f"{prefix}embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
+    if positions in tensors:
+        tensors[positions] = tensors[positions][first_position(config) :]
+        if types in tensors:
+            tensors[positions] = tensors[positions] + tensors[types][0]
+    return network_of(lambda: Encoder(shape), shape.layers, layout.names, prefix, tensors, folder)

@@ -20,15 +20,7 @@ from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.filling import finite
-from amos_fairseq.pretrained.scoring import (
-    ONE_PASS,
-    SCORINGS,
-    WITHIN_WORD,
-    Score,
-    Sequences,
-    masked_scores,
-    one_pass_scores,
-)
+from amos_fairseq.pretrained.scoring import Score, Sequences, scores_of
 
 POOLINGS = ("mean", "first")
 
@@ -178,13 +170,8 @@ class Pretrained:
         options          of `scoring.one_pass_scores`
         """
         method = self._method("a language model")
-        if scoring not in (None, *SCORINGS):
-            raise ValueError(f"scoring {scoring!r} is none of {', '.join(SCORINGS)}")
         sequences = self.sequences(texts, special_tokens, contexts)
-        if scoring == ONE_PASS or (scoring is None and method.scores_in_one_pass):
-            scores = one_pass_scores(method, sequences, **options)
-        else:
-            scores = masked_scores(method, sequences, self.tokenizer.mask, scoring == WITHIN_WORD, **options)
+        scores = scores_of(method, sequences, scoring, self.tokenizer.mask, **options)
         finite(torch.tensor([score.pll for score in scores]), self.source)
         return scores
 

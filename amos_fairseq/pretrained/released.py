@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer, format_dictionary
+from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 from amos_fairseq.files import check_regular, new_folder
 from amos_fairseq.methods import build
@@ -183,9 +183,7 @@ def read_tensors(file: Path) -> Mapping[str, Tensor]:
         tensors = file.suffix == ".safetensors"
         state = load_file(file) if tensors else torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = re.search(r"(Unsupported|Trying to|Can only) .*?(?=\. |\.?$)", str(error), re.MULTILINE)
-        what = reason.group() if reason else "it holds more than data"
-        raise ValueError(f"{file} is refused, since to load it could run code: {what}") from None
+        raise ValueError(storage.refusal(file, error)) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {(str(error) or 'it ends early').splitlines()[0]}") from None
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
@@ -367,8 +365,13 @@ def write(pretrained: Pretrained, out, layout: str = "fairseq", encoder_only: bo
     prefix = f"{MODEL_TYPES[pretrained.name]}." if layout == "huggingface" else ""
     tensors = {f"{prefix}{places[ours]}": parameter.detach().cpu() for ours, parameter in parameters.items()}
     with new_folder(out) as partial:
-        files = {**tokenizer_files(pretrained.tokenizer), CONFIG_NAME: config_bytes(pretrained, whole)}
-        for name, content in files.items():
+        tokenizer = pretrained.tokenizer
+        if isinstance(tokenizer, ReleasedTokenizer):
+            files = {SENTENCEPIECE_NAME: tokenizer.sentencepiece, DICTIONARY_NAME: tokenizer.dictionary}
+        else:
+            counts = np.zeros(len(tokenizer), dtype=np.int64)  # nobody reads them
+            files = {SENTENCEPIECE_NAME: tokenizer.model, DICTIONARY_NAME: tokenizer.dict_txt(counts)}
+        for name, content in {**files, CONFIG_NAME: config_bytes(pretrained, whole)}.items():
             (partial / name).write_bytes(content)
         with open(partial / WEIGHTS[layout], "wb") as stream:
             torch.save(tensors, stream)
@@ -385,14 +388,6 @@ def check(folder: Path, pretrained: Pretrained, network: nn.Module) -> None:
     same = found.name == pretrained.name and found.tokenizer.model == pretrained.tokenizer.model
     if not same or not all(torch.equal(read[name], tensor.cpu()) for name, tensor in network.state_dict().items()):
         raise ValueError(f"{pretrained.source} differs when it is read again: nothing was written; please report this")
-
-
-def tokenizer_files(tokenizer: Tokenizer) -> Dict[str, bytes]:
-    if isinstance(tokenizer, ReleasedTokenizer):
-        return {SENTENCEPIECE_NAME: tokenizer.sentencepiece, DICTIONARY_NAME: tokenizer.dictionary}
-    counts = np.zeros(len(tokenizer), dtype=np.int64)  # nobody reads them
-    dictionary = format_dictionary(tokenizer, counts)
-    return {SENTENCEPIECE_NAME: tokenizer.model, DICTIONARY_NAME: dictionary}
 
 
 def config_bytes(pretrained: Pretrained, whole: bool) -> bytes:

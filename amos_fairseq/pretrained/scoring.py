@@ -7,7 +7,7 @@
 """
 
 import math
-from typing import Callable, List, NamedTuple, Sequence
+from typing import Callable, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,17 @@ class Sequences(NamedTuple):
     tokens: List[Tensor]
     counted: List[Tensor]
     words: Sequence[Tensor] = ()
+
+
+def scores_of(
+    method: PretrainingMethod, sequences: Sequences, scoring: Optional[str], mask_token: int, **options
+) -> List[Score]:
+    """By one of SCORINGS; None: one-pass if the method is made for it, else masked. Raises ValueError for another."""
+    if scoring not in (None, *SCORINGS):
+        raise ValueError(f"scoring {scoring!r} is none of {', '.join(SCORINGS)}")
+    if scoring == ONE_PASS or (scoring is None and method.scores_in_one_pass):
+        return one_pass_scores(method, sequences, **options)
+    return masked_scores(method, sequences, mask_token, scoring == WITHIN_WORD, **options)
 
 
 @torch.no_grad()

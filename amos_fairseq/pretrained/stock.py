@@ -24,23 +24,11 @@ from amos_fairseq.methods.continuation import EarlierRun, part
 from amos_fairseq.methods.generator_first import heads_of
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
-from amos_fairseq.pretrained.filling import sketch
-from amos_fairseq.pretrained.layouts import (
-    BERT,
-    ELECTRA,
-    MPNET,
-    MPNET_BUCKETS,
-    ROBERTA,
-    Layout,
-    encoder_config,
-    first_position,
-    read_config,
-    their_names,
-)
+from amos_fairseq.pretrained import layouts
+from amos_fairseq.pretrained.layouts import BERT, CONFIG, ELECTRA, MPNET, MPNET_BUCKETS, ROBERTA, Layout, read_config
 from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.pretrained.released import read_tensors
 
-CONFIG, INDEX = "config.json", ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LAYOUTS = {layout.model_type: layout for layout in (BERT, ELECTRA, MPNET, ROBERTA)}
 # Of config.json, what an encoder of ours is
@@ -83,12 +71,11 @@ def load(path) -> Stock:
     for name, value in SUPPORTED.items():
         if config.get(name, value) != value:
             raise ValueError(f"{folder} has {name} {config[name]!r}, this package's encoder only {value!r}")
+    if layout in (BERT, ELECTRA):
+        config = {"pad_token_id": 0, **config}
     tensors = read_weights(folder)
-    prefix = f"{layout.prefix}."
-    if f"{prefix}embeddings.word_embeddings.weight" not in tensors:
-        prefix = ""
-    encoder = encoder_of(folder, config, layout, tensors, prefix)
-    return Stock(layout, encoder.eval(), heads_in(folder, config, layout, tensors, encoder))
+    encoder = layouts.encoder_of(config, tensors, folder)
+    return Stock(layout, encoder, heads_in(folder, config, layout, tensors, encoder))
 
 
 def earlier_run(path, source: str) -> EarlierRun:
@@ -117,7 +104,7 @@ def read_weights(folder: Path) -> Dict[str, Tensor]:
     """In float32, by the names of today."""
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:
-        if any(folder.glob(f"*{INDEX}")):
+        if any(folder.glob("*.index.json")):
             remedy = "save it again with save_pretrained(FOLDER, max_shard_size='100GB')"
             raise ValueError(f"{folder} has its weights in several files: {remedy}")
         raise ValueError(f"{folder} holds none of {', '.join(WEIGHTS)}")
@@ -127,28 +114,6 @@ def read_weights(folder: Path) -> Dict[str, Tensor]:
             name = name.replace(old, new)
         tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
     return tensors
-
-
-def encoder_of(
-    folder: Path, config: Mapping[str, Any], layout: Layout, tensors: Dict[str, Tensor], prefix: str
-) -> Encoder:
-    if layout in (BERT, ELECTRA):
-        config = {"pad_token_id": 0, **config}
-    try:
-        shape = encoder_config(config, folder / CONFIG)
-    except KeyError as error:
-        raise ValueError(f"{folder / CONFIG} lacks {error}: save the model again with save_pretrained") from None
-    positions, types = (f"{prefix}embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
-    tensors = dict(tensors)
-    if positions in tensors:
-        tensors[positions] = tensors[positions][first_position(config) :]
-        if types in tensors:
-            tensors[positions] = tensors[positions] + tensors[types][0]
-    described = sketch(lambda: Encoder(shape), shape.layers, len(tensors), folder / CONFIG)
-    fill(folder, described, layout.names, prefix, tensors)  # compares, before anything takes memory
-    encoder = Encoder(shape)
-    fill(folder, encoder, layout.names, prefix, tensors)
-    return encoder
 
 
 def heads_in(
@@ -163,33 +128,21 @@ def heads_in(
         if decoders:
             tied = torch.equal(decoders[0], encoder.token_embeddings.weight)
         if tied:
-            heads["mlm_head"] = MaskedLMHead(shape.dim, encoder.token_embeddings, shape.layer_norm_eps)
             known = {**tensors, "token_embeddings.weight": encoder.token_embeddings.weight}
-            fill(folder, heads["mlm_head"], {**names, "token_embeddings": "token_embeddings"}, "", known)
+            heads["mlm_head"] = layouts.network_of(
+                lambda: MaskedLMHead(shape.dim, encoder.token_embeddings, shape.layer_norm_eps), 0,
+                {**names, "token_embeddings": "token_embeddings"}, "", known, folder,
+            )
         else:
             logger.warning("%s: its MLM head has a decoder of its own, not the token table: not taken", folder)
     if "detection" in layout.heads and f"{layout.heads['detection']['dense']}.weight" in tensors:
-        head = heads["rtd_head"] = DetectionHead(shape.dim, hidden_layer=True)
-        fill(folder, head, layout.heads["detection"], "", tensors)
+        head = heads["rtd_head"] = layouts.network_of(
+            lambda: DetectionHead(shape.dim, hidden_layer=True), 0, layout.heads["detection"], "", tensors, folder
+        )
         with torch.no_grad():  # theirs says `replaced`, ours `original`
             head.score.weight.neg_()
             head.score.bias.neg_()
     return heads
-
-
-@torch.no_grad()
-def fill(folder: Path, network: torch.nn.Module, names, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError, in one line, for the first parameter that is absent or has another shape."""
-    for name, parameter in network.named_parameters():
-        theirs = their_names(name, names, prefix)
-        absent = [their for their in theirs if their not in tensors]
-        if absent:
-            raise ValueError(f"{folder} does not hold the weights of its {CONFIG}: {absent[0]} is absent")
-        tensor = torch.cat([tensors[their] for their in theirs])
-        if tensor.shape != parameter.shape:
-            shapes = f"{theirs[0]} makes {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-            raise ValueError(f"{folder} does not hold the weights of its {CONFIG}: {shapes}")
-        parameter.copy_(tensor)
 
 
 def tokenizer_of(path) -> Tokenizer:

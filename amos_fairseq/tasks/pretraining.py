@@ -232,7 +232,7 @@ class PretrainingTask(SupervisedTask):
         if blocks is None:
             stop(f"{shard} holds no split {split!r}: prepare writes train and valid", os.EX_USAGE)
         options = self.masking, self.cfg.seed if split == "train" else self.validation_seed, self.cropping
-        self.datasets[split] = MaskedBlockDataset(blocks, blocks.sizes, self.tokenizer.token_ids, *options)
+        self.datasets[split] = MaskedBlockDataset(blocks, blocks.sizes, self.tokenizer, *options)
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
         # fairseq drops a last batch that is no multiple of this, in validation, too

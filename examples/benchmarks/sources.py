@@ -21,8 +21,9 @@ import pyarrow
 import zstandard
 from pyarrow import parquet
 
-from amos_fairseq.data.corpus import BLANK_LINE, Reading
+from amos_fairseq.data.corpus import BLANK_LINE
 from amos_fairseq.data.encoding import TextEncoder
+from amos_fairseq.data.options import Options
 from amos_fairseq.data.sources import open_source
 from amos_fairseq.data.tokenizer import load_tokenizer
 from amos_fairseq.data.vocabulary import train_vocabulary
@@ -85,14 +86,14 @@ def main():
         text = stream.read(int(args.megabytes * 1e6)).decode(errors="ignore")
     documents = [document.strip() for document in BLANK_LINE.split(text) if document.strip()]
     size = sum(len(document.encode()) for document in documents) / 1e6
-    encoder = TextEncoder(load_tokenizer(train_vocabulary([text[:20_000_000]], args.vocab_size, uncased=True).model))
+    encoder = TextEncoder(load_tokenizer(train_vocabulary([text[:20_000_000]], args.vocab_size, uncased=True)))
     lines = [document.replace("\n", " ") for document in documents]
     encoding = seconds(lambda: encoder.processor.encode(lines, num_threads=1))
     print(f"{size:.1f} MB of text in {len(documents):,} documents; SentencePiece encodes {size / encoding:.2f} MB/s\n")
     print(f"{'format':<20}{'MB':>8}{'MB/s':>8}{'share':>8}{'skip':>8}{'160 GB':>9}")
     with tempfile.TemporaryDirectory() as temporary:
         for kind, path in write(args.folder or Path(temporary), documents):
-            source = open_source(str(path), path.name, kind, Reading())
+            source = open_source(str(path), path.name, kind, Options())
             time_read = seconds(lambda: read(source, source.passages))
             time_skipped = seconds(lambda: read(source, len))
             hours = (time_read + encoding) / (size * 1e6) * CORPUS_BYTES / 3600

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from amos_fairseq.analysis import held_out, held_out_figures
-from amos_fairseq.analysis.held_out import Pairs, Probe, Scores
+from amos_fairseq.analysis.held_out import Probe, Scores
+from amos_fairseq.analysis.similarity import Sts
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.pretrained.loading import from_pretrained
@@ -67,7 +68,7 @@ def test_cosines_of_known_vectors():
 
 def test_scored_pairs_take_the_place_of_crops(make_run):
     run = make_run("bert_mlm")
-    pairs = Pairs(["alpha", "beta gamma", "eta"], ["alpha", "zeta", "eta"], [5.0, 1.0, 5.0])
+    pairs = Sts("pairs", ["alpha", "beta gamma", "eta"], ["alpha", "zeta", "eta"], np.array([5.0, 1.0, 5.0]))
     probe = held_out.probe(run, pairs)
     assert probe.similar_cosines.tolist() == pytest.approx([1.0, 1.0])
     assert len(probe.random_cosines) == 6 and probe.replaced_losses == {}
@@ -135,18 +136,23 @@ def test_data_of_another_vocabulary_are_refused(make_run, data, tmp_path):
 def test_pairs_are_read_as_sts_b_has_them(tmp_path):
     path = tmp_path / "dev.tsv"
     path.write_text('index\tsentence1\tsentence2\tscore\n0\tA "plane\tB\t5.000\n1\tC\tD\t0.5\n')
-    assert held_out.read_pairs(path) == (['A "plane', "C"], ["B", "D"], [5.0, 0.5])
+    pairs = held_out.read_pairs(path)
+    assert pairs[:3] == ("dev", ['A "plane', "C"], ["B", "D"]) and pairs.scores.tolist() == [5.0, 0.5]
 
 
 NAMES = "sentence1\tsentence2\tscore\n"
 
 
-@pytest.mark.parametrize("text", [
-    "a\tb\t1\nc\td\t2\ne\tf\t3\n", NAMES, NAMES + "a\tb\t1\n", NAMES + "a\tb\thigh\nc\td\t1\n", NAMES + "a\nb\n",
+@pytest.mark.parametrize("text, message", [
+    ("a\tb\t1\nc\td\t2\ne\tf\t3\n", "line 2: there is no column 'sentence1', needed are sentence1, sentence2, score"),
+    (NAMES, "holds no examples: expected are columns sentence1, sentence2, score"),
+    (NAMES + "a\tb\t1\n", "holds one pair: give two or more"),
+    (NAMES + "a\tb\thigh\nc\td\t1\n", "line 2: label 'high' is no number"),
+    (NAMES + "a\nb\n", "line 2: 1 fields, but 3 columns"),
 ])
-def test_other_files_of_pairs_are_refused(tmp_path, text):
+def test_other_files_of_pairs_are_refused(tmp_path, text, message):
     (tmp_path / "pairs").write_text(text)
-    with pytest.raises(ValueError, match="must have two lines or more of sentence1, sentence2, score"):
+    with pytest.raises(ValueError, match=message):
         held_out.read_pairs(tmp_path / "pairs")
 
 

@@ -6,6 +6,7 @@ import torch
 
 from amos_fairseq.analysis import linear_probes
 from amos_fairseq.analysis.linear_probes import Encoded, Result, Word
+from amos_fairseq.analysis.sentence_probes import untrained
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.pretrained.model import Pretrained
@@ -40,7 +41,7 @@ def test_lines_are_words_with_labels_and_blank_lines_end_sentences(tmp_path):
         (b"alpha\tx\nbeta\n", "a, line 2: must be a word, a tab and a label, got 'beta'"),
         (b"alpha\tx\ty\n", "a, line 1: must be a word, a tab and a label"),
         (b"alpha\t \n", "a, line 1: must be a word, a tab and a label"),
-        (b"alpha\t\xff\n", "a: byte 6 is no UTF-8"),
+        (b"alpha\t\xff\n", "a, line 1: is no UTF-8"),
     ],
 )
 def test_other_files_are_refused_with_the_line(tmp_path, content, message):
@@ -133,18 +134,19 @@ def test_generators_of_their_own_are_probed_one_by_one_and_random_replacements_h
     assert list(model("coco_lm", random_replacements=True).method.networks()) == ["encoder"]
 
 
-def test_a_twin_has_the_same_networks_and_new_weights_that_are_always_the_same(model):
-    made = model("electra_rtd")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_twin_has_the_same_shapes_and_new_weights_that_are_always_the_same(model, name):
+    made = model(name)
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    first, second = linear_probes.untrained_twin(made), linear_probes.untrained_twin(made)
+    for network in made.method.networks().values():
+        first, second = (untrained(network).state_dict() for _ in range(2))
+        for key, tensor in network.state_dict().items():
+            assert torch.equal(first[key], second[key]) and tensor.shape == first[key].shape
+        assert len(first) == len(network.state_dict())
+        assert not torch.equal(first["layers.0.fc1.weight"], network.state_dict()["layers.0.fc1.weight"])
     assert torch.rand(1) == expected  # nobody else's random numbers are used up
-    for key, tensor in made.method.state_dict().items():
-        assert torch.equal(first.state_dict()[key], second.state_dict()[key])
-        assert tensor.shape == first.state_dict()[key].shape
-    weight = next(key for key in first.state_dict() if key.startswith("encoder.layers.0") and key.endswith("weight"))
-    assert not torch.equal(first.state_dict()[weight], made.method.state_dict()[weight])
 
 
 def clusters(draw, labels):
@@ -180,8 +182,8 @@ def test_words_of_two_kinds_are_told_apart_from_the_embeddings_on(model, tokeniz
     made = model("electra_rtd")
     sentences = [[Word(text, text[0], 1) for text in ("alpha", "beta", "alpha", "gamma")]] * 5
     encoded = linear_probes.encode(sentences, tokenizer, 32, "")
-    methods = made.method, linear_probes.untrained_twin(made)
-    network, twin = (method.networks()["encoder"] for method in methods)
+    network = made.method.networks()["encoder"]
+    twin = untrained(network)
     results = linear_probes.probe_network("encoder", network, twin, encoded, encoded, [0, 2])
     assert [(r.network, r.layer, r.accuracy, r.untrained_macro_f1) for r in results] == [
         ("encoder", 0, 1.0, 1.0), ("encoder", 2, 1.0, 1.0)

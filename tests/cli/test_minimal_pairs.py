@@ -65,14 +65,12 @@ def test_json_has_the_same_and_a_model_without_frequencies_is_told(command):
 
 
 def test_frequencies_are_those_of_prepared_data_if_they_are_named(command, tokenizer, tmp_path):
-    from amos_fairseq.data.tokenizer import format_dictionary
-
     counts = torch.zeros(len(tokenizer), dtype=torch.long)
     counts[tokenizer.encode("gamma")] = 9
     (tmp_path / "data").mkdir()
     (tmp_path / "data/sentencepiece.model").write_bytes(tokenizer.model)
     (tmp_path / "data/manifest.json").touch()
-    (tmp_path / "data/dict.txt").write_bytes(format_dictionary(tokenizer, counts.numpy()))
+    (tmp_path / "data/dict.txt").write_bytes(tokenizer.dict_txt(counts.numpy()))
     arguments = ["--pairs", "FOLDER/pairs.tsv", "--scores", "masked", "--data", "FOLDER/data", "--json"]
     _, unigram = json.loads(command("FOLDER/bert", *arguments)[1])["models"]
     assert unigram["phenomena"]["common"]["value"] == 0.25 and unigram["ties"] == 2  # gamma is common now

@@ -66,7 +66,7 @@ def test_the_same_as_json_and_a_figure(command, tmp_path):
         (["--network", "critic"], "--network critic is none of this amos_rtd run's: encoder, generator"),
         (["--layers", "0,5"], "layer 5 is none of the encoder's: choose from 0, the embeddings, to 2"),
         (["--png", "FOLDER/train"], "--png train exists: name a new file"),
-        (["--test", "FOLDER/none"], "none: No such file or directory"),
+        (["--test", "FOLDER/none"], "none does not exist"),
         (["--test", "FOLDER/other"], "other, line 2: label consonant is not in train"),
         (["--train", "FOLDER/columns"], "columns, line 1: must be a word, a tab and a label, got 'alpha vowel'"),
         (

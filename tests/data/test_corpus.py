@@ -5,12 +5,12 @@ import itertools
 import pytest
 
 from amos_fairseq.data import corpus
-from amos_fairseq.data.corpus import Reading
+from amos_fairseq.data.options import Options
 from amos_fairseq.data.sources import Text
 
 
 def source(path):
-    return Text(str(path), str(path), Reading())
+    return Text(str(path), str(path), Options())
 
 
 def chunks_of(path, most=1 << 30):
@@ -21,7 +21,7 @@ def chunks_of(path, most=1 << 30):
 def documents_through_chunks(path, documents="blank-line", most=None):
     found = []
     for chunk in chunks_of(path, most or 1 << 30):
-        first, *others = corpus.split_documents(corpus.clean_text(chunk.data).text, documents)
+        first, *others = corpus.split_documents(corpus.clean_text(chunk.data)[0], documents)
         if chunk.starts_file:
             found.append([first])
         else:
@@ -54,11 +54,11 @@ def test_chunks_put_together_are_the_file(tmp_path, monkeypatch):
         chunks = chunks_of(path)
         assert b"".join(chunk.data for chunk in chunks) == data
         assert max(len(chunk.data) for chunk in chunks) <= size
-        assert sum(corpus.clean_text(chunk.data).invalid_bytes for chunk in chunks) == 30  # no character is cut
+        assert sum(corpus.clean_text(chunk.data)[1] for chunk in chunks) == 30  # no character is cut
         for most in (size, 3 * size):
             parts = chunks_of(path, most)
             assert b"".join(chunk.data for chunk in parts) == data
-            assert sum(corpus.clean_text(chunk.data).invalid_bytes for chunk in parts) == 30
+            assert sum(corpus.clean_text(chunk.data)[1] for chunk in parts) == 30
             assert [chunk.starts_file for chunk in parts] == [True] + [False] * (len(parts) - 1)
             assert [chunk.continues_line for chunk in parts[1:]] == [chunk.cuts_line for chunk in parts[:-1]]
 
@@ -79,7 +79,7 @@ def test_slices_hold_every_byte_once_and_are_of_one_size_but_the_last(monkeypatc
     monkeypatch.setattr(corpus, "SLICE_BYTES", 20)
 
     def plan(**sizes):
-        slices = corpus.plan_slices([Sized(str(size), name, Reading()) for name, size in sizes.items()])
+        slices = corpus.plan_slices([Sized(str(size), name, Options()) for name, size in sizes.items()])
         return [[(span.source.name, span.begin, span.end) for span in spans] for spans in slices]
 
     assert plan(a=50, b=0, c=3, d=4, e=21, f=1) == [  # 79 bytes are few: slices of at least CHUNK_BYTES

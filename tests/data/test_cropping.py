@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, crop_block
-from amos_fairseq.data.vocabulary import TokenIds
 
 BLOCK = np.array([0, *range(100, 118), 2])
 
@@ -52,12 +51,11 @@ def test_crops_are_a_function_of_seed_epoch_and_index():
 
 
 @pytest.fixture
-def dataset():
-    token_ids = TokenIds(95, 1, 94, [0, 1, 2, 3, 94], [0, 1, 2, 3, 94])
+def dataset(tokenizer):
     blocks = [torch.tensor([0, *range(10, 10 + n), 2]) for n in (30, 30, 18)]
 
     def dataset(cropping):
-        return MaskedBlockDataset(blocks, [32, 32, 20], token_ids, MaskingOptions(), seed=1, cropping=cropping)
+        return MaskedBlockDataset(blocks, [32, 32, 20], tokenizer, MaskingOptions(), seed=1, cropping=cropping)
 
     return dataset
 

@@ -8,6 +8,7 @@ import pytest
 
 from amos_fairseq.data import fast_tokenizer
 from amos_fairseq.data.manifest import read_manifest
+from amos_fairseq.data.options import KINDS
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.data.tokenizer import load_tokenizer, read_vocabulary
 
@@ -23,7 +24,7 @@ def texts(count=300):
     return [" ".join(draw.choices(WORDS, k=9)) for _ in range(count)]
 
 
-@pytest.fixture(scope="module", params=fast_tokenizer.KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def trained(request):
     sizes = {"wordpiece": 90, "bpe": 300, "unigram": 44}
     return fast_tokenizer.train_fast(texts(), request.param, sizes[request.param], uncased=False)
@@ -47,7 +48,7 @@ def bert(tmp_path):
 
 
 def test_a_models_ids_and_size_are_kept_and_nothing_special_or_unused_is_drawn(bert):
-    tokenizer = read_vocabulary(str(bert)).tokenizer
+    tokenizer = read_vocabulary(str(bert))
     assert len(tokenizer) == 16 and tokenizer.symbols[7:12] == ["alpha", "beta", "##s", ",", "madeupword0011"]
     assert (tokenizer.pad, tokenizer.unk, tokenizer.bos, tokenizer.eos, tokenizer.mask) == (0, 3, 4, 5, 6)
     assert tokenizer.special == [0, 3, 4, 5, 6]
@@ -111,7 +112,7 @@ def test_prepare_trains_wordpieces(tmp_path, workers):
     (tmp_path / "text.txt").write_text("\n\n".join(texts()))
     manifest = prepare([str(tmp_path / "text.txt")], str(tmp_path / "out"), train_tokenizer="wordpiece", vocab_size=90,
                        workers=workers)
-    tokenizer = read_vocabulary(str(tmp_path / "out")).tokenizer
+    tokenizer = read_vocabulary(str(tmp_path / "out"))
     assert manifest.vocabulary_size == len(tokenizer) == 90 and tokenizer.symbols[0] == "[PAD]"
 
 

@@ -5,18 +5,27 @@ import pytest
 import torch
 
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, mask_block
-from amos_fairseq.data.vocabulary import TokenIds
 
 MASK, FILLER = 95, 94
 
 
+class TokenIds:
+    """What masking asks of a tokenizer."""
+
+    pad, mask = 1, MASK
+    special, excluded = [0, 1, 2, 3, MASK], [0, 1, 2, 3, MASK, FILLER]
+
+    def __len__(self):
+        return MASK + 1
+
+
 @pytest.fixture
 def token_ids():
-    return TokenIds(96, 1, MASK, [0, 1, 2, 3, MASK], [0, 1, 2, 3, MASK, FILLER])
+    return TokenIds()
 
 
 def masked(token_ids, tokens, options=MaskingOptions(), seed=0):
-    regular = np.array([token for token in range(token_ids.size) if token not in token_ids.excluded])
+    regular = np.array([token for token in range(len(token_ids)) if token not in token_ids.excluded])
     generator = np.random.default_rng(seed)
     return mask_block(np.asarray(tokens), options, generator, MASK, token_ids.special, regular)
 

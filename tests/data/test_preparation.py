@@ -20,6 +20,7 @@ from fairseq.data.data_utils import load_indexed_dataset
 from amos_fairseq.cli import prepare as command
 from amos_fairseq.data import corpus, encoding, preparation
 from amos_fairseq.data.manifest import load_manifest_for, located, read_manifest
+from amos_fairseq.data.options import Options
 from amos_fairseq.data.packing import BlockPacker, held_out
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.data.sources import Text
@@ -388,10 +389,10 @@ BAD = {
     "not a model": ({"vocabulary": "{text}"}, None, "{text} is not a SentencePiece model"),
     "no size": ({"vocab_size": 5}, None, "a vocabulary of 5 is too small: 5 symbols are special"),
     "empty model": ({"vocabulary": "/dev/null"}, None, "/dev/null is not a SentencePiece model with pieces of text"),
-    "tiny blocks": ({"tokens_per_sample": 7}, None, "--tokens-per-sample 7 is too small: use 8 or more"),
-    "valid": ({"valid_fraction": 1.0}, None, "--valid-fraction 1.0 is not between 0 and 1"),
+    "tiny blocks": ({"tokens_per_sample": 7}, None, "--tokens-per-sample 7 is out of range: it must be at least 8"),
+    "valid": ({"valid_fraction": 1.0}, None, "--valid-fraction 1.0 is out of range: it must be above 0 and below 1"),
     "shards": ({"shards": 999}, None, "999 shards are more than the 10 blocks: lower --shards"),
-    "normalization": ({"normalization": "nfc"}, None, "--normalization nfc is none of nmt_nfkc, nfkc, identity"),
+    "normalization": ({"normalization": "nfc"}, None, "unknown --normalization 'nfc': choose nmt_nfkc, nfkc, identity"),
     "folded identity": (
         {"normalization": "identity", "uncased": True}, None,
         "--uncased is a normalization itself: give nfkc or nmt_nfkc with it, or leave it out",
@@ -485,9 +486,9 @@ def test_a_long_line_is_read_in_bounded_memory(prepared, tmp_path):
     with open(path, "wb") as stream:
         for _ in range(40):
             stream.write(b"abcd efgh " * 50_000)  # one line of 20 MB
-    encoder = encoding.TextEncoder(preparation.read_vocabulary(prepared).tokenizer)
+    encoder = encoding.TextEncoder(preparation.read_vocabulary(prepared))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    text = Text(str(path), str(path), corpus.Reading())
+    text = Text(str(path), str(path), Options())
     slices = [[encoder(text.passages(block)) for span in spans for block in text.blocks(span)]
               for spans in corpus.plan_slices([text])]
     encoded = [encoding.joined(blocks) for blocks in slices]
@@ -501,6 +502,6 @@ def test_the_command_offers_every_option():
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     arguments = vars(parser.parse_args(["a", "--out", "b"]))
-    fields = {field: arguments.pop(field) for field in preparation.Options.__dataclass_fields__}
-    assert preparation.Options(**fields) == preparation.Options()
+    fields = {field: arguments.pop(field) for field in Options.__dataclass_fields__}
+    assert Options(**fields) == Options()
     assert set(arguments) == {"inputs", "out", "overwrite", "workers", "part"}

@@ -14,7 +14,7 @@ import pytest
 from amos_fairseq.data import corpus, encoding, packing, preparation
 from amos_fairseq.data.manifest import read_manifest
 from amos_fairseq.data.packing import SeenDocuments
-from amos_fairseq.data.preparation import Part, prepare
+from amos_fairseq.data.preparation import parse_part, prepare
 
 OPTIONS = dict(vocab_size=300, tokens_per_sample=32, shards=3, valid_fraction=0.1)
 SLICES = 24  # of `text`
@@ -223,17 +223,17 @@ def kill_own_process(*arguments):
 def test_parts_in_any_order_give_the_bytes_of_one_machine(text, expected, tmp_path, order):
     out = str(tmp_path / "out")
     for number, index in enumerate(order):
-        manifest = prepare([text], out, workers=1, part=Part(index, 3), **OPTIONS)
+        manifest = prepare([text], out, workers=1, part=(index, 3), **OPTIONS)
         assert (manifest is None) == (number + 1 < len(order))
     assert manifest == read_manifest(out)
     assert tree_of(out) == expected
     assert os.listdir(tmp_path) == ["out"]
-    assert prepare([text], out, workers=1, part=Part(0, 3), **OPTIONS) == manifest  # started once more, late
+    assert prepare([text], out, workers=1, part=(0, 3), **OPTIONS) == manifest  # started once more, late
 
 
 def test_parts_at_the_same_time_train_one_vocabulary_and_one_of_them_packs(text, expected, tmp_path):
     out = tmp_path / "out"
-    program = START.replace("workers=int(sys.argv[3])", "workers=1, part=preparation.Part(int(sys.argv[3]), 3)")
+    program = START.replace("workers=int(sys.argv[3])", "workers=1, part=(int(sys.argv[3]), 3)")
     program = "import logging; logging.basicConfig(level='INFO', format='%(message)s'); " + program
     command = [sys.executable, "-c", program, text, out]
     parts = [subprocess.Popen([*command, str(index)], stderr=subprocess.PIPE, text=True) for index in range(3)]
@@ -247,7 +247,7 @@ def test_parts_at_the_same_time_train_one_vocabulary_and_one_of_them_packs(text,
 def test_a_whole_preparation_and_a_part_exclude_each_other(text, tmp_path):
     out = tmp_path / "out"
     fork = multiprocessing.get_context("fork")
-    for shared, part in ((True, None), (False, Part(0, 2))):
+    for shared, part in ((True, None), (False, (0, 2))):
         taken, leave = fork.Event(), fork.Event()
         holder = fork.Process(target=hold, args=(out, shared, taken, leave))
         holder.start()
@@ -267,15 +267,15 @@ def hold(out, shared, taken, leave):
 @pytest.mark.parametrize("part", ["3/3", "1", "-1/2", "a/b", "1/2/3"])
 def test_a_part_is_one_of_so_many(part):
     with pytest.raises(ValueError, match=f"^--part {part} is none of 0/N, 1/N, .., N-1/N$"):
-        Part.parse(part)
-    assert Part.parse("2/3") == (2, 3)
+        parse_part(part)
+    assert parse_part("2/3") == (2, 3)
 
 
 def test_standard_input_and_overwrite_are_not_for_parts(text, tmp_path):
     with pytest.raises(ValueError, match="^--part needs input that can be read again, which - cannot$"):
-        prepare(["-"], str(tmp_path / "out"), part=Part(0, 2))
+        prepare(["-"], str(tmp_path / "out"), part=(0, 2))
     with pytest.raises(ValueError, match="^--overwrite is not for one --part of the work: delete .*/out first$"):
-        prepare([text], str(tmp_path / "out"), part=Part(0, 2), overwrite=True)
+        prepare([text], str(tmp_path / "out"), part=(0, 2), overwrite=True)
 
 
 def test_deduplication_keeps_the_first_of_equal_documents(text, tmp_path):

@@ -16,7 +16,7 @@ RELEASED = Path(__file__).parents[3] / "shared" / "data" / "released_vocabulary"
 
 @pytest.fixture(scope="module")
 def model():
-    return train_vocabulary(SENTENCES * 20, 55, uncased=False).model
+    return train_vocabulary(SENTENCES * 20, 55, uncased=False)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from amos_fairseq.data import corpus, encoding, inputs, preparation, sources, streams
-from amos_fairseq.data.corpus import Reading
-from amos_fairseq.data.preparation import Part, prepare
+from amos_fairseq.data.options import Options
+from amos_fairseq.data.preparation import prepare
 from amos_fairseq.user_errors import status_of
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -129,8 +129,8 @@ def test_strands_that_were_killed_go_on_as_one_process(expected, tmp_path, small
     path, folder = write(tmp_path, "jsonl.gz"), tmp_path / "encoded"
     folder.mkdir()
     prepare([path], str(tmp_path / "out"), workers=1, **OPTIONS)
-    encoder = encoding.TextEncoder(preparation.read_vocabulary(str(tmp_path / "out")).tokenizer)
-    source = sources.open_source(path, path, "jsonl", Reading())
+    encoder = encoding.TextEncoder(preparation.read_vocabulary(str(tmp_path / "out")))
+    source = sources.open_source(path, path, "jsonl", Options())
     (spans,) = corpus.plan_slices([source])
     for target, strands in (("one", [(0, 1)]), ("two", [(1, 2), (0, 1)]), ("three", [(0, 3), (2, 3), (0, 1)])):
         for strand, count in strands:
@@ -150,7 +150,7 @@ def test_files_of_all_kinds_are_shared_by_parts(order, tmp_path, small):
             write(place / str(number), kind, some)
     manifest = prepare([str(plain)], str(tmp_path / "expected"), workers=1, **OPTIONS)
     for index in order:
-        mixed = prepare([str(folder)], str(tmp_path / "out"), workers=1, part=Part(index, 3), **OPTIONS)
+        mixed = prepare([str(folder)], str(tmp_path / "out"), workers=1, part=(index, 3), **OPTIONS)
     assert mixed.splits == manifest.splits
     assert tree_of(tmp_path / "out") == tree_of(tmp_path / "expected")
 
@@ -392,7 +392,7 @@ HUGE = {
 def test_huge_records_and_bombs_take_bounded_memory(case, tmp_path):
     name, data = HUGE[case]
     (tmp_path / f"a.{name}").write_bytes(data())
-    source = sources.open_source(str(tmp_path / f"a.{name}"), "a", name.split(".")[0].replace("txt", "text"), Reading())
+    source = sources.open_source(str(tmp_path / f"a.{name}"), "a", name.split(".")[0].replace("txt", "text"), Options())
     program = (
         "import sys, pickle\nsource = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
         "for span in source.spans(1 << 25):\n  for block in source.blocks(span): source.passages(block)\n"

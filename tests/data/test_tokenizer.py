@@ -12,27 +12,22 @@ ODD = "  The \ufb01rst\u00a0 na\u00efve\nword, \u00bd \u00dcn\u00ef \u65e5\u672c
 
 
 @pytest.fixture(scope="module")
-def vocabulary():
+def tokenizer():
     draw = random.Random(1)
-    return train_vocabulary((" ".join(draw.choices(WORDS, k=9)) for _ in range(200)), 60, uncased=True)
+    return Tokenizer(train_vocabulary((" ".join(draw.choices(WORDS, k=9)) for _ in range(200)), 60, uncased=True))
 
 
-@pytest.fixture(scope="module")
-def tokenizer(vocabulary):
-    return Tokenizer(vocabulary.model)
-
-
-def test_special_tokens_are_fairseqs_first_four_and_the_mask_is_last(tokenizer, vocabulary):
+def test_special_tokens_are_fairseqs_first_four_and_the_mask_is_last(tokenizer):
     assert tokenizer.symbols[:4] == ["<s>", "<pad>", "</s>", "<unk>"]
-    assert tokenizer.symbols[-1] == "<mask>" and tokenizer.mask == len(tokenizer) - 1 == vocabulary.size - 1
+    assert tokenizer.symbols[-1] == "<mask>" and tokenizer.mask == len(tokenizer) - 1 == 63
     assert {0, 1, 2, 3, tokenizer.mask} <= set(tokenizer.excluded)
 
 
-def test_ids_are_those_of_preparation(tokenizer, vocabulary):
-    processor = load_processor(vocabulary.model)
+def test_ids_are_those_of_preparation(tokenizer):
+    processor = load_processor(tokenizer.model)
     for text in ["alpha beta", "Gamma, alpha\nbeta", ODD]:
         pieces = processor.encode(text.replace("\n", " "))
-        assert tokenizer.encode(text) == vocabulary.symbol_of_piece[pieces].tolist()
+        assert tokenizer.encode(text) == [tokenizer.symbols.index(processor.id_to_piece(piece)) for piece in pieces]
         assert tokenizer.encode_batch([text, text])[0].tolist() == 2 * tokenizer.encode(text)
         assert not {0, 1, 2, tokenizer.mask} & set(tokenizer.encode(text))
 

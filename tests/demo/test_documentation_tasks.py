@@ -191,5 +191,5 @@ def test_the_same_installation_gives_the_same_files_and_an_existing_folder_is_re
     documentation_tasks.write_tasks(tmp_path / "again", examples=120)
     for path in folder.rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes()
-    with pytest.raises(ValueError, match="again exists: name a new folder"):
+    with pytest.raises(ValueError, match="again exists: name another folder"):
         documentation_tasks.write_tasks(tmp_path / "again")

@@ -148,7 +148,7 @@ def test_data_of_another_vocabulary_are_refused(checkpoint, export, tmp_path):
     texts = (" ".join(words[(3 * row + column) % 8] for column in range(6)) + "," for row in range(80))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.json").write_text("{}")
-    (tmp_path / "data" / "sentencepiece.model").write_bytes(train_vocabulary(texts, 56, uncased=True).model)
+    (tmp_path / "data" / "sentencepiece.model").write_bytes(train_vocabulary(texts, 56, uncased=True))
     status, message = refused(tmp_path, export, run, "--data", str(tmp_path / "data"))
     assert status == 64 and message.startswith("/data has another vocabulary than /run/checkpoint_1_7: name the one of")
 

@@ -7,7 +7,8 @@ import torch
 
 from amos_fairseq import from_pretrained
 from amos_fairseq.cli import main
-from amos_fairseq.data.fast_tokenizer import KINDS, train_fast
+from amos_fairseq.data.fast_tokenizer import train_fast
+from amos_fairseq.data.options import KINDS
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.data.tokenizer import read_vocabulary
 from amos_fairseq.methods.base import Vocabulary
@@ -39,7 +40,7 @@ def test_it_is_trained_on_by_name(text, launch, arguments, tmp_path):
     launch("fairseq_cli.train:cli_main", command)
     model = from_pretrained(tmp_path / "run")
     assert (model.tokenizer.mask, len(model.tokenizer), model.encoder.config.padding_idx) == (4, 200, 0)
-    assert model.tokenizer.encode("the") == read_vocabulary(str(tmp_path / "data")).tokenizer.encode("the")
+    assert model.tokenizer.encode("the") == read_vocabulary(str(tmp_path / "data")).encode("the")
 
 
 def test_an_export_has_the_same_tokenizer_and_is_read_again(run, fast, export, transformers):

@@ -70,7 +70,7 @@ def trained(**options):
 
 def prepared(uncased, normalization="nmt_nfkc"):
     """As `amos-fairseq prepare` trains it."""
-    return train_vocabulary(texts(), 260, uncased, normalization).model
+    return train_vocabulary(texts(), 260, uncased, normalization)
 
 
 MODELS = {

@@ -147,8 +147,8 @@ WHOLE, PART = "caf\u00e9\u2019s", "f\u00e9"
 
 @pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
 def subwords(request):
-    vocabulary = train_vocabulary([UNICODE + f" {number}" for number in range(30)], 110, uncased=request.param)
-    return Tokenizer(vocabulary.model)
+    model = train_vocabulary([UNICODE + f" {number}" for number in range(30)], 110, uncased=request.param)
+    return Tokenizer(model)
 
 
 @pytest.mark.parametrize("answer", UNICODE.split(" ") + ["cafe\u0301 \ufb01rst", "\u00bd \u2163 \u3392", PART])

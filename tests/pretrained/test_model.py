@@ -57,7 +57,7 @@ def test_data_of_another_vocabulary_are_refused(model, save_checkpoint, tokenize
     made = model("bert_mlm")
     save_checkpoint(tmp_path / "own/checkpoint_1_2", "bert_mlm", made.method, tokenizer)
     save_checkpoint(tmp_path / "none/checkpoint_1_2", "bert_mlm", made.method)
-    (tmp_path / "sentencepiece.model").write_bytes(train_vocabulary(["a b c d e"] * 9, 16, uncased=True).model)
+    (tmp_path / "sentencepiece.model").write_bytes(train_vocabulary(["a b c d e"] * 9, 16, uncased=True))
     (tmp_path / "manifest.json").touch()
     with pytest.raises(ValueError, match="has another vocabulary than .*own/checkpoint_1_2: name the one of its own"):
         amos_fairseq.from_pretrained(tmp_path / "own", data=tmp_path)

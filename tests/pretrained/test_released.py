@@ -179,7 +179,7 @@ def reference_projection(x, state, head):
 def vocabulary_files():
     """sp.model and dict.txt of V symbols with <mask>, whose order is not that of the pieces."""
     texts = ["the cat sat on a mat , it 's ( 1895-1943 )."] * 30
-    model = train_vocabulary(texts, V, uncased=False).model
+    model = train_vocabulary(texts, V, uncased=False)
     processor = load_processor(model)
     pieces = [processor.id_to_piece(index) for index in range(5, len(processor))]
     dictionary = "".join(f"{piece} 7\n" for piece in reversed(pieces)).encode()

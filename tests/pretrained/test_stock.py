@@ -149,7 +149,7 @@ MISTAKES = {
     "several files": (sharded, "has its weights in several files: save it again with save_pretrained"),
     "code": (with_code, "is refused, since to load it could run code"),
     "more layers": (configured(num_hidden_layers=3), "its config.json: bert.encoder.layer.2.attention.* is absent"),
-    "wider": (configured(intermediate_size=32), r"its config.json: .*dense.weight makes \(24, 16\), not \(32, 16\)"),
+    "wider": (configured(intermediate_size=32), r"describes: layers.0.fc1.weight is \(24, 16\), not \(32, 16\)"),
     "another activation": (configured(hidden_act="relu"), "has hidden_act 'relu', this package's encoder only 'gelu'"),
     "relative keys": (configured(position_embedding_type="relative_key"), "has position_embedding_type 'relative_key'"),
 }

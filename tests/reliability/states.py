@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 import torch
+from fairseq.dataclass.configs import CheckpointConfig
 
 from amos_fairseq import checkpoints
 from amos_fairseq.checkpoints import store
@@ -20,10 +21,9 @@ def state(update: int, width: int = 4):
     }
 
 
-def save(folder, update, score=None, purposes=("interval",), is_best=False, **retention):
-    return store.save(
-        folder, f"checkpoint_1_{update}", state(update), score, purposes, is_best, store.Retention(**retention)
-    )
+def save(folder, update, score=None, purposes=("interval",), is_best=False, **options):
+    options = CheckpointConfig(**options)
+    return store.save(folder, f"checkpoint_1_{update}", state(update), score, purposes, is_best, options)
 
 
 def update_of(path) -> int:

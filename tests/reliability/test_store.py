@@ -45,13 +45,13 @@ def test_a_kill_anywhere_in_saving_and_deleting_leaves_a_newest_checkpoint(tmp_p
         folder = tmp_path / str(call)
         folder.mkdir()
         save(folder, 1), save(folder, 2, is_best=True, score=1.0)
-        killed = killed_at(call, lambda: save(folder, 3, intervals=1))
+        killed = killed_at(call, lambda: save(folder, 3, keep_interval_updates=1))
         newest = checkpoints.newest_valid(folder)
         assert update_of(newest) in ((2, 3) if killed else (3,))
         assert update_of(folder / store.LAST) in (2, 3) and update_of(folder / store.BEST) == 2
         store.remove_remains(folder)
         assert not list(folder.glob("*.tmp"))
-        assert update_of(save(folder, 4, intervals=1)) == 4
+        assert update_of(save(folder, 4, keep_interval_updates=1)) == 4
         assert names(folder) == ["checkpoint_1_2", "checkpoint_1_4", store.BEST, store.LAST]
         if not killed:
             break
@@ -88,7 +88,7 @@ def test_a_disk_that_takes_no_more_keeps_the_checkpoints_that_there_are(tmp_path
     before = names(tmp_path)
     disk = Disk(monkeypatch, number)
     with pytest.raises(OSError) as error:
-        save(tmp_path, 3, intervals=1)
+        save(tmp_path, 3, keep_interval_updates=1)
     assert error.value.errno == number and disk.slept == list(store.SECONDS_BETWEEN_ATTEMPTS)
     assert names(tmp_path) == before
     assert update_of(checkpoints.newest_valid(tmp_path)) == update_of(tmp_path / store.LAST) == 2
@@ -111,11 +111,15 @@ def updates(folder):
     "retention, kept",
     [
         (dict(), [10, 20, 25, 30, 40, 50]),
-        (dict(intervals=1, epochs=1), [30, 40, 50]),
-        (dict(intervals=2, epochs=1), [25, 30, 40, 50]),
-        (dict(intervals=1, interval_multiple=20, epochs=1), [20, 25, 30, 40, 50]),
-        (dict(intervals=1, epochs=1, best=2), [10, 20, 30, 40, 50]),
-        (dict(intervals=1, epochs=1, best=2, maximize=True), [25, 30, 40, 50]),
+        (dict(keep_interval_updates=1, keep_last_epochs=1), [30, 40, 50]),
+        (dict(keep_interval_updates=2, keep_last_epochs=1), [25, 30, 40, 50]),
+        (dict(keep_interval_updates=1, keep_interval_updates_pattern=20, keep_last_epochs=1), [20, 25, 30, 40, 50]),
+        (dict(keep_interval_updates=1, keep_last_epochs=1, keep_best_checkpoints=2), [10, 20, 30, 40, 50]),
+        (
+            dict(keep_interval_updates=1, keep_last_epochs=1, keep_best_checkpoints=2,
+                 maximize_best_checkpoint_metric=True),
+            [25, 30, 40, 50],
+        ),
     ],
 )
 def test_retention_keeps_what_the_options_of_fairseq_say(tmp_path, retention, kept):
@@ -136,7 +140,7 @@ def test_the_best_and_the_last_valid_are_never_deleted(tmp_path):
     save(tmp_path, 1, 0.5, [], is_best=True)
     (save(tmp_path, 2) / storage.MODEL).unlink()
     (save(tmp_path, 9) / storage.MANIFEST).write_text("")
-    save(tmp_path, 3, 0.9, intervals=1, best=1)
+    save(tmp_path, 3, 0.9, keep_interval_updates=1, keep_best_checkpoints=1)
     assert updates(tmp_path) == [1, 3, 9]  # 9 is evidence
     assert update_of(checkpoints.newest_valid(tmp_path)) == 3 and update_of(tmp_path / store.BEST) == 1
 
@@ -144,7 +148,7 @@ def test_the_best_and_the_last_valid_are_never_deleted(tmp_path):
 def test_a_run_that_went_back_goes_on_from_what_it_wrote_last(tmp_path):
     """Not from the highest update; and the checkpoint of the same name stays what it was."""
     for update in 10, 20, 30, 20:
-        path = save(tmp_path, update, intervals=2)
+        path = save(tmp_path, update, keep_interval_updates=2)
     assert path.name == "checkpoint_1_20-2" and checkpoints.newest_valid(tmp_path) == path
     assert names(tmp_path) == ["checkpoint_1_20-2", "checkpoint_1_30", store.LAST]
 
