@@ -174,11 +174,11 @@ class MaskedLMHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, outputs):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(config.hidden_size, outputs)
 
     def forward(self, hidden):
         hidden = torch.tanh(self.dense(self.dropout(hidden[:, 0])))
@@ -222,7 +222,7 @@ class AmosForSequenceClassification(AmosWithHead):
     output_class = modeling_outputs.SequenceClassifierOutput
 
     def add_head(self, config):
-        self.classifier = ClassificationHead(config)
+        self.classifier = ClassificationHead(config, config.num_labels)
 
     def logits(self, hidden):
         return self.classifier(hidden)
@@ -242,6 +242,26 @@ class AmosForTokenClassification(AmosWithHead):
 
     def logits(self, hidden):
         return self.classifier(self.dropout(hidden))
+
+
+class AmosForMultipleChoice(AmosPreTrainedModel):
+    """input_ids and attention_mask (B, choices, T) -> logits (B, choices)"""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.amos = AmosModel(config)
+        self.classifier = ClassificationHead(config, 1)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=True, **options):
+        mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+        output = self.amos(input_ids.flatten(0, 1), mask, **options)
+        logits = self.classifier(output.last_hidden_state).view(input_ids.shape[:2])
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        output = modeling_outputs.MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states
+        )
+        return output if return_dict else output.to_tuple()
 
 
 class AmosForQuestionAnswering(AmosPreTrainedModel):

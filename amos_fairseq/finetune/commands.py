@@ -77,8 +77,10 @@ class Glue(Command):
 
 class OwnFiles(Command):
     name = "file"
-    help = "your own classification, pair or regression task: .tsv, .csv or .jsonl"
-    data_options = ("train", "valid", "test", "text", "text_b", "label", "multi_label", "regression", "metric")
+    help = "your own classification, pair, regression or multiple-choice task: .tsv, .csv or .jsonl"
+    data_options = (
+        "train", "valid", "test", "text", "text_b", "label", "multi_label", "choices", "regression", "metric"
+    )
 
     def add_arguments(self, parser):
         add_files(parser)
@@ -86,19 +88,24 @@ class OwnFiles(Command):
         kind = parser.add_mutually_exclusive_group()
         kind.add_argument("--multi-label", action="store_true", help="labels are sets: a,b or a list of JSON")
         kind.add_argument("--regression", action="store_true", help="labels are numbers")
+        kind.add_argument("--choices", metavar="COLUMN,..", help="texts of which one goes with --text; labels say "
+                          "which: 0, 1, ..")
         parser.add_argument(
             "--metric", metavar="NAME", help="selects the best; default: accuracy, sets micro_f1, numbers spearman"
         )
         parser.add_argument("--name", help="of the task; default: that of --train")
 
     def tasks(self, args):
+        if args.choices and (args.text_b or len(args.choices.split(",")) < 2):
+            raise ValueError("--choices are two columns or more, and go with --text alone: --choices a,b without --text-b")
         return [own_task(args)]
 
     def prepare(self, args, name, folder, tokenizer, max_length, seeds):
         from amos_fairseq.finetune import own_files
 
-        kind = "regression" if args.regression else "multi_label" if args.multi_label else "classification"
-        columns = texts_of(args), args.label
+        kinds = {"regression": args.regression, "multi_label": args.multi_label, "choice": args.choices}
+        kind = next((kind for kind, asked in kinds.items() if asked), "classification")
+        columns = texts_of(args) + (args.choices.split(",") if args.choices else []), args.label
         tell(own_files.prepare(folder, name, splits_of(args), *columns, tokenizer, max_length, kind, args.metric))
         return dict.fromkeys(seeds, folder)
 

@@ -1,4 +1,4 @@
-"""A user's own task, from files of labelled texts: their class, classes or number, of a text or a pair."""
+"""A user's own task, from files of labelled texts: class, classes or number of a text or a pair, or the best choice."""
 
 from pathlib import Path
 from typing import Mapping, Optional, Sequence
@@ -18,8 +18,8 @@ def prepare(
 
     files   train; valid, or a tenth of train by a hash of its texts, so that equal texts stay together; test, which is
             measured if it has labels
-    texts   column of the text, or columns of a pair
-    kind    classification: labels are classes; multi_label: sets of these; regression: numbers
+    texts   column of the text, or columns of a pair; of a choice that of the text, and of each text to choose
+    kind    classification: labels are classes; multi_label: sets of these; regression: numbers; choice: places from 0
     """
     of_kind = kind_of(kind)
     if first_metric is not None and first_metric not in of_kind.metrics:

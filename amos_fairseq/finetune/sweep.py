@@ -173,9 +173,8 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
         examples = labelled.read_examples(job.data, split)
         if split != "train" and examples.targets is not None:
             outputs = predict(network, examples)
-            scores[split] = kind.evaluate(job.data, problem, split, outputs)
-            if kind.metrics and not kind.per_token and not kind.draws_data:
-                predictions[split] = kind.predicted(outputs), examples.targets
+            predictions[split] = kind.judged(job.data, problem, split, outputs)
+            scores[split] = kind.measure(problem.metrics, *predictions[split])
     results.write_predictions(job.folder, predictions)
     updates = job.setting.num_updates(num_examples(job.data))
     made = (scores, updates, round(time.monotonic() - start, 1))

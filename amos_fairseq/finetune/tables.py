@@ -38,7 +38,7 @@ class Table(NamedTuple):
     """Rows of a file.
 
     lines     number of each row's first line
-    texts     one or two of each row
+    texts     one or two of each row, or one and the C > 1 choices that go with it
     labels    as they are written; None where nobody knows them
     indices   what predictions are filed under; None if they are counted from 0
     skipped   lines that have another number of fields than the first
@@ -230,14 +230,17 @@ def split_by_hash(table: Table) -> Tuple[Table, Table]:
 def encode(table: Table, tokenizer: Tokenizer, max_length: int, targets: Optional[np.ndarray]) -> Tuple[Examples, int]:
     """Sequences of at most `max_length` tokens, special tokens included; how many were longer, see `truncate`."""
     tokens, lengths, truncated = array("i"), [], 0
+    choices = max(len(table.texts[0]) - 1, 1) if table.texts else 1
     for texts in table.texts:
-        parts = [tokenizer.encode(text) for text in texts]
-        room = max_length - len(tokenizer.sequence(*([] for _ in parts)))
-        truncated += sum(map(len, parts)) > room
-        sequence = tokenizer.sequence(*truncate(parts, room))
-        tokens.extend(sequence)
-        lengths.append(len(sequence))
-    return Examples(np.array(tokens, dtype=np.int32), np.array(lengths), targets), truncated
+        first, *others = map(tokenizer.encode, texts)
+        for parts in [[first, other] for other in others] or [[first]]:
+            room = max_length - len(tokenizer.sequence(*([] for _ in parts)))
+            truncated += sum(map(len, parts)) > room
+            sequence = tokenizer.sequence(*truncate(parts, room))
+            tokens.extend(sequence)
+            lengths.append(len(sequence))
+    shape = (-1, choices) if choices > 1 else -1
+    return Examples(np.array(tokens, dtype=np.int32), np.array(lengths).reshape(shape), targets), truncated
 
 
 def truncate(parts: Sequence[List[int]], room: int) -> List[List[int]]:

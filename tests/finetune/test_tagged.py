@@ -190,10 +190,17 @@ def test_spans_end_with_their_sentence():
 def test_scores_of_literal_tags():
     targets = [["B-X", "I-X", "O", "B-Y"], ["O", "B-X"]]
     predicted = [["B-X", "I-X", "B-Y", "I-Y"], ["O", "B-Y"]]  # 1 of 3 spans is right; 1 of 3 is found
-    assert metrics.span_precision(predicted, targets) == pytest.approx(1 / 3)
-    assert metrics.span_recall(predicted[:1], targets[:1]) == 0.5 and metrics.span_f1(predicted, targets) == 2 / 6
-    assert metrics.OF_TAGS["accuracy"](predicted, targets) == 3 / 6
-    assert metrics.span_f1([["O"]], [["O"]]) == metrics.span_f1([["B-X"]], [["O"]]) == 0.0
+    compared = metrics.compared_tags(predicted, targets)
+    assert compared["tags"].tolist() == ["B-X I-X B-Y I-Y", "O B-Y"]
+    scores = {name: function(compared, None) for name, function in metrics.OF_TAGS.items()}
+    # of words B-X is right 1 of 1 and 2, B-Y 0 of 2 and 1, I-X 1 of 1 and 1, I-Y 0 of 1 and 0, O 1 of 1 and 2
+    assert scores == pytest.approx({
+        "span_f1": 2 / 6, "span_precision": 1 / 3, "span_recall": 1 / 3, "accuracy": 3 / 6,
+        "macro_f1": (2 / 3 + 0 + 1 + 0 + 2 / 3) / 5,
+    })
+    assert metrics.span_recall(compared[:1], None) == 0.5 and metrics.span_precision(compared[1:], None) == 0.0
+    nothing = metrics.compared_tags([["O"], ["B-X"]], [["O"], ["O"]])
+    assert metrics.span_f1(nothing[:1], None) == metrics.span_f1(nothing, None) == 0.0
 
 
 PREFIXES = ["B-", "I-", "E-", "S-"]
@@ -224,9 +231,11 @@ def test_scores_of_random_tags_are_those_of_seqeval(kind):
     predicted, targets = drawn(KINDS_OF_TAGS[kind], 1), drawn(KINDS_OF_TAGS[kind], 1)
     draw = random.Random(3)
     predicted = [[draw.choice(KINDS_OF_TAGS[kind]) if draw.random() < 0.2 else t for t in tags] for tags in predicted]
+    compared = metrics.compared_tags(predicted, targets)
     for name in ("f1", "precision", "recall"):
         expected = getattr(seqeval, f"{name}_score")(targets, predicted)
-        assert 0.3 < expected < 0.9 and getattr(metrics, f"span_{name}")(predicted, targets) == pytest.approx(expected)
+        assert 0.3 < expected < 0.9
+        assert metrics.OF_TAGS[f"span_{name}"](compared, None) == pytest.approx(expected)
 
 
 # From file to file

@@ -55,11 +55,6 @@ class Classification(Kind):
         targets, classes = examples.targets, len(problem.labels)
         refuse((targets < 0) | (targets >= classes), f"has label {{target}}, which is none of the {classes} labels")
 
-    def measure(self, names, outputs, targets):
-        if "f1" in names and outputs.shape[-1] != 2:
-            raise ValueError(f"metric 'f1' is of two classes, not of {outputs.shape[-1]}: choose macro_f1")
-        return super().measure(names, outputs, targets)
-
     def told(self, problem, outputs):
         """label: the likeliest; probabilities: of all"""
         shares = softmax(outputs.astype(np.float64), axis=-1)
