@@ -97,7 +97,7 @@ class OwnFiles(Command):
 
     def tasks(self, args):
         if args.choices and (args.text_b or len(args.choices.split(",")) < 2):
-            raise ValueError("--choices are two columns or more, and go with --text alone: --choices a,b without --text-b")
+            raise ValueError("--choices are two columns or more, and go with --text alone: leave out --text-b")
         return [own_task(args)]
 
     def prepare(self, args, name, folder, tokenizer, max_length, seeds):

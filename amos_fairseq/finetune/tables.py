@@ -172,10 +172,46 @@ READERS = {".tsv": tab_records, ".txt": tab_records, ".csv": csv_records, ".json
 
 def read(path: Path, texts: Sequence[str], label: Optional[str]) -> Table:
     """The named columns of a user's file, whose name says what it is."""
-    path = Path(path)
+    columns = [name for text in texts for name in (text, *text.split("+"))] + [label] * bool(label)
+    return to_table(path, rows_of(path, columns), texts, label)
+
+
+def rows_of(path: Path, columns: Sequence[str]) -> Records:
+    """Of .jsonl with the rows of `unnested`."""
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path} is none of {', '.join(READERS)}: rename or convert it")
-    return to_table(path, READERS[path.suffix.lower()](path), texts, label)
+    records = READERS[path.suffix.lower()](path)
+    if path.suffix.lower() != ".jsonl":
+        return records
+    return ((number, row) for number, record in records for row in unnested(record, columns))
+
+
+def unnested(record: Dict[str, Any], columns: Sequence[str]) -> List[Dict[str, Any]]:
+    """Rows with the columns that a record holds inside: a.b is `b` of the object a, or of each object of the list a,
+    which makes a row of each; a.0, a.1 are the items of a list of others."""
+    rows = [record]
+    for name, value in record.items():
+        inside = [column.removeprefix(f"{name}.") for column in columns if column.startswith(f"{name}.")]
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, dict) for part in parts):
+            parts = [{str(place): part for place, part in enumerate(parts)}]
+        if inside:
+            found = [row for part in parts for row in unnested(part, inside)]
+            rows = [{**row, **{f"{name}.{key}": part[key] for key in part}} for row in rows for part in found]
+    return rows
+
+
+def has_column(path: Path, column: str) -> bool:
+    """Of a user's file, by its first row."""
+    _, first = next(iter(rows_of(path, [column])), (0, {}))
+    return column in first
+
+
+def selecting(metrics: Sequence[str], first: Optional[str]) -> List[str]:
+    """With the one that a user wants to select by before the others."""
+    if first is not None and first not in metrics:
+        raise ValueError(f"--metric {first} does not measure these labels: choose from {', '.join(metrics)}")
+    return sorted(metrics, key=lambda name: name != first)
 
 
 def to_table(

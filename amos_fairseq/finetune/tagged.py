@@ -117,16 +117,16 @@ def prepare(
         splits["train"], splits["valid"] = tables.split_by_hash(splits["train"])
     seen = {split: set(itertools.chain(*table.labels or [])) for split, table in splits.items()}
     labels = sorted(set.union(*seen.values()))
-    metrics = metrics_of(labels, first_metric)
+    names = SPAN_METRICS if all(map(SPAN_TAG.fullmatch, labels)) else TAG_METRICS
     encoded = {split: encode(table, labels, tokenizer, max_length) for split, table in splits.items()}
     about = {
-        "source": source, "examples": {split: len(table.lines) for split, table in splits.items()},
+        "source": source, "texts": 1, "examples": {split: len(table.lines) for split, table in splits.items()},
         "truncated": {}, "skipped": {}, "words": {split: sum(map(len, table.texts)) for split, table in splits.items()},
         "windows": {split: len(examples.lengths) for split, examples in encoded.items()},
         "unlabelled": [split for split, table in splits.items() if table.labels is None],
         "not_in_train": [label for label in labels if label not in seen["train"]],
     }
-    problem = Problem(name, "token", metrics, source["vocabulary"], labels, about=about)
+    problem = Problem(name, "token", tables.selecting(names, first_metric), source["vocabulary"], labels, about=about)
     out.mkdir(parents=True, exist_ok=True)
     for split, table in splits.items():
         replace_durably(out / f"{split}.words.json", json.dumps(table.texts, ensure_ascii=False).encode())
@@ -137,14 +137,6 @@ def prepare(
 def tags_in(path: Path, tags: str) -> Optional[str]:
     """The column, if the first sentence has it."""
     return tags if tags in next(records(path), (0, {}))[1] else None
-
-
-def metrics_of(labels: Sequence[str], first: Optional[str]) -> List[str]:
-    """Those of spans where tags say where these begin and go on, else those of classes; `first` before the others."""
-    names = SPAN_METRICS if all(map(SPAN_TAG.fullmatch, labels)) else TAG_METRICS
-    if first is not None and first not in names:
-        raise ValueError(f"--metric {first} is none of tags such as {labels[0]}: choose from {', '.join(names)}")
-    return sorted(names, key=lambda name: name != first)
 
 
 def encode(table: Table, labels: Sequence[str], tokenizer: Tokenizer, max_length: int) -> Examples:

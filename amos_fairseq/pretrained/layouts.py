@@ -18,7 +18,8 @@ MPNET_FIRST_POSITION = PAD + 1
 
 SUFFIXES = {
     "encoder": "Model", "masked_lm": "ForMaskedLM", "detection": "ForPreTraining",
-    "sequence": "ForSequenceClassification", "choice": "ForMultipleChoice", "span": "ForQuestionAnswering", "token": "ForTokenClassification",
+    "sequence": "ForSequenceClassification", "choice": "ForMultipleChoice", "span": "ForQuestionAnswering",
+    "token": "ForTokenClassification",
 }
 AUTO_CLASSES = {task: f"AutoModel{suffix.removeprefix('Model')}" for task, suffix in SUFFIXES.items()}
 

@@ -87,9 +87,9 @@ def test_a_word_may_be_a_hash_or_hold_a_space_that_is_none_of_ascii(tmp_path):
     ({"train.jsonl": '{"tokens": ["a"], "tags": [""]}\n'}, {}, "train.jsonl, line 1: 0 tags for 1 words"),
     ({"train.jsonl": '{"tokens": [1], "tags": ["O"]}\n'}, {}, "train.jsonl, line 1: tokens has what is no text"),
     ({"train.jsonl": '{"tokens": "a b", "tags": ["O"]}\n'}, {}, 'train.jsonl, line 1: tokens is "a b", not a list'),
-    ({"train.conll": CONLL, "valid.conll": CONLL}, {"first_metric": "f1"}, "--metric f1 is none of tags such as B-"),
+    ({"train.conll": CONLL, "valid.conll": CONLL}, {"first_metric": "f1"}, "--metric f1 does not measure"),
     ({"train.conll": CONLL, "valid.conll": CONLL}, {"tags": "2", "first_metric": "span_f1"},
-     "--metric span_f1 is none of tags such as NN: choose from accuracy, macro_f1"),
+     "--metric span_f1 does not measure these labels: choose from accuracy, macro_f1"),
 ])
 def test_mistakes_are_told_by_file_and_line_and_leave_nothing(contents, options, message, prepare, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)) as error:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from amos_fairseq import json_files
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import replace_durably
-from amos_fairseq.finetune import glue
+from amos_fairseq.finetune import glue, tables
 from amos_fairseq.finetune.labelled import Batch, Examples, Problem, read_examples
+from amos_fairseq.finetune.tables import Table
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.pretrained.model import Pretrained
 
@@ -73,8 +74,9 @@ class Kind:
             raise ValueError(f"{source} is empty or damaged: its {len(lengths)} lengths are not those of its tokens")
         if targets is None or len(targets) != len(examples.tokens if self.per_token else lengths):
             raise ValueError(f"{source} has no targets for its {len(lengths)} examples: it can be predicted only")
+        limit = f"more than the encoder's {max_tokens} positions"
         remedy = f"encode it anew with a --max-length of at most {max_tokens}"
-        refuse(examples.longest > max_tokens, f"has {{length}} tokens, more than the encoder's {max_tokens} positions: {remedy}")
+        refuse(examples.longest > max_tokens, f"has {{length}} tokens, {limit}: {remedy}")
         outside = (examples.tokens < 0) | (examples.tokens >= vocabulary_size)
         refuse(examples.number_in_each(outside) > 0, f"has ids outside of the vocabulary of {vocabulary_size}")
         self.check_targets(problem, examples, mask_token, refuse)
@@ -96,7 +98,7 @@ class Kind:
             if name not in self.metrics:
                 raise ValueError(f"metric {name!r} is none of {self.name}: choose from {', '.join(self.metrics)}")
         if len(predicted) != len(targets) or len(targets) == 0:
-            raise ValueError(f"{len(predicted)} predictions for {len(targets)} targets: there must be as many, and some")
+            raise ValueError(f"{len(predicted)} predictions for {len(targets)} targets: as many are needed, and some")
         return {name: self.metrics[name](predicted, targets) for name in names}
 
     def evaluate(self, folder: Path, problem: Problem, split: str, outputs: np.ndarray) -> Dict[str, float]:
@@ -129,9 +131,15 @@ class Kind:
         """Outputs as the labels are written."""
         return (problem.labels[place] for place in self.predicted(outputs))
 
-    def told(self, problem: Problem, outputs: np.ndarray) -> List[Dict[str, Any]]:
-        """What `amos-fairseq predict` says of each new text. Raises ValueError if the kind reads more than texts."""
+    def examples_of(self, problem: Problem, texts: Sequence[Tuple[str, ...]], tokenizer: Tokenizer, max_length: int):
+        """New texts for `told`, as examples without targets. Raises ValueError if the kind reads more than texts."""
         raise ValueError(f"{problem.name} is a problem of {self.name}, which reads more than texts: predict cannot")
+
+    def told(
+        self, problem: Problem, texts: Sequence[Tuple[str, ...]], examples: Examples, outputs: np.ndarray
+    ) -> List[Dict[str, Any]]:
+        """What `amos-fairseq predict` says of each new text."""
+        raise NotImplementedError
 
     # As one of transformers' classes
 
@@ -142,3 +150,24 @@ class Kind:
     def reading(self, problem: Problem, tokenizer: Tokenizer) -> str:
         """A sentence on how its outputs are read, if that is not plain."""
         return ""
+
+
+class TextKind(Kind):
+    """A kind that reads one text or several, columns of a file, of which another column is the target."""
+
+    def learnt(self, train: Table) -> Tuple[List[str], Dict[str, Any]]:
+        """Labels of a user's own training table, and what else `Problem.about` keeps.
+
+        Raises ValueError if there is nothing to learn.
+        """
+        raise NotImplementedError
+
+    def metrics_of(self, labels: Sequence[str]) -> List[str]:
+        return list(self.metrics)
+
+    def targets(self, problem: Problem, table: Table) -> Optional[np.ndarray]:
+        """(N, ..); None without labels. Raises ValueError for a label that the problem lacks."""
+        return tables.classes(table, problem.labels)
+
+    def examples_of(self, problem, texts, tokenizer, max_length):
+        return tables.encode(Table(Path(), list(range(len(texts))), list(texts)), tokenizer, max_length, None)[0]

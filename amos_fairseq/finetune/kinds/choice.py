@@ -1,11 +1,10 @@
-"""Choice: the best of several texts, as answers to a question or as ends of a story; each is read beside the first text.
+"""Choice: the best of several texts, as of answers to a question; each is read as a pair with the first text.
 
 As in BERT on SWAG (Devlin et al., 2019, Sec. 4.4), and in transformers: a softmax over one score for each choice.
 """
 
 from amos_fairseq.finetune.kinds.classification import Classification
 from amos_fairseq.finetune.kinds.regression import RegressionHead
-from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.finetune.metrics import accuracy
 
 
@@ -21,9 +20,6 @@ class Choice(Classification):
     def reading(self, problem, tokenizer):
         return "It takes ids of (texts, choices, tokens), each choice being the second text of a pair."
 
-    # Of a column of labels
-
-    def own_problem(self, name, train, source, first_metric=None):
+    def learnt(self, train):
         """Labels are the places of the choices, from 0."""
-        labels = list(map(str, range(len(train.texts[0]) - 1)))
-        return Problem(name, self.name, list(self.metrics), source["vocabulary"], labels, about={"source": source})
+        return list(map(str, range(len(train.texts[0]) - 1))), {}

@@ -69,7 +69,7 @@ class Prompt(Classification):
         repeats = problem.about["repeats"][split]
         return self.predicted(prompts.average(outputs, repeats)), read_examples(folder, split).targets[::repeats]
 
-    told = Kind.told  # its texts stand in a template, with demonstrations
+    examples_of = Kind.examples_of  # its texts stand in a template, with demonstrations
 
     def exported_head(self, problem: Problem, head: PromptHead):
         return head.lm_head if isinstance(head.lm_head, MaskedLMHead) else None
