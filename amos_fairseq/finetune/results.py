@@ -89,13 +89,10 @@ def read_predictions(folder: Path, split: str) -> Optional[Tuple[np.ndarray, np.
         raise Damaged(f"{folder / PREDICTIONS} is damaged ({error}): delete it") from None
 
 
-def read_all(out: Path) -> Dict[Path, Result]:
-    """Every finished run of a sweep, by its folder."""
-    return {path.parent: read(path.parent) for path in sorted((out / RUNS).glob(f"*/*/*/{RESULT}"))}
-
-
-def read_task(out: Path, task: str) -> Dict[Path, Result]:
-    return {path.parent: read(path.parent) for path in sorted((out / RUNS / task).glob(f"*/*/{RESULT}"))}
+def read_all(out: Path, task: Optional[str] = None) -> Dict[Path, Result]:
+    """Every finished run of a sweep, or of one task of it, by its folder."""
+    found = (out / RUNS).glob(f"*/*/*/{RESULT}") if task is None else (out / RUNS / task).glob(f"*/*/{RESULT}")
+    return {path.parent: read(path.parent) for path in sorted(found)}
 
 
 def with_checkpoint(path: Path) -> List[Path]:

@@ -14,7 +14,6 @@ A folder that `prepare` wrote holds, beside what training reads, all that `evalu
 """
 
 import json
-import logging
 import re
 import string
 from collections import Counter
@@ -35,7 +34,6 @@ N_BEST = 20  # starts and ends that are paired
 MAX_ANSWER = 30  # tokens
 METRICS = {"1.1": ["f1", "em"], "2.0": ["best_f1", "best_em", "f1", "em"]}
 PUNCTUATION = str.maketrans("", "", string.punctuation)
-logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
@@ -154,44 +152,40 @@ def prepare(
     if len(versions) != 1:
         found = ", ".join(f"{files[split]} is {datasets[split].version}" for split in answered) or "none has"
         raise ValueError(f"files of one version of SQuAD are needed, one of them with answers: {found}")
-    asked = {split: len(dataset.questions) for split, dataset in datasets.items()}
+    (version,), notes, examples = versions, [], {}
     if "train" in datasets:
-        datasets["train"] = trainable(datasets["train"], str(files["train"]))
-    (version,), splits = versions, {}
-    about = {"source": source, "version": version}
+        datasets["train"], left_out = trainable(datasets["train"], str(files["train"]))
+        if left_out:
+            ids = ", ".join(left_out[:5] + [".."] * (len(left_out) > 5))
+            what = "questions of train are left out, whose answer does not stand in its place in the context"
+            notes.append(f"{len(left_out):,} {what}: {ids}")
     out.mkdir(parents=True, exist_ok=True)
     for split, dataset in datasets.items():
-        splits[split], windows, cut = encode(dataset, tokenizer, max_length, stride, max_question)
-        left_out = asked[split] - len(dataset.questions)
-        about[split] = {"questions": len(dataset.questions), "left_out": left_out, "cut_questions": cut}
-        logger.info(
-            "%s: %d questions, %d windows; %d questions are cut to %d tokens",
-            files[split], len(dataset.questions), len(windows.question), cut, max_question,
-        )
+        examples[split], windows, cut = encode(dataset, tokenizer, max_length, stride, max_question)
+        if cut:
+            notes.append(f"{cut:,} questions of {split} are cut to {max_question} tokens")
         with durably_written(out / f"{split}.windows.npz") as stream:
             np.savez(stream, **windows._asdict())
         questions = [{"id": q.id, "context": q.context, "answers": q.answers and [text for text, _ in q.answers]}
                      for q in dataset.questions]
         content = {"contexts": dataset.contexts, "questions": questions}
         replace_durably(out / f"{split}.questions.json", json.dumps(content, ensure_ascii=False).encode())
+    questions = {split: len(dataset.questions) for split, dataset in datasets.items()}
+    about = {"source": source, "version": version, "examples": questions, "notes": notes}
     problem = Problem(f"SQuAD {version}", "span", METRICS[version], source["vocabulary"], about=about)
-    labelled.write(out, problem, splits)
+    labelled.write(out, problem, examples)
     return problem
 
 
-def trainable(dataset: Dataset, name: str) -> Dataset:
-    """Without the questions whose answer nobody knows, or does not stand in its place; they are counted in the log."""
+def trainable(dataset: Dataset, name: str) -> Tuple[Dataset, List[str]]:
+    """Without the questions whose answer nobody knows, or does not stand in its place; the ids of these."""
     kept, left_out = [], []
     for question in dataset.questions:
         usable = question.answers == [] or answer_in_place(question, dataset.contexts[question.context])
         (kept if usable else left_out).append(question)
-    if left_out:
-        ids = ", ".join([question.id for question in left_out[:5]] + [".."] * (len(left_out) > 5))
-        told = "%s: %d questions are left out, whose answer does not stand in its place in the context: %s"
-        logger.warning(told, name, len(left_out), ids)
     if not kept:
         raise ValueError(f"{name} has no question with an answer that stands in its place in the context")
-    return dataset._replace(questions=kept)
+    return dataset._replace(questions=kept), [question.id for question in left_out]
 
 
 def answer_in_place(question: Question, context: str) -> Optional[Answer]:

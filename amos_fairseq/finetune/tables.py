@@ -226,12 +226,7 @@ def to_table(
     for number, record in records:
         parts = [[name] if name in record else name.split("+") for name in texts]
         names = [*itertools.chain(*parts), *filter(None, (label, index))]
-        missing = [name for name in names if name not in record]
-        if missing:
-            raise ValueError(
-                f"{path}, line {number}: there is no column {missing[0]!r}, needed are {', '.join(names)}; "
-                f"its columns are {', '.join(map(str, record))}"[:500]
-            )
+        check_columns(record, names, f"{path}, line {number}")
         table.lines.append(number)
         for name in itertools.chain(*parts):
             if not isinstance(record[name], str):
@@ -245,6 +240,13 @@ def to_table(
     if not table.lines:
         raise ValueError(f"{path} holds no examples: expected are columns {', '.join(filter(None, (*texts, label)))}")
     return table
+
+
+def check_columns(record: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    missing = [name for name in names if name not in record]
+    if missing:
+        raise ValueError(f"{where}: there is no column {missing[0]!r}, needed are {', '.join(names)}; "
+                         f"its columns are {', '.join(map(str, record))}"[:500])
 
 
 # Rows to examples
@@ -335,11 +337,16 @@ def write(
     Beside the splits, <split>.json lists what predictions are filed under, where the file has its own indices.
     """
     encoded = {split: encode(table, tokenizer, max_length, targets[split]) for split, table in tables.items()}
+    cut = [f"{truncated:,} of {split}" for split, (_, truncated) in encoded.items() if truncated]
+    notes = [f"cut to {max_length} tokens: {', '.join(cut)}"] * bool(cut)
+    for split, table in tables.items():
+        if table.skipped:
+            lines = ", ".join([*map(str, table.skipped[:5]), *[".."] * (len(table.skipped) > 5)])
+            what = f"lines of {split} left out, whose fields are too few or too many"
+            notes.append(f"{len(table.skipped):,} {what}: {lines}")
     problem.about.update(
-        texts=len(next(iter(tables.values())).texts[0]),
+        texts=len(next(iter(tables.values())).texts[0]), notes=notes,
         examples={split: len(table.lines) for split, table in tables.items()},
-        truncated={split: truncated for split, (_, truncated) in encoded.items()},
-        skipped={split: list(table.skipped) for split, table in tables.items()},
         unlabelled=[split for split, table in tables.items() if table.labels is None],
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -69,10 +69,7 @@ def read(path: Path, words: str, tags: Optional[str]) -> Table:
     table, names = Table(path, [], [], tags and []), [*filter(None, (words, tags))]
     for number, record in records(path):
         where = f"{path}, line {number}"
-        missing = [name for name in names if name not in record]
-        if missing:
-            columns = ", ".join(map(str, record))
-            raise ValueError(f"{where}: there is no column {missing[0]!r}; its columns are {columns}"[:500])
+        tables.check_columns(record, names, where)
         for name in names:
             if not isinstance(record[name], list):
                 raise ValueError(f"{where}: {name} is {json.dumps(record[name])[:80]}, not a list")
@@ -119,12 +116,14 @@ def prepare(
     labels = sorted(set.union(*seen.values()))
     names = SPAN_METRICS if all(map(SPAN_TAG.fullmatch, labels)) else TAG_METRICS
     encoded = {split: encode(table, labels, tokenizer, max_length) for split, table in splits.items()}
+    absent = [label for label in labels if label not in seen["train"]]
+    longer = [f"{split} {len(encoded[split].lengths):,}" for split, table in splits.items()
+              if len(encoded[split].lengths) > len(table.lines)]
     about = {
         "source": source, "texts": 1, "examples": {split: len(table.lines) for split, table in splits.items()},
-        "truncated": {}, "skipped": {}, "words": {split: sum(map(len, table.texts)) for split, table in splits.items()},
-        "windows": {split: len(examples.lengths) for split, examples in encoded.items()},
         "unlabelled": [split for split, table in splits.items() if table.labels is None],
-        "not_in_train": [label for label in labels if label not in seen["train"]],
+        "notes": [f"tags that train lacks: {', '.join(absent)}"] * bool(absent)
+        + [f"longer sentences are read in windows: {', '.join(longer)} in all"] * bool(longer),
     }
     problem = Problem(name, "token", tables.selecting(names, first_metric), source["vocabulary"], labels, about=about)
     out.mkdir(parents=True, exist_ok=True)
@@ -173,14 +172,21 @@ def tokens_of(word: str, follows: bool, tokenizer: Tokenizer) -> List[int]:
 # Answers
 
 
-def words_of(folder: Path, split: str) -> List[List[str]]:
-    return json.loads((Path(folder) / f"{split}.words.json").read_bytes())
-
-
 def tags_of(classes: np.ndarray, labels: Sequence[str], sentences: Sequence[Sequence[str]]) -> List[List[str]]:
     """Tags of each sentence; classes: (words,) of all of them, one after the other."""
     tags = iter([labels[place] for place in classes])
     return [list(itertools.islice(tags, len(words))) for words in sentences]
+
+
+def answers(folder: Path, problem: Problem, split: str, outputs: np.ndarray):
+    """Of each sentence of a split its words, the tags by outputs (tokens, L), and the known ones or None."""
+    examples = labelled.read_examples(folder, split)
+    sentences = json.loads((Path(folder) / f"{split}.words.json").read_bytes())
+    predicted, known = (
+        None if classes is None else tags_of(classes[examples.candidates], problem.labels, sentences)
+        for classes in (outputs.argmax(axis=-1), examples.targets)
+    )
+    return sentences, predicted, known
 
 
 def write_predictions(path: Path, sentences, predicted, known: Optional[Sequence[Sequence[str]]]) -> None:

@@ -51,8 +51,8 @@ def test_results_are_read_as_they_were_written(tmp_path):
     folder = tmp_path / "runs/RTE/x/seed1"
     folder.mkdir(parents=True)
     results.write(folder, result)
-    assert results.read_all(tmp_path) == results.read_task(tmp_path, "RTE") == {folder: result}
-    assert results.read_task(tmp_path, "CoLA") == {}
+    assert results.read_all(tmp_path) == results.read_all(tmp_path, "RTE") == {folder: result}
+    assert results.read_all(tmp_path, "CoLA") == {}
 
 
 TABLE = f"""\

@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import random
 
 import numpy as np
@@ -88,7 +87,8 @@ def test_short_context_is_one_window_and_a_long_question_is_cut_and_counted(word
     _, problem, sets = prepare({"train": path})
     assert rows_of(words, sets["train"]) == ["<s> what who </s> </s> nine eight </s>"]
     assert sets["train"].targets.tolist() == [[6, 6]]
-    assert problem.about["train"] == {"questions": 1, "left_out": 0, "cut_questions": 1}
+    assert problem.about["examples"] == {"train": 1}
+    assert problem.about["notes"] == ["1 questions of train are cut to 2 tokens"]
 
 
 def test_question_without_an_answer_points_at_the_first_token_and_makes_it_version_2(public, prepare):
@@ -103,14 +103,14 @@ def test_version_1_selects_by_f1(public, prepare):
     assert (problem.name, problem.kind, problem.metrics) == ("SQuAD 1.1", "span", ["f1", "em"])
 
 
-def test_training_questions_whose_answer_is_not_in_its_place_are_left_out_with_a_line(public, prepare, caplog):
+def test_training_questions_whose_answer_is_not_in_its_place_are_left_out_with_a_line(public, prepare):
     context = "zero one two"
     questions = [entry("good", "who ?", ("one", 5)), entry("moved", "who ?", ("one", 4)), entry("blank", "?", (" ", 4))]
     files = {"train": public("a.json", (context, questions)), "valid": public("b.json", (context, questions))}
-    with caplog.at_level(logging.WARNING):
-        folder, problem, sets = prepare(files)
-    assert "2 questions are left out" in caplog.text and "moved, blank" in caplog.text
-    assert sets["train"].targets.tolist() == [[6, 6]] and problem.about["train"]["left_out"] == 2
+    folder, problem, sets = prepare(files)
+    (note,) = problem.about["notes"]
+    assert note.startswith("2 questions of train are left out, whose answer") and note.endswith(": moved, blank")
+    assert sets["train"].targets.tolist() == [[6, 6]]
     assert sets["valid"].targets.tolist() == [[6, 6], [0, 0], [0, 0]]  # these are asked all the same
     assert len(squad.decode(folder, "train", np.zeros((9, 2))).ids) == 1
     assert len(squad.decode(folder, "valid", np.zeros((26, 2))).ids) == 3

@@ -79,7 +79,7 @@ def test_a_word_may_be_a_hash_or_hold_a_space_that_is_none_of_ascii(tmp_path):
 
 @pytest.mark.parametrize("contents, options, message", [
     ({"train.conll": "a O\nb\n"}, {}, "train.conll, line 2: 1 columns, but 2 before"),
-    ({"train.conll": CONLL}, {"tags": "5"}, "train.conll, line 3: there is no column '5'; its columns are 1, 2, 3"),
+    ({"train.conll": CONLL}, {"tags": "5"}, "train.conll, line 3: there is no column '5', needed are 1, 5; its columns are 1, 2"),
     ({"train.conll": "a O\nb O\n"}, {}, "train.conll: all tags are O: there is nothing to learn"),
     ({"train.conll": "\n\n"}, {"tags": "2"}, "train.conll holds no words"),
     ({"train.conll": CONLL}, {}, "train.conll has 2 rows, too few to set some aside: give --valid"),
@@ -123,7 +123,7 @@ def test_tags_that_only_other_files_have_are_labels_too_and_told(prepare):
     valid, test = CONLL.replace("PER", "ORG"), CONLL.replace("PER", "X")
     problem, _ = prepare({"train.conll": CONLL, "valid.conll": valid, "test.conll": test})
     assert problem.labels == ["B-LOC", "B-ORG", "B-PER", "B-X", "I-LOC", "O"]
-    assert problem.about["not_in_train"] == ["B-ORG", "B-X"]
+    assert problem.about["notes"] == ["tags that train lacks: B-ORG, B-X"]
 
 
 @pytest.mark.parametrize("test", ["alpha\nbeta\n", "alpha NNP B-NP\nbeta VBZ B-VP\n"])
@@ -146,7 +146,8 @@ def test_no_word_of_a_long_sentence_is_lost_and_each_is_asked_where_it_has_most_
     text = "\n\n".join("\n".join(" ".join(row) for row in sentence) for sentence in sentences)
     problem, out = prepare({"train.conll": text, "valid.conll": CONLL}, max_length=16, words="1", tags="2")
     examples = labelled.read_examples(out, "train")
-    assert examples.lengths.max() == 16 and len(examples.lengths) == problem.about["windows"]["train"] > 25
+    assert examples.lengths.max() == 16 and len(examples.lengths) > 25
+    assert problem.about["notes"][1:] == [f"longer sentences are read in windows: train {len(examples.lengths)} in all"]
     asked = examples.targets[examples.candidates]
     assert [problem.labels[place] for place in asked] == [tag for sentence in sentences for _, tag in sentence]
     firsts = examples.tokens[examples.candidates]

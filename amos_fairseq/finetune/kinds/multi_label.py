@@ -52,9 +52,6 @@ class MultiLabel(Classification):
             raise ValueError(f"{train.path}: there is no label in any row: there is nothing to learn")
         return labels, {}
 
-    def metrics_of(self, labels):
-        return list(self.metrics)
-
     def targets(self, problem, table):
         """(N, L), 1 where a label holds; None without labels."""
         if table.labels is None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from amos_fairseq.finetune import tagged
 from amos_fairseq.finetune.kinds.base import Kind
-from amos_fairseq.finetune.labelled import IGNORED, Batch, read_examples
+from amos_fairseq.finetune.labelled import IGNORED, Batch
 from amos_fairseq.finetune.metrics import OF_TAGS, compared_tags
 from amos_fairseq.finetune.tables import Table
 from amos_fairseq.modules.initialization import initialize
@@ -52,7 +52,7 @@ class TokenClassification(Kind):
 
     def judged(self, folder, problem, split, outputs):
         """`metrics.compared_tags` of each sentence, and its tags."""
-        _, predicted, known = tags_of(folder, problem, split, outputs)
+        _, predicted, known = tagged.answers(folder, problem, split, outputs)
         return compared_tags(predicted, known), np.array([" ".join(tags) for tags in known])
 
     def predictions_name(self, task, split):
@@ -60,7 +60,7 @@ class TokenClassification(Kind):
 
     def write_predictions(self, path, folder, problem, split, outputs):
         """CoNLL with the predicted column last, behind the known one if there is one."""
-        tagged.write_predictions(path, *tags_of(folder, problem, split, outputs))
+        tagged.write_predictions(path, *tagged.answers(folder, problem, split, outputs))
 
     def examples_of(self, problem, texts, tokenizer, max_length):
         """Words between spaces."""
@@ -75,13 +75,3 @@ class TokenClassification(Kind):
 
     def reading(self, problem, tokenizer):
         return "A word's tag is that of its first token."
-
-
-def tags_of(folder, problem, split: str, outputs: np.ndarray):
-    """Of each sentence of a split its words, the predicted tags, and the known ones or None."""
-    examples, sentences = read_examples(folder, split), tagged.words_of(folder, split)
-    predicted, known = (
-        None if of_all is None else tagged.tags_of(of_all[examples.candidates], problem.labels, sentences)
-        for of_all in (outputs.argmax(axis=-1), examples.targets)
-    )
-    return sentences, predicted, known
