@@ -96,7 +96,7 @@ class OwnFiles(Command):
         kind.add_argument("--regression", action="store_true", help="labels are numbers")
         kind.add_argument("--choices", metavar="COLUMN,..", help="texts of which one goes with --text; labels say "
                           "which: 0, 1, ..")
-        add_choices(parser, "accuracy, sets micro_f1, numbers spearman")
+        add_selection(parser, "accuracy, sets micro_f1, numbers spearman")
 
     def tasks(self, args):
         if args.choices and (args.text_b or len(args.choices.split(",")) < 2):
@@ -121,7 +121,7 @@ class Tokens(Command):
         add_files(parser)
         parser.add_argument("--words", metavar="COLUMN", help="its number, 1 by default; of .jsonl its name, tokens")
         parser.add_argument("--tags", metavar="COLUMN", help="by default the last, -1; of .jsonl tags, of .conllu 4")
-        add_choices(parser, "span_f1, of others accuracy")
+        add_selection(parser, "span_f1, of others accuracy")
 
     def encode(self, args, name, folder, tokenizer, max_length):
         from amos_fairseq.finetune import tagged
@@ -228,7 +228,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=Path, metavar="FILE", help="is measured if it has labels; it may be predicted")
 
 
-def add_choices(parser: argparse.ArgumentParser, metric: str) -> None:
+def add_selection(parser: argparse.ArgumentParser, metric: str) -> None:
     """What an own task is selected by, and called."""
     parser.add_argument("--metric", metavar="NAME", help=f"selects the best; default: {metric}")
     parser.add_argument("--name", help="of the task; default: that of --train")

@@ -1,10 +1,12 @@
 """New texts through a fine-tuned network, as its test files are predicted."""
 
+from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 from amos_fairseq.finetune.evaluation import predict
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
+from amos_fairseq.finetune.tables import Table
 
 
 def predictions(finetuned: Finetuned, texts: Sequence[Tuple[str, ...]]) -> List[Dict[str, Any]]:
@@ -15,5 +17,6 @@ def predictions(finetuned: Finetuned, texts: Sequence[Tuple[str, ...]]) -> List[
     problem, network, tokenizer, _ = finetuned
     kind = kind_of(problem.kind)
     max_length = problem.about.get("source", {}).get("max_length", network.encoder.config.max_positions)
-    examples = kind.examples_of(problem, texts, tokenizer, max_length)
-    return kind.told(problem, texts, examples, predict(network, examples))
+    table = Table(Path(), list(range(len(texts))), list(texts))
+    examples = kind.examples_of(problem, table, tokenizer, max_length)
+    return kind.told(problem, table, examples, predict(network, examples))

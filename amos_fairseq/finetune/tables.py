@@ -54,6 +54,12 @@ class Table(NamedTuple):
     def where(self, row: int) -> str:
         return f"{self.path}, line {self.lines[row]}"
 
+    def place(self, row: int, label: str, labels: Mapping[str, int]) -> int:
+        """Of a label of the row among all."""
+        if label not in labels:
+            raise ValueError(f"{self.where(row)}: label {label!r} is none of {', '.join(labels)}"[:500])
+        return labels[label]
+
     def part(self, rows: Sequence[int]) -> "Table":
         def of(column):
             return column and [column[row] for row in rows]
@@ -295,11 +301,8 @@ def classes(table: Table, labels: Sequence[str]) -> Optional[np.ndarray]:
     """(N,) place of each row's label in `labels`; None without labels."""
     if table.labels is None:
         return None
-    place = {label: number for number, label in enumerate(labels)}
-    for row, label in enumerate(table.labels):
-        if label not in place:
-            raise ValueError(f"{table.where(row)}: label {label!r} is none of {', '.join(labels)}"[:500])
-    return np.array([place[label] for label in table.labels], dtype=np.int64)
+    places = {label: number for number, label in enumerate(labels)}
+    return np.array([table.place(row, label, places) for row, label in enumerate(table.labels)], dtype=np.int64)
 
 
 class Scale(NamedTuple):

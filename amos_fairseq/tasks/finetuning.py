@@ -64,7 +64,7 @@ class LabelledDataset(FairseqDataset):
         super().__init__()
         self.split, self.seed, self.epoch = split, seed, 1
         self.collate = Collater(examples, padding)
-        self.sizes = examples.sizes
+        self.sizes, self.places = examples.longest, examples.sizes  # fairseq filters by these, and batches by those
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -79,18 +79,19 @@ class LabelledDataset(FairseqDataset):
     def __getitem__(self, index: int) -> int:
         return int(index)
 
-    def num_tokens(self, index: int) -> int:
+    def size(self, index: int) -> int:
         return int(self.sizes[index])
 
-    size = num_tokens
+    def num_tokens(self, index: int) -> int:
+        return int(self.places[index])
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        return self.sizes[indices]
+        return self.places[indices]
 
     def ordered_indices(self) -> np.ndarray:
         if self.split == "train":
             return np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
-        return np.argsort(-self.sizes, kind="stable")  # if memory does not suffice, the first batch tells
+        return np.argsort(-self.places, kind="stable")  # if memory does not suffice, the first batch tells
 
     def collater(self, rows: List[int]) -> Dict[str, Any]:
         if not rows:

@@ -41,7 +41,7 @@ def toy(tokenizer, tmp_path_factory):
 
     classification, prompt   which of alpha and beta is there
     multi_label              whether alpha is there, and whether beta: one of them is
-    choice                   beside words, the one of three that alpha is in
+    choice                   beside words, the one of eight that alpha is in; all of them are longer than a model reads
     regression               the share of words that are alpha
     span                     alpha, beta, and up to one word between them
     token                    B-FIRST is alpha, B-SECOND is beta
@@ -57,8 +57,8 @@ def toy(tokenizer, tmp_path_factory):
             answer = ["alpha", *words[:label], "beta"]
             return [*words[:place], *answer, *words[place:]], " ".join(answer)
         if kind == "choice":
-            label = int(draw.integers(3))
-            return [[*words, "alpha" if place == label else "beta"] for place in range(3)], label
+            label = int(draw.integers(8))
+            return [[*words, "alpha" if place == label else "beta"] for place in range(8)], label
         if kind == "multi_label":
             return [*words[:place], ("alpha", "beta")[label], *words[place:]], [1 - label, label]
         if kind == "token":
@@ -100,7 +100,7 @@ def toy(tokenizer, tmp_path_factory):
                 files[split].write_text("\n\n".join(sentences) + "\n")
             tagged.prepare(folder / "labelled", "toy", files, tokenizer, max_length=32)
             return folder / "labelled"
-        labels = {"regression": [], "choice": ["0", "1", "2"]}.get(kind, ["first", "second"])
+        labels = {"regression": [], "choice": list("01234567")}.get(kind, ["first", "second"])
         tokens = [tokenizer.encode(word)[0] for word in ("gamma", "delta")] if kind == "prompt" else []
         about = {"repeats": dict.fromkeys(written, 1)} if kind == "prompt" else {}
         sha256 = hashlib.sha256(tokenizer.model).hexdigest()
@@ -109,7 +109,7 @@ def toy(tokenizer, tmp_path_factory):
         for split, pairs in written.items():
             texts = [text for texts, _ in pairs for text in (texts if kind == "choice" else [texts])]
             found = as_examples([sequence(words, kind) for words in texts], [target for _, target in pairs])
-            lengths = found.lengths.reshape(-1, 3) if kind == "choice" else found.lengths
+            lengths = found.lengths.reshape(-1, 8) if kind == "choice" else found.lengths
             examples_of[split] = found._replace(lengths=lengths)
         labelled.write(folder / "labelled", problem, examples_of)
         return folder / "labelled"

@@ -106,7 +106,7 @@ def test_sets_of_labels_are_lists_of_json_or_have_commas_between(prepare, tmp_pa
     outputs = np.array([[1.0, 2.0], [-1.0, -1.0]])
     KINDS["multi_label"].write_predictions(tmp_path / "own.tsv", out, problem, "test", outputs)
     assert (tmp_path / "own.tsv").read_text() == "index\tprediction\n0\tawe,joy\n1\t\n"
-    (told,) = KINDS["multi_label"].told(problem, [], None, np.array([[np.log(3), 0.0]], np.float32))
+    (told,) = KINDS["multi_label"].told(problem, None, None, np.array([[np.log(3), 0.0]], np.float32))
     assert told == {"labels": ["awe"], "probabilities": {"awe": pytest.approx(0.75), "joy": 0.5}}
     (out / "problem.json").unlink()
     train = '{"text": "a", "label": ["joy", "awe"]}\n{"text": "b", "label": []}\n'

@@ -131,13 +131,11 @@ class Kind:
         """Outputs as the labels are written."""
         return (problem.labels[place] for place in self.predicted(outputs))
 
-    def examples_of(self, problem: Problem, texts: Sequence[Tuple[str, ...]], tokenizer: Tokenizer, max_length: int):
-        """New texts for `told`, as examples without targets. Raises ValueError if the kind reads more than texts."""
+    def examples_of(self, problem: Problem, table: Table, tokenizer: Tokenizer, max_length: int) -> Examples:
+        """Of new texts, for `told`, without targets. Raises ValueError if the kind reads more than texts."""
         raise ValueError(f"{problem.name} is a problem of {self.name}, which reads more than texts: predict cannot")
 
-    def told(
-        self, problem: Problem, texts: Sequence[Tuple[str, ...]], examples: Examples, outputs: np.ndarray
-    ) -> List[Dict[str, Any]]:
+    def told(self, problem: Problem, table: Table, examples: Examples, outputs: np.ndarray) -> List[Dict[str, Any]]:
         """What `amos-fairseq predict` says of each new text."""
         raise NotImplementedError
 
@@ -169,5 +167,5 @@ class TextKind(Kind):
         """(N, ..); None without labels. Raises ValueError for a label that the problem lacks."""
         return tables.classes(table, problem.labels)
 
-    def examples_of(self, problem, texts, tokenizer, max_length):
-        return tables.encode(Table(Path(), list(range(len(texts))), list(texts)), tokenizer, max_length, None)[0]
+    def examples_of(self, problem, table, tokenizer, max_length):
+        return tables.encode(table, tokenizer, max_length, None)[0]

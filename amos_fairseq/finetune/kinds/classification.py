@@ -51,7 +51,7 @@ class Classification(TextKind):
         targets, classes = examples.targets, len(problem.labels)
         refuse((targets < 0) | (targets >= classes), f"has label {{target}}, which is none of the {classes} labels")
 
-    def told(self, problem, texts, examples, outputs):
+    def told(self, problem, table, examples, outputs):
         """label: the likeliest; probabilities: of all"""
         shares = softmax(outputs.astype(np.float64), axis=-1)
         return [

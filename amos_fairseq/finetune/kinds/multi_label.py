@@ -37,7 +37,7 @@ class MultiLabel(Classification):
     def answers(self, problem, outputs):
         return (",".join(np.array(problem.labels)[row > 0]) for row in self.predicted(outputs))
 
-    def told(self, problem, texts, examples, outputs):
+    def told(self, problem, table, examples, outputs):
         """labels: those more likely than not; probabilities: of each alone"""
         shares = expit(outputs.astype(np.float64)).tolist()
         return [
@@ -56,13 +56,11 @@ class MultiLabel(Classification):
         """(N, L), 1 where a label holds; None without labels."""
         if table.labels is None:
             return None
-        found = [set(labels_of(cell)) for cell in table.labels]
-        for row, labels in enumerate(found):
-            unknown = sorted(labels - set(problem.labels))
-            if unknown:
-                known = ", ".join(problem.labels)
-                raise ValueError(f"{table.where(row)}: label {unknown[0]!r} is none of {known}"[:500])
-        return np.array([[int(label in labels) for label in problem.labels] for labels in found])
+        places = {label: number for number, label in enumerate(problem.labels)}
+        targets = np.zeros((len(table.labels), len(places)), np.int64)
+        for row, cell in enumerate(table.labels):
+            targets[row, [table.place(row, label, places) for label in labels_of(cell)]] = 1
+        return targets
 
 
 def labels_of(cell: str) -> List[str]:

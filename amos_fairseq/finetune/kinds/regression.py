@@ -55,7 +55,7 @@ class Regression(TextKind):
     def answers(self, problem: Problem, outputs: np.ndarray) -> Iterator[str]:
         return (f"{value:.5g}" for value in self.numbers(problem, outputs))
 
-    def told(self, problem, texts, examples, outputs):
+    def told(self, problem, table, examples, outputs):
         return [{"value": value} for value in self.numbers(problem, outputs).tolist()]
 
     def exported_head(self, problem: Problem, head: RegressionHead) -> RegressionHead:

@@ -1,7 +1,5 @@
 """Token: one of the labels for each word, at its first token; files are `tagged`'s."""
 
-from pathlib import Path
-
 import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +8,6 @@ from amos_fairseq.finetune import tagged
 from amos_fairseq.finetune.kinds.base import Kind
 from amos_fairseq.finetune.labelled import IGNORED, Batch
 from amos_fairseq.finetune.metrics import OF_TAGS, compared_tags
-from amos_fairseq.finetune.tables import Table
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.ops import full_precision
 
@@ -62,14 +59,14 @@ class TokenClassification(Kind):
         """CoNLL with the predicted column last, behind the known one if there is one."""
         tagged.write_predictions(path, *tagged.answers(folder, problem, split, outputs))
 
-    def examples_of(self, problem, texts, tokenizer, max_length):
+    def examples_of(self, problem, table, tokenizer, max_length):
         """Words between spaces."""
-        table = Table(Path(), list(range(len(texts))), [tuple(text.split()) for text, in texts])
-        return tagged.encode(table, problem.labels, tokenizer, max_length)
+        sentences = [tuple(text.split()) for text, in table.texts]
+        return tagged.encode(table._replace(texts=sentences), problem.labels, tokenizer, max_length)
 
-    def told(self, problem, texts, examples, outputs):
+    def told(self, problem, table, examples, outputs):
         """words, tags"""
-        sentences = [text.split() for text, in texts]
+        sentences = [text.split() for text, in table.texts]
         tags = tagged.tags_of(outputs.argmax(axis=-1)[examples.candidates], problem.labels, sentences)
         return [{"words": words, "tags": of_words} for words, of_words in zip(sentences, tags)]
 
