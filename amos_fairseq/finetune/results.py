@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
+from numpy.lib.recfunctions import repack_fields
 
 from amos_fairseq import json_files
 from amos_fairseq.checkpoints import store
@@ -267,13 +268,22 @@ def leaders(found: Mapping[str, Mapping[Path, Result]], task: str) -> Optional[S
         targets = kept[0][1] if targets is None else targets
         if not all(np.array_equal(of_run, targets) for _, of_run in kept):
             return None
-        predicted[model] = [of_run for of_run, _ in kept]
+        predicted[model] = [without_texts(of_run) for of_run, _ in kept]
     if len(predicted) < 2:
         return None
     means = {model: np.mean([metric(of_seed, targets) for of_seed in seeds]) for model, seeds in predicted.items()}
     best = max(means, key=means.__getitem__)
-    lows = {model: of_difference(predicted[best], seeds, targets, metric).low for model, seeds in predicted.items()}
-    return {model for model, low in lows.items() if low <= 0}
+    return {
+        model for model, seeds in predicted.items()
+        if model == best or of_difference(predicted[best], seeds, targets, metric).low <= 0
+    }
+
+
+def without_texts(found: np.ndarray) -> np.ndarray:
+    """Records without what no metric reads and every draw would copy."""
+    if not found.dtype.names:
+        return found
+    return repack_fields(found[[name for name in found.dtype.names if found.dtype[name].kind != "U"]])
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

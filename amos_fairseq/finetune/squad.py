@@ -310,12 +310,13 @@ def compared(
 ) -> np.ndarray:
     """(N,) records of one text per question, given all its answers; null_odds (N,): of 2.0
 
-    text, em, f1            `compare`
-    null_odds, has_answer   of 2.0
+    text, em, f1                    `compare`
+    null_odds, has_answer, silent   of 2.0; silent: the text is ""
     """
     fields = {"text": np.array(texts, dtype=np.str_)}
     if null_odds is not None:
         fields |= {"null_odds": null_odds, "has_answer": np.array([bool(known) for known in answers])}
+        fields["silent"] = fields["text"] == ""
         answers = [list(filter(normalize, known)) for known in answers]
     fields["em"], fields["f1"] = np.array([compare(*pair) for pair in zip(texts, answers)]).T
     return records(fields)
@@ -333,7 +334,7 @@ def best(found: np.ndarray, name: str) -> Tuple[float, float]:
     odds, has_answer = found["null_odds"], found["has_answer"]
     # Threshold by threshold, from none answered to all: one more question is answered, by text.
     order = np.argsort(odds, kind="stable")
-    gains = np.where(has_answer, found[name], np.where(found["text"] == "", 0.0, -1.0))[order]
+    gains = np.where(has_answer, found[name], np.where(found["silent"], 0.0, -1.0))[order]
     totals = np.concatenate([[0.0], np.cumsum(gains)]) + (~has_answer).sum()
     return float(totals.max() / len(found)), float(np.concatenate([[0.0], odds[order]])[totals.argmax()])
 
