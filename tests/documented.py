@@ -263,11 +263,6 @@ def exported(words: List[str]) -> None:
     assert not words
 
 
-def read_by_shell(words: List[str]) -> None:
-    """A program that may not be here."""
-    assert words
-
-
 def installed(words: List[str]) -> None:
     """pip reads the options; it would download hours' worth."""
     from pip._internal.commands import create_command
@@ -308,7 +303,6 @@ WAYS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     "sbatch ": (submitted, ""),
     "DRY_RUN=1 bash slurm/": (submitted, ""),
     "export PIP_CONSTRAINT=": (exported, ""),
-    "jq ": (read_by_shell, ""),
     "pip install ": (installed, ""),
     "env -u CUDA_HOME pip install ": (installed, ""),
 }

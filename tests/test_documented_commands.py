@@ -60,7 +60,7 @@ def write_judged(folder):
     pairs = "".join(f"the {row}\tthe {row % 3}\t{row}\n" for row in range(9))
     for name, content in {
         "sts-dev.tsv": f"sentence1\tsentence2\tscore\n{pairs}", **dict.fromkeys(["test.tsv", "dev.tsv"], NBEST),
-        "reviews.tsv": "text\tstars\n" + stars, "pos.tsv": stars.replace(" ", "").replace("\n", "\n\n"),
+        "reviews.tsv": "text\tstars\n" + stars, "pos.conll": stars.replace(" ", "").replace("\n", "\n\n"),
         **dict.fromkeys(["test.ref", "dev.ref"], "a\tthe first\nb\tanother\n"),
         **dict.fromkeys(["train.conll", "dev.conll", "test.conll"], "the O\nfirst B-X\n\nand O\nanother B-X\n\n" * 9),
     }.items():

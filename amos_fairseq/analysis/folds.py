@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from amos_fairseq.analysis import linear_probes
-from amos_fairseq.finetune import tables
+from amos_fairseq.finetune import tables, tagged
 from amos_fairseq.finetune.intervals import Estimate, of_statistic
 from amos_fairseq.finetune.metrics import macro_f1
 from amos_fairseq.pretrained.model import Pretrained
@@ -53,8 +53,12 @@ def read_texts(path: Path, columns: Sequence[str], label: str, folds: int = FOLD
 
 
 def read_words(path: Path, folds: int = FOLDS) -> Labelled:
-    """A word, a tab and its label a line: see `linear_probes.read_labelled`."""
-    sentences = linear_probes.read_labelled(path)
+    """Tagged sentences, as `finetune tokens` reads them, or a word, a tab and its label a line."""
+    table = tagged.read(path, *tagged.columns_of(path, None, None))
+    sentences = [
+        [linear_probes.Word(word.strip(), tag.strip(), line) for word, tag in zip(words, tags)]
+        for line, words, tags in zip(table.lines, table.texts, table.labels)
+    ]
     rows = [
         (word.label, number, tables.hash_of(" ".join(word.text for word in sentence)) % folds)
         for number, sentence in enumerate(sentences) for word in sentence if word.label != linear_probes.UNLABELLED

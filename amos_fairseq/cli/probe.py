@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words.add_argument("--network", help="encoder or generator (default: each that the method has)")
     words.add_argument("--png", type=Path, metavar="FILE", help="also draw accuracy over layers")
     folds = parser.add_argument_group("a labelled file, of one RUN or more, tested fold by fold")
-    folds.add_argument("--labelled", type=Path, metavar="FILE", help="labelled words, or with --columns texts, a "
-                       ".tsv, .csv or .jsonl")
+    folds.add_argument("--labelled", type=Path, metavar="FILE", help="labelled words, also CoNLL, .conllu or .jsonl as "
+                       "of finetune tokens; with --columns texts, a .tsv, .csv or .jsonl")
     folds.add_argument("--columns", metavar="NAME,..", help="column of the text, or of both of a pair")
     folds.add_argument("--label", metavar="NAME", help="column of the label (default: label)")
     folds.add_argument("--folds", type=int, metavar="K", help="default: 5")

@@ -44,6 +44,7 @@ FINETUNED = {
     "CoLA": "fine-tuned: does a sentence stand as written, or was half of it shuffled?",
     "cloze": "fine-tuned: which of eight words was left out of a sentence?",
 }
+FROZEN = {"frozen cloze": "the same by a linear probe of the frozen encoder, of each fifth by the other four"}
 UNTRAINED = "untrained"
 
 
@@ -209,18 +210,18 @@ def judge(
     """
     questions, rows = probed(models, texts)
     if documentation:
-        questions.update(FINETUNED)
-        for (network, task), result in finetuned(runs, out).items():
+        questions.update(FINETUNED | FROZEN)
+        for (network, task), result in {**finetuned(runs, out), **frozen(models, out / TASKS)}.items():
             rows[network][task] = result
     width = max(map(len, rows)) + 2
     if questions:
-        print("\n" + " " * width + "".join(f"{task:<15}" for task in questions).rstrip())
+        print("\n" + " " * width + "".join(f"{task:<14}" for task in questions).rstrip())
         for network, results in rows.items():
             cells = (cell(results[task], rows[UNTRAINED][task]) for task in questions)
-            print((f"{network:<{width}}" + "".join(f"{text:<15}" for text in cells)).rstrip())
+            print((f"{network:<{width}}" + "".join(f"{text:<14}" for text in cells)).rstrip())
         print("% right and 95 % interval; *: above untrained, the intervals apart")
         for task, question in questions.items():
-            print(f"  {task:<15}{question}")
+            print(f"  {task:<14}{question}")
     for network, run in runs.items():
         log = run_log.read(run).validation[-1]
         if "rtd_auc_words" in log:
@@ -281,6 +282,23 @@ def finetuned(runs: Dict[str, Path], out: Path) -> Dict[Tuple[str, str], "Result
     for (network, task), folder in folders.items():
         score, items = recipe.accuracy(folder), recipe.items(tasks, task)
         found[network, task] = Result(score, wilson(round(score * items), items), items)
+    return found
+
+
+def frozen(models: Dict[str, "Pretrained"], tasks: Path) -> Dict[Tuple[str, str], "Result"]:
+    """By network and task, what a linear probe of the last layer's frozen states reaches."""
+    from amos_fairseq.analysis import folds, sentence_probes
+    from amos_fairseq.cli import recipe
+    from amos_fairseq.pretrained.model import Pretrained
+
+    one = next(iter(models.values()))
+    untrained = Pretrained(one.source, one.name, sentence_probes.untrained(one.encoder), one.tokenizer)
+    texts = folds.read_texts(tasks / recipe.FINETUNED["cloze"], ("before", "after"), "word")
+    (task,), found = FROZEN, {}
+    for network, model in {UNTRAINED: untrained, **models}.items():
+        (result,) = folds.probe(model, texts, [-1])
+        interval = result.accuracy.low, result.accuracy.high
+        found[network, task] = sentence_probes.Result(result.accuracy.value, interval, len(texts.labels))
     return found
 
 

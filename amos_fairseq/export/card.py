@@ -94,14 +94,19 @@ def introduction(choice: Choice, source: Source, method: str, block: Optional[in
 
 def usage(report) -> str:
     (choice, _), *others = report.models
-    auto_class = AUTO_CLASSES[choice.part.task]
+    task = choice.part.task
+    auto_class = AUTO_CLASSES[task]
     trust = ", trust_remote_code=True" if choice.needs_code else ""
-    inputs = '"A question?", "A text."' if choice.part.task == "span" else '["A text.", "Another one."], padding=True'
+    inputs = {"span": '"A question?", "A text."', "choice": '["A text."] * 2, ["A choice.", "Another."], padding=True'}
+    inputs = inputs.get(task, '["A text.", "Another one."], padding=True')
+    inputs = f'tokenizer({inputs}, truncation=True, return_tensors="pt")'
+    if task == "choice":
+        inputs = f"{{name: ids[None] for name, ids in {inputs}.items()}}"
     reads = f"""from transformers import {auto_class}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {auto_class}.from_pretrained("FOLDER"{trust})
-output = model(**tokenizer({inputs}, truncation=True, return_tensors="pt"))"""
+output = model(**{inputs})"""
     if not report.tokenizer:
         reads = f"""import torch
 from transformers import {auto_class}
@@ -110,15 +115,15 @@ import amos_fairseq
 
 tokenizer = amos_fairseq.from_pretrained("FOLDER").tokenizer  # transformers has no equal for it
 model = {auto_class}.from_pretrained("FOLDER"{trust})
-output = model(torch.tensor([tokenizer.sequence(tokenizer.encode("A text."))]))"""
+output = model(torch.tensor([tokenizer.sequence(tokenizer.encode("A text."))]){'[None]' * (task == 'choice')})"""
     code = f"```python\n{reads}\n```"
     states = "the mean of all states" if report.pooling == "mean" else "the state of `<s>`"
     notes = {
         "A pair of texts is `<s> A </s> </s> B </s>`. `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>` in a text are the "
         "special tokens; with `split_special_tokens=True` they are text, as in training.": report.tokenizer,
-        "A positive logit means that the token was replaced.": choice.part.task == "detection",
+        "A positive logit means that the token was replaced.": task == "detection",
         "No pooler was trained: `pooler_output`, where there is one, is tanh of the state of `<s>`.":
-            choice.part.task == "encoder",
+            task == "encoder",
         f"No class of transformers has this shape: `{auto_class}` runs `modeling_amos.py` of this folder.":
             choice.needs_code,
         '`"FOLDER/generator"` holds the generator, of `AutoModelForMaskedLM`.': others,

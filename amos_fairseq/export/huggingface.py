@@ -227,7 +227,9 @@ def gaps_between(models: Sequence[nn.Module], part: Part, batches: Sequence[Tupl
     gaps = {"hidden states": largest_gap(theirs, hidden, masks)}
     if part.head is None:
         return gaps
-    masks = [None] * len(batches) if part.task == "sequence" else masks  # one output for each text
+    masks = [None] * len(batches) if part.task in ("sequence", "choice") else masks  # one output for each text
+    if part.task == "choice":  # each text as the only one
+        batches = [[None if rows is None else rows[:, None] for rows in batch] for batch in batches]
     theirs = [logits_of(run(models[-1], *batch)) for batch in batches]
     return {**gaps, "logits": largest_gap(theirs, [part.logits(states) for states in hidden], masks)}
 

@@ -168,11 +168,11 @@ class MaskedLMHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, outputs):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(config.hidden_size, outputs)
 
     def forward(self, hidden):
         hidden = torch.tanh(self.dense(self.dropout(hidden[:, 0])))
@@ -216,7 +216,7 @@ class AmosForSequenceClassification(AmosWithHead):
     output_class = modeling_outputs.SequenceClassifierOutput
 
     def add_head(self, config):
-        self.classifier = ClassificationHead(config)
+        self.classifier = ClassificationHead(config, config.num_labels)
 
     def logits(self, hidden):
         return self.classifier(hidden)
@@ -236,6 +236,23 @@ class AmosForTokenClassification(AmosWithHead):
 
     def logits(self, hidden):
         return self.classifier(self.dropout(hidden))
+
+
+class AmosForMultipleChoice(AmosWithHead):
+    """input_ids and attention_mask (B, choices, T) -> logits (B, choices)"""
+
+    output_class = modeling_outputs.MultipleChoiceModelOutput
+
+    def add_head(self, config):
+        self.classifier = ClassificationHead(config, 1)
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=True, **options):
+        self.choices = input_ids.size(1)
+        mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+        return super().forward(input_ids.flatten(0, 1), mask, labels, return_dict, **options)
+
+    def logits(self, hidden):
+        return self.classifier(hidden).view(-1, self.choices)
 
 
 class AmosForQuestionAnswering(AmosWithHead):

@@ -36,13 +36,20 @@ class Command:
 
     def tasks(self, args: argparse.Namespace) -> List[str]:
         """The names of the tasks that are asked for; raises ValueError for what can be refused before any work."""
-        raise NotImplementedError
+        return [own_task(args)]
 
     def prepare(
         self, args: argparse.Namespace, name: str, folder: Path, tokenizer: "Tokenizer", max_length: int,
         seeds: Sequence[int],
     ) -> Mapping[int, Path]:
         """Encode a task into the new `folder`, unless it is there already; the labelled folder of each seed."""
+        tell(self.encode(args, name, folder, tokenizer, max_length))
+        return dict.fromkeys(seeds, folder)
+
+    def encode(
+        self, args: argparse.Namespace, name: str, folder: Path, tokenizer: "Tokenizer", max_length: int
+    ) -> "Problem":
+        """The one labelled folder of a task."""
         raise NotImplementedError
 
 
@@ -68,17 +75,18 @@ class Glue(Command):
             glue.files_of(name, args.glue)
         return names
 
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+    def encode(self, args, name, folder, tokenizer, max_length):
         from amos_fairseq.finetune import glue
 
-        tell(glue.prepare(folder, name, args.glue, tokenizer, max_length))
-        return dict.fromkeys(seeds, folder)
+        return glue.prepare(folder, name, args.glue, tokenizer, max_length)
 
 
 class OwnFiles(Command):
     name = "file"
-    help = "your own classification, pair or regression task: .tsv, .csv or .jsonl"
-    data_options = ("train", "valid", "test", "text", "text_b", "label", "multi_label", "regression", "metric")
+    help = "your own classification, pair, regression or multiple-choice task: .tsv, .csv or .jsonl"
+    data_options = (
+        "train", "valid", "test", "text", "text_b", "label", "multi_label", "choices", "regression", "metric"
+    )
 
     def add_arguments(self, parser):
         add_files(parser)
@@ -86,21 +94,22 @@ class OwnFiles(Command):
         kind = parser.add_mutually_exclusive_group()
         kind.add_argument("--multi-label", action="store_true", help="labels are sets: a,b or a list of JSON")
         kind.add_argument("--regression", action="store_true", help="labels are numbers")
-        parser.add_argument(
-            "--metric", metavar="NAME", help="selects the best; default: accuracy, sets micro_f1, numbers spearman"
-        )
-        parser.add_argument("--name", help="of the task; default: that of --train")
+        kind.add_argument("--choices", metavar="COLUMN,..", help="texts of which one goes with --text; labels say "
+                          "which: 0, 1, ..")
+        add_selection(parser, "accuracy, sets micro_f1, numbers spearman")
 
     def tasks(self, args):
-        return [own_task(args)]
+        if args.choices and (args.text_b or len(args.choices.split(",")) < 2):
+            raise ValueError("--choices are two columns or more, and go with --text alone: leave out --text-b")
+        return super().tasks(args)
 
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+    def encode(self, args, name, folder, tokenizer, max_length):
         from amos_fairseq.finetune import own_files
 
-        kind = "regression" if args.regression else "multi_label" if args.multi_label else "classification"
-        columns = texts_of(args), args.label
-        tell(own_files.prepare(folder, name, splits_of(args), *columns, tokenizer, max_length, kind, args.metric))
-        return dict.fromkeys(seeds, folder)
+        kinds = {"regression": args.regression, "multi_label": args.multi_label, "choice": args.choices}
+        kind = next((kind for kind, asked in kinds.items() if asked), "classification")
+        columns = texts_of(args) + (args.choices.split(",") if args.choices else []), args.label
+        return own_files.prepare(folder, name, splits_of(args), *columns, tokenizer, max_length, kind, args.metric)
 
 
 class Tokens(Command):
@@ -112,26 +121,13 @@ class Tokens(Command):
         add_files(parser)
         parser.add_argument("--words", metavar="COLUMN", help="its number, 1 by default; of .jsonl its name, tokens")
         parser.add_argument("--tags", metavar="COLUMN", help="by default the last, -1; of .jsonl tags, of .conllu 4")
-        parser.add_argument("--metric", metavar="NAME", help="selects the best; default: span_f1, of others accuracy")
-        parser.add_argument("--name", help="of the task; default: that of --train")
+        add_selection(parser, "span_f1, of others accuracy")
 
-    def tasks(self, args):
-        return [own_task(args)]
-
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+    def encode(self, args, name, folder, tokenizer, max_length):
         from amos_fairseq.finetune import tagged
 
         files, options = splits_of(args), (args.words, args.tags, args.metric)
-        problem = tagged.prepare(folder, name, files, tokenizer, max_length, *options)
-        tell(problem)
-        about = problem.about
-        if about["not_in_train"]:
-            print(f"{name}: tags that train lacks: {', '.join(about['not_in_train'])}", flush=True)
-        longer = [f"{split} {about['windows'][split]:,}" for split, count in about["examples"].items()
-                  if about["windows"][split] > count]
-        if longer:
-            print(f"{name}: longer sentences are read in windows: {', '.join(longer)} in all", flush=True)
-        return dict.fromkeys(seeds, folder)
+        return tagged.prepare(folder, name, files, tokenizer, max_length, *options)
 
 
 class Squad(Command):
@@ -151,13 +147,10 @@ class Squad(Command):
 
         return [f"SQuAD {squad.read(args.train).version}"]
 
-    def prepare(self, args, name, folder, tokenizer, max_length, seeds):
+    def encode(self, args, name, folder, tokenizer, max_length):
         from amos_fairseq.finetune import squad
 
-        files = splits_of(args)
-        print(f"{name}: {', '.join(map(str, files.values()))}", flush=True)
-        squad.prepare(folder, files, tokenizer, max_length, args.stride, args.max_question)
-        return dict.fromkeys(seeds, folder)
+        return squad.prepare(folder, splits_of(args), tokenizer, max_length, args.stride, args.max_question)
 
 
 class FewExamples(Command):
@@ -235,6 +228,12 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=Path, metavar="FILE", help="is measured if it has labels; it may be predicted")
 
 
+def add_selection(parser: argparse.ArgumentParser, metric: str) -> None:
+    """What an own task is selected by, and called."""
+    parser.add_argument("--metric", metavar="NAME", help=f"selects the best; default: {metric}")
+    parser.add_argument("--name", help="of the task; default: that of --train")
+
+
 def add_columns(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--text", required=required, metavar="COLUMN", help="or several in a row: a+b")
     parser.add_argument("--text-b", metavar="COLUMN", help="of the second text of a pair")
@@ -260,17 +259,11 @@ def own_name(path: Path) -> str:
 
 
 def tell(problem: "Problem") -> None:
-    """How many examples there are, and what was cut or left out, as `tables.write` found it."""
+    """How many examples there are, and what the encoding has noted."""
     about = problem.about
     counts = ", ".join(
         f"{count:,} {split}{' without labels' * (split in about.get('unlabelled', ()))}"
-        for split, count in about["examples"].items()
+        for split, count in about.get("examples", {}).items()
     )
-    lengths = [f"{count:,} of {split}" for split, count in about["truncated"].items() if count]
-    print(f"{problem.name}: {counts}", flush=True)
-    if lengths:
-        print(f"{problem.name}: cut to {about['source']['max_length']} tokens: {', '.join(lengths)}", flush=True)
-    for split, lines in about["skipped"].items():
-        if lines:
-            print(f"{problem.name}: {len(lines):,} lines of {split} left out, whose fields are too few or too many: "
-                  f"{', '.join(map(str, lines[:5]))}{' ..' * (len(lines) > 5)}", flush=True)
+    for line in (counts, *about.get("notes", ())):
+        print(f"{problem.name}: {line}", flush=True)

@@ -22,7 +22,7 @@ def predict(
     table = network.encoder.token_embeddings
     collate, outputs = Collater(examples, table.padding_idx), {}
     network.eval()
-    for rows in batches(examples.lengths.tolist(), batch_tokens):
+    for rows in batches(examples.sizes.tolist(), batch_tokens):
         batch = collate(rows)
         inputs = (None if tensor is None else tensor.to(table.weight.device) for tensor in batch[:2])
         answers = network(*inputs)

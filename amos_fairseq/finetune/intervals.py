@@ -47,16 +47,17 @@ def mean_of_strata(strata: Sequence[np.ndarray], weights: Sequence[float]) -> Es
 
 
 def of_difference(
-    first: np.ndarray, second: np.ndarray, targets: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float]
+    first: Sequence[np.ndarray], second: Sequence[np.ndarray], targets: np.ndarray,
+    metric: Callable[[np.ndarray, np.ndarray], float],
 ) -> Estimate:
     """Of two models the mean of metric(predicted, targets) over seeds, the first's less the second's.
 
-    first (S, N), second (R, N): predictions of the same N examples by seed   targets: (N,)
+    first (S, N, ..), second (R, N, ..): predictions of the same N examples by seed   targets: (N, ..)
     Each draw takes the same examples for both models, and of each model as many of its seeds as it has, each whole.
     """
     draw = np.random.default_rng(SEED)
 
-    def drawn_mean(predicted: np.ndarray, rows: np.ndarray) -> float:
+    def drawn_mean(predicted: Sequence[np.ndarray], rows: np.ndarray) -> float:
         seeds = draw.integers(len(predicted), size=len(predicted))
         values: Dict[int, float] = {seed: metric(predicted[seed][rows], targets[rows]) for seed in set(seeds.tolist())}
         return float(np.mean([values[seed] for seed in seeds.tolist()]))

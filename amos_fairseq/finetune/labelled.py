@@ -45,11 +45,11 @@ class Problem:
 
 
 class Examples(NamedTuple):
-    """N sequences, each <s> .. </s>, one after the other.
+    """N examples, each a sequence <s> .. </s>, or one for each of C choices; all sequences one after the other.
 
     tokens      (sum of lengths,) int32
-    lengths     (N,)
-    targets     (N,) classes, (N, L) 0 or 1, (N,) float numbers, (N, 2) positions, or of each token,
+    lengths     (N,), or (N, C) of choices
+    targets     (N,) classes or choices, (N, L) 0 or 1, (N,) float numbers, (N, 2) positions, or of each token,
                 (sum of lengths,), its class or IGNORED; None where nobody knows them
     candidates  (sum of lengths,) bool; of spans: where an answer may lie, <s> included; of tags: where one is asked
     """
@@ -61,17 +61,27 @@ class Examples(NamedTuple):
 
     @property
     def starts(self) -> np.ndarray:
-        """(N,) the place of each sequence's first token."""
+        """The place of each sequence's first token, as `lengths`."""
         lengths = self.lengths.astype(np.int64)
-        return np.cumsum(lengths) - lengths
+        return np.cumsum(lengths).reshape(lengths.shape) - lengths
+
+    @property
+    def longest(self) -> np.ndarray:
+        """(N,) the length of each example's longest sequence."""
+        return self.lengths.astype(np.int64).reshape(len(self.lengths), -1).max(axis=1)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N,) positions that each example takes in a batch, beside none that is longer."""
+        return self.longest * (self.lengths.size // len(self.lengths))
 
     def number_in_each(self, places: np.ndarray) -> np.ndarray:
         """(sum of lengths,) bool -> (N,)"""
-        return np.add.reduceat(places, self.starts, dtype=np.int64)
+        return np.add.reduceat(places, self.starts.ravel(), dtype=np.int64).reshape(len(self.lengths), -1).sum(axis=1)
 
 
 class Batch(NamedTuple):
-    """B examples, right-padded to the longest, of T tokens."""
+    """B examples, right-padded to the longest, of T tokens; (B, C, T) where each has C choices."""
 
     tokens: Tensor  # (B, T)
     padding_mask: Optional[Tensor] = None  # (B, T) bool, True = padding; None: no padding at all
@@ -88,10 +98,10 @@ class Collater:
 
     def __call__(self, rows: Sequence[int]) -> Batch:
         rows, examples = np.asarray(rows), self.examples
-        lengths = self.lengths[rows, None]
+        lengths = self.lengths[rows][..., None]
         positions = np.arange(lengths.max())
         valid = positions < lengths
-        places = (self.starts[rows, None] + positions)[valid]
+        places = (self.starts[rows][..., None] + positions)[valid]
 
         def padded(values: np.ndarray, fill) -> Tensor:
             array = np.full(valid.shape, fill)

@@ -1,7 +1,6 @@
 """What predictions are worth: the papers' metrics, by their names."""
 
-import itertools
-from typing import Callable, Dict, Sequence, Set, Tuple
+from typing import Callable, Dict, Mapping, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -68,7 +67,17 @@ def correlation(function: Callable, predicted: np.ndarray, targets: np.ndarray) 
     return float(function(predicted, targets))
 
 
-# Of tags, a list for each sentence: predicted, and as they should be
+def records(fields: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(N,) of arrays (N, ..) by name."""
+    found = np.empty(
+        len(next(iter(fields.values()))), [(name, array.dtype, array.shape[1:]) for name, array in fields.items()]
+    )
+    for name, array in fields.items():
+        found[name] = array
+    return found
+
+
+# Of tags, a list for each sentence
 
 
 Tags = Sequence[Sequence[str]]
@@ -93,26 +102,52 @@ def spans(sentences: Tags) -> Set[Tuple[int, int, int, str]]:
     return found
 
 
-def span_precision(predicted: Tags, targets: Tags) -> float:
-    """Share of the predicted spans that are right in both ends and type; 0 without any."""
-    found = spans(predicted)
-    return len(found & spans(targets)) / max(1, len(found))
+def words(sentences: Tags) -> Set[Tuple[int, int, int, str]]:
+    """Each word as a span of its own."""
+    return {(number, place, place, tag) for number, tags in enumerate(sentences) for place, tag in enumerate(tags)}
 
 
-def span_recall(predicted: Tags, targets: Tags) -> float:
-    """Share of the spans that are found; 0 without any."""
-    return span_precision(targets, predicted)
+def compared_tags(predicted: Tags, targets: Tags) -> np.ndarray:
+    """(N,) records of sentences: the predicted `tags`, and of each type how many are right, predicted and there:
+    `spans` (types, 3), `words` (tags, 3)."""
+    fields = {"tags": np.array([" ".join(tags) for tags in predicted], np.str_)}
+    for name, units in (("spans", spans), ("words", words)):
+        found, there = units(predicted), units(targets)
+        place = {type_: number for number, type_ in enumerate(sorted({unit[-1] for unit in found | there}))}
+        fields[name] = np.zeros((len(targets), len(place), 3), np.int32)
+        for column, chosen in enumerate((found & there, found, there)):
+            for sentence, *_, type_ in chosen:
+                fields[name][sentence, place[type_], column] += 1
+    return records(fields)
 
 
-def span_f1(predicted: Tags, targets: Tags) -> float:
+def span_f1(compared: np.ndarray, targets: np.ndarray) -> float:
     """2 PR / (P + R) of all sentences and types together; 0 where P and R are."""
-    found, there = spans(predicted), spans(targets)
-    return 2 * len(found & there) / max(1, len(found) + len(there))
+    right, found, there = compared["spans"].sum(axis=(0, 1))
+    return float(2 * right / max(1, found + there))
 
 
-def of_words(metric: Callable) -> Callable:
-    """A metric of classes, of all words' tags."""
-    return lambda *tags: metric(*(np.array(list(itertools.chain(*sentences))) for sentences in tags))
+def span_precision(compared: np.ndarray, targets: np.ndarray) -> float:
+    """Share of the predicted spans that are right in both ends and type; 0 without any."""
+    right, found, _ = compared["spans"].sum(axis=(0, 1))
+    return float(right / max(1, found))
+
+
+def span_recall(compared: np.ndarray, targets: np.ndarray) -> float:
+    """Share of the spans that are found; 0 without any."""
+    right, _, there = compared["spans"].sum(axis=(0, 1))
+    return float(right / max(1, there))
+
+
+def word_accuracy(compared: np.ndarray, targets: np.ndarray) -> float:
+    right, _, there = compared["words"].sum(axis=(0, 1))
+    return float(right / there)
+
+
+def word_macro_f1(compared: np.ndarray, targets: np.ndarray) -> float:
+    """Mean of the F1 of every tag that is predicted or a target."""
+    right, found, there = compared["words"].sum(axis=0).T
+    return float(np.mean(2 * right[found + there > 0] / (found + there)[found + there > 0]))
 
 
 OF_CLASSES: Dict[str, Callable] = {function.__name__: function for function in (accuracy, f1, macro_f1, matthews)}
@@ -120,5 +155,5 @@ OF_SETS: Dict[str, Callable] = {function.__name__: function for function in (mic
 OF_NUMBERS: Dict[str, Callable] = {function.__name__: function for function in (spearman, pearson, pearson_spearman)}
 OF_TAGS: Dict[str, Callable] = {
     **{function.__name__: function for function in (span_f1, span_precision, span_recall)},
-    **{function.__name__: of_words(function) for function in (accuracy, macro_f1)},
+    "accuracy": word_accuracy, "macro_f1": word_macro_f1,
 }

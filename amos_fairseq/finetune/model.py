@@ -44,13 +44,19 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
-        """tokens (B, T), padding_mask (B, T) bool or None -> (B, ..) outputs, or (B, T, ..) of each token."""
-        batch, length = tokens.shape
+        """tokens (B, T), padding_mask (B, T) bool or None -> (B, ..) outputs, or (B, T, ..) of each token.
+
+        Of choices, (B, C, T) -> (B, C): the output of each sequence.
+        """
+        *examples, length = tokens.shape
+        tokens = tokens.view(-1, length)
+        padding_mask = None if padding_mask is None else padding_mask.view(-1, length)
         read_at = self.head.read_at(tokens)
         if read_at is not None:  # the last layer computes nothing else
-            index = length * torch.arange(batch, device=tokens.device) + read_at
-            read_at = Queries.of(index, [1] * batch, length)
-        return self.head(self.encoder(tokens, padding_mask, read_at))
+            index = length * torch.arange(len(tokens), device=tokens.device) + read_at
+            read_at = Queries.of(index, [1] * len(tokens), length)
+        outputs = self.head(self.encoder(tokens, padding_mask, read_at))
+        return outputs.view(*examples, *outputs.shape[1:])
 
 
 def new_network(

@@ -183,9 +183,6 @@ def prepare(
     return problem
 
 
-def average(folder, split: str, outputs: np.ndarray) -> np.ndarray:
-    """(N, L): the mean of each example's logits over its sets of demonstrations, from outputs (sequences, L)."""
-    repeats = labelled.read_problem(Path(folder)).about["repeats"][split]
-    if len(outputs) % repeats:
-        raise ValueError(f"{len(outputs)} outputs are not {repeats} for each example of {split!r}")
+def average(outputs: np.ndarray, repeats: int) -> np.ndarray:
+    """(N, L): the mean of each example's logits over its `repeats` sets of demonstrations, of (N repeats, L)."""
     return outputs.astype(np.float64).reshape(-1, repeats, outputs.shape[-1]).mean(axis=1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
+from numpy.lib.recfunctions import repack_fields
 
 from amos_fairseq import json_files
 from amos_fairseq.checkpoints import store
@@ -70,12 +71,12 @@ def read(folder: Path) -> Result:
 
 
 def write_predictions(folder: Path, predictions: Mapping[str, Tuple[np.ndarray, np.ndarray]]) -> None:
-    """By split, what a run predicted of each example, and the targets."""
+    """By split, what `Kind.judged` said of a run's examples, and their targets."""
     arrays = {}
     for split, both in predictions.items():
         arrays[split], arrays[f"{split}_targets"] = both
     with durably_written(folder / PREDICTIONS) as stream:
-        np.savez(stream, **arrays)
+        np.savez_compressed(stream, **arrays)
 
 
 def read_predictions(folder: Path, split: str) -> Optional[Tuple[np.ndarray, np.ndarray]]:
@@ -89,13 +90,10 @@ def read_predictions(folder: Path, split: str) -> Optional[Tuple[np.ndarray, np.
         raise Damaged(f"{folder / PREDICTIONS} is damaged ({error}): delete it") from None
 
 
-def read_all(out: Path) -> Dict[Path, Result]:
-    """Every finished run of a sweep, by its folder."""
-    return {path.parent: read(path.parent) for path in sorted((out / RUNS).glob(f"*/*/*/{RESULT}"))}
-
-
-def read_task(out: Path, task: str) -> Dict[Path, Result]:
-    return {path.parent: read(path.parent) for path in sorted((out / RUNS / task).glob(f"*/*/{RESULT}"))}
+def read_all(out: Path, task: Optional[str] = None) -> Dict[Path, Result]:
+    """Every finished run of a sweep, or of one task of it, by its folder."""
+    found = (out / RUNS).glob(f"*/*/*/{RESULT}") if task is None else (out / RUNS / task).glob(f"*/*/{RESULT}")
+    return {path.parent: read(path.parent) for path in sorted(found)}
 
 
 def with_checkpoint(path: Path) -> List[Path]:
@@ -144,13 +142,22 @@ def summarize(results: Sequence[Result], paper: Optional[str] = None) -> List[Su
     return sorted(summaries, key=lambda summary: (-len(summary.seeds), -summary.median, summary.setting.name))
 
 
-def over_splits(results: Sequence[Result]) -> List[Tuple[float, float]]:
-    """(mean, standard deviation) of each shown score over splits of few examples, the best setting of each."""
-    best = {}
+def reported(results: Sequence[Result]) -> List[Result]:
+    """Of one task's runs those of the best setting; where a seed draws the data, too, the best run of each seed."""
+    if not kind_of(results[0].kind).draws_data:
+        setting = summarize(results)[0].setting
+        return [result for result in results if result.setting == setting]
+    best: Dict[int, Result] = {}
     for result in sorted(results, key=lambda result: result.setting.name):
         if result.seed not in best or result.score > best[result.seed].score:
             best[result.seed] = result
-    columns = [[run.scores[split][metric] for run in best.values()] for split, metric in shown_scores(results[0])]
+    return list(best.values())
+
+
+def over_splits(results: Sequence[Result]) -> List[Tuple[float, float]]:
+    """(mean, standard deviation) of each shown score over splits of few examples, the best setting of each."""
+    best = reported(results)
+    columns = [[run.scores[split][metric] for run in best] for split, metric in shown_scores(results[0])]
     return [(float(np.mean(values)), float(np.std(values))) for values in columns]
 
 
@@ -242,31 +249,41 @@ def comparison(found: Mapping[str, Mapping[Path, Result]]) -> str:
 
 
 def leaders(found: Mapping[str, Mapping[Path, Result]], task: str) -> Optional[Set[str]]:
-    """The model with the highest mean over seeds of its best setting, and those that no test tells from it.
+    """The model with the highest mean over seeds of its `reported` runs, and those that no test tells from it.
 
-    None if nothing can be told: unless each model of the task has two seeds or more, with predictions of the same
-    examples.
+    By the first metric, on `valid`, or where a seed draws that, on `test`. None if nothing can be told: unless each
+    model of the task has two seeds or more, with predictions of the same examples.
     """
     predicted, targets, metric = {}, None, None
     for model, runs in found.items():
         of_task = {folder: run for folder, run in runs.items() if run.task == task}
         if not of_task:
             continue
-        setting, first = summarize(list(of_task.values()))[0].setting, next(iter(of_task.values()))
-        metric = kind_of(first.kind).metrics.get(first.metrics[0])
-        kept = [read_predictions(folder, "valid") for folder, run in of_task.items() if run.setting == setting]
-        if len(kept) < 2 or metric is None or not all(kept):
+        chosen = reported(list(of_task.values()))
+        kind = kind_of(chosen[0].kind)
+        metric, split = kind.metrics[chosen[0].metrics[0]], "test" if kind.draws_data else "valid"
+        kept = [read_predictions(folder, split) for folder, run in of_task.items() if run in chosen]
+        if len(kept) < 2 or not all(kept):
             return None
         targets = kept[0][1] if targets is None else targets
         if not all(np.array_equal(of_run, targets) for _, of_run in kept):
             return None
-        predicted[model] = np.stack([of_run for of_run, _ in kept])
+        predicted[model] = [without_texts(of_run) for of_run, _ in kept]
     if len(predicted) < 2:
         return None
     means = {model: np.mean([metric(of_seed, targets) for of_seed in seeds]) for model, seeds in predicted.items()}
     best = max(means, key=means.__getitem__)
-    lows = {model: of_difference(predicted[best], seeds, targets, metric).low for model, seeds in predicted.items()}
-    return {model for model, low in lows.items() if low <= 0}
+    return {
+        model for model, seeds in predicted.items()
+        if model == best or of_difference(predicted[best], seeds, targets, metric).low <= 0
+    }
+
+
+def without_texts(found: np.ndarray) -> np.ndarray:
+    """Records without what no metric reads and every draw would copy."""
+    if not found.dtype.names:
+        return found
+    return repack_fields(found[[name for name in found.dtype.names if found.dtype[name].kind != "U"]])
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -14,7 +14,6 @@ A folder that `prepare` wrote holds, beside what training reads, all that `evalu
 """
 
 import json
-import logging
 import re
 import string
 from collections import Counter
@@ -28,13 +27,13 @@ from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import durably_written, replace_durably
 from amos_fairseq.finetune import labelled, tables
 from amos_fairseq.finetune.labelled import Examples, Problem
+from amos_fairseq.finetune.metrics import records
 from amos_fairseq.finetune.windows import begins_of, of_most_context
 
 N_BEST = 20  # starts and ends that are paired
 MAX_ANSWER = 30  # tokens
 METRICS = {"1.1": ["f1", "em"], "2.0": ["best_f1", "best_em", "f1", "em"]}
 PUNCTUATION = str.maketrans("", "", string.punctuation)
-logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
@@ -153,44 +152,40 @@ def prepare(
     if len(versions) != 1:
         found = ", ".join(f"{files[split]} is {datasets[split].version}" for split in answered) or "none has"
         raise ValueError(f"files of one version of SQuAD are needed, one of them with answers: {found}")
-    asked = {split: len(dataset.questions) for split, dataset in datasets.items()}
+    (version,), notes, examples = versions, [], {}
     if "train" in datasets:
-        datasets["train"] = trainable(datasets["train"], str(files["train"]))
-    (version,), splits = versions, {}
-    about = {"source": source, "version": version}
+        datasets["train"], left_out = trainable(datasets["train"], str(files["train"]))
+        if left_out:
+            ids = ", ".join(left_out[:5] + [".."] * (len(left_out) > 5))
+            what = "questions of train are left out, whose answer does not stand in its place in the context"
+            notes.append(f"{len(left_out):,} {what}: {ids}")
     out.mkdir(parents=True, exist_ok=True)
     for split, dataset in datasets.items():
-        splits[split], windows, cut = encode(dataset, tokenizer, max_length, stride, max_question)
-        left_out = asked[split] - len(dataset.questions)
-        about[split] = {"questions": len(dataset.questions), "left_out": left_out, "cut_questions": cut}
-        logger.info(
-            "%s: %d questions, %d windows; %d questions are cut to %d tokens",
-            files[split], len(dataset.questions), len(windows.question), cut, max_question,
-        )
+        examples[split], windows, cut = encode(dataset, tokenizer, max_length, stride, max_question)
+        if cut:
+            notes.append(f"{cut:,} questions of {split} are cut to {max_question} tokens")
         with durably_written(out / f"{split}.windows.npz") as stream:
             np.savez(stream, **windows._asdict())
         questions = [{"id": q.id, "context": q.context, "answers": q.answers and [text for text, _ in q.answers]}
                      for q in dataset.questions]
         content = {"contexts": dataset.contexts, "questions": questions}
         replace_durably(out / f"{split}.questions.json", json.dumps(content, ensure_ascii=False).encode())
+    questions = {split: len(dataset.questions) for split, dataset in datasets.items()}
+    about = {"source": source, "version": version, "examples": questions, "notes": notes}
     problem = Problem(f"SQuAD {version}", "span", METRICS[version], source["vocabulary"], about=about)
-    labelled.write(out, problem, splits)
+    labelled.write(out, problem, examples)
     return problem
 
 
-def trainable(dataset: Dataset, name: str) -> Dataset:
-    """Without the questions whose answer nobody knows, or does not stand in its place; they are counted in the log."""
+def trainable(dataset: Dataset, name: str) -> Tuple[Dataset, List[str]]:
+    """Without the questions whose answer nobody knows, or does not stand in its place; the ids of these."""
     kept, left_out = [], []
     for question in dataset.questions:
         usable = question.answers == [] or answer_in_place(question, dataset.contexts[question.context])
         (kept if usable else left_out).append(question)
-    if left_out:
-        ids = ", ".join([question.id for question in left_out[:5]] + [".."] * (len(left_out) > 5))
-        told = "%s: %d questions are left out, whose answer does not stand in its place in the context: %s"
-        logger.warning(told, name, len(left_out), ids)
     if not kept:
         raise ValueError(f"{name} has no question with an answer that stands in its place in the context")
-    return dataset._replace(questions=kept)
+    return dataset._replace(questions=kept), [question.id for question in left_out]
 
 
 def answer_in_place(question: Question, context: str) -> Optional[Answer]:
@@ -310,46 +305,75 @@ def compare(text: str, answers: Sequence[str]) -> Tuple[float, float]:
     return float(text in map(normalize, answers)), max(scores)
 
 
-def measure(
+def compared(
     texts: Sequence[str], answers: Sequence[Sequence[str]], null_odds: Optional[np.ndarray] = None
-) -> Dict[str, float]:
-    """The official scores of one text per question, given all its answers.
+) -> np.ndarray:
+    """(N,) records of one text per question, given all its answers; null_odds (N,): of 2.0
+
+    text, em, f1                    `compare`
+    null_odds, has_answer, silent   of 2.0; silent: the text is ""
+    """
+    fields = {"text": np.array(texts, dtype=np.str_)}
+    if null_odds is not None:
+        fields |= {"null_odds": null_odds, "has_answer": np.array([bool(known) for known in answers])}
+        fields["silent"] = fields["text"] == ""
+        answers = [list(filter(normalize, known)) for known in answers]
+    fields["em"], fields["f1"] = np.array([compare(*pair) for pair in zip(texts, answers)]).T
+    return records(fields)
+
+
+def at_zero(found: np.ndarray, name: str) -> np.ndarray:
+    """(N,) em or f1; of 2.0 with no answer where the odds are above 0."""
+    if "null_odds" not in found.dtype.names:
+        return found[name]
+    return np.where(found["null_odds"] > 0, ~found["has_answer"], found[name])
+
+
+def best(found: np.ndarray, name: str) -> Tuple[float, float]:
+    """The highest mean em or f1 of 2.0 over all thresholds, and that threshold."""
+    odds, has_answer = found["null_odds"], found["has_answer"]
+    # Threshold by threshold, from none answered to all: one more question is answered, by text.
+    order = np.argsort(odds, kind="stable")
+    gains = np.where(has_answer, found[name], np.where(found["silent"], 0.0, -1.0))[order]
+    totals = np.concatenate([[0.0], np.cumsum(gains)]) + (~has_answer).sum()
+    return float(totals.max() / len(found)), float(np.concatenate([[0.0], odds[order]])[totals.argmax()])
+
+
+SCORES = {  # of `compared` questions
+    "f1": lambda found, ids: float(at_zero(found, "f1").mean()),
+    "em": lambda found, ids: float(at_zero(found, "em").mean()),
+    "best_f1": lambda found, ids: best(found, "f1")[0],
+    "best_em": lambda found, ids: best(found, "em")[0],
+}
+
+
+def measure(found: np.ndarray) -> Dict[str, float]:
+    """The official scores of `compared` questions.
 
     1.1   em, f1
-    2.0   null_odds (questions,) given: em, f1 with no answer where the odds are above 0, each also of the questions
-          with (has_answer_) and without (no_answer_) an answer; best_em, best_f1 over all thresholds, and
-          best_em_threshold, best_f1_threshold
+    2.0   em, f1 at threshold 0, each also of the questions with (has_answer_) and without (no_answer_) an answer;
+          best_em, best_f1 over all thresholds, and best_em_threshold, best_f1_threshold
     """
-    if null_odds is None:
-        em, f1 = np.mean([compare(*pair) for pair in zip(texts, answers)], axis=0)
-        return {"em": float(em), "f1": float(f1)}
-    has_answer = np.array([bool(known) for known in answers])
-    raw = np.array([compare(text, list(filter(normalize, known))) for text, known in zip(texts, answers)])
-    silent = np.array([not text for text in texts])
     results = {}
-    for name, scores in zip(["em", "f1"], raw.T):
-        at_zero = np.where(null_odds > 0, ~has_answer, scores)
-        results[name] = float(at_zero.mean())
-        for group, members in [("has_answer", has_answer), ("no_answer", ~has_answer)]:
-            if members.any():
-                results[f"{group}_{name}"] = float(at_zero[members].mean())
-        # Threshold by threshold, from none answered to all: one more question is answered, by text.
-        order = np.argsort(null_odds, kind="stable")
-        gains = np.where(has_answer, scores, np.where(silent, 0.0, -1.0))[order]
-        totals = np.concatenate([[0.0], np.cumsum(gains)]) + (~has_answer).sum()
-        results[f"best_{name}"] = float(totals.max() / len(totals[1:]))
-        results[f"best_{name}_threshold"] = float(np.concatenate([[0.0], null_odds[order]])[totals.argmax()])
+    for name in ("em", "f1"):
+        scores = at_zero(found, name)
+        results[name] = float(scores.mean())
+        if "null_odds" in found.dtype.names:
+            for group, members in [("has_answer", found["has_answer"]), ("no_answer", ~found["has_answer"])]:
+                if members.any():
+                    results[f"{group}_{name}"] = float(scores[members].mean())
+            results[f"best_{name}"], results[f"best_{name}_threshold"] = best(found, name)
     return results
 
 
-def evaluate(folder, split: str, outputs: np.ndarray) -> Dict[str, float]:
-    """`measure` of the answers that outputs (tokens of all windows, 2), start and end logits, give."""
-    predictions = decode(folder, split, outputs)
+def judge(folder, split: str, outputs: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Answers that outputs (tokens of all windows, 2), start and end logits, give, `compared`; the questions' ids."""
+    ids, texts, null_odds = decode(folder, split, outputs)
     answers = [question["answers"] for question in _read_sidecars(folder, split)[0]["questions"]]
     if None in answers:
         raise ValueError(f"{folder} does not hold the answers of {split!r}: it can be predicted, not evaluated")
     version = labelled.read_problem(Path(folder)).about["version"]
-    return measure(predictions.texts, answers, predictions.null_odds if version == "2.0" else None)
+    return compared(texts, answers, null_odds if version == "2.0" else None), np.array(ids)
 
 
 def write_predictions(folder, split: str, outputs: np.ndarray, out, threshold: float = 0.0) -> None:

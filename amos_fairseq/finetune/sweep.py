@@ -173,9 +173,8 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
         examples = labelled.read_examples(job.data, split)
         if split != "train" and examples.targets is not None:
             outputs = predict(network, examples)
-            scores[split] = kind.evaluate(job.data, problem, split, outputs)
-            if kind.metrics and not kind.per_token and not kind.draws_data:
-                predictions[split] = kind.predicted(outputs), examples.targets
+            predictions[split] = kind.judged(job.data, problem, split, outputs)
+            scores[split] = kind.measure(problem.metrics, *predictions[split])
     results.write_predictions(job.folder, predictions)
     updates = job.setting.num_updates(num_examples(job.data))
     made = (scores, updates, round(time.monotonic() - start, 1))
@@ -241,7 +240,7 @@ def carry_out_all(
 
 def prune(out: Path, task: str) -> None:
     """Delete the checkpoints of the task's finished runs, but for the best of the run that scored highest."""
-    found = results.read_task(out, task)
+    found = results.read_all(out, task)
     best = results.best_run(found)
     for folder in found:
         kept = os.path.realpath(folder / store.BEST) if folder == best else ""
@@ -255,7 +254,7 @@ def prune(out: Path, task: str) -> None:
 
 def load_best(out: Path, task: str, data: Mapping[int, Path]) -> Tuple[Finetuned, Path]:
     """The task's best run, and the labelled folder that it was trained on."""
-    best = results.best_run(results.read_task(out, task))
+    best = results.best_run(results.read_all(out, task))
     if best is None:
         raise ValueError(f"{out} has no finished run of {task} to predict with")
     if not (best / store.BEST).exists():

@@ -38,7 +38,7 @@ class Table(NamedTuple):
     """Rows of a file.
 
     lines     number of each row's first line
-    texts     one or two of each row
+    texts     one or two of each row, or one and the C > 1 choices that go with it
     labels    as they are written; None where nobody knows them
     indices   what predictions are filed under; None if they are counted from 0
     skipped   lines that have another number of fields than the first
@@ -53,6 +53,12 @@ class Table(NamedTuple):
 
     def where(self, row: int) -> str:
         return f"{self.path}, line {self.lines[row]}"
+
+    def place(self, row: int, label: str, labels: Mapping[str, int]) -> int:
+        """Of a label of the row among all."""
+        if label not in labels:
+            raise ValueError(f"{self.where(row)}: label {label!r} is none of {', '.join(labels)}"[:500])
+        return labels[label]
 
     def part(self, rows: Sequence[int]) -> "Table":
         def of(column):
@@ -180,7 +186,44 @@ def records_of(path: Path) -> Records:
 def read(path: Path, texts: Sequence[str], label: Optional[str]) -> Table:
     """The named columns of a user's file."""
     path = Path(path)
-    return to_table(path, records_of(path), texts, label)
+    columns = [name for text in texts for name in (text, *text.split("+"))] + [label] * bool(label)
+    return to_table(path, rows_of(path, columns), texts, label)
+
+
+def rows_of(path: Path, columns: Sequence[str]) -> Records:
+    """Of .jsonl with the rows of `unnested`."""
+    records = records_of(path)
+    if path.suffix.lower() != ".jsonl":
+        return records
+    return ((number, row) for number, record in records for row in unnested(record, columns))
+
+
+def unnested(record: Dict[str, Any], columns: Sequence[str]) -> List[Dict[str, Any]]:
+    """Rows with the columns that a record holds inside: a.b is `b` of the object a, or of each object of the list a,
+    which makes a row of each; a.0, a.1 are the items of a list of others."""
+    rows = [record]
+    for name, value in record.items():
+        inside = [column.removeprefix(f"{name}.") for column in columns if column.startswith(f"{name}.")]
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, dict) for part in parts):
+            parts = [{str(place): part for place, part in enumerate(parts)}]
+        if inside:
+            found = [row for part in parts for row in unnested(part, inside)]
+            rows = [{**row, **{f"{name}.{key}": part[key] for key in part}} for row in rows for part in found]
+    return rows
+
+
+def has_column(path: Path, column: str) -> bool:
+    """Of a user's file, by its first row."""
+    _, first = next(iter(rows_of(path, [column])), (0, {}))
+    return column in first
+
+
+def selecting(metrics: Sequence[str], first: Optional[str]) -> List[str]:
+    """With the one that a user wants to select by before the others."""
+    if first is not None and first not in metrics:
+        raise ValueError(f"--metric {first} does not measure these labels: choose from {', '.join(metrics)}")
+    return sorted(metrics, key=lambda name: name != first)
 
 
 def to_table(
@@ -195,12 +238,7 @@ def to_table(
     for number, record in records:
         parts = [[name] if name in record else name.split("+") for name in texts]
         names = [*itertools.chain(*parts), *filter(None, (label, index))]
-        missing = [name for name in names if name not in record]
-        if missing:
-            raise ValueError(
-                f"{path}, line {number}: there is no column {missing[0]!r}, needed are {', '.join(names)}; "
-                f"its columns are {', '.join(map(str, record))}"[:500]
-            )
+        check_columns(record, names, f"{path}, line {number}")
         table.lines.append(number)
         for name in itertools.chain(*parts):
             if not isinstance(record[name], str):
@@ -214,6 +252,13 @@ def to_table(
     if not table.lines:
         raise ValueError(f"{path} holds no examples: expected are columns {', '.join(filter(None, (*texts, label)))}")
     return table
+
+
+def check_columns(record: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    missing = [name for name in names if name not in record]
+    if missing:
+        raise ValueError(f"{where}: there is no column {missing[0]!r}, needed are {', '.join(names)}; "
+                         f"its columns are {', '.join(map(str, record))}"[:500])
 
 
 # Rows to examples
@@ -235,14 +280,17 @@ def split_by_hash(table: Table) -> Tuple[Table, Table]:
 def encode(table: Table, tokenizer: Tokenizer, max_length: int, targets: Optional[np.ndarray]) -> Tuple[Examples, int]:
     """Sequences of at most `max_length` tokens, special tokens included; how many were longer, see `truncate`."""
     tokens, lengths, truncated = array("i"), [], 0
+    choices = max(len(table.texts[0]) - 1, 1) if table.texts else 1
     for texts in table.texts:
-        parts = [tokenizer.encode(text) for text in texts]
-        room = max_length - len(tokenizer.sequence(*([] for _ in parts)))
-        truncated += sum(map(len, parts)) > room
-        sequence = tokenizer.sequence(*truncate(parts, room))
-        tokens.extend(sequence)
-        lengths.append(len(sequence))
-    return Examples(np.array(tokens, dtype=np.int32), np.array(lengths), targets), truncated
+        first, *others = map(tokenizer.encode, texts)
+        for parts in [[first, other] for other in others] or [[first]]:
+            room = max_length - len(tokenizer.sequence(*([] for _ in parts)))
+            truncated += sum(map(len, parts)) > room
+            sequence = tokenizer.sequence(*truncate(parts, room))
+            tokens.extend(sequence)
+            lengths.append(len(sequence))
+    shape = (-1, choices) if choices > 1 else -1
+    return Examples(np.array(tokens, dtype=np.int32), np.array(lengths).reshape(shape), targets), truncated
 
 
 def truncate(parts: Sequence[List[int]], room: int) -> List[List[int]]:
@@ -259,11 +307,8 @@ def classes(table: Table, labels: Sequence[str]) -> Optional[np.ndarray]:
     """(N,) place of each row's label in `labels`; None without labels."""
     if table.labels is None:
         return None
-    place = {label: number for number, label in enumerate(labels)}
-    for row, label in enumerate(table.labels):
-        if label not in place:
-            raise ValueError(f"{table.where(row)}: label {label!r} is none of {', '.join(labels)}"[:500])
-    return np.array([place[label] for label in table.labels], dtype=np.int64)
+    places = {label: number for number, label in enumerate(labels)}
+    return np.array([table.place(row, label, places) for row, label in enumerate(table.labels)], dtype=np.int64)
 
 
 class Scale(NamedTuple):
@@ -301,11 +346,16 @@ def write(
     Beside the splits, <split>.json lists what predictions are filed under, where the file has its own indices.
     """
     encoded = {split: encode(table, tokenizer, max_length, targets[split]) for split, table in tables.items()}
+    cut = [f"{truncated:,} of {split}" for split, (_, truncated) in encoded.items() if truncated]
+    notes = [f"cut to {max_length} tokens: {', '.join(cut)}"] * bool(cut)
+    for split, table in tables.items():
+        if table.skipped:
+            lines = ", ".join([*map(str, table.skipped[:5]), *[".."] * (len(table.skipped) > 5)])
+            what = f"lines of {split} left out, whose fields are too few or too many"
+            notes.append(f"{len(table.skipped):,} {what}: {lines}")
     problem.about.update(
-        texts=len(next(iter(tables.values())).texts[0]),
+        texts=len(next(iter(tables.values())).texts[0]), notes=notes,
         examples={split: len(table.lines) for split, table in tables.items()},
-        truncated={split: truncated for split, (_, truncated) in encoded.items()},
-        skipped={split: list(table.skipped) for split, table in tables.items()},
         unlabelled=[split for split, table in tables.items() if table.labels is None],
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -69,10 +69,7 @@ def read(path: Path, words: str, tags: Optional[str]) -> Table:
     table, names = Table(path, [], [], tags and []), [*filter(None, (words, tags))]
     for number, record in records(path):
         where = f"{path}, line {number}"
-        missing = [name for name in names if name not in record]
-        if missing:
-            columns = ", ".join(map(str, record))
-            raise ValueError(f"{where}: there is no column {missing[0]!r}; its columns are {columns}"[:500])
+        tables.check_columns(record, names, where)
         for name in names:
             if not isinstance(record[name], list):
                 raise ValueError(f"{where}: {name} is {json.dumps(record[name])[:80]}, not a list")
@@ -117,16 +114,18 @@ def prepare(
         splits["train"], splits["valid"] = tables.split_by_hash(splits["train"])
     seen = {split: set(itertools.chain(*table.labels or [])) for split, table in splits.items()}
     labels = sorted(set.union(*seen.values()))
-    metrics = metrics_of(labels, first_metric)
+    names = SPAN_METRICS if all(map(SPAN_TAG.fullmatch, labels)) else TAG_METRICS
     encoded = {split: encode(table, labels, tokenizer, max_length) for split, table in splits.items()}
+    absent = [label for label in labels if label not in seen["train"]]
+    longer = [f"{split} {len(encoded[split].lengths):,}" for split, table in splits.items()
+              if len(encoded[split].lengths) > len(table.lines)]
     about = {
-        "source": source, "examples": {split: len(table.lines) for split, table in splits.items()},
-        "truncated": {}, "skipped": {}, "words": {split: sum(map(len, table.texts)) for split, table in splits.items()},
-        "windows": {split: len(examples.lengths) for split, examples in encoded.items()},
+        "source": source, "texts": 1, "examples": {split: len(table.lines) for split, table in splits.items()},
         "unlabelled": [split for split, table in splits.items() if table.labels is None],
-        "not_in_train": [label for label in labels if label not in seen["train"]],
+        "notes": [f"tags that train lacks: {', '.join(absent)}"] * bool(absent)
+        + [f"longer sentences are read in windows: {', '.join(longer)} in all"] * bool(longer),
     }
-    problem = Problem(name, "token", metrics, source["vocabulary"], labels, about=about)
+    problem = Problem(name, "token", tables.selecting(names, first_metric), source["vocabulary"], labels, about=about)
     out.mkdir(parents=True, exist_ok=True)
     for split, table in splits.items():
         replace_durably(out / f"{split}.words.json", json.dumps(table.texts, ensure_ascii=False).encode())
@@ -137,14 +136,6 @@ def prepare(
 def tags_in(path: Path, tags: str) -> Optional[str]:
     """The column, if the first sentence has it."""
     return tags if tags in next(records(path), (0, {}))[1] else None
-
-
-def metrics_of(labels: Sequence[str], first: Optional[str]) -> List[str]:
-    """Those of spans where tags say where these begin and go on, else those of classes; `first` before the others."""
-    names = SPAN_METRICS if all(map(SPAN_TAG.fullmatch, labels)) else TAG_METRICS
-    if first is not None and first not in names:
-        raise ValueError(f"--metric {first} is none of tags such as {labels[0]}: choose from {', '.join(names)}")
-    return sorted(names, key=lambda name: name != first)
 
 
 def encode(table: Table, labels: Sequence[str], tokenizer: Tokenizer, max_length: int) -> Examples:
@@ -181,14 +172,21 @@ def tokens_of(word: str, follows: bool, tokenizer: Tokenizer) -> List[int]:
 # Answers
 
 
-def words_of(folder: Path, split: str) -> List[List[str]]:
-    return json.loads((Path(folder) / f"{split}.words.json").read_bytes())
-
-
 def tags_of(classes: np.ndarray, labels: Sequence[str], sentences: Sequence[Sequence[str]]) -> List[List[str]]:
     """Tags of each sentence; classes: (words,) of all of them, one after the other."""
     tags = iter([labels[place] for place in classes])
     return [list(itertools.islice(tags, len(words))) for words in sentences]
+
+
+def answers(folder: Path, problem: Problem, split: str, outputs: np.ndarray):
+    """Of each sentence of a split its words, the tags by outputs (tokens, L), and the known ones or None."""
+    examples = labelled.read_examples(folder, split)
+    sentences = json.loads((Path(folder) / f"{split}.words.json").read_bytes())
+    predicted, known = (
+        None if classes is None else tags_of(classes[examples.candidates], problem.labels, sentences)
+        for classes in (outputs.argmax(axis=-1), examples.targets)
+    )
+    return sentences, predicted, known
 
 
 def write_predictions(path: Path, sentences, predicted, known: Optional[Sequence[Sequence[str]]]) -> None:

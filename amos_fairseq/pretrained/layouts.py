@@ -20,7 +20,8 @@ MPNET_FIRST_POSITION = PAD + 1
 
 SUFFIXES = {
     "encoder": "Model", "masked_lm": "ForMaskedLM", "detection": "ForPreTraining",
-    "sequence": "ForSequenceClassification", "span": "ForQuestionAnswering", "token": "ForTokenClassification",
+    "sequence": "ForSequenceClassification", "choice": "ForMultipleChoice", "span": "ForQuestionAnswering",
+    "token": "ForTokenClassification",
 }
 AUTO_CLASSES = {task: f"AutoModel{suffix.removeprefix('Model')}" for task, suffix in SUFFIXES.items()}
 
@@ -56,12 +57,15 @@ ROBERTA_HEADS: Dict[str, Names] = {
     "sequence": {"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
     "span": {"out_proj": "qa_outputs"}, "token": {"out_proj": "classifier"},
 }
+MPNET_HEADS = ROBERTA_HEADS | {"choice": {"dense": "mpnet.pooler.dense", "out_proj": "classifier"}}
+AMOS_HEADS = ROBERTA_HEADS | {"choice": ROBERTA_HEADS["sequence"]}
 BERT_HEADS: Dict[str, Names] = {
     "masked_lm": {
         "": "cls.predictions", "dense": "cls.predictions.transform.dense",
         "layer_norm": "cls.predictions.transform.LayerNorm",
     },
     "sequence": {"dense": "bert.pooler.dense", "out_proj": "classifier"},
+    "choice": {"dense": "bert.pooler.dense", "out_proj": "classifier"},
     "span": {"out_proj": "qa_outputs"}, "token": {"out_proj": "classifier"},
 }
 ELECTRA_HEADS: Dict[str, Names] = {  # its sequence classifier has a GELU where ours has tanh
@@ -69,6 +73,7 @@ ELECTRA_HEADS: Dict[str, Names] = {  # its sequence classifier has a GELU where 
         "": "generator_lm_head", "dense": "generator_predictions.dense", "layer_norm": "generator_predictions.LayerNorm"
     },
     "detection": {"dense": "discriminator_predictions.dense", "score": "discriminator_predictions.dense_prediction"},
+    "choice": {"dense": "sequence_summary.summary", "out_proj": "classifier"},
     "span": {"out_proj": "qa_outputs"}, "token": {"out_proj": "classifier"},
 }
 
@@ -107,11 +112,11 @@ def is_bert(config: EncoderConfig) -> bool:
     return config.embedding_width == config.dim and is_electra(config)
 
 
-MPNET = Layout("mpnet", "mpnet", "MPNet", is_mpnet, MPNET_NAMES, ROBERTA_HEADS)
+MPNET = Layout("mpnet", "mpnet", "MPNet", is_mpnet, MPNET_NAMES, MPNET_HEADS)
 BERT = Layout("bert", "bert", "Bert", is_bert, BERT_NAMES, BERT_HEADS)
 ROBERTA = Layout("roberta", "roberta", "Roberta", is_bert, BERT_NAMES, ROBERTA_HEADS)  # read, never written
 ELECTRA = Layout("electra", "electra", "Electra", is_electra, BERT_NAMES, ELECTRA_HEADS)
-AMOS = Layout("amos_encoder", "amos", "Amos", lambda config: True, None, ROBERTA_HEADS)  # modeling_amos.py
+AMOS = Layout("amos_encoder", "amos", "Amos", lambda config: True, None, AMOS_HEADS)  # modeling_amos.py
 LAYOUTS = {layout.model_type: layout for layout in (MPNET, BERT, ROBERTA, ELECTRA, AMOS)}
 
 
@@ -135,7 +140,7 @@ class Part(NamedTuple):
         Detection has its sign turned, here and in `head_tensors` only: their positive logit says `replaced`.
         """
         assert self.head is not None
-        if self.task == "sequence":
+        if self.task in ("sequence", "choice"):
             return self.head(hidden[:, 0]).view(len(hidden), -1)
         return -self.head(hidden) if self.task == "detection" else self.head(hidden)
 
@@ -209,6 +214,8 @@ def config_of(part: Part, layout: Layout) -> Dict[str, Any]:
         classes = {AUTO_CLASSES[task]: layout.class_name(task) for task in ("encoder", *layout.heads)}
         names = {"AutoConfig": "AmosConfig", **classes}
         config["auto_map"] = {auto: f"modeling_amos.{name}" for auto, name in names.items()}
+    if part.task == "choice" and layout is ELECTRA:
+        config["summary_activation"] = "tanh"
     if part.task in ("sequence", "token"):
         labels = dict(enumerate(part.labels)) or {0: "value"}
         config |= {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}

@@ -64,7 +64,7 @@ class LabelledDataset(FairseqDataset):
         super().__init__()
         self.split, self.seed, self.epoch = split, seed, 1
         self.collate = Collater(examples, padding)
-        self.sizes = self.collate.lengths
+        self.sizes, self.places = examples.longest, examples.sizes  # fairseq filters by these, and batches by those
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -79,34 +79,35 @@ class LabelledDataset(FairseqDataset):
     def __getitem__(self, index: int) -> int:
         return int(index)
 
-    def num_tokens(self, index: int) -> int:
+    def size(self, index: int) -> int:
         return int(self.sizes[index])
 
-    size = num_tokens
+    def num_tokens(self, index: int) -> int:
+        return int(self.places[index])
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        return self.sizes[indices]
+        return self.places[indices]
 
     def ordered_indices(self) -> np.ndarray:
         if self.split == "train":
             return np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
-        return np.argsort(-self.sizes, kind="stable")  # if memory does not suffice, the first batch tells
+        return np.argsort(-self.places, kind="stable")  # if memory does not suffice, the first batch tells
 
     def collater(self, rows: List[int]) -> Dict[str, Any]:
         if not rows:
             return {}
         batch = self.collate(rows)._asdict()
-        lengths = self.sizes[rows].tolist()
+        lengths = self.collate.lengths[rows].tolist()
         inputs = {name: batch.pop(name) for name in ("tokens", "padding_mask")}
-        sizes = {"lengths": lengths, "nsentences": len(rows), "ntokens": sum(lengths)}
+        sizes = {"lengths": lengths, "nsentences": len(rows), "ntokens": int(np.sum(lengths))}
         return {"id": torch.tensor(rows), "split": self.split, "net_input": inputs, **batch, **sizes}
 
 
 def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
-    """Some of a collated batch's sequences, as wide as they were."""
+    """Some of a collated batch's examples, as wide as they were."""
     part = {key: value[rows] if isinstance(value, (torch.Tensor, list)) else value for key, value in sample.items()}
     inputs = {name: None if value is None else value[rows] for name, value in sample["net_input"].items()}
-    return {**part, "net_input": inputs, "nsentences": len(part["lengths"]), "ntokens": sum(part["lengths"])}
+    return {**part, "net_input": inputs, "nsentences": len(part["lengths"]), "ntokens": int(np.sum(part["lengths"]))}
 
 
 @register_task(FINETUNING, dataclass=FinetuningTaskConfig)
@@ -188,7 +189,7 @@ class FinetuningTask(SupervisedTask):
             self.kind.check(self.problem, examples, source, len(tokenizer), tokenizer.mask, self.max_positions())
             of_all = split == "train" or self.cfg.max_tokens_valid == self.cfg.max_tokens  # fairseq's default
             name = "max_tokens" if of_all else "max_tokens_valid"
-            limit, longest = getattr(self.cfg, name), examples.lengths.max()
+            limit, longest = getattr(self.cfg, name), examples.sizes.max()
             if limit is not None and limit < longest:
                 raise ValueError(
                     f"{name} {limit} is less than the longest sequence of {split}, {longest}: raise "

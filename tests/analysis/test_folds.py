@@ -44,6 +44,15 @@ def test_words_of_a_sentence_are_in_one_fold_and_one_block(tmp_path):
     assert folds.cross_validate(features, found).accuracy == (1.0, 1.0, 1.0)
 
 
+def test_words_are_read_as_finetune_tokens_reads_them(tmp_path):
+    """Of CoNLL the first column and the last."""
+    sentences = "".join(f"alpha{n} NN B-X\nbeta VB O\n\n" for n in range(20))
+    (tmp_path / "a.conll").write_text("-DOCSTART- -X- O\n\n" + sentences)
+    found = folds.read_words(tmp_path / "a.conll", 3)
+    assert found.labels.tolist() == ["B-X", "O"] * 20 and found.blocks.tolist() == np.repeat(range(20), 2).tolist()
+    assert [word.text for word in found.source[1]] == ["alpha1", "beta"] and found.source[1][1].line == 6
+
+
 def test_an_interval_of_blocks_is_wider_than_that_of_examples():
     right = np.repeat([1.0, 0.0] * 10, 10)
     blocks = right.reshape(20, 10).sum(axis=1)

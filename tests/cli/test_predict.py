@@ -66,6 +66,25 @@ def test_columns_of_a_pair_are_read_as_in_training(predict, tokenizer):
     assert list(json.loads(line)["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+def test_of_choices_each_has_the_score_of_the_text_with_it(predict, tokenizer):
+    _, (line,), _, network = predict("choice", "alpha\tbeta\tgamma delta\tzeta", "--json", texts=4)
+    scores = torch.stack([outputs(network, tokenizer, "alpha", choice) for choice in ("beta", "gamma delta", "zeta")])
+    expected = scores.double().softmax(-1)
+    assert list(json.loads(line)["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_each_word_of_a_sentence_has_the_tag_of_its_first_token(predict, tokenizer):
+    text = "alpha  beta gamma\n" + "delta " * 30 + "\n"  # of which the second takes several windows
+    _, rows, _, network = predict("token", text, "--json")
+    first, second = map(json.loads, rows)
+    expected = outputs(network, tokenizer, "alpha beta gamma").argmax(-1)[1:-1]
+    assert first == {"words": ["alpha", "beta", "gamma"], "tags": [LABELS[place] for place in expected]}
+    assert second["words"] == ["delta"] * 30 and len(second["tags"]) == 30
+    _, lines, _, _ = predict("token", text)
+    assert lines[:4] == [*(f"{word} {tag}" for word, tag in zip(first["words"], first["tags"])), ""]
+    assert len(lines) == 3 + 1 + 30 + 1
+
+
 def test_numbers_are_in_the_unit_of_the_labels_and_within_their_limits(predict, tokenizer):
     _, (line,), _, network = predict("regression", "alpha beta")
     value = 10.0 * outputs(network, tokenizer, "alpha beta").item() + 20.0
@@ -87,7 +106,7 @@ def test_standard_input_is_read_without_a_file(predict, monkeypatch, capsys):
 
 @pytest.mark.parametrize("kind, text, texts, message", [
     ("classification", "alpha\tbeta", 1, "text, line 1: toy reads one text, without a tab, but here 2 are"),
-    ("regression", "a\tb\nalpha", 2, "text, line 2: toy reads two texts with a tab between, but here 1 are"),
+    ("regression", "a\tb\nalpha", 2, "text, line 2: toy reads 2 texts with tabs between, but here 1 are"),
     ("classification", "alpha\n\nbeta", 1, "text, line 2: toy reads one text, without a tab, but here an empty one is"),
     ("span", "alpha", 1, "toy is a problem of span, which reads more than texts: predict cannot"),
 ])

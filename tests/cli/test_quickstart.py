@@ -17,6 +17,8 @@ from amos_fairseq.analysis.flops import Geometry, hardware_flops, without_memory
 from amos_fairseq.analysis.sentence_probes import Result, wilson
 from amos_fairseq.cli import main, processes, quickstart, recipe
 from amos_fairseq.files import claimed
+from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.pretrained.model import Pretrained
 
 COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]
 
@@ -181,6 +183,18 @@ def test_finetuning_compares_with_the_untrained_network(tmp_path, monkeypatch):
     for arguments in called:  # every file that is named is there
         named = [path for path in arguments if "tasks" in path and os.sep in path]
         assert named and all(os.path.exists(path) for path in named)
+
+
+def test_frozen_encoders_are_probed_beside_one_that_is_untrained(tmp_path, make_method, tokenizer):
+    vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
+    method = make_method("bert_mlm", vocabulary=vocabulary, gain=4.0).eval()
+    (tmp_path / "cloze").mkdir()
+    rows = [f"{word} beta\tgamma\t{word}\n" * 30 for word in ("alpha", "delta")]
+    rows = [row.replace("beta", f"beta {number} eta") for number, row in enumerate("".join(rows).splitlines(True))]
+    (tmp_path / "cloze/test.tsv").write_text("before\tafter\tword\n" + "".join(rows))
+    found = quickstart.frozen({"a": Pretrained("a", "bert_mlm", method.encoder, tokenizer, method)}, tmp_path)
+    assert list(found) == [("untrained", "frozen cloze"), ("a", "frozen cloze")]
+    assert all(result.items == 60 and result.accuracy > 0.9 for result in found.values())
 
 
 def test_accuracy_is_the_mean_over_seeds_whatever_metric_comes_first(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Every class that a checkpoint is exported as: outputs are those of the network, within 1e-5, and back again."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -180,6 +181,10 @@ def save_finetuned(run, name, method, tokenizer, kind):
         ("token", ABSOLUTE, "BertForTokenClassification"),
         ("token", ABSOLUTE | NARROW, "ElectraForTokenClassification"),
         ("token", WIDE, "AmosForTokenClassification"),
+        ("choice", MPNET, "MPNetForMultipleChoice"),
+        ("choice", ABSOLUTE, "BertForMultipleChoice"),
+        ("choice", ABSOLUTE | NARROW, "ElectraForMultipleChoice"),
+        ("choice", WIDE, "AmosForMultipleChoice"),
         ("prompt", MPNET, "MPNetForMaskedLM"),
     ],
 )
@@ -191,8 +196,10 @@ def test_outputs_are_those_of_the_fine_tuned_network(
     status, _, err, folder = export(tmp_path / "tuned")
     assert status == 0, err
     (tokens, padding_mask), auto = tokens, {
-        "span": "QuestionAnswering", "prompt": "MaskedLM", "token": "TokenClassification"
+        "span": "QuestionAnswering", "prompt": "MaskedLM", "token": "TokenClassification", "choice": "MultipleChoice"
     }
+    if kind == "choice":
+        tokens, padding_mask = tokens[None], padding_mask[None]
     auto_class = getattr(transformers, f"AutoModelFor{auto.get(kind, 'SequenceClassification')}")
     model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
     assert type(model).__name__ == class_name
@@ -219,6 +226,11 @@ def test_outputs_are_those_of_the_fine_tuned_network(
         assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
     if kind == "token":
         assert "A word's tag is that of its first token." in (folder / "README.md").read_text()
+    if kind == "choice":
+        namespace = {}
+        (code,) = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        exec(code.replace("FOLDER", str(folder)), namespace)
+        assert namespace["output"].logits.shape == (1, 2)
     if kind == "multi_label":
         assert model.config.problem_type == "multi_label_classification"
     if kind == "prompt":
@@ -236,6 +248,7 @@ def test_losses_of_the_modelling_file(transformers, checkpoint, export, tokenize
     expected = {
         "classification": ("SequenceClassification", dict(labels=torch.tensor([0, 2, 1]))),
         "regression": ("SequenceClassification", dict(labels=torch.tensor([0.5, -1.0, 2.0]))),
+        "choice": ("MultipleChoice", dict(labels=torch.tensor([2]))),
         "span": (
             "QuestionAnswering", dict(start_positions=torch.tensor([5, 0, 1]), end_positions=torch.tensor([9, 3, 2]))
         ),
@@ -244,7 +257,8 @@ def test_losses_of_the_modelling_file(transformers, checkpoint, export, tokenize
         save_finetuned(tmp_path / kind, "bert_mlm", method, tokenizer, kind)
         folder = export(tmp_path / kind, out=f"{kind}_exported")[-1]
         model = getattr(transformers, f"AutoModelFor{auto}").from_pretrained(folder, trust_remote_code=True).eval()
-        output = model(**inputs, **targets)
+        wide = kind == "choice"
+        output = model(**{name: rows[None] if wide else rows for name, rows in inputs.items()}, **targets)
         if kind == "span":
             rows = range(3)
             start, end = output.start_logits.log_softmax(-1), output.end_logits.log_softmax(-1)
@@ -252,7 +266,7 @@ def test_losses_of_the_modelling_file(transformers, checkpoint, export, tokenize
         elif kind == "regression":
             loss = ((output.logits[:, 0] - targets["labels"]) ** 2).mean()
         else:
-            loss = -output.logits.log_softmax(-1)[range(3), targets["labels"]].mean()
+            loss = -output.logits.log_softmax(-1)[range(len(output.logits)), targets["labels"]].mean()
         torch.testing.assert_close(output.loss, loss)
 
 

@@ -16,6 +16,7 @@ WORDS = "gamma delta epsilon zeta eta theta".split()  # fill; alpha and beta are
 METRICS = {
     "classification": ["accuracy", "f1"],
     "multi_label": ["micro_f1", "subset_accuracy"],
+    "choice": ["accuracy"],
     "regression": ["pearson_spearman", "spearman", "pearson"],
     "prompt": ["accuracy"],
 }
@@ -40,6 +41,7 @@ def toy(tokenizer, tmp_path_factory):
 
     classification, prompt   which of alpha and beta is there
     multi_label              whether alpha is there, and whether beta: one of them is
+    choice                   beside words, the one of eight that alpha is in; all of them are longer than a model reads
     regression               the share of words that are alpha
     span                     alpha, beta, and up to one word between them
     token                    B-FIRST is alpha, B-SECOND is beta
@@ -54,6 +56,9 @@ def toy(tokenizer, tmp_path_factory):
         if kind == "span":
             answer = ["alpha", *words[:label], "beta"]
             return [*words[:place], *answer, *words[place:]], " ".join(answer)
+        if kind == "choice":
+            label = int(draw.integers(8))
+            return [[*words, "alpha" if place == label else "beta"] for place in range(8)], label
         if kind == "multi_label":
             return [*words[:place], ("alpha", "beta")[label], *words[place:]], [1 - label, label]
         if kind == "token":
@@ -95,15 +100,18 @@ def toy(tokenizer, tmp_path_factory):
                 files[split].write_text("\n\n".join(sentences) + "\n")
             tagged.prepare(folder / "labelled", "toy", files, tokenizer, max_length=32)
             return folder / "labelled"
-        labels = [] if kind == "regression" else ["first", "second"]
+        labels = {"regression": [], "choice": list("01234567")}.get(kind, ["first", "second"])
         tokens = [tokenizer.encode(word)[0] for word in ("gamma", "delta")] if kind == "prompt" else []
         about = {"repeats": dict.fromkeys(written, 1)} if kind == "prompt" else {}
         sha256 = hashlib.sha256(tokenizer.model).hexdigest()
         problem = Problem("toy", kind, METRICS[kind], sha256, labels, tokens, about)
-        labelled.write(folder / "labelled", problem, {
-            split: as_examples([sequence(words, kind) for words, _ in pairs], [target for _, target in pairs])
-            for split, pairs in written.items()
-        })
+        examples_of = {}
+        for split, pairs in written.items():
+            texts = [text for texts, _ in pairs for text in (texts if kind == "choice" else [texts])]
+            found = as_examples([sequence(words, kind) for words in texts], [target for _, target in pairs])
+            lengths = found.lengths.reshape(-1, 8) if kind == "choice" else found.lengths
+            examples_of[split] = found._replace(lengths=lengths)
+        labelled.write(folder / "labelled", problem, examples_of)
         return folder / "labelled"
 
     return toy

@@ -59,6 +59,19 @@ def test_outputs_are_those_of_each_sequence_alone_in_the_order_of_the_examples(n
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_scores_of_choices_are_those_of_each_sequence_alone(network):
+    network, (split, sequences) = network("choice"), examples("choice")
+    split, texts = Examples(np.tile(split.tokens, 3), np.tile(LENGTHS, 3).reshape(5, 3)), 3 * sequences
+    assert split.longest.tolist() == [12, 12, 12, 12, 12] and split.sizes.tolist() == [36] * 5
+    assert split.number_in_each(split.tokens == 0).tolist() == [3] * 5
+    with torch.no_grad():
+        alone = [network.eval()(torch.from_numpy(sequence)[None]).item() for sequence in texts]
+    assert np.ptp(alone) > 0.01
+    for size in (1, 80, 1000):
+        found = predict(network, split, batch_tokens=size)
+        np.testing.assert_allclose(found, np.reshape(alone, (5, 3)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_answers_that_are_no_numbers_are_refused(network, kind):
     """argmax makes them the first class."""

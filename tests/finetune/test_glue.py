@@ -121,7 +121,8 @@ def test_public_files_give_these_texts_and_labels(name, prepare, tokenizer):
 
 def test_lines_with_missing_fields_are_left_out_and_told(prepare):
     problem, _ = prepare("QQP")
-    assert problem.about["skipped"] == {"train": [3, 4], "valid": [3], "test": []}
+    fields = "left out, whose fields are too few or too many"
+    assert problem.about["notes"] == [f"2 lines of train {fields}: 3, 4", f"1 lines of valid {fields}: 3"]
     assert problem.about["examples"] == {"train": 2, "valid": 1, "test": 2}
 
 
@@ -185,7 +186,7 @@ def test_pairs_are_cut_at_the_longer_text_and_counted(folder, prepare, tokenizer
         "index\tsentence1\tsentence2\tlabel\n0\talpha beta gamma alpha beta gamma\tbeta gamma\tentailment\n"
     )
     problem, out = prepare("RTE", max_length=9)
-    assert problem.about["truncated"] == {"train": 1, "valid": 0, "test": 0}
+    assert problem.about["notes"] == ["cut to 9 tokens: 1 of train"]
     a, b, c = (tokenizer.encode(word)[0] for word in ("alpha", "beta", "gamma"))
     assert sequences(labelled.read_examples(out, "train")) == [[0, a, b, c, 2, 2, b, c, 2]]
 

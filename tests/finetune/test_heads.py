@@ -173,6 +173,33 @@ def test_multi_label_classification_is_mpnets():
     torch.testing.assert_close(loss, theirs(tokens, labels=targets.float()).loss, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("family, dense", [
+    ("MPNet", "mpnet.pooler.dense"), ("Bert", "bert.pooler.dense"), ("Electra", "sequence_summary.summary")
+])
+def test_choices_are_those_of_multiple_choice(family, dense):
+    """Loss and gradients; of ELECTRA with the tanh that its config can have."""
+    config = dict(COMMON, max_position_embeddings=66 if family == "MPNet" else 64, hidden_dropout_prob=0.0)
+    own = dict(summary_activation="tanh", summary_last_dropout=0.0, embedding_size=32) if family == "Electra" else {}
+    config = getattr(transformers, f"{family}Config")(**config, **own)
+    theirs = getattr(transformers, f"{family}ForMultipleChoice")(config)
+    names = MPNET_NAMES if family == "MPNet" else encoder_names(2, ours="encoder.", theirs=f"{family.lower()}.")
+    names |= {"head.dense": [dense], "head.out_proj": ["classifier"]}
+    encoder = Encoder(EncoderConfig(**SIZE, rel_pos_buckets=32 * (family == "MPNet")))
+    first_rows = FIRST_ROWS if family == "MPNet" else {}
+    twins = Twins(Network(encoder, RegressionHead(32)).eval(), theirs.eval(), names, first_rows).draw_parameters()
+    tokens = torch.randint(4, SIZE["vocab_size"], (4, 3, 40))
+    padding_mask = torch.arange(40) >= torch.randint(1, 41, (4, 3, 1))
+    tokens, targets = tokens.masked_fill(padding_mask, 1), torch.tensor([2, 0, 1, 1])
+    outputs = twins.ours(tokens, padding_mask)
+    output = theirs(tokens, attention_mask=(~padding_mask).long(), labels=targets)
+    torch.testing.assert_close(outputs, output.logits, rtol=1e-5, atol=1e-6)
+    loss = KINDS["choice"].loss(outputs, batch(targets=targets)) / 4
+    torch.testing.assert_close(loss, output.loss, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    output.loss.backward()
+    twins.assert_equal_gradients(-1.0)  # what all choices share changes no probability
+
+
 def test_classification_without_relative_bias_is_berts_pooler_and_classifier():
     theirs, labels = bert("BertForSequenceClassification"), torch.tensor([2, 0, 1, 1])
     head = {"head.dense": ["bert.pooler.dense"], "head.out_proj": ["classifier"]}

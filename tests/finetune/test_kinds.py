@@ -113,9 +113,9 @@ class Marks(Kind):
         wrong = (examples.targets != IGNORED) & ~np.isin(examples.targets, range(len(problem.labels)))
         refuse(examples.number_in_each(wrong) > 0, f"has a token with none of the {len(problem.labels)} labels")
 
-    def measure(self, names, outputs, targets):
-        asked = targets != IGNORED
-        return super().measure(names, outputs[asked], targets[asked])
+    def judged(self, folder, problem, split, outputs):
+        predicted, targets = super().judged(folder, problem, split, outputs)
+        return predicted[targets != IGNORED], targets[targets != IGNORED]
 
 
 def train():

@@ -1,5 +1,8 @@
 """A user's own files: how they are encoded and split, and mistakes by file and line."""
+import csv
+import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -35,7 +38,7 @@ def test_labels_of_train_are_sorted_and_the_metrics_fit_their_number(prepare):
 
 def test_f1_of_three_classes_is_refused(prepare):
     rows = "a\tb\tlabel\nalpha\tbeta\tx\nbeta\tgamma\ty\neta\teta\tz\n"
-    with pytest.raises(ValueError, match="--metric f1 is of two classes, but there are 3: choose macro_f1"):
+    with pytest.raises(ValueError, match="--metric f1 does not measure these labels: choose from accuracy, macro"):
         prepare(rows, text="a b", others={"valid": rows}, first_metric="f1")
 
 
@@ -103,7 +106,7 @@ def test_sets_of_labels_are_lists_of_json_or_have_commas_between(prepare, tmp_pa
     outputs = np.array([[1.0, 2.0], [-1.0, -1.0]])
     KINDS["multi_label"].write_predictions(tmp_path / "own.tsv", out, problem, "test", outputs)
     assert (tmp_path / "own.tsv").read_text() == "index\tprediction\n0\tawe,joy\n1\t\n"
-    (told,) = KINDS["multi_label"].told(problem, np.array([[np.log(3), 0.0]], np.float32))
+    (told,) = KINDS["multi_label"].told(problem, None, None, np.array([[np.log(3), 0.0]], np.float32))
     assert told == {"labels": ["awe"], "probabilities": {"awe": pytest.approx(0.75), "joy": 0.5}}
     (out / "problem.json").unlink()
     train = '{"text": "a", "label": ["joy", "awe"]}\n{"text": "b", "label": []}\n'
@@ -125,8 +128,6 @@ SUPER_GLUE = {
         {"word": "place", "sentence1": "a place", "sentence2": "to place", "idx": 0, "label": False, "start1": 2,
          "start2": 3, "end1": 7, "end2": 8, "version": 1.1}, "false",
     ),
-    # of an example with its questions and answers, as the guide's line of jq writes it
-    "MultiRC": ("text question+answer", {"text": "a", "question": "who ?", "answer": "b", "label": 1}, "1"),
 }
 
 
@@ -142,6 +143,62 @@ def test_tasks_of_superglue_are_read_by_their_columns(prepare, tokenizer, task):
     pair = [" ".join(record[name] for name in column.split("+")) for column in columns.split()]
     assert examples.tokens[: examples.lengths[0]].tolist() == tokenizer.sequence(*map(tokenizer.encode, pair))
     assert labelled.read_examples(out, "test").targets is None
+
+
+def test_multirc_has_a_row_for_each_answer_to_a_question_of_a_passage(prepare, tokenizer):
+    answers = [[{"text": "beta", "idx": 0, "label": 0}, {"text": "eta", "idx": 1, "label": 1}],
+               [{"text": "zeta", "idx": 2, "label": 1}]]
+    questions = [{"question": asked, "idx": 0, "answers": of} for asked, of in zip(("alpha ", "alpha eta"), answers)]
+    train = json.dumps({"idx": 0, "version": 1.1, "passage": {"text": "gamma delta", "questions": questions}}) + "\n"
+    test = re.sub(', "label": .', "", train)
+    columns = "passage.text passage.questions.question+passage.questions.answers.text"
+    options = dict(label="passage.questions.answers.label", first_metric="f1", others={"valid": train, "test": test})
+    problem, out = prepare(train, "jsonl", text=columns, **options)
+    examples = labelled.read_examples(out, "train")
+    pairs = [("gamma delta", other) for other in ("alpha beta", "alpha eta", "alpha eta zeta")]
+    expected = [token for pair in pairs for token in tokenizer.sequence(*map(tokenizer.encode, pair))]
+    assert examples.tokens.tolist() == expected and examples.targets.tolist() == [0, 1, 1]
+    assert (problem.labels, problem.metrics[0], problem.about["unlabelled"]) == (["0", "1"], "f1", ["test"])
+
+
+# COPA's lines, SWAG's, and HellaSwag's, whose choices are a list
+CHOICES = {
+    "COPA": ("jsonl", "premise+question choice1 choice2", [
+        {"premise": "alpha", "choice1": "beta", "choice2": "eta zeta", "question": "cause", "label": 1, "idx": 0},
+    ], [["alpha cause", "beta"], ["alpha cause", "eta zeta"]]),
+    "SWAG": ("csv", "sent1 sent2+ending0 sent2+ending1 sent2+ending2 sent2+ending3", [
+        {"": 0, "video-id": "anetv_x", "fold-ind": 3416, "startphrase": "alpha, beta gamma", "sent1": "alpha, beta",
+         "sent2": "gamma", "gold-source": "gold", **{f"ending{place}": "delta" for place in range(4)}, "label": 1},
+    ], [["alpha, beta", "gamma delta"]] * 4),
+    "HellaSwag": ("jsonl", "ctx endings.0 endings.1 endings.2 endings.3", [
+        {"ind": 4, "ctx_a": "alpha", "ctx": "alpha", "endings": ["beta", "eta", "zeta", "x"], "label": "1"},
+    ], [["alpha", ending] for ending in ("beta", "eta", "zeta", "x")]),
+}
+
+
+@pytest.mark.parametrize("layout", CHOICES)
+def test_choices_are_pairs_with_the_first_text(prepare, tokenizer, layout):
+    suffix, columns, rows, pairs = CHOICES[layout]
+    if suffix == "csv":
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        train = stream.getvalue()
+    else:
+        train = "".join(json.dumps(row) + "\n" for row in rows)
+    problem, out = prepare(train, suffix, text=columns, kind="choice", others={"valid": train})
+    examples = labelled.read_examples(out, "train")
+    sequences = [tokenizer.sequence(*map(tokenizer.encode, pair)) for pair in pairs]
+    assert examples.lengths.tolist() == [list(map(len, sequences))] and examples.targets.tolist() == [1]
+    assert examples.tokens.tolist() == [token for sequence in sequences for token in sequence]
+    assert problem.labels == [str(place) for place in range(len(pairs))] and problem.metrics == ["accuracy"]
+    KINDS["choice"].write_predictions(out / "own.tsv", out, problem, "valid", np.eye(len(pairs))[[1]])
+    assert (out / "own.tsv").read_text() == "index\tprediction\n0\t1\n"
+    (out / "problem.json").unlink()
+    with pytest.raises(ValueError, match=f"label '{len(pairs)}' is none of 0, 1"):
+        wrong = train.replace(",1\r", ",4\r").replace('"1"', '"4"').replace('"label": 1', '"label": 2')
+        prepare(wrong, suffix, text=columns, kind="choice", others={"valid": train})
 
 
 def test_columns_with_a_plus_between_are_one_text(prepare, tokenizer):
@@ -167,7 +224,7 @@ TRAIN = "text\tlabel\nalpha\t0\nbeta\t1\n"
     (TRAIN.replace("1", "0"), TRAIN, {"kind": "regression"}, "train.tsv: all labels are 0: there is nothing to learn"),
     (TRAIN.replace("1", "nan"), TRAIN, {"kind": "regression"}, "line 3: label 'nan' is no number finite"),
     (TRAIN, TRAIN, {"label": "class"}, "line 2: there is no column 'class', needed are text, class; .*text, label"),
-    (TRAIN, TRAIN, {"first_metric": "pearson"}, "--metric pearson is none of classification: choose from accuracy, f1"),
+    (TRAIN, TRAIN, {"first_metric": "pearson"}, "--metric pearson does not measure these labels: choose from acc"),
     ("", TRAIN, {}, "train.tsv holds no examples: expected are columns text, label"),
     (TRAIN, None, {}, "train.tsv has 2 rows, too few to set some aside: give --valid"),
     ('{"text": 1, "label": 0}\n', "", {"suffix": "jsonl"}, "train.jsonl, line 1: text is 1, not a text"),

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from amos_fairseq.finetune import intervals, results
+from amos_fairseq.finetune import intervals, results, squad
+from amos_fairseq.finetune.metrics import compared_tags
 from amos_fairseq.finetune.presets import EIGHT, Setting
 from amos_fairseq.finetune.results import Result
 
@@ -50,8 +51,8 @@ def test_results_are_read_as_they_were_written(tmp_path):
     folder = tmp_path / "runs/RTE/x/seed1"
     folder.mkdir(parents=True)
     results.write(folder, result)
-    assert results.read_all(tmp_path) == results.read_task(tmp_path, "RTE") == {folder: result}
-    assert results.read_task(tmp_path, "CoLA") == {}
+    assert results.read_all(tmp_path) == results.read_all(tmp_path, "RTE") == {folder: result}
+    assert results.read_all(tmp_path, "CoLA") == {}
 
 
 TABLE = f"""\
@@ -150,6 +151,41 @@ def test_models_are_ranked_where_a_test_over_examples_and_seeds_tells_them_apart
     lines = results.comparison(found).splitlines()
     assert lines[2:5] == ["| a | 90.0 (3) * |", "| b | 90.0 (3) * |", "| c | 70.0 (3) |"]
     assert lines[-1].endswith("over examples and over seeds, each seed a block.")
+
+
+def kept_of_other_kinds(kind, share, draw):
+    """What `Kind.judged` says of 200 examples of which about a share is right."""
+    right = draw.random(200) < share
+    if kind == "prompt":
+        return right.astype(int), np.ones(200, int)
+    if kind == "token":
+        known = [["B-X", "O"]] * 200
+        predicted = [["B-X", "O"] if one else ["O", "B-X"] for one in right]
+        return compared_tags(predicted, known), np.array(["B-X O"] * 200)
+    texts, answers = ["one" if one else "two" for one in right], [["one"]] * 200
+    odds = np.where(right, -1.0, draw.normal(size=200))
+    return squad.compared(texts, answers, odds if kind == "span 2.0" else None), np.arange(200).astype(str)
+
+
+@pytest.mark.parametrize("kind, metric", [
+    ("token", "span_f1"), ("token", "macro_f1"), ("span", "f1"), ("span 2.0", "best_f1"), ("prompt", "accuracy")
+])
+def test_models_are_ranked_by_every_kind_of_problem(tmp_path, kind, metric):
+    """Prompts by `test`, of each seed the run that is best on `valid`."""
+    found, draw = {}, np.random.default_rng(1)
+    for model, shares in {"a": (0.9, 0.88), "b": (0.89, 0.9), "c": (0.7, 0.69)}.items():
+        found[model] = {}
+        for seed, share in enumerate(shares):
+            for setting, score in ((LOW, 0.5), (HIGH, 0.4)):
+                folder = tmp_path / model / f"{seed}{setting.lr}"
+                folder.mkdir(parents=True)
+                right = share if setting is LOW else 0.1
+                split = "test" if kind == "prompt" else "valid"
+                kept = kept_of_other_kinds(kind, right, draw)
+                results.write_predictions(folder, {split: kept})
+                scores = {"valid": {metric: score}, split: {metric: score}}
+                found[model][folder] = Result("task", kind.split()[0], [metric], setting, seed, scores, 10, 1.0)
+    assert results.leaders(found, "task") == {"a", "b"}
 
 
 def test_a_seed_that_differs_much_keeps_models_together(kept):

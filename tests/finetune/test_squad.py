@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import random
 
 import numpy as np
@@ -88,7 +87,8 @@ def test_short_context_is_one_window_and_a_long_question_is_cut_and_counted(word
     _, problem, sets = prepare({"train": path})
     assert rows_of(words, sets["train"]) == ["<s> what who </s> </s> nine eight </s>"]
     assert sets["train"].targets.tolist() == [[6, 6]]
-    assert problem.about["train"] == {"questions": 1, "left_out": 0, "cut_questions": 1}
+    assert problem.about["examples"] == {"train": 1}
+    assert problem.about["notes"] == ["1 questions of train are cut to 2 tokens"]
 
 
 def test_question_without_an_answer_points_at_the_first_token_and_makes_it_version_2(public, prepare):
@@ -103,14 +103,14 @@ def test_version_1_selects_by_f1(public, prepare):
     assert (problem.name, problem.kind, problem.metrics) == ("SQuAD 1.1", "span", ["f1", "em"])
 
 
-def test_training_questions_whose_answer_is_not_in_its_place_are_left_out_with_a_line(public, prepare, caplog):
+def test_training_questions_whose_answer_is_not_in_its_place_are_left_out_with_a_line(public, prepare):
     context = "zero one two"
     questions = [entry("good", "who ?", ("one", 5)), entry("moved", "who ?", ("one", 4)), entry("blank", "?", (" ", 4))]
     files = {"train": public("a.json", (context, questions)), "valid": public("b.json", (context, questions))}
-    with caplog.at_level(logging.WARNING):
-        folder, problem, sets = prepare(files)
-    assert "2 questions are left out" in caplog.text and "moved, blank" in caplog.text
-    assert sets["train"].targets.tolist() == [[6, 6]] and problem.about["train"]["left_out"] == 2
+    folder, problem, sets = prepare(files)
+    (note,) = problem.about["notes"]
+    assert note.startswith("2 questions of train are left out, whose answer") and note.endswith(": moved, blank")
+    assert sets["train"].targets.tolist() == [[6, 6]]
     assert sets["valid"].targets.tolist() == [[6, 6], [0, 0], [0, 0]]  # these are asked all the same
     assert len(squad.decode(folder, "train", np.zeros((9, 2))).ids) == 1
     assert len(squad.decode(folder, "valid", np.zeros((26, 2))).ids) == 3
@@ -135,7 +135,7 @@ def test_questions_without_known_answers_have_no_targets_and_are_predicted_only(
     assert sets["test"].targets is None
     assert squad.decode(folder, "test", np.zeros((8, 2))).texts == ["zero"]
     with pytest.raises(ValueError, match="does not hold the answers of 'test'"):
-        squad.evaluate(folder, "test", np.zeros((8, 2)))
+        squad.judge(folder, "test", np.zeros((8, 2)))
 
 
 UNICODE = (
@@ -287,7 +287,7 @@ def test_version_1_has_no_null_odds_and_always_answers(public, prepare, tmp_path
     squad.write_predictions(folder, "valid", outputs, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["predictions.json"]
     assert json.loads((tmp_path / "out/predictions.json").read_text()) == {"a": "zero"}
-    assert squad.evaluate(folder, "valid", outputs) == {"em": 1.0, "f1": 1.0}
+    assert squad.measure(squad.judge(folder, "valid", outputs)[0]) == {"em": 1.0, "f1": 1.0}
 
 
 # Scores
@@ -316,7 +316,7 @@ def test_exact_match_and_f1_of_texts(text, answers, em, f1):
 def test_thresholds_of_version_2_by_hand():
     texts = ["paris", "rome", "big cat", "dog"]
     answers = [["Paris"], [], ["the cat"], []]
-    scores = squad.measure(texts, answers, np.array([-3.0, -1.0, 0.5, 2.0]))
+    scores = squad.measure(squad.compared(texts, answers, np.array([-3.0, -1.0, 0.5, 2.0])))
     # Above 0 nothing is answered: 1 0 0 1. Answering paris alone is the best by match; by F1 also big cat, 2/3, does
     # not pay for rome: 1 + 1 + 0 + 1 beats 1 + 0 + 2/3 + 1.
     expected = {
@@ -324,14 +324,14 @@ def test_thresholds_of_version_2_by_hand():
         "best_em": 0.75, "best_em_threshold": -3.0, "best_f1": 0.75, "best_f1_threshold": -3.0,
     }
     assert scores == pytest.approx(expected)
-    scores = squad.measure(texts, answers, np.array([-3.0, 9.0, 0.5, 2.0]))
+    scores = squad.measure(squad.compared(texts, answers, np.array([-3.0, 9.0, 0.5, 2.0])))
     assert (scores["best_em"], scores["best_em_threshold"]) == (0.75, -3.0)
     assert (scores["best_f1"], scores["best_f1_threshold"]) == (pytest.approx((3 + 2 / 3) / 4), 0.5)
     assert scores["f1"] == 0.75  # at threshold 0
 
 
 def test_silence_is_best_where_every_answer_is_wrong():
-    scores = squad.measure(["a b", "c"], [[], ["d"]], np.array([-1.0, -2.0]))
+    scores = squad.measure(squad.compared(["a b", "c"], [[], ["d"]], np.array([-1.0, -2.0])))
     assert (scores["best_f1"], scores["best_f1_threshold"], scores["f1"]) == (0.5, 0.0, 0.0)
 
 
@@ -352,7 +352,7 @@ def test_thresholds_are_the_best_of_all_that_could_be_tried():
     for seed in range(10):
         texts, answers, odds = random_predictions(40, seed)
         answers = [known if "cat" in " ".join(known).lower() else [] for known in answers]  # none that is blank
-        scores = squad.measure(texts, answers, odds)
+        scores = squad.measure(squad.compared(texts, answers, odds))
 
         def of(name, threshold):
             column = ["em", "f1"].index(name)
@@ -403,7 +403,7 @@ def test_scores_of_2500_random_questions_are_those_of_the_official_evaluation():
     by_id = dict(enumerate(texts)), dict(enumerate(odds.tolist()))
     texts_by_id, odds_by_id = ({str(number): value for number, value in values.items()} for values in by_id)
     official = theirs.squad_evaluate(examples, texts_by_id, odds_by_id, no_answer_probability_threshold=0.0)
-    ours = squad.measure(texts, answers, odds)
+    ours = squad.measure(squad.compared(texts, answers, odds))
     names = {
         "em": "exact", "f1": "f1", "has_answer_em": "HasAns_exact", "has_answer_f1": "HasAns_f1",
         "no_answer_em": "NoAns_exact", "no_answer_f1": "NoAns_f1", "best_em": "best_exact", "best_f1": "best_f1",
@@ -440,6 +440,6 @@ def test_tiny_network_learns_to_answer_and_not_to(public, tokenizer, checkpoint,
     trained = load_finetuned(tmp_path / "run")
     for split, least in [("train", 0.9), ("valid", 0.7)]:
         outputs = predict(trained.network, labelled.read_examples(tmp_path / "labelled", split))
-        scores = squad.evaluate(tmp_path / "labelled", split, outputs)
+        scores = squad.measure(squad.judge(tmp_path / "labelled", split, outputs)[0])
         print(split, scores)
         assert scores["f1"] > least

@@ -4,6 +4,7 @@
 |------------------|--------------------------------------------------|---------------|---------------------------|
 | `classification` | one of the labels, of a text or a pair           | `<s>`         | ForSequenceClassification |
 | `multi_label`    | those of the labels that hold, none to all       | `<s>`         | ForSequenceClassification |
+| `choice`         | the best of several texts, each beside the first | `<s>`         | ForMultipleChoice         |
 | `regression`     | a number, of a text or a pair                    | `<s>`         | ForSequenceClassification |
 | `span`           | first and last token of an answer, or none       | all positions | ForQuestionAnswering      |
 | `token`          | one of the labels for each word                  | all positions | ForTokenClassification    |
@@ -13,6 +14,7 @@
 from typing import Dict
 
 from amos_fairseq.finetune.kinds.base import Kind
+from amos_fairseq.finetune.kinds.choice import Choice
 from amos_fairseq.finetune.kinds.classification import Classification
 from amos_fairseq.finetune.kinds.multi_label import MultiLabel
 from amos_fairseq.finetune.kinds.prompt import Prompt
@@ -22,7 +24,9 @@ from amos_fairseq.finetune.kinds.token import TokenClassification
 
 KINDS: Dict[str, Kind] = {
     kind.name: kind
-    for kind in (Classification(), MultiLabel(), Regression(), QuestionAnswering(), TokenClassification(), Prompt())
+    for kind in (
+        Classification(), MultiLabel(), Choice(), Regression(), QuestionAnswering(), TokenClassification(), Prompt()
+    )
 }
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from amos_fairseq import json_files
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.files import replace_durably
-from amos_fairseq.finetune import glue
+from amos_fairseq.finetune import glue, tables
 from amos_fairseq.finetune.labelled import Batch, Examples, Problem, read_examples
+from amos_fairseq.finetune.tables import Table
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.pretrained.model import Pretrained
 
@@ -19,7 +20,7 @@ class Kind:
     """A kind of problem, without state: the problem is handed to it.
 
     name          in problem.json
-    metrics       functions of (predicted, targets) by name, higher is better; none if `evaluate` has others
+    metrics       functions of (predicted, targets), of any examples, by name; higher is better
     per_token     whether each token has a target; else each sequence has one
     sets          whether any number of labels may hold at once
     draws_data    whether a seed draws the data, too: then each seed takes the setting that is best on its `valid`, and
@@ -66,15 +67,16 @@ class Kind:
         def refuse(wrong: np.ndarray, what: str) -> None:
             if wrong.any():
                 number = int(wrong.argmax())
-                values = dict(length=lengths[number], target=None if targets is None else targets[number])
+                values = dict(length=examples.longest[number], target=None if targets is None else targets[number])
                 raise ValueError(f"example {number} of {source} {what.format(**values)}")
 
         if not len(lengths) or lengths.min() < 1 or lengths.sum() != len(examples.tokens):
             raise ValueError(f"{source} is empty or damaged: its {len(lengths)} lengths are not those of its tokens")
         if targets is None or len(targets) != len(examples.tokens if self.per_token else lengths):
             raise ValueError(f"{source} has no targets for its {len(lengths)} examples: it can be predicted only")
+        limit = f"more than the encoder's {max_tokens} positions"
         remedy = f"encode it anew with a --max-length of at most {max_tokens}"
-        refuse(lengths > max_tokens, f"has {{length}} tokens, more than the encoder's {max_tokens} positions: {remedy}")
+        refuse(examples.longest > max_tokens, f"has {{length}} tokens, {limit}: {remedy}")
         outside = (examples.tokens < 0) | (examples.tokens >= vocabulary_size)
         refuse(examples.number_in_each(outside) > 0, f"has ids outside of the vocabulary of {vocabulary_size}")
         self.check_targets(problem, examples, mask_token, refuse)
@@ -86,19 +88,21 @@ class Kind:
 
     # What outputs are worth
 
-    def evaluate(self, folder: Path, problem: Problem, split: str, outputs: np.ndarray) -> Dict[str, float]:
-        """Metrics by name, those of `problem.metrics` and more, of `predict`'s outputs for a split of a folder."""
-        return self.measure(problem.metrics, outputs, read_examples(folder, split).targets)
+    def judged(self, folder: Path, problem: Problem, split: str, outputs: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """(N, ..) what `predict`'s outputs for a split of a folder say of each example, and (N, ..) its target."""
+        return self.predicted(outputs), read_examples(folder, split).targets
 
-    def measure(self, names: Sequence[str], outputs: np.ndarray, targets: np.ndarray) -> Dict[str, float]:
-        """The named metrics, each in [0, 1], correlations in [-1, 1]."""
+    def measure(self, names: Sequence[str], predicted: np.ndarray, targets: np.ndarray) -> Dict[str, float]:
+        """The named metrics, and perhaps more, each in [0, 1], correlations in [-1, 1]."""
         for name in names:
             if name not in self.metrics:
                 raise ValueError(f"metric {name!r} is none of {self.name}: choose from {', '.join(self.metrics)}")
-        if len(outputs) != len(targets) or len(targets) == 0:
-            raise ValueError(f"{len(outputs)} predictions for {len(targets)} targets: there must be as many, and some")
-        predicted = self.predicted(outputs)
+        if len(predicted) != len(targets) or len(targets) == 0:
+            raise ValueError(f"{len(predicted)} predictions for {len(targets)} targets: as many are needed, and some")
         return {name: self.metrics[name](predicted, targets) for name in names}
+
+    def evaluate(self, folder: Path, problem: Problem, split: str, outputs: np.ndarray) -> Dict[str, float]:
+        return self.measure(problem.metrics, *self.judged(folder, problem, split, outputs))
 
     def predicted(self, outputs: np.ndarray) -> np.ndarray:
         """What is compared with the targets: of logits (.., L) the highest."""
@@ -127,9 +131,13 @@ class Kind:
         """Outputs as the labels are written."""
         return (problem.labels[place] for place in self.predicted(outputs))
 
-    def told(self, problem: Problem, outputs: np.ndarray) -> List[Dict[str, Any]]:
-        """What `amos-fairseq predict` says of each new text. Raises ValueError if the kind reads more than texts."""
+    def examples_of(self, problem: Problem, table: Table, tokenizer: Tokenizer, max_length: int) -> Examples:
+        """Of new texts, for `told`, without targets. Raises ValueError if the kind reads more than texts."""
         raise ValueError(f"{problem.name} is a problem of {self.name}, which reads more than texts: predict cannot")
+
+    def told(self, problem: Problem, table: Table, examples: Examples, outputs: np.ndarray) -> List[Dict[str, Any]]:
+        """What `amos-fairseq predict` says of each new text."""
+        raise NotImplementedError
 
     # As one of transformers' classes
 
@@ -140,3 +148,24 @@ class Kind:
     def reading(self, problem: Problem, tokenizer: Tokenizer) -> str:
         """A sentence on how its outputs are read, if that is not plain."""
         return ""
+
+
+class TextKind(Kind):
+    """A kind that reads one text or several, columns of a file, of which another column is the target."""
+
+    def learnt(self, train: Table) -> Tuple[List[str], Dict[str, Any]]:
+        """Labels of a user's own training table, and what else `Problem.about` keeps.
+
+        Raises ValueError if there is nothing to learn.
+        """
+        raise NotImplementedError
+
+    def metrics_of(self, labels: Sequence[str]) -> List[str]:
+        return list(self.metrics)
+
+    def targets(self, problem: Problem, table: Table) -> Optional[np.ndarray]:
+        """(N, ..); None without labels. Raises ValueError for a label that the problem lacks."""
+        return tables.classes(table, problem.labels)
+
+    def examples_of(self, problem, table, tokenizer, max_length):
+        return tables.encode(table, tokenizer, max_length, None)[0]

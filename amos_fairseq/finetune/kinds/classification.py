@@ -1,18 +1,14 @@
 """Classification: one of the labels, of a text or, with two columns of texts, of a pair."""
 
-from typing import Any, Mapping, Optional
-
 import numpy as np
 import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amos_fairseq.finetune import tables
-from amos_fairseq.finetune.kinds.base import Kind
-from amos_fairseq.finetune.labelled import Batch, Problem
+from amos_fairseq.finetune.kinds.base import TextKind
+from amos_fairseq.finetune.labelled import Batch
 from amos_fairseq.finetune.metrics import OF_CLASSES
-from amos_fairseq.finetune.tables import Table
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.ops import full_precision
 
@@ -39,7 +35,7 @@ class SequenceHead(nn.Module):
         return self.out_proj(self.dropout(hidden))
 
 
-class Classification(Kind):
+class Classification(TextKind):
     name = "classification"
     metrics = OF_CLASSES
     head_class = "sequence"
@@ -55,12 +51,7 @@ class Classification(Kind):
         targets, classes = examples.targets, len(problem.labels)
         refuse((targets < 0) | (targets >= classes), f"has label {{target}}, which is none of the {classes} labels")
 
-    def measure(self, names, outputs, targets):
-        if "f1" in names and outputs.shape[-1] != 2:
-            raise ValueError(f"metric 'f1' is of two classes, not of {outputs.shape[-1]}: choose macro_f1")
-        return super().measure(names, outputs, targets)
-
-    def told(self, problem, outputs):
+    def told(self, problem, table, examples, outputs):
         """label: the likeliest; probabilities: of all"""
         shares = softmax(outputs.astype(np.float64), axis=-1)
         return [
@@ -68,20 +59,11 @@ class Classification(Kind):
             for label, row in zip(self.answers(problem, outputs), shares.tolist())
         ]
 
-    # Of a column of labels
-
-    def own_problem(
-        self, name: str, train: Table, source: Mapping[str, Any], first_metric: Optional[str] = None
-    ) -> Problem:
-        """Of a user's own training table: its labels, sorted. source: of `tables.source_of`"""
+    def learnt(self, train):
         labels = sorted(set(train.labels))
         if len(labels) < 2:
             raise ValueError(f"{train.path}: all labels are {labels[0]!r}: there is nothing to learn")
-        if len(labels) > 2 and first_metric == "f1":
-            raise ValueError(f"--metric f1 is of two classes, but there are {len(labels)}: choose macro_f1")
-        names = [metric for metric in self.metrics if len(labels) == 2 or metric != "f1"]
-        names.sort(key=lambda metric: metric != first_metric)
-        return Problem(name, self.name, names, source["vocabulary"], labels, about={"source": source})
+        return labels, {}
 
-    def targets(self, problem: Problem, table: Table) -> Optional[np.ndarray]:
-        return tables.classes(table, problem.labels)
+    def metrics_of(self, labels):
+        return [name for name in self.metrics if name != "f1" or len(labels) == 2]

@@ -1,29 +1,23 @@
 """Multi-label classification: those of the labels that hold, none to all of them, of a text or a pair."""
 
 import json
-from typing import Any, List, Mapping, Optional
+from typing import List
 
 import numpy as np
 from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional as F
 
-from amos_fairseq.finetune.kinds.base import Kind
-from amos_fairseq.finetune.kinds.classification import SequenceHead
-from amos_fairseq.finetune.labelled import Batch, Problem
+from amos_fairseq.finetune.kinds.classification import Classification
+from amos_fairseq.finetune.labelled import Batch
 from amos_fairseq.finetune.metrics import OF_SETS
-from amos_fairseq.finetune.tables import Table
 from amos_fairseq.ops import full_precision
 
 
-class MultiLabel(Kind):
+class MultiLabel(Classification):
     name = "multi_label"
     metrics = OF_SETS
     sets = True
-    head_class = "sequence"
-
-    def new_head(self, problem, encoder, method, mask_token, dropout):
-        return SequenceHead(encoder.config.dim, len(problem.labels), dropout)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """- sum_b mean_l log sigmoid(output_bl if label l holds, else - output_bl), outputs and targets (B, L)"""
@@ -43,7 +37,7 @@ class MultiLabel(Kind):
     def answers(self, problem, outputs):
         return (",".join(np.array(problem.labels)[row > 0]) for row in self.predicted(outputs))
 
-    def told(self, problem, outputs):
+    def told(self, problem, table, examples, outputs):
         """labels: those more likely than not; probabilities: of each alone"""
         shares = expit(outputs.astype(np.float64)).tolist()
         return [
@@ -52,29 +46,21 @@ class MultiLabel(Kind):
             for row in shares
         ]
 
-    # Of a column of labels
-
-    def own_problem(
-        self, name: str, train: Table, source: Mapping[str, Any], first_metric: Optional[str] = None
-    ) -> Problem:
-        """Of a user's own training table: its labels, sorted."""
+    def learnt(self, train):
         labels = sorted(set().union(*map(labels_of, train.labels)))
         if not labels:
             raise ValueError(f"{train.path}: there is no label in any row: there is nothing to learn")
-        names = sorted(self.metrics, key=lambda metric: metric != first_metric)
-        return Problem(name, self.name, names, source["vocabulary"], labels, about={"source": source})
+        return labels, {}
 
-    def targets(self, problem: Problem, table: Table) -> Optional[np.ndarray]:
+    def targets(self, problem, table):
         """(N, L), 1 where a label holds; None without labels."""
         if table.labels is None:
             return None
-        found = [set(labels_of(cell)) for cell in table.labels]
-        for row, labels in enumerate(found):
-            unknown = sorted(labels - set(problem.labels))
-            if unknown:
-                known = ", ".join(problem.labels)
-                raise ValueError(f"{table.where(row)}: label {unknown[0]!r} is none of {known}"[:500])
-        return np.array([[int(label in labels) for label in problem.labels] for labels in found])
+        places = {label: number for number, label in enumerate(problem.labels)}
+        targets = np.zeros((len(table.labels), len(places)), np.int64)
+        for row, cell in enumerate(table.labels):
+            targets[row, [table.place(row, label, places) for label in labels_of(cell)]] = 1
+        return targets
 
 
 def labels_of(cell: str) -> List[str]:

@@ -64,12 +64,12 @@ class Prompt(Classification):
         masks = examples.number_in_each(examples.tokens == mask_token)
         refuse(masks != 1, "has not one <mask>, but several or none")
 
-    def evaluate(self, folder, problem, split, outputs):
-        """Of each example's mean logits over its sets of demonstrations."""
-        targets = read_examples(folder, split).targets[:: problem.about["repeats"][split]]
-        return self.measure(problem.metrics, prompts.average(folder, split, outputs), targets)
+    def judged(self, folder, problem, split, outputs):
+        """By each example's mean logits over its sets of demonstrations."""
+        repeats = problem.about["repeats"][split]
+        return self.predicted(prompts.average(outputs, repeats)), read_examples(folder, split).targets[::repeats]
 
-    told = Kind.told  # its texts stand in a template, with demonstrations
+    examples_of = Kind.examples_of  # its texts stand in a template, with demonstrations
 
     def exported_head(self, problem: Problem, head: PromptHead):
         return head.lm_head if isinstance(head.lm_head, MaskedLMHead) else None

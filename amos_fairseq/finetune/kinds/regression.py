@@ -1,7 +1,7 @@
 """Regression: a number, of a text or a pair. What is learnt is (number - offset) / unit, of the problem's scale."""
 
 import copy
-from typing import Any, Iterator, Mapping, Optional
+from typing import Iterator
 
 import numpy as np
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amos_fairseq.finetune import tables
-from amos_fairseq.finetune.kinds.base import Kind
+from amos_fairseq.finetune.kinds.base import TextKind
 from amos_fairseq.finetune.kinds.classification import SequenceHead
 from amos_fairseq.finetune.labelled import Batch, Problem
 from amos_fairseq.finetune.metrics import OF_NUMBERS
-from amos_fairseq.finetune.tables import Scale, Table
+from amos_fairseq.finetune.tables import Scale
 from amos_fairseq.ops import full_precision
 
 
@@ -27,7 +27,7 @@ class RegressionHead(SequenceHead):
         return super().forward(hidden).squeeze(-1)
 
 
-class Regression(Kind):
+class Regression(TextKind):
     name = "regression"
     metrics = OF_NUMBERS
     head_class = "sequence"
@@ -55,7 +55,7 @@ class Regression(Kind):
     def answers(self, problem: Problem, outputs: np.ndarray) -> Iterator[str]:
         return (f"{value:.5g}" for value in self.numbers(problem, outputs))
 
-    def told(self, problem, outputs):
+    def told(self, problem, table, examples, outputs):
         return [{"value": value} for value in self.numbers(problem, outputs).tolist()]
 
     def exported_head(self, problem: Problem, head: RegressionHead) -> RegressionHead:
@@ -68,19 +68,12 @@ class Regression(Kind):
             head.out_proj.bias.mul_(scale.unit).add_(scale.offset)
         return head
 
-    # Of a column of labels
-
-    def own_problem(
-        self, name: str, train: Table, source: Mapping[str, Any], first_metric: Optional[str] = None
-    ) -> Problem:
-        """Of a user's own training table, whose numbers are scaled to mean 0 and deviation 1."""
+    def learnt(self, train):
+        """Numbers are scaled to mean 0 and deviation 1."""
         values = tables.numbers(train, Scale(0.0, 1.0)).astype(np.float64)
         if not values.std() > 0:
             raise ValueError(f"{train.path}: all labels are {values[0]:g}: there is nothing to learn")
-        names = sorted(self.metrics, key=lambda metric: metric != first_metric)
-        scale = Scale(float(values.mean()), float(values.std()))
-        about = {"source": source, "scale": scale._asdict()}
-        return Problem(name, self.name, names, source["vocabulary"], about=about)
+        return [], {"scale": Scale(float(values.mean()), float(values.std()))._asdict()}
 
-    def targets(self, problem: Problem, table: Table) -> Optional[np.ndarray]:
+    def targets(self, problem, table):
         return tables.numbers(table, Scale(**problem.about["scale"]))

@@ -28,6 +28,7 @@ class SpanHead(nn.Module):
 
 class QuestionAnswering(Kind):
     name = "span"
+    metrics = squad.SCORES
     note = "Of SQuAD, F1 selects."
     head_class = "span"
 
@@ -46,8 +47,12 @@ class QuestionAnswering(Kind):
         allowed = examples.candidates[examples.starts + first] & examples.candidates[examples.starts + last]
         refuse(~allowed, "has span {target}, which is outside of its candidates")
 
-    def evaluate(self, folder, problem, split, outputs):
-        return squad.evaluate(folder, split, outputs)
+    def judged(self, folder, problem, split, outputs):
+        """`squad.compared` records of the questions, and their ids."""
+        return squad.judge(folder, split, outputs)
+
+    def measure(self, names, predicted, targets):
+        return squad.measure(predicted)
 
     def shown(self, metrics, splits):
         """EM/F1"""

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from amos_fairseq.finetune import tagged
 from amos_fairseq.finetune.kinds.base import Kind
-from amos_fairseq.finetune.labelled import IGNORED, Batch, read_examples
-from amos_fairseq.finetune.metrics import OF_TAGS
+from amos_fairseq.finetune.labelled import IGNORED, Batch
+from amos_fairseq.finetune.metrics import OF_TAGS, compared_tags
 from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.ops import full_precision
 
@@ -47,23 +47,28 @@ class TokenClassification(Kind):
         wrong = (examples.targets != IGNORED) & ~np.isin(examples.targets, classes)
         refuse(examples.number_in_each(wrong) > 0, f"has a token with none of the {len(classes)} labels")
 
-    def evaluate(self, folder, problem, split, outputs):
-        examples, sentences = read_examples(folder, split), tagged.words_of(folder, split)
-        classes = outputs.argmax(axis=-1), examples.targets
-        tags = [tagged.tags_of(of_all[examples.candidates], problem.labels, sentences) for of_all in classes]
-        return {name: self.metrics[name](*tags) for name in problem.metrics}
+    def judged(self, folder, problem, split, outputs):
+        """`metrics.compared_tags` of each sentence, and its tags."""
+        _, predicted, known = tagged.answers(folder, problem, split, outputs)
+        return compared_tags(predicted, known), np.array([" ".join(tags) for tags in known])
 
     def predictions_name(self, task, split):
         return f"{task}.conll"
 
     def write_predictions(self, path, folder, problem, split, outputs):
         """CoNLL with the predicted column last, behind the known one if there is one."""
-        examples, sentences = read_examples(folder, split), tagged.words_of(folder, split)
-        known, predicted = (
-            None if of_all is None else tagged.tags_of(of_all[examples.candidates], problem.labels, sentences)
-            for of_all in (examples.targets, outputs.argmax(axis=-1))
-        )
-        tagged.write_predictions(path, sentences, predicted, known)
+        tagged.write_predictions(path, *tagged.answers(folder, problem, split, outputs))
+
+    def examples_of(self, problem, table, tokenizer, max_length):
+        """Words between spaces."""
+        sentences = [tuple(text.split()) for text, in table.texts]
+        return tagged.encode(table._replace(texts=sentences), problem.labels, tokenizer, max_length)
+
+    def told(self, problem, table, examples, outputs):
+        """words, tags"""
+        sentences = [text.split() for text, in table.texts]
+        tags = tagged.tags_of(outputs.argmax(axis=-1)[examples.candidates], problem.labels, sentences)
+        return [{"words": words, "tags": of_words} for words, of_words in zip(sentences, tags)]
 
     def reading(self, problem, tokenizer):
         return "A word's tag is that of its first token."
