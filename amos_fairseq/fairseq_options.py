@@ -91,8 +91,8 @@ def check_devices(cfg: DictConfig) -> None:
     started = cfg.distributed_init_method is not None or any(name in os.environ for name in STARTED_BY_OTHERS)
     if size > seen and not started:
         raise ValueError(
-            f"distributed_world_size {size} exceeds the {seen} devices seen here: start the processes with torchrun or "
-            "srun, or leave it out"
+            f"distributed_world_size {size} exceeds the {seen} device{'s' * (seen > 1)} seen here: start the processes "
+            f"with torchrun or srun, or lower it to {seen}"
         )
 
 

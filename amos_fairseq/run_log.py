@@ -170,7 +170,12 @@ def differing_options(runs: Sequence[Run]) -> Dict[str, List[Any]]:
     """
     names = dict.fromkeys(name for run in runs for name in run.options if name not in PLACES)
     values = {name: [run.options.get(name) for run in runs] for name in names}
-    return {name: row for name, row in values.items() if len({repr(value) for value in row if value is not None}) > 1}
+    return {name: row for name, row in values.items() if len({plain(value) for value in row if value is not None}) > 1}
+
+
+def plain(value: Any) -> str:
+    """Lists, tuples and what fairseq reads as a tuple alike."""
+    return re.sub(r"[][()' ]", "", str(value))
 
 
 def forget_after(update: float, *tables: Dict[int, Row]) -> None:

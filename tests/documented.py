@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,10 +95,6 @@ def words_of(text: str, folder: Path) -> List[str]:
 TINY = (
     "--batch-size 8 --update-freq 1 --max-update 2 --warmup-updates 1 --total-num-update 2 --num-workers 0 --cpu"
 ).split()
-TINY_YAML = (
-    "model=tiny common.cpu=true common.bf16=false distributed_training.distributed_world_size=1 dataset.batch_size=8 "
-    "optimization.update_freq=[1] optimization.max_update=2 lr_scheduler.warmup_updates=1 dataset.num_workers=0"
-).split()
 
 
 def program(words: List[str]) -> None:
@@ -151,8 +147,17 @@ def options_of(words: List[str]) -> Dict[str, List[str]]:
     return values
 
 
+def planned(words: List[str]) -> None:
+    """All options are checked and the network is built, as large as it is, without memory."""
+    from amos_fairseq.cli import dry_run
+
+    with dry_run.instead_of_training(by_hydra=words[0] == "fairseq-hydra-train"), \
+            mock.patch.object(dry_run, "costs", lambda *_: []):
+        program(words)
+
+
 def trained(words: List[str]) -> None:
-    """Two updates of the smallest network on a CPU. `...` are the other options of README.md's command."""
+    """Planned; then two updates of the smallest network. `...` are the other options of README.md's command."""
     if "..." in words:
         given, text = options_of(words), next(c.text for c in COMMANDS if c.text.startswith("fairseq-train data"))
         readme = options_of(words_of(text, Path()))
@@ -160,6 +165,11 @@ def trained(words: List[str]) -> None:
         words = [word for word in words if word != "..."] + others
     options = options_of(words)
     replace(options["--save-dir"][0])
+    try:
+        planned(words)
+    except SystemExit as ended:
+        if ended.code:
+            raise
     program([*words, "--arch", f"{options['--task'][0]}_tiny", *TINY])
 
 
@@ -276,41 +286,53 @@ def starts_quickly(words: List[str]) -> None:
     stopped_at("amos_fairseq.cli.quickstart.make", ["amos-fairseq", "quickstart", *words[2:]])
 
 
-# The longest beginning of a command that is here counts; what is done, and for a refusal that is right, its words.
-WAYS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
-    "amos-fairseq ": (program, ""),
-    "amos-fairseq prepare ": (prepared, ""),
-    "amos-fairseq finetune ": (finetuned, ""),
-    "amos-fairseq corpus ": (functools.partial(stopped_at, "amos_fairseq.demo.documentation_tasks.write_tasks"), ""),
-    "amos-fairseq predict ": (parsed, ""),
-    "amos-fairseq minimal-pairs RUN --pairs ewok-core-1.0/ --scores one-pass ": (program, "one-pass"),  # SCRIPT's alone
-    "amos-fairseq similarity ": (shallow, ""),
-    "amos-fairseq probe ": (probed, ""),
-    "amos-fairseq convert checkpoints ": (program, "--rel-pos-bucketing released"),  # which this run is not
-    "fairseq-train ": (trained, ""),
-    "fairseq-validate ": (lambda words: program([*words, "--cpu"]), ""),
-    "torchrun --nproc_per_node 8 ": (lambda words: trained(words[3:]), ""),
-    "fairseq-hydra-train ": (lambda words: stopped_at("fairseq.models.build_model", [*words, *TINY_YAML]), ""),
-    "python examples/": (parsed, ""),
-    "python3 examples/": (parsed, ""),
-    "python examples/gpu/check.py": (without_gpu, "needs a GPU"),
-    "python examples/benchmarks/attention_resources.py ": (functools.partial(stopped_at, "triton.compile"), ""),
-    "python -m amos_fairseq.csrc.build cuda": (functools.partial(stopped_at, "subprocess.run"), "nvcc"),
-    "bash examples/quickstart/run.sh": (starts_quickly, ""),
-    "bash examples/benchmarks/gpu.sh ": (scripted("python", f"{ROOT}/examples/benchmarks/gpu.py"), ""),
-    "bash examples/benchmarks/pack.sh ": (scripted(), ""),
-    "bash tests/run.sh": (collected, ""),
-    "sbatch ": (submitted, ""),
-    "DRY_RUN=1 bash slurm/": (submitted, ""),
-    "export PIP_CONSTRAINT=": (exported, ""),
-    "pip install ": (installed, ""),
-    "env -u CUDA_HOME pip install ": (installed, ""),
+# What is done, by the longest beginning of a command that is here.
+WAYS: Dict[str, Callable[[List[str]], None]] = {
+    "amos-fairseq ": program,
+    "amos-fairseq prepare ": prepared,
+    "amos-fairseq finetune ": finetuned,
+    "amos-fairseq corpus ": functools.partial(stopped_at, "amos_fairseq.demo.documentation_tasks.write_tasks"),
+    "amos-fairseq predict ": parsed,
+    "amos-fairseq similarity ": shallow,
+    "amos-fairseq probe ": probed,
+    "fairseq-train ": trained,
+    "fairseq-validate ": lambda words: program([*words, "--cpu"]),
+    "torchrun --nproc_per_node 8 ": lambda words: trained(words[3:]),
+    "fairseq-hydra-train ": planned,
+    "python examples/": parsed,
+    "python3 examples/": parsed,
+    "python examples/gpu/check.py": without_gpu,
+    "python examples/benchmarks/attention_resources.py ": functools.partial(stopped_at, "triton.compile"),
+    "python -m amos_fairseq.csrc.build cuda": functools.partial(stopped_at, "subprocess.run"),
+    "bash examples/quickstart/run.sh": starts_quickly,
+    "bash examples/benchmarks/gpu.sh ": scripted("python", f"{ROOT}/examples/benchmarks/gpu.py"),
+    "bash examples/benchmarks/pack.sh ": scripted(),
+    "bash tests/run.sh": collected,
+    "sbatch ": submitted,
+    "DRY_RUN=1 bash slurm/": submitted,
+    "export PIP_CONSTRAINT=": exported,
+    "pip install ": installed,
+    "env -u CUDA_HOME pip install ": installed,
+}
+# What is right to be refused here, with words of the refusal.
+REFUSALS = {
+    "amos-fairseq minimal-pairs RUN --pairs ewok-core-1.0/ --scores one-pass ": "one-pass",  # which is SCRIPT's alone
+    "amos-fairseq convert checkpoints ": "--rel-pos-bucketing released",  # which this run is not
+    "python examples/gpu/check.py": "needs a GPU",
+    "python -m amos_fairseq.csrc.build cuda": "nvcc",
 }
 
 
-def way_of(text: str) -> Tuple[Callable[[List[str]], None], str]:
-    text = text.replace(f"{ROOT}/", "")  # as in the repository's folder
-    return WAYS[max((beginning for beginning in WAYS if text.startswith(beginning)), key=len)]
+def way_of(text: str) -> Callable[[List[str]], None]:
+    return WAYS[max(filter(in_repository(text).startswith, WAYS), key=len)]
+
+
+def refusal_of(text: str) -> Optional[str]:
+    return next((words for beginning, words in REFUSALS.items() if in_repository(text).startswith(beginning)), None)
+
+
+def in_repository(text: str) -> str:
+    return text.replace(f"{ROOT}/", "")
 
 
 def run() -> None:
@@ -324,4 +346,4 @@ def run() -> None:
     if "\n" in text:
         exec(text, dict(model=amos_fairseq.from_pretrained("RUN"), texts=Path("held_out.txt").read_text().splitlines()))
     else:
-        way_of(text)[0](words_of(text, Path(folder)))
+        way_of(text)(words_of(text, Path(folder)))

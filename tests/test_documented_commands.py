@@ -17,7 +17,7 @@ from amos_fairseq.data.manifest import load_manifest_for
 from amos_fairseq.export.huggingface import import_transformers
 from tests.analysis.test_minimal_pairs import BLIMP, EWOK
 from tests.analysis.test_similarity import write_beir
-from tests.documented import COMMANDS, PAGES, ROOT, Command, way_of
+from tests.documented import COMMANDS, PAGES, ROOT, Command, refusal_of, way_of
 from tests.finetune.test_glue import FILES
 from tests.runs import AMOS_FAIRSEQ
 
@@ -124,7 +124,7 @@ def stories(request, text, launch, tmp_path_factory):
 def test_command_runs_as_typed(command, stories):
     """In the repository's folder; one of each kind in another, which the repository's path stands before."""
     status, out, err, *_ = stories[command]
-    refusal = "\n" not in command.text and way_of(command.text)[1]  # a block of Python is run as it is
+    refusal = refusal_of(command.text)
     assert status == 0 or refusal and refusal in err, (out + err)[-3000:]
 
 

@@ -58,6 +58,38 @@ def test_colour_is_for_terminals_of_users_who_want_it(stream, environment, shown
     assert terminal.coloured("x", stream, terminal.BOLD, terminal.RED) == shown
 
 
+TABLE = [["", "first", "second", "third"], ["loss", "1.0 *", "2.0  ", "3.0  "], ["only", "-  ", "-  ", 4.25]]
+WHOLE = ["      first  second  third", "loss  1.0 *   2.0    3.0", "only    -       -     4.25"]
+IN_PARTS = ["      first  second", "loss  1.0 *   2.0", "", "      third", "loss  3.0", "only   4.25"]
+
+
+@pytest.mark.parametrize("columns, lines", [(26, WHOLE), (25, IN_PARTS)])
+def test_columns_that_do_not_fit_go_below_without_rows_that_have_nothing_there(columns, lines, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert terminal.table(TABLE).splitlines() == lines
+
+
+def test_a_cell_that_is_wider_than_the_terminal_goes_on_below_itself(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "8")
+    assert terminal.table([["", "x"], ["a", "abcdefg"]], left=2) == "   x\na  abcde\n   fg"
+    monkeypatch.setenv("COLUMNS", "1")
+    assert terminal.table([["", "x"], ["ab", "c"]]).split() == ["x", "a", "c", "b"]
+
+
+def test_titles_and_what_has_an_asterisk_are_bold(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert terminal.table([["", "t"], ["a", "1*"], ["b", "2"]], stream=Terminal()).splitlines() == [
+        "\x1b[1m    t\x1b[0m", "a  \x1b[1m1*\x1b[0m", "b   2",
+    ]
+
+
+def test_lines_are_broken_between_words(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "9")
+    shown = "one two\n  three\n\na/very/long/path\n  x\\x1b"
+    assert terminal.filled("one two three\n\na/very/long/path x\x1b", hanging=2) == shown
+
+
 def test_errors_name_files_without_their_controls(capsys):
     assert main.main(["score", CLIPBOARD, f"/{CLIPBOARD}"]) == os.EX_USAGE
     assert capsys.readouterr().err == f"amos-fairseq score: error: /{ESCAPED}: No such file or directory\n"

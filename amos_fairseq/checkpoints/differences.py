@@ -1,11 +1,10 @@
 """What a resumed run would do otherwise than the run that wrote the checkpoint."""
 
 import json
-import textwrap
 from typing import Any, Collection, Dict, List, Mapping, NamedTuple
 
+from amos_fairseq import terminal
 from amos_fairseq.options import options_of
-from amos_fairseq.terminal import aligned
 
 # Options of fairseq's, as a task or model has them, too: places, the run's length, and what is compared by itself.
 FREE = {"_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "max_tokens"}
@@ -74,5 +73,4 @@ def plain(value: Any) -> str:
 
 
 def table(found: List[Difference]) -> str:
-    rows = [("option", "then", "now"), *((name, str(then), str(now)) for name, then, now in found)]
-    return textwrap.indent(aligned(rows), "  ")
+    return terminal.table([Difference._fields, *found], left=3)

@@ -10,7 +10,7 @@ from amos_fairseq import json_files
 from amos_fairseq.cli import train
 from amos_fairseq.cli.processes import interrupt, shared_cores, signals_handled
 from amos_fairseq.finetune.commands import COMMANDS, Command
-from amos_fairseq.terminal import visible
+from amos_fairseq.terminal import filled, table, visible
 from amos_fairseq.user_errors import tell_mistakes
 
 HELP = (
@@ -253,10 +253,16 @@ def print_results(outs: Sequence[Path], paper: Optional[str]) -> None:
     first, paper = titles[0], paper or presets.published_for(abouts[0]["method"], abouts[0]["width"])
     if not any(found.values()):
         print("no run has finished yet")
-    elif len(outs) == 1:
-        print(visible(results.write_tables(outs[0], list(found[first].values()), paper, first)))
-        print(f"results  {visible(outs[0] / 'results.md')}, results.json")
-    elif len(found) == 1:
-        print(visible(results.format_table(list(found[first].values()), paper)))
+    elif len(found) > 1:
+        print(filled(results.comparison(found, aligned)))
     else:
-        print(visible(results.comparison(found)))
+        of_model = list(found[first].values())
+        if len(outs) == 1:
+            results.write_tables(outs[0], of_model, paper, first)
+        print(filled(f"{first}\n\n{results.format_table(of_model, paper, aligned)}"))
+        if len(outs) == 1:
+            print(f"results  {visible(outs[0] / 'results.md')}, results.json")
+
+
+def aligned(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    return table([titles, *rows], stream=sys.stdout)

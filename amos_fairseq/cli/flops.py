@@ -5,6 +5,8 @@ import contextlib
 import json
 from typing import Any, Dict, List
 
+from amos_fairseq.terminal import table
+
 HELP = (
     "Training FLOPs, forward and backward, per token, per sequence and for a run. hardware: matrix products, what MFU "
     "counts; electra: google ELECTRA's convention, for comparison with the papers' tables, without warm-ups of the "
@@ -56,7 +58,10 @@ def run(args: argparse.Namespace) -> None:
             sequence = token * args.length
             total = sequence * args.sequences * args.updates
             rows.append({"method": name, "mode": mode, "token": token, "sequence": sequence, "run": total})
-    print("\n".join(map(json.dumps, rows)) if args.json else (group_table if args.groups else table)(rows))
+    if args.json:
+        print("\n".join(map(json.dumps, rows)))
+    else:
+        print(table((group_rows if args.groups else flops_rows)(rows), left=2))
 
 
 def option_of(config_class: type, method: str, given: str):
@@ -81,17 +86,15 @@ def option_of(config_class: type, method: str, given: str):
     return name, value
 
 
-def group_table(rows: List[Dict]) -> str:
-    lines = [f"{'method':<18}{'group':<12}{'learning rate x':>16}{'parameters':>14}"]
-    lines += [f"{row['method']:<18}{row['group']:<12}{row['factor']:>16g}{row['parameters']:>14,}" for row in rows]
-    return "\n".join(lines)
+def group_rows(rows: List[Dict]) -> List[List[str]]:
+    lines = [[row["method"], row["group"], f"{row['factor']:g}", f"{row['parameters']:,}"] for row in rows]
+    return [["method", "group", "learning rate x", "parameters"], *lines]
 
 
-def table(rows: List[Dict]) -> str:
-    """Aligned columns, a method's name in its first row only."""
-    lines = [f"{'method':<18}{'FLOPs':<10}{'per token':>12}{'per sequence':>14}{'run':>12}"]
+def flops_rows(rows: List[Dict]) -> List[List[str]]:
+    """A method's name in its first row only."""
+    lines = [["method", "FLOPs", "per token", "per sequence", "run"]]
     for above, row in zip([{}, *rows], rows):
         name = row["method"] if row["method"] != above.get("method") else ""
-        numbers = f"{row['token']:>12.3e}{row['sequence']:>14.3e}{row['run']:>12.3e}"
-        lines.append(f"{name:<18}{row['mode']:<10}{numbers}")
-    return "\n".join(lines)
+        lines.append([name, row["mode"], *(f"{row[per]:.3e}" for per in ("token", "sequence", "run"))])
+    return lines

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from amos_fairseq.cli import trained
-from amos_fairseq.terminal import aligned, json_line, visible
+from amos_fairseq.terminal import filled, json_line, table, visible
 
 HELP = (
     "Print how often the pseudo-log-likelihood of models is higher for the good text of a pair, by phenomenon, with "
@@ -84,10 +84,10 @@ def run(args: argparse.Namespace) -> None:
         print(json_line({"pairs": len(pairs), "per_token": args.per_token, "models": rows}))
     else:
         print_table(scored, judged, args.per_token)
-        print(f"\n% of {len(pairs):,} pairs whose good text has the higher score, equal ones being half of one, with "
-              "95 % bootstrap intervals over items.")
+        print(filled(f"\n% of {len(pairs):,} pairs whose good text has the higher score, equal ones being half of one, "
+                     "with 95 % bootstrap intervals over items."))
         unigram = "unigram: by the frequencies of tokens in training alone, of each vocabulary once."
-        print(visible(" ".join([unigram, *notes])))
+        print(filled(" ".join([unigram, *notes])))
 
 
 def as_json(judged) -> Dict:
@@ -108,7 +108,7 @@ def print_table(scored: List, judged: List, per_token: bool) -> None:
         ["where it is not", *(shown(result.without_frequency) for result in judged)],
         ["ties", *(f"{result.ties:,}" for result in judged)],
     ]
-    print(aligned(rows))
+    print(table(rows))
 
 
 def shown(share: Optional[float]) -> str:

@@ -8,13 +8,12 @@ if TYPE_CHECKING:
     from amos_fairseq.options import Option
 
 HELP = "The options of a method's task, model and optimizer, with defaults; of --size, what its architecture sets."
-OPTIMIZER = "fused_adamw"  # as `fairseq_help` has it, which imports fairseq
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD", help="registered name")
     parser.add_argument("--size", help="tiny, small, base or large (default: what the options have by themselves)")
-    parser.add_argument("--optimizer", default=OPTIMIZER, help=f"registered name (default: {OPTIMIZER})")
+    parser.add_argument("--optimizer", help="registered name (default: as in the recipes)")
     parser.add_argument("--yaml", action="store_true", help="as the groups of a configuration, not as a table")
 
 
@@ -29,12 +28,13 @@ def run(args: argparse.Namespace) -> None:
     importlib.import_module("amos_fairseq.tasks")  # registers all
     from fairseq.optim import OPTIMIZER_REGISTRY
 
-    from amos_fairseq.fairseq_help import options_by_group, table
+    from amos_fairseq.fairseq_help import OPTIMIZER, options_by_group, table
 
-    if args.optimizer not in OPTIMIZER_REGISTRY:
+    optimizer = args.optimizer or OPTIMIZER
+    if optimizer not in OPTIMIZER_REGISTRY:
         known = ", ".join(sorted(OPTIMIZER_REGISTRY))
-        raise ValueError(f"unknown --optimizer {args.optimizer}: choose from {known}")
-    names = {"task": args.method, "model": args.method, "criterion": args.method, "optimizer": args.optimizer}
+        raise ValueError(f"unknown --optimizer {optimizer}: choose from {known}")
+    names = {"task": args.method, "model": args.method, "criterion": args.method, "optimizer": optimizer}
     size = f"_{args.size}" if args.size else ""
     groups = options_by_group({**names, "model": args.method + size})
     print(yaml(groups, names) if args.yaml else table(groups))

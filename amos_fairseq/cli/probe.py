@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Iterable, List, Optional
 
 from amos_fairseq.cli import trained
-from amos_fairseq.terminal import aligned, json_line, visible
+from amos_fairseq.terminal import filled, json_line, table
 
 HELP = (
     "Train a linear probe on the frozen hidden states of each layer of a run's generator and encoder, beside the "
@@ -119,17 +119,17 @@ def probe_order(args: argparse.Namespace) -> None:
         ]
         print(json_line({"part": part, "items": counts, "probes": rows}))
         return
-    table = [
-        [name, *(str(Estimate(result.accuracy, *result.interval)) for result in of_network.values())]
+    rows = [
+        [name, *(Estimate(result.accuracy, *result.interval) for result in of_network.values())]
         for name, of_network in results.items()
     ]
-    print(aligned([["", *tasks], *table]))
-    print(f"\n% of {part} pairs of which the text as written is told from the changed one, and Wilson's 95 % interval.")
-    print("A bag of words has 50. Untrained: the same network with new weights.")
+    print(table([["", *tasks], *rows]))
+    print(filled(f"\n% of {part} pairs of which the text as written is told from the changed one, and Wilson's 95 % "
+                 "interval. A bag of words has 50. Untrained: the same network with new weights."))
     for task, items in tasks.items():
         few = f"; the text makes no more, {most:,} were asked for" if len(items.test) < most else ""
-        print(f"{task}: {len(items.train):,} pairs to learn from, {len(items.test):,} to be tested on{few}. "
-              f"Favours {sentence_probes.TASKS[task].favours}.")
+        print(filled(f"{task}: {len(items.train):,} pairs to learn from, {len(items.test):,} to be tested on{few}. "
+                     f"Favours {sentence_probes.TASKS[task].favours}."))
 
 
 def probe_folds(args: argparse.Namespace) -> None:
@@ -166,10 +166,10 @@ def probe_folds(args: argparse.Namespace) -> None:
         ]
         print(json_line({what: len(found.labels), "folds": many, "probes": probes}))
         return
-    table = [[name, str(layer), str(result.accuracy), f"{100 * result.macro_f1:.1f}"] for name, layer, result in rows]
-    print(aligned([["network", "layer", "accuracy", "macro-F1"], *table]))
-    print(f"\n% of {len(found.labels):,} {what}, each tested once by a probe on the other {many - 1} of {many} folds, "
-          f"with 95 % bootstrap intervals. The commonest label: {100 * rows[0][2].commonest:.1f}.")
+    lines = [[name, layer, result.accuracy, f"{100 * result.macro_f1:.1f}"] for name, layer, result in rows]
+    print(table([["network", "layer", "accuracy", "macro-F1"], *lines]))
+    print(filled(f"\n% of {len(found.labels):,} {what}, each tested once by a probe on the other {many - 1} of {many} "
+                 f"folds, with 95 % bootstrap intervals. The commonest label: {100 * rows[0][2].commonest:.1f}."))
 
 
 def probe_words(args: argparse.Namespace) -> None:
@@ -209,12 +209,11 @@ def probe_words(args: argparse.Namespace) -> None:
         rows, majority = [result._asdict() for result in results], {"label": label, "accuracy": share}
         print(json_line({"words": words, "majority": majority, "probes": rows}))
     else:
-        table = [["network", "layer", "accuracy", "macro-F1", "untrained", "macro-F1"]]
+        rows = [["network", "layer", "accuracy", "macro-F1", "untrained", "macro-F1"]]
         for result in results:
             mark = "*" if result.layer in depths[result.network] else " "
-            scores = (f"{100 * score:.1f}" for score in result[2:])
-            table.append([result.network, f"{result.layer}{mark}", *scores])
-        print(aligned(table, numbers=True))
-        print(f"\n{train_words:,} words to learn from, {test_words:,} to be tested on. "
-              f"Always saying {visible(label)} is right for {100 * share:.1f} %.")
-        print("layer 0: embeddings; *: with a head of AMOS's masked LM; untrained: the same network with new weights.")
+            rows.append([result.network, f"{result.layer}{mark}", *(f"{100 * score:.1f}" for score in result[2:])])
+        print(table(rows))
+        print(filled(f"\n{train_words:,} words to learn from, {test_words:,} to be tested on. Always saying {label} is "
+                     f"right for {100 * share:.1f} %.\nlayer 0: embeddings; *: with a head of AMOS's masked LM; "
+                     "untrained: the same network with new weights."))

@@ -1,9 +1,9 @@
 """`amos-fairseq recipes`: the yaml files that come with the package, listed or copied."""
 import argparse
-import textwrap
 from pathlib import Path
 
 from amos_fairseq import recipes
+from amos_fairseq.terminal import filled
 
 HELP = "List the recipes, or copy their yaml files and the Slurm scripts into a folder, to change them there."
 
@@ -26,5 +26,5 @@ def run(args: argparse.Namespace) -> None:
     found = recipes.recipes()
     width = 2 + max(map(len, found))
     for name, about in found.items():
-        print(textwrap.fill(about, 80, initial_indent=name.ljust(width), subsequent_indent=" " * width))
+        print(filled(name.ljust(width) + about, hanging=width))
     print("\nTo train by one: amos-fairseq train --config-name METHOD/NAME task.data=FOLDER")

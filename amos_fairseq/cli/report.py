@@ -1,14 +1,12 @@
 """`amos-fairseq report`: a page of figures and a summary table of one or several training runs."""
 import argparse
 import math
-import re
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
 from amos_fairseq.cli.processes import held_interrupts
-from amos_fairseq.terminal import BOLD, aligned, coloured, show_log, visible
+from amos_fairseq.terminal import show_log, table, visible
 
 if TYPE_CHECKING:
     from amos_fairseq.run_log import Run
@@ -19,7 +17,6 @@ HELP = (
 )
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 TREND = 12  # characters of a trend
-GAP = 2  # columns between those of a table
 NONE = "-"  # in place of a value that a run did not log
 
 
@@ -104,7 +101,8 @@ def several_runs(runs: Sequence["Run"]) -> List[List[str]]:
         rows.append([quantities.title(line.name), *map(str.__add__, cells, marks)])
     took = [report.about(run) for run in runs]
     facts = {name: [of_run[name] for of_run in took] for name in took[0]}
-    facts.update({name: list(map(str, values)) for name, values in run_log.differing_options(runs).items()})
+    differing = run_log.differing_options(runs)
+    facts.update({name: list(map(str, values)) for name, values in differing.items() if name != "model"})  # see about
     rows += [[name, *(f"{value}  " for value in values)] for name, values in facts.items() if len(set(values)) > 1]
     return rows
 
@@ -120,35 +118,8 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def print_table(rows: List[List[str]]) -> None:
-    """The first row and column are titles. To a terminal in colour, else without trends.
-
-    What is wider than the terminal goes below, under the same titles.
-    """
-    rows = [[visible(cell) for cell in row] for row in rows]
+    """The first row and column are titles. Trends, a column or a row, are for terminals that can show them."""
     if not sys.stdout.isatty() or "utf" not in (sys.stdout.encoding or "utf-8").lower():
-        if "trend" in rows[0]:
-            rows = [[cell for title, cell in zip(rows[0], row) if title != "trend"] for row in rows]
-        return print(aligned((row for row in rows if row[0] != "trend"), numbers=True))
-    for number, part in enumerate(parts(rows, shutil.get_terminal_size().columns)):
-        titles, *lines = aligned(part, numbers=True).split("\n")
-        if number:
-            print()
-        print(coloured(titles, sys.stdout, BOLD))
-        for line in lines:
-            print(re.sub(r"\S+ \*", lambda best: coloured(best[0], sys.stdout, BOLD), line))
-
-
-def parts(rows: List[List[str]], width: int) -> List[List[List[str]]]:
-    """The table cut between columns into tables of at most `width` each, the first column before all.
-
-    A row of which a part has no value is not in it.
-    """
-    first, *widths = (max(map(len, column)) + GAP for column in zip(*rows))
-    cuts, used = [1], first
-    for index, size in enumerate(widths, start=1):
-        if index > cuts[-1] and used + size > width:
-            cuts.append(index)
-            used = first
-        used += size
-    tables = ([[row[0], *row[begin:end]] for row in rows] for begin, end in zip(cuts, [*cuts[1:], len(rows[0])]))
-    return [[row for row in table if {cell.strip() for cell in row[1:]} != {NONE}] for table in tables]
+        shown = [index for index, title in enumerate(rows[0]) if title != "trend"]
+        rows = [[row[index] for index in shown] for row in rows if row[0] != "trend"]
+    print(table(rows, stream=sys.stdout))

@@ -3,7 +3,7 @@ import argparse
 from pathlib import Path
 
 from amos_fairseq.cli import trained
-from amos_fairseq.terminal import aligned, json_line, visible
+from amos_fairseq.terminal import filled, json_line, table, visible
 
 HELP = (
     "Judge encoders by the cosine of their pooled hidden states, without training: by Spearman's correlation with "
@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> None:
     for number, task in enumerate(tasks):
         results = [of_tasks[number] for of_tasks, _ in found.values()]
         rows += [[f"{task.name}, {metric}", *(str(result[metric]) for result in results)] for metric in results[0]]
-    for field in next(iter(found.values()))[1]:
-        rows.append([field.replace("_", " "), *(f"{of[field]:.2f}" for _, of in found.values())])
-    print(aligned(rows))
-    print("\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and "
-          f"of pooled texts of {visible(tasks[0].name)}: near 1, all are alike, as those of a collapsed encoder.")
-    for note in notes:
-        print(visible(note))
+    for field in similarity.Anisotropy._fields:
+        rows.append([field.replace("_", " "), *(f"{getattr(of, field):.2f}" for _, of in found.values())])
+    print(table(rows))
+    print(filled("\n".join([
+        "\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and of "
+        f"pooled texts of {tasks[0].name}: near 1, all are alike, as those of a collapsed encoder.", *notes
+    ])))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, NoReturn
 
-from amos_fairseq import recipes
+from amos_fairseq import recipes, silenced
 from amos_fairseq.cli import dry_run
 from amos_fairseq.user_errors import status_of, stop, suggestion
 
@@ -25,6 +25,7 @@ def run(arguments: List[str]) -> None:
     by_hydra = sys.argv[0] == HYDRA
     sys.argv += dry_run.NOTHING_WRITTEN if plans and by_hydra else []
     instead = dry_run.instead_of_training(by_hydra) if plans else contextlib.nullcontext()
+    silenced.install()  # before the first warning
     # First of all fairseq, since the program sets up logging.
     program = importlib.import_module("fairseq_cli." + sys.argv[0].removeprefix("fairseq-").replace("-", "_"))
     # Tasks and models of a user directory are imported by fairseq unless its package is imported already, as here.

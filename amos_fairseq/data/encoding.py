@@ -111,7 +111,8 @@ def _before_last(path: str) -> list[str]:
 
 
 def joined(encoded: Sequence[EncodedText]) -> EncodedText:
-    join = {name: np.concatenate for name in EncodedText._fields} | {"repaired": functools.partial(np.sum, axis=0)}
+    join: dict[str, Any] = dict.fromkeys(EncodedText._fields, np.concatenate)
+    join["repaired"] = functools.partial(np.sum, axis=0)
     return EncodedText(**{name: join[name](parts) for name, parts in zip(EncodedText._fields, zip(*encoded))})
 
 

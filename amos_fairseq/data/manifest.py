@@ -194,7 +194,7 @@ def _check_index(path: str, manifest: Manifest) -> None:
         sizes = np.fromfile(path, "<i4", some, offset=INDEX_HEADER.size + 4 * begin).astype(np.int64)
         starts = np.fromfile(path, "<i8", some, offset=INDEX_HEADER.size + 4 * count + 8 * begin)
         ends = end + np.cumsum(sizes) * dtype.itemsize
-        sound &= 0 < sizes.min() and sizes.max() <= manifest.tokens_per_sample
+        sound &= bool(0 < sizes.min() and sizes.max() <= manifest.tokens_per_sample)
         sound &= np.array_equal(starts, ends - sizes * dtype.itemsize)
         end = int(ends[-1])
     if not sound or end != os.path.getsize(path.removesuffix(".idx") + ".bin"):

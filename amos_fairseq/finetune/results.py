@@ -11,7 +11,7 @@ import json
 import statistics
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from numpy.lib.recfunctions import repack_fields
@@ -26,6 +26,7 @@ from amos_fairseq.user_errors import Damaged
 
 RESULT, RUNS, PREDICTIONS = "result.json", "runs", "predictions.npz"
 NOT_RUN = "not run"
+Layout = Callable[[Sequence[str], Sequence[Sequence[Any]]], str]  # of a table: its titles and its rows
 
 
 class Result(NamedTuple):
@@ -164,6 +165,11 @@ def over_splits(results: Sequence[Result]) -> List[Tuple[float, float]]:
 # The table
 
 
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (titles, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
+
+
 def percent(values: Sequence[float]) -> str:
     return "/".join(f"{100 * value:.1f}" for value in values)
 
@@ -194,8 +200,8 @@ def table_row(task: str, results: Sequence[Result], paper: Optional[str]) -> Lis
     return [task, names, published(paper, task), percent(best.shown), seeds, *ranges, best.setting.name]
 
 
-def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
-    """Markdown: the eight tasks of GLUE if any was run, and their average; then all others.
+def format_table(results: Sequence[Result], paper: Optional[str] = None, layout: Layout = markdown) -> str:
+    """The eight tasks of GLUE if any was run, and their average; then all others.
 
     paper: a row of `PUBLISHED`
     """
@@ -207,9 +213,10 @@ def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
     if of_glue:
         rows.append(["average", "", published(paper, "average"), average(by_task, paper), "", "", "", ""])
     rows += [table_row(task, by_task[task], paper) for task in sorted(by_task) if task not in of_glue]
-    of_paper = f"paper ({paper}: {PUBLISHED[paper].source})" if paper else "paper"
-    table = markdown(("task", "metric", of_paper, "ours", "seeds", "middle half", "range", "setting"), rows)
+    titles = ("task", "metric", "paper", "ours", "seeds", "middle half", "range", "setting")
     notes = ["In per cent. Ours: the median over seeds of the best setting; middle half and range of what selects it."]
+    if paper:
+        notes.append(f"Paper: {paper} ({PUBLISHED[paper].source}).")
     if of_glue:
         notes.append(
             "As in the paper, MNLI is the mean of matched and mismatched, STS-B that of both correlations; the first "
@@ -220,11 +227,11 @@ def format_table(results: Sequence[Result], paper: Optional[str] = None) -> str:
         notes.append("Where the test file has labels: valid/test; valid selects.")
     kinds = {result.kind for result in results}
     notes += [kind.note for name, kind in KINDS.items() if name in kinds and kind.note]
-    return "\n".join([table, "", " ".join(notes), ""])
+    return "\n".join([layout(titles, rows), "", " ".join(notes), ""])
 
 
-def comparison(found: Mapping[str, Mapping[Path, Result]]) -> str:
-    """Markdown: a row for each model and a column for each task that any of them has, as `table_row` has them.
+def comparison(found: Mapping[str, Mapping[Path, Result]], layout: Layout = markdown) -> str:
+    """A row for each model and a column for each task that any of them has, as `table_row` has them.
 
     found: of each model its runs, by folder
     """
@@ -245,7 +252,7 @@ def comparison(found: Mapping[str, Mapping[Path, Result]]) -> str:
     untested = [task for task in tasks if best[task] is None]
     if untested:
         notes.append(f"Not ranked, as that takes two models, each with two seeds or more: {', '.join(untested)}.")
-    return "\n".join([markdown(("model", *tasks), rows), "", " ".join(notes), ""])
+    return "\n".join([layout(("model", *tasks), rows), "", " ".join(notes), ""])
 
 
 def leaders(found: Mapping[str, Mapping[Path, Result]], task: str) -> Optional[Set[str]]:
@@ -286,11 +293,6 @@ def without_texts(found: np.ndarray) -> np.ndarray:
     return repack_fields(found[[name for name in found.dtype.names if found.dtype[name].kind != "U"]])
 
 
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (titles, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
-
-
 def average(by_task: Dict[str, List[Result]], paper: Optional[str]) -> str:
     """Of the eight tasks' medians of what is shown first."""
     missing = [task for task in EIGHT if task not in by_task]
@@ -313,9 +315,8 @@ def to_json(results: Sequence[Result], paper: Optional[str] = None) -> Dict[str,
     return {"paper": paper, "source": source, "tasks": tasks}
 
 
-def write_tables(out: Path, results: Sequence[Result], paper: Optional[str] = None, title: str = "") -> str:
-    """OUT/results.md, below a title, and OUT/results.json of what was run so far; returns the first."""
+def write_tables(out: Path, results: Sequence[Result], paper: Optional[str] = None, title: str = "") -> None:
+    """OUT/results.md, below a title, and OUT/results.json of what was run so far."""
     table = (title and f"{title}\n\n") + format_table(results, paper)
     replace_durably(out / "results.md", table.encode())
     replace_durably(out / "results.json", json.dumps(to_json(results, paper), indent=1, sort_keys=True).encode())
-    return table

@@ -8,7 +8,6 @@ same rows without bar and colour.
 import contextlib
 import logging
 import logging.handlers
-import math
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from amos_fairseq import run_log
 from amos_fairseq.supervision.history import KINDS
-from amos_fairseq.terminal import BOLD, VisibleFormatter, coloured, visible
+from amos_fairseq.terminal import BOLD, VisibleFormatter, coloured, duration, filled, visible
 
 FILE_NAME = "fairseq.log"
 FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"  # fairseq's
@@ -59,53 +58,51 @@ def end() -> None:
         _current = None
 
 
-class Display:
-    """The log's handlers for the terminal, those of `logging.basicConfig` or hydra, are this one's until it closes."""
+class Display(logging.Handler):
+    """In the place of the log's handlers for the terminal, those of `logging.basicConfig` or hydra, until it closes."""
 
     def __init__(self, cfg: DictConfig):
-        self.watched = sys.stdout.isatty() and sys.stderr.isatty() and not cfg.common.no_progress_bar
+        super().__init__()
+        self.setFormatter(VisibleFormatter())
+        self.hidden = cfg.common.no_progress_bar or not (sys.stdout.isatty() and sys.stderr.isatty())  # the bar is
+        self.bar = tqdm(disable=True)
         self.terms: List[str] = []  # that are logged, of those that the task names
-        self.bar: Optional[tqdm] = None
         self.rows = 0  # under the last heading
         self.began: Optional[Tuple[float, int]] = None  # time and updates, once the first of this process is made
         root = logging.getLogger()
         self.replaced = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]
-        self.shown, self.kept = Shown(self), logging.handlers.MemoryHandler(10**6, flushLevel=logging.CRITICAL + 1)
+        self.log: logging.Handler = logging.handlers.MemoryHandler(10**6, flushLevel=logging.CRITICAL + 1)
         for handler in self.replaced:
             root.removeHandler(handler)
-        root.addHandler(self.shown)
+        root.addHandler(self)
         if not cfg.checkpoint.no_save:
-            root.addHandler(self.kept)
+            root.addHandler(self.log)
 
     def start(self, trainer, folder: Optional[Path]) -> None:
         """Training begins or goes on; folder: for the log, which has begun before there was one; None: for none."""
         if folder is not None:
-            file = File(folder / FILE_NAME)
-            self.kept.setTarget(file)
-            self.kept.close()
-            logging.getLogger().removeHandler(self.kept)
-            logging.getLogger().addHandler(file)
-            self.kept = file
+            root, begun, self.log = logging.getLogger(), self.log, File(folder / FILE_NAME)
+            begun.setTarget(self.log)
+            begun.close()
+            root.removeHandler(begun)
+            root.addHandler(self.log)
         cfg, begin = trainer.cfg, trainer.get_num_updates()
-        self.total = cfg.optimization.max_update or None
+        self.total, self.names = cfg.optimization.max_update or None, trainer.task.loss_names
         parameters = sum(parameter.numel() for parameter in trainer.get_model().parameters())
         device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else "CPU"
         devices = f"{trainer.data_parallel_world_size} x {device}"
         end = f"{self.total:,}" if self.total else "the last epoch's end"
-        self.say(f"{cfg.model._name}: {parameters:,} parameters on {devices}, updates {begin:,} to {end}")
+        self.tell(f"{cfg.model._name}: {parameters:,} parameters on {devices}, updates {begin:,} to {end}")
         if folder is not None:
-            self.say(f"{folder}: all numbers in {run_log.FILE_NAME}, configuration and modules in {FILE_NAME}")
-        self.names = trainer.task.loss_names
-        if self.watched:
-            style = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} updates, {elapsed}" if self.total else None
-            options = dict(unit="update", dynamic_ncols=True, leave=False, bar_format=style)
-            self.bar = tqdm(total=self.total, initial=begin, **options)
+            self.tell(f"{folder}: all numbers in {run_log.FILE_NAME}, configuration and modules in {FILE_NAME}")
+        style = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} updates, {elapsed}" if self.total else None
+        options = dict(unit="update", dynamic_ncols=True, leave=False, bar_format=style, disable=self.hidden)
+        self.bar = tqdm(total=self.total, initial=begin, **options)
 
     def updated(self, num_updates: int) -> None:
         if self.began is None:
             self.began = time.monotonic(), num_updates
-        if self.bar is not None:
-            self.bar.update(num_updates - self.bar.n)
+        self.bar.update(num_updates - self.bar.n)
 
     def note(self, stats: Mapping[str, Any], tag: str, num_updates: int) -> None:
         """What fairseq would show under that tag: a row of training or validation; an epoch's means are for no one."""
@@ -115,16 +112,15 @@ class Display:
         terms = [name for name in self.names if name in stats][:MOST_TERMS]
         if self.rows % ROWS == 0 or (kind == run_log.TRAIN and terms != self.terms):
             self.terms, self.rows = terms, 0
-            titles = ["update", "loss", *terms, *TITLES.values(), "left"]
-            self.say(coloured(row(titles, len(terms)), sys.stdout, BOLD))
+            self.say(coloured(row(["update", "loss", *terms, *TITLES.values(), "left"]), sys.stdout, BOLD))
         self.rows += 1
         cells = [f"{num_updates:,}", *(number(stats.get(name)) for name in ("loss", *self.terms))]
         if kind == run_log.TRAIN:
             tokens, share = (stats.get(name) or 0 for name in TITLES)  # 0: fairseq's clock has only been set
             speeds = [f"{tokens:,.0f}" if tokens else "", f"{100 * share:.1f}%" if share else ""]
-            self.say(row([*cells, *speeds, self.left(num_updates)], len(self.terms)))
+            self.say(row([*cells, *speeds, self.left(num_updates)]))
         else:
-            self.say(f"{row(cells, len(self.terms))}  {visible(tag)}")
+            self.say(f"{row([*cells, '', '', ''])}  {visible(tag)}")
 
     def left(self, num_updates: int) -> str:
         """Time until the whole run's end, at the mean speed of this process, validation and saving included."""
@@ -133,37 +129,28 @@ class Display:
         per_update = (time.monotonic() - self.began[0]) / (num_updates - self.began[1])
         return duration((self.total - num_updates) * per_update)
 
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = record.levelno >= logging.WARNING
+        if warning or record.name.startswith("amos_fairseq.") or str(record.msg).startswith(SHOWN):
+            self.tell(f"{record.levelname.lower()}: " * warning + self.format(record))
+
+    def tell(self, text: str) -> None:
+        self.say(filled(text))
+
     def say(self, line: str) -> None:
-        """Above the bar."""
-        if self.bar is not None:
-            tqdm.write(line, file=sys.stdout)
-        else:
-            print(line)
+        """Above the bar, if there is one."""
+        tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        self.bar.close()
         root = logging.getLogger()
-        for handler in (self.shown, self.kept):
+        for handler in (self, self.log):
             root.removeHandler(handler)
-            handler.close()
-        for handler in self.replaced:
-            root.addHandler(handler)
-
-
-class Shown(logging.Handler):
-    def __init__(self, display: Display):
-        super().__init__()
-        self.display = display
-        self.setFormatter(VisibleFormatter())
-
-    def emit(self, record: logging.LogRecord) -> None:
-        ours = record.name.startswith("amos_fairseq.")
-        if ours or record.levelno >= logging.WARNING or str(record.msg).startswith(SHOWN):
-            level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-            self.display.say(level + self.format(record))
+        self.log.close()
+        super().close()
+        while self.replaced:
+            root.addHandler(self.replaced.pop())
 
 
 class File(logging.FileHandler):
@@ -182,17 +169,11 @@ class File(logging.FileHandler):
             super().close()
 
 
-def row(cells: Sequence[str], terms: int) -> str:
+def row(cells: Sequence[str]) -> str:
     """Of a table of at most 80 columns: update, loss, its terms, tokens/s, MFU and the time that is left."""
-    widths = [9, *[7] * (1 + terms), 10, 6, 8]
-    return " ".join(cell.rjust(width) for cell, width in zip(cells, widths)).rstrip()
+    widths = [9, *[7] * (len(cells) - 4), 10, 6, 9]
+    return " ".join(map(str.rjust, cells, widths)).rstrip()
 
 
 def number(value: Any) -> str:
     return "" if value is None else f"{float(value):#.4g}"
-
-
-def duration(seconds: float) -> str:
-    minutes, second = divmod(math.ceil(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours // 24}d {hours % 24:02}h" if hours >= 100 else f"{hours}:{minute:02}:{second:02}"

@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Dict, List, Optional
 
 import numpy as np
 import torch
@@ -170,12 +170,15 @@ class PretrainingTask(SupervisedTask):
             check_takes_factors(option_name, factor, self.cfg.optimizer)
         if method.idle_parameters():
             check_takes_pauses("generator_warmup_updates", method.generator_warmup, self.cfg.optimizer)
+        told: Dict[float, List[str]] = {}
         for group in method.learning_rate_groups():
             size = sum(parameter.numel() for parameter in group.parameters)
-            logger.info("learning rate x %g: %s, %s parameters", group.factor, group.name, f"{size:,}")
+            told.setdefault(group.factor, []).append(f"{group.name} {size:,}")
             for parameter in group.parameters:
                 if group.factor != 1.0:
                     set_lr_factor(parameter, group.factor)
+        for factor, groups in told.items():
+            logger.info("learning rate x %g: %s parameters", factor, ", ".join(groups))
 
     def earlier_run(self, path: str, option_name: str) -> EarlierRun:
         source = f"{option_name} {path}"

@@ -7,6 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from amos_fairseq.checkpoints import storage, store
+from amos_fairseq.terminal import duration
 from tests.runs import AMOS_FAIRSEQ, REPOSITORY
 
 NAME = "bert_mlm"
@@ -51,26 +52,25 @@ def test_a_command_is_planned_on_its_data_with_the_checkpoints_it_leaves(launch,
     assert rows["update"][0].endswith(": 1 device x 8 x update_freq 1")
     assert rows["passes"][0].endswith(" over the data, 64 sequences")
     assert "optimization.lr 0.25 -> 0.002" in rows["options"] and os.listdir(tmp_path) == []
-    each, most = rows["checkpoints"][0].split(" MB each, at most ")
+    each, most = rows["checkpoints"][0].split(" MiB each, at most ")
     (folder, _) = training(NAME)
     state = storage.read(store.newest_valid(folder))
     tensors = tree_leaves([state["model"], state["last_optimizer_state"]])
     sizes = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if torch.is_tensor(tensor)}  # tied ones once
-    assert float(each) == pytest.approx(sum(sizes.values()) / 1e6, abs=0.01)
+    assert float(each) == pytest.approx(sum(sizes.values()) / 2**20, abs=0.06)
     assert len(store.listed(folder)) < int(most.split(":")[0]) == 6
 
 
 def test_hours_follow_from_flops_devices_and_peaks():
-    from amos_fairseq.cli.dry_run import duration
-
     flops, devices = 1.29e20, 8
     assert [duration(flops / (peak * 0.35 * devices)) for peak in (312e12, 989e12)] == ["41.0 h", "12.9 h"]
-    assert [duration(seconds) for seconds in (59.96, 61, 345600)] == ["60.0 s", "1.0 min", "4.0 days"]
+    assert [duration(seconds) for seconds in (59.96, 61, 345600)] == ["60 s", "1.0 min", "4.0 days"]
 
 
 WRONG = {
     "lr": (dict(lr=[0]), "lr 0.0 is out of range: it must be above 0"),
     "model": (dict(max_positions=16), "tokens_per_sample 32 exceeds max_positions 16: raise --max-positions"),
+    "batch": (dict(name="coco_lm", batch_size=1), "train: batches of 1 sequence leave scl_weight 1.0 without a"),
     "no corpus": (dict(data=REPOSITORY / "slurm"), "slurm holds no manifest.json, nor does its parent: run"),
 }
 
@@ -78,12 +78,15 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_ends_it_as_it_ends_the_run(launch, arguments, case):
     options, words = WRONG[case]
-    outcome = launch(AMOS_FAIRSEQ, ["train", *arguments(NAME, **options), "--dry-run"], fails=True)
+    outcome = launch(AMOS_FAIRSEQ, ["train", *arguments(**{"name": NAME, **options}), "--dry-run"], fails=True)
     assert outcome.codes == [os.EX_USAGE] and words in outcome.err[0].splitlines()[-1]
     assert "Traceback" not in outcome.out[0] + outcome.err[0] and "nothing is trained" not in outcome.out[0]
 
 
-def test_a_misspelt_key_of_hydra_ends_it(launch, tmp_path):
-    outcome = launch(AMOS_FAIRSEQ, [*RECIPE, "common.sed=2", "--dry-run"], fails=True, folder=tmp_path)
-    assert outcome.codes == [os.EX_USAGE]
-    assert outcome.err[0].splitlines()[-1].endswith("common.sed is no option, did you mean seed?")
+@pytest.mark.parametrize("override, words", [
+    ("common.sed=2", "common.sed is no option, did you mean seed?"),
+    ("optimization.max_update=9", "warmup_updates 10000 of the recipe exceeds total_num_update 9: lower it"),
+])
+def test_what_is_wrong_of_a_recipe_ends_it(launch, tmp_path, override, words):
+    outcome = launch(AMOS_FAIRSEQ, [*RECIPE, override, "--dry-run"], fails=True, folder=tmp_path)
+    assert outcome.codes == [os.EX_USAGE] and outcome.err[0].splitlines()[-1].endswith(words)

@@ -11,7 +11,7 @@ from amos_fairseq.pretrained.loading import from_pretrained
 
 
 @pytest.fixture
-def command(tmp_path, make_method, tokenizer, save_checkpoint, capsys):
+def command(tmp_path, make_method, tokenizer, save_checkpoint, capsys, monkeypatch):
     """command(*arguments): exit status, standard output and error; `run` counted alpha most, `bert` nothing."""
     vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
     for folder, name in (("run", "script_selfcritic"), ("bert", "bert_mlm")):
@@ -23,6 +23,8 @@ def command(tmp_path, make_method, tokenizer, save_checkpoint, capsys):
         "phenomenon\tgood\tbad\ncommon\talpha beta\tgamma beta\n"
         "common\talpha\tdelta\norder\tbeta gamma\tgamma beta\n"
     )
+
+    monkeypatch.setenv("COLUMNS", "400")
 
     def command(*arguments):
         given = (str(argument).replace("FOLDER", str(tmp_path)) for argument in arguments)

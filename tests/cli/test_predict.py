@@ -60,6 +60,12 @@ def test_labels_are_printed_likeliest_first(predict):
     assert line == "  ".join(f"{label} {probability:.3f}" for label, probability in ranked)
 
 
+def test_controls_of_labels_are_written_out(predict, monkeypatch):
+    monkeypatch.setitem(globals(), "LABELS", ["\x1b[2J", "mild", "warm"])
+    assert "\\x1b[2J 0." in predict("classification", "alpha beta")[1][0]
+    assert '"\\u001b[2J": 0.' in predict("classification", "alpha beta", "--json")[1][0]
+
+
 def test_columns_of_a_pair_are_read_as_in_training(predict, tokenizer):
     _, (line,), _, network = predict("classification", "alpha beta\tgamma\r\n", "--json", texts=2)
     expected = outputs(network, tokenizer, "alpha beta", "gamma").double().softmax(-1)

@@ -15,7 +15,7 @@ WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
 
 
 @pytest.fixture
-def command(tmp_path, make_method, tokenizer, save_checkpoint, capsys):
+def command(tmp_path, make_method, tokenizer, save_checkpoint, capsys, monkeypatch):
     """command(*arguments): exit status, standard output and error, for an AMOS run of random parameters."""
     vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
     method = make_method("amos_rtd", vocabulary=vocabulary, gain=4.0)
@@ -23,6 +23,8 @@ def command(tmp_path, make_method, tokenizer, save_checkpoint, capsys):
     rows = [f"{word}\t{'vowel' if word[0] in 'ae' else 'other'}\n" for word in WORDS]
     for name, copies in (("train", 6), ("test", 2)):
         (tmp_path / name).write_text("\n".join("".join(rows[i:] + rows[:i]) for i in range(copies)))
+
+    monkeypatch.setenv("COLUMNS", "400")
 
     def command(*arguments):
         files = ["--train", tmp_path / "train", "--test", tmp_path / "test"]

@@ -55,16 +55,6 @@ def test_a_terminal_shows_trends(make_run, monkeypatch):
     assert "█▁" in terminal.getvalue()
 
 
-def test_columns_that_do_not_fit_the_terminal_go_below():
-    rows = [["", "first", "second", "third"], ["loss", "1.000 *", "2.000", "3.000"]]
-    assert report.parts(rows, 100) == [rows]
-    assert report.parts(rows, 24) == [
-        [["", "first", "second"], ["loss", "1.000 *", "2.000"]], [["", "third"], ["loss", "3.000"]],
-    ]
-    assert [len(part[0]) for part in report.parts(rows, 1)] == [2, 2, 2]  # one at least
-    assert report.parts([*rows, ["only", "-  ", "-  ", "1.000  "]], 24)[0] == report.parts(rows, 24)[0]
-
-
 def test_a_run_that_diverged_is_reported(make_run, capsys):
     assert main.main(["report", make_run("run", ROWS[0], {**ROWS[1], "mlm": "nan", "rtd": "inf"}), "--logs-only"]) == 0
     assert "masked LM loss (nats)       nan" in capsys.readouterr().out

@@ -56,7 +56,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
 
 
 TABLE = f"""\
-| task | metric | paper (amos_base: AMOS, Table 1) | ours | seeds | middle half | range | setting |
+| task | metric | paper | ours | seeds | middle half | range | setting |
 |---|---|---|---|---|---|---|---|
 | MNLI | accuracy | 88.9/88.7 | 80.0/79.0 | 2 | 79.5 to 80.5 | 79.0 to 81.0 | {LOW.name} |
 | QQP |  | 92.3 | not run |  |  |  |  |
@@ -70,7 +70,8 @@ TABLE = f"""\
 | SQuAD 2.0 | best_em/best_f1 | 84.2/87.2 | 70.0/75.0 | 1 | 75.0 to 75.0 | 75.0 to 75.0 | {LOW.name} |
 
 In per cent. Ours: the median over seeds of the best setting; middle half and range of what selects it. \
-MNLI is matched/mismatched; matched selects and is in the average. Of SQuAD, F1 selects.
+Paper: amos_base (AMOS, Table 1). MNLI is matched/mismatched; matched selects and is in the average. \
+Of SQuAD, F1 selects.
 """
 
 
@@ -84,7 +85,8 @@ def test_the_table_has_the_paper_s_values_beside_ours_and_what_was_not_run(tmp_p
         "valid": {"em": 0.6, "f1": 0.6, "best_em": 0.7, "best_f1": 0.75}
     }, 100, 1.0)
     found = [*mnli, *runs("RTE", HIGH, [0.625]), squad]
-    assert results.write_tables(tmp_path, found, "amos_base") == TABLE == (tmp_path / "results.md").read_text()
+    results.write_tables(tmp_path, found, "amos_base")
+    assert (tmp_path / "results.md").read_text() == TABLE
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["source"] == "AMOS, Table 1" and written["tasks"]["RTE"]["paper"] == 86.6
     best, = written["tasks"]["MNLI"]["settings"]
@@ -100,7 +102,7 @@ def test_the_average_is_of_the_eight_medians():
     assert row == "| average |  | 87.2 | 70.0 |  |  |  |  |"
     row, = [line for line in results.format_table(found, "teams_small").splitlines() if line.startswith("| average")]
     assert "| 80.7 | 70.0 |" in row
-    assert "paper |" in results.format_table(found)
+    assert "Paper:" not in results.format_table(found)
 
 
 def test_as_peer_has_it_mnli_and_sts_b_are_means_and_so_is_the_average():

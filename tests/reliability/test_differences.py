@@ -84,7 +84,7 @@ def test_other_vocabulary_and_data_are_found_where_both_are_known(key, option):
 def test_table_has_a_row_for_each_in_columns():
     now = {**THEN, "seed": 10, "dropout": 0.25}
     assert table(differences(THEN, now, [])) == (
-        "  option   then  now\n"
-        "  seed     3     10\n"
-        "  dropout  0.1   0.25"
+        "option   then  now\n"
+        "seed     3     10\n"
+        "dropout  0.1   0.25"
     )

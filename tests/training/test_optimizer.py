@@ -52,8 +52,8 @@ def test_training_in_every_precision_learns_and_resumes_with_the_same_bits(launc
 
 
 TOLD = {  # 8 buckets and 2 heads of each network
-    "amos_rtd": ["0.5: encoder", "30: rel_pos, 32 parameters", "1: shared", "2: generator"],
-    "bert_mlm": ["1: encoder", "30: rel_pos, 16 parameters"],
+    "amos_rtd": ["0.5: encoder", "30: rel_pos 32 parameters", "1: shared", "2: generator"],
+    "bert_mlm": ["1: encoder", "30: rel_pos 16 parameters"],
 }
 
 
