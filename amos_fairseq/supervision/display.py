@@ -134,12 +134,13 @@ class Display:
         return duration((self.total - num_updates) * per_update)
 
     def say(self, line: str) -> None:
-        """Above the bar."""
-        if self.bar is not None:
-            tqdm.write(line, file=sys.stdout)
-        else:
-            print(line)
-        sys.stdout.flush()
+        """Above the bar. Who takes no more of it, a full disk or a reader that is gone, does not end the run."""
+        with contextlib.suppress(OSError):
+            if self.bar is not None:
+                tqdm.write(line, file=sys.stdout)
+            else:
+                print(line)
+            sys.stdout.flush()
 
     def close(self) -> None:
         if self.bar is not None:
