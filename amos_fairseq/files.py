@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Iterable, Iterator, Mapping, Optional, TypedDi
 
 PathLike = Union[str, os.PathLike]
 READ_BYTES = 1 << 20  # at a time
+MEMORY_DEVICES = 1  # Linux's major number; terminals have others
 
 
 class FileRecord(TypedDict):
@@ -29,6 +30,13 @@ def check_regular(path: Union[PathLike, int], most: Optional[int] = None) -> Non
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     if most is not None and found.st_size > most:
         raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, more than {most:,}", str(path))
+
+
+def check_ends(path: PathLike) -> None:
+    """Raises OSError for a device like /dev/zero, which can be read for ever; a pipe ends when its writer does."""
+    found = os.stat(path)
+    if stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) == MEMORY_DEVICES:
+        raise OSError(errno.EINVAL, "it is a device, not a text", str(path))
 
 
 def open_own(path: PathLike) -> int:
