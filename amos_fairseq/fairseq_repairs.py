@@ -572,12 +572,29 @@ def training_is_supervised_from_its_start(original: Callable, cfg, main, **kwarg
 # hydra, which `amos-fairseq train` starts with this package imported; fairseq-hydra-train composes before it is
 
 @repairs("hydra._internal.config_loader_impl:ConfigLoaderImpl.load_configuration", source="ec847da1d7601786")
-def configurations_run_no_code(original: Callable, self, *args, **kwargs):
-    """hydra calls what a configuration names: a file from elsewhere could run a shell command before anything else."""
-    cfg = original(self, *args, **kwargs)
+def configurations_run_no_code(original: Callable, self, config_name, *args, **kwargs):
+    """hydra calls what a configuration names: a file from elsewhere could run a shell command before anything else.
+
+    Nor does it end for values that refer to each other, as `${b}${b}` of b, `${c}${c}`, and so on.
+    """
+    omegaconf.OmegaConf.clear_resolver("oc.create")  # YAML in a text
+    try:
+        cfg = original(self, config_name, *args, **kwargs)
+    except (UnicodeDecodeError, RecursionError) as error:
+        stop(f"configuration {config_name}: {error}", os.EX_USAGE)
     with told_in_one_line():
         hydra_options.check(omegaconf.OmegaConf.to_container(cfg.hydra, resolve=False))
+        hydra_options.check_references(cfg)
     return cfg
+
+
+@repairs("hydra._internal.defaults_list:_create_defaults_tree_impl", source="d3ba5bb22c8018d9")
+def defaults_do_not_grow(original: Callable, repo, *args, **kwargs):
+    """Files whose defaults name other files twice, as these do, are as many as their aliases would be."""
+    repo.files = getattr(repo, "files", 0) + 1
+    with told_in_one_line():
+        hydra_options.check_count(repo.files)
+    return original(repo, *args, **kwargs)
 
 
 @repairs("hydra._internal.config_search_path_impl:ConfigSearchPathImpl.append", source="71956c993710a1c0")
@@ -591,9 +608,13 @@ def search_paths_import_nothing(original: Callable, self, provider, path, *args,
 @repairs("omegaconf:OmegaConf.load", source="d66145781447a346")
 def configurations_do_not_grow(original: Callable, file):
     """A few lines of YAML whose aliases hold each other take all memory there is."""
+    path = file if isinstance(file, (str, os.PathLike)) else file.name
     with told_in_one_line():
-        hydra_options.check_file(file if isinstance(file, (str, os.PathLike)) else file.name)
-    return original(file)
+        hydra_options.check_file(path)
+        try:
+            return original(file)
+        except ValueError as error:  # a number of too many digits
+            raise ValueError(f"{path}: {error}") from None
 
 
 @repairs("hydra.main:_get_rerun_conf", source="541b7e7d76b4b8f8")

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Iterable, Iterator, Mapping, Optional, TypedDi
 
 PathLike = Union[str, os.PathLike]
 READ_BYTES = 1 << 20  # at a time
+MEMORY_DEVICES = 1  # Linux's major number; terminals have others
 
 
 class FileRecord(TypedDict):
@@ -29,6 +30,13 @@ def check_regular(path: Union[PathLike, int], most: Optional[int] = None) -> Non
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     if most is not None and found.st_size > most:
         raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, more than {most:,}", str(path))
+
+
+def check_ends(path: PathLike) -> None:
+    """Raises OSError for a device like /dev/zero, which can be read for ever; a pipe ends when its writer does."""
+    found = os.stat(path)
+    if stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) == MEMORY_DEVICES:
+        raise OSError(errno.EINVAL, "it is a device, not a text", str(path))
 
 
 def open_own(path: PathLike) -> int:
@@ -100,10 +108,20 @@ def durably_written(path: PathLike) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.strerror and error.filename in (None, temporary):
+            error.filename = os.fspath(path)
         raise
+
+
+@contextlib.contextmanager
+def result_written(path: Path) -> Iterator[BinaryIO]:
+    """What a command makes, written as `durably_written` does; what one that was killed left of it goes first."""
+    remove_leftovers(path.parent, path.name)
+    with durably_written(path) as stream:
+        yield stream
 
 
 def replace_durably(path: PathLike, content: bytes) -> None:
@@ -148,16 +166,16 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise ValueError(f"{out.parent} is no folder to write {out.name} into")
     partial = Path(temporary_name(parent / f".{out.name}"))
     try:
-        try:
-            remove_leftovers(parent, f".{out.name}")
-            partial.mkdir()
-        except OSError as error:
-            error.filename = str(out)  # not that of the temporary folder
-            raise
+        remove_leftovers(parent, f".{out.name}")
+        partial.mkdir()
         yield partial
         sync(partial)
         os.rename(partial, out)
         sync_folder(parent)
+    except OSError as error:
+        if error.strerror and (error.errno == errno.ENOSPC or str(error.filename or partial).startswith(str(partial))):
+            error.filename = str(out)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

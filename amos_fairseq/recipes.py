@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Dict, Optional
 
+from amos_fairseq.files import new_folder
+
 PACKAGE = Path(__file__).resolve().parent
 # A wheel has the repository's folders within the package.
 ROOT = PACKAGE if (PACKAGE / "examples").is_dir() else PACKAGE.parent
@@ -25,14 +27,9 @@ def config_dir(name: str) -> Optional[Path]:
 
 
 def copy(folder: Path) -> None:
-    """Write all recipes to folder/examples and the scripts to folder/slurm, which find each other there.
-
-    Raises ValueError if one of these is there already.
-    """
-    for part in (EXAMPLES, SLURM):
-        if (folder / part.name).exists():
-            raise ValueError(f"{folder / part.name} exists: name another folder, nothing is written over")
-    for path in sorted([*EXAMPLES.glob("*/*.yaml"), *EXAMPLES.glob("*/model/*.yaml"), *SLURM.glob("*.sh")]):
-        target = folder / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
+    """Write all recipes to examples/ of a new folder and the scripts to slurm/, which find each other there."""
+    with new_folder(folder) as partial:
+        for path in sorted([*EXAMPLES.glob("*/*.yaml"), *EXAMPLES.glob("*/model/*.yaml"), *SLURM.glob("*.sh")]):
+            target = partial / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)

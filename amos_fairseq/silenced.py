@@ -20,7 +20,11 @@ LOG_LINES = {"fairseq.utils": r"--user-dir=.* has already been imported"}  # by 
 
 
 def install() -> None:
-    """A user's own filters, of Python's -W and PYTHONWARNINGS, go before these. Further calls change nothing."""
+    """A user's own filters, of Python's -W and PYTHONWARNINGS, go before these. Further calls change nothing.
+
+    Lines of the log that a full disk does not take are lost without a traceback of each.
+    """
+    logging.raiseExceptions = False
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message, append=True)
     for name, words in LOG_LINES.items():

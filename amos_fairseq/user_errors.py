@@ -54,7 +54,8 @@ def unreadable_is_damaged():
 
 def stop(message: str, status: int, program: str = "amos_fairseq") -> NoReturn:
     """End the program with the message on standard error and a status that says what kind of trouble it is."""
-    print(f"{program}: error: {visible(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk takes no words, either
+        print(f"{program}: error: {visible(message)}", file=sys.stderr)
     raise SystemExit(status)
 
 

@@ -19,6 +19,7 @@ BASE = BOTTOM | {"json_files"}
 # part -> parts that it may import besides itself, at the top of a file or within a function
 ARROWS = {
     **{part: set() for part in BOTTOM},
+    "recipes": {"files"},
     "user_errors": {"terminal"},
     "json_files": {"files", "options", "user_errors"},
     "csrc": set(),

@@ -118,10 +118,9 @@ def test_recipes_are_listed_by_name_with_what_they_are(capsys):
 
 
 def test_nothing_is_written_over_by_a_copy(tmp_path, capsys):
-    (tmp_path / "examples").mkdir()
     assert main.main(["recipes", "copy", str(tmp_path)]) == 64
-    assert f"{tmp_path}/examples exists: name another folder, nothing is written over" in capsys.readouterr().err
-    assert recipes.SLURM == REPOSITORY / "slurm" and not (tmp_path / "slurm").exists()
+    assert f"{tmp_path} exists: name another folder" in capsys.readouterr().err
+    assert recipes.SLURM == REPOSITORY / "slurm" and not list(tmp_path.iterdir())
 
 
 def test_constraints_fit_the_requirements_and_leave_torch_to_its_user():

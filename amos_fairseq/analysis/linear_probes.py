@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from amos_fairseq.analysis.figures import decorate, new_figure, style
 from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.files import check_ends
 from amos_fairseq.finetune import tables
 from amos_fairseq.finetune.metrics import accuracy, macro_f1
 from amos_fairseq.modules.batching import BATCH_TOKENS, batches, padded
@@ -61,6 +62,7 @@ def read_labelled(path: Path) -> List[List[Word]]:
 
     Raises ValueError, in one line, for anything else.
     """
+    check_ends(path)
     sentences: List[List[Word]] = []
     before = 0
     for number, line in tables.lines_of(path):

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from amos_fairseq.files import durably_written, remove_leftovers
+    from amos_fairseq.files import result_written
 
     model = trained.load(args)
     layer = model.layer_number(args.layer)
@@ -40,8 +40,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.file}, line {number}: {error}") from None
     shape = (len(lines), model.encoder.config.dim)
     options = dict(total=len(lines), unit="line", desc="embed", disable=None)
-    remove_leftovers(Path(args.out).parent, Path(args.out).name)
-    with durably_written(str(args.out)) as stream, tqdm(**options) as bar:
+    with result_written(args.out) as stream, tqdm(**options) as bar:
         np.lib.format.write_array_header_1_0(stream, dict(descr="<f4", fortran_order=False, shape=shape))
         for start in range(0, len(lines), CHUNK):
             chunk = lines[start : start + CHUNK]

@@ -147,7 +147,7 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
             print(visible(f"failed: {job.name}: {reason}"), file=sys.stderr)
         if getattr(args, "export_predictions", False):
             export_predictions(args.out, data, "cpu" if cpu else "cuda")
-        return 1 if outcome.failed else None
+        return os.EX_IOERR if outcome.disk else 1 if outcome.failed else None
 
 
 def seeds_of(args: argparse.Namespace) -> List[int]:

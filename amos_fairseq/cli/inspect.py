@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from amos_fairseq.cli.trained import add_text, lines_of
-from amos_fairseq.files import remove_leftovers, replace_durably
+from amos_fairseq.files import result_written
 from amos_fairseq.terminal import json_line, shows_colour, visible
 
 HELP = (
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
     if args.html:
         console = Console(record=True, file=io.StringIO(), width=HTML_WIDTH)
         write(console, sentences, args.threshold, stages)
-        remove_leftovers(args.html.parent, args.html.name)
-        replace_durably(args.html, console.export_html().encode())
+        with result_written(args.html) as stream:
+            stream.write(console.export_html().encode())
         print(visible(args.html))
     else:
         write(terminal(args.color), sentences, args.threshold, stages)

@@ -4,11 +4,12 @@ A command is a module of this package with `HELP`, `add_arguments(parser)` and `
 is asked for, and imports what takes long only when it runs, so that no `--help` waits for torch or fairseq.
 """
 import argparse
+import contextlib
 import importlib
 import os
 import signal
 import sys
-from typing import List, Optional
+from typing import Iterator, List, Optional
 
 from amos_fairseq import __version__, plugins
 from amos_fairseq.cli.processes import interrupt, signals_handled
@@ -56,25 +57,35 @@ def main(arguments: Optional[List[str]] = None) -> int:
         plugins.load()
         # What is half-written is cleared away by whoever writes; training saves instead.
         numbers = [] if chosen.command == "train" else [signal.SIGTERM, signal.SIGHUP]
-        with signals_handled(numbers, interrupt):
-            status = run_command(chosen.command, chosen.arguments)
-        sys.stdout.flush()  # which may fail
-        return status
+        with signals_handled(numbers, interrupt), printed(fails=chosen.command != "train"):
+            return run_command(chosen.command, chosen.arguments)
     except KeyboardInterrupt as interrupted:
         return 128 + (interrupted.args or (signal.SIGINT,))[0]
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError) as error:
         # fairseq-train's tracebacks stay: an error after hours of training is no mistake in the input.
         if chosen.command == "train" or os.environ.get("AMOS_FAIRSEQ_TRACEBACK") == "1":
             raise
         print(f"amos-fairseq {chosen.command}: error: {visible(describe(error))}", file=sys.stderr)
+        return status_of(error)
+
+
+@contextlib.contextmanager
+def printed(fails: bool) -> Iterator[None]:
+    """All that is printed inside has left this process at the end; fails: whether an error says that it could not.
+
+    What a full disk or a reader that is gone did not take, Python would try again at its end, and end with 120.
+    """
+    try:
+        yield
+    finally:
         try:
             sys.stdout.flush()
-        except OSError:  # a full disk takes no more of it, which Python would try at its end
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return status_of(error)
+            if fails:
+                raise
 
 
 def run_command(command: str, arguments: List[str]) -> int:
@@ -111,8 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def describe(error: Exception) -> str:
     """The error in one line: `path: reason` for a file, else its message."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from amos_fairseq.analysis import minimal_pairs
-    from amos_fairseq.files import replace_durably
+    from amos_fairseq.files import result_written
     from amos_fairseq.pretrained.scoring import SCORINGS, WITHIN_WORD
 
     asked = SCORINGS if args.scores is None else args.scores.split(",")
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
         judged.append(minimal_pairs.judge(pairs, unigram.scores, None, args.per_token))
     if args.out is not None:
         rows = (minimal_pairs.as_row(number, pair, scored) for number, pair in enumerate(pairs))
-        replace_durably(args.out, "".join(json_line(row) + "\n" for row in rows).encode())
+        with result_written(args.out) as stream:
+            stream.writelines(f"{json_line(row)}\n".encode() for row in rows)
     if args.json:
         columns = zip(scored, judged)
         rows = [{"model": column.model, "score": column.scoring, **as_json(result)} for column, result in columns]

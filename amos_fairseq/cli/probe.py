@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Iterable, List, Optional
 
 from amos_fairseq.cli import trained
+from amos_fairseq.files import result_written
 from amos_fairseq.terminal import filled, json_line, table
 
 HELP = (
@@ -203,7 +204,8 @@ def probe_words(args: argparse.Namespace) -> None:
 
     depths = {name: model.method.marked_layers(name) for name in chosen}
     if args.png:
-        linear_probes.curves(results, share, depths).savefig(args.png, dpi=150)
+        with result_written(args.png) as stream:
+            linear_probes.curves(results, share, depths).savefig(stream, format="png", dpi=150)
     if args.json:
         words = {"train": train_words, "test": test_words}
         rows, majority = [result._asdict() for result in results], {"label": label, "accuracy": share}

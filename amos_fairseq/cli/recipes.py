@@ -10,7 +10,7 @@ HELP = "List the recipes, or copy their yaml files and the Slurm scripts into a 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "copy"), default="list", help="default: list")
-    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="of copy: gets examples/ and slurm/")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="of copy: a new one")
 
 
 def run(args: argparse.Namespace) -> None:

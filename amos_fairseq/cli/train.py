@@ -54,10 +54,11 @@ def mistakes_in_configurations_told(arguments: List[str]) -> Iterator[None]:
         yield
     except (HydraException, yaml.YAMLError) as error:
         stop(worded(error, arguments), os.EX_USAGE)
-    except OSError as error:  # hydra writes, too, before the training does
-        if status_of(error) != os.EX_IOERR:
+    except (OSError, ValueError) as error:  # hydra writes, too, before the training does, and logs
+        cause = error.__cause__ or error
+        if status_of(cause) != os.EX_IOERR:
             raise
-        stop(f"{error.filename or 'a file'}: {error.strerror}", os.EX_IOERR)
+        stop(f"{cause.filename or 'a file'}: {cause.strerror}", os.EX_IOERR)
 
 
 def worded(error: Exception, arguments: List[str]) -> str:

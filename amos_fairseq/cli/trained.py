@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
+from amos_fairseq.files import check_ends
+
 
 def add_run(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
     parser.add_argument("run", type=Path, nargs=nargs, metavar="RUN",
@@ -72,6 +74,8 @@ def checked(text: str, name: str = "--text") -> str:
 
 def read(path: str) -> str:
     """A file's text; - for standard input."""
+    if path != "-":
+        check_ends(path)
     data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     try:
         return data.decode("utf-8-sig")

@@ -24,7 +24,7 @@ import numpy as np
 
 from amos_fairseq import json_files
 from amos_fairseq.data.tokenizer import Tokenizer
-from amos_fairseq.files import durably_written, replace_durably
+from amos_fairseq.files import check_regular, durably_written, replace_durably
 from amos_fairseq.finetune import labelled, tables
 from amos_fairseq.finetune.labelled import Examples, Problem
 from amos_fairseq.finetune.metrics import records
@@ -88,6 +88,7 @@ class Predictions(NamedTuple):
 def read(path) -> Dataset:
     """Read train-v1.1.json, dev-v2.0.json or any file in their format; ValueError in one line if it is in another."""
     try:
+        check_regular(path)
         content, surrogates = tables.load_json(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None

@@ -30,6 +30,7 @@ from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned, load_finetuned
 from amos_fairseq.finetune.presets import Setting
 from amos_fairseq.finetune.results import RESULT, RUNS, Result
+from amos_fairseq.user_errors import told_in_one_line
 
 ABOUT, DATA, LOG = "sweep.json", "data", "train.log"
 SPLIT = re.compile(r"(train|valid|test)\d*")
@@ -75,10 +76,11 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """failed: why, by job. stopped: before all jobs were done."""
+    """failed: why, by job. stopped: before all jobs were done. disk: one failed for want of room, the last."""
 
     failed: Dict[Job, str]
     stopped: bool
+    disk: bool = False
 
 
 @contextlib.contextmanager
@@ -150,6 +152,7 @@ def training_arguments(job: Job, model: Model) -> List[str]:
     return [str(job.data.resolve()), *words, *switches]
 
 
+@told_in_one_line(OSError)
 def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[List[str]], None]) -> None:
     """Train and measure, in a process of its own; the last thing is the result. device: CUDA's number of a GPU."""
     os.setsid()  # Ctrl-C is for the sweep, which stops its runs
@@ -205,10 +208,10 @@ def carry_out_all(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     waiting = [job for job in jobs if not (job.folder / RESULT).exists()]
-    free, running, failed, stopped = list(devices), {}, {}, False
+    free, running, failed, stopped, disk = list(devices), {}, {}, False, False
     try:
-        while running or (waiting and not stopped):
-            while waiting and free and not stopped:
+        while running or (waiting and not stopped and not disk):
+            while waiting and free and not stopped and not disk:
                 job, device = waiting.pop(0), free.pop(0)
                 job.folder.mkdir(parents=True, exist_ok=True)
                 process = context.Process(target=carry_out, args=(job, model, device, train))
@@ -226,6 +229,7 @@ def carry_out_all(
                     progress(job, results.read(job.folder))
                 else:
                     failed[job] = reason_of(job, process.exitcode)
+                    disk |= process.exitcode == os.EX_IOERR
                     progress(job, None)
     except KeyboardInterrupt:
         stopped = True
@@ -235,7 +239,7 @@ def carry_out_all(
                     os.kill(process.pid, signal.SIGTERM)
         for process in running:
             process.join()
-    return Outcome(failed, stopped)
+    return Outcome(failed, stopped, disk)
 
 
 def prune(out: Path, task: str) -> None:

@@ -138,9 +138,10 @@ class Display(logging.Handler):
         self.say(filled(text))
 
     def say(self, line: str) -> None:
-        """Above the bar, if there is one."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        """Above the bar, if any. Who takes no more of it, a full disk or a reader that is gone, does not end the run."""
+        with contextlib.suppress(OSError):
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
     def close(self) -> None:
         self.bar.close()

@@ -51,7 +51,16 @@ HYDRA = {  # what: hydra's own group of a YAML file, and the place that is named
     "a package": (dict(searchpath=["pkg://antigravity"]), "hydra.searchpath pkg://antigravity"),
 }
 BILLION = "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12))
+FIELDS = ["log_file", "tensorboard_logdir", "wandb_project", "user_dir", "plasma_path"]
+REFERENCES = {name: f"${{common.{other}}}" * 8 for name, other in zip(FIELDS, FIELDS[1:])}
+LENGTHS = {"log_file": "x" * 99_999, "user_dir": "${common.log_file}" * 20}
 YAML = {  # what: a file that never ends, and words
+    "references": (yaml.safe_dump({"common": REFERENCES}), "values refer to others more than 1,000 times"),
+    "a text without end": (yaml.safe_dump({"common": LENGTHS}), "common.user_dir ${common.log_file}"),
+    "defaults": ("defaults: [d0@x, d0@y]", "defaults name more than 1,000 files"),
+    "a reference to nothing": ("common: {log_file: '${common.lgo}'}", "Interpolation key 'common.lgo' not found"),
+    "YAML in a text": ("common: {log_file: '${oc.create:1}'}", "Unsupported interpolation type oc.create"),
+    "digits": (f"common: {{seed: {'9' * 6000}}}", "digits.yaml: Exceeds the limit (4300 digits)"),
     "aliases": (f"a0: &a0 [1]\n{BILLION}", "values with its aliases written out"),
     "depth": ("a: " + "[" * 2_000, "is nested more than 32 levels deep"),
     "an alias of itself": ("a: &a [*a]", "is nested more than 32 levels deep"),
@@ -114,6 +123,9 @@ def outcomes(launch, arguments, yaml_config, files, corpus, tmp_path_factory):
     (folder / "yaml_nul.yaml").write_text(yaml.safe_dump(config))
     for what, (group, _) in HYDRA.items():
         (folder / f"{what}.yaml").write_text(yaml.safe_dump({**yaml_config(NAME), "hydra": group}))
+    for level in range(10):
+        (folder / f"d{level}.yaml").write_text(f"defaults: [d{level + 1}@x, d{level + 1}@y]")
+    (folder / "d10.yaml").write_text("one: 1")
     for what, (text, _) in YAML.items():
         (folder / f"{what}.yaml").write_text(text)
     commands["again"] = [OURS, ["train", "--config-name", "x", "--experimental-rerun", files / "code.pt"]]
