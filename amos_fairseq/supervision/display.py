@@ -138,7 +138,7 @@ class Display(logging.Handler):
         self.say(filled(text))
 
     def say(self, line: str) -> None:
-        """Above the bar, if any. Who takes no more of it, a full disk or a reader that is gone, does not end the run."""
+        """Above the bar, if any. Who takes no more, a full disk or a reader that is gone, does not end the run."""
         with contextlib.suppress(OSError):
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
