@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
-from amos_fairseq import json_files
+from amos_fairseq import files, json_files
 from amos_fairseq.data.sources import STREAMED
 from amos_fairseq.data.streams import split_extension
 from amos_fairseq.user_errors import seen_from
@@ -47,8 +47,10 @@ def list_inputs(inputs: Sequence[str], format: Optional[str] = None) -> Inputs:
         if os.path.isdir(name):
             _add_folder(found, name, format)
         elif name == STANDARD_INPUT or os.path.exists(name):
-            if name != STANDARD_INPUT and stat.S_ISFIFO(os.stat(name).st_mode) and not name.startswith("/dev/"):
-                raise ValueError(f"{name} is a FIFO: give what comes out of it as standard input, - < {name}")
+            if name != STANDARD_INPUT:
+                files.check_ends(name)
+                if stat.S_ISFIFO(os.stat(name).st_mode) and not name.startswith("/dev/"):
+                    raise ValueError(f"{name} is a FIFO: give what comes out of it as standard input, - < {name}")
             found.files.append((name, format or format_of(name) or "text"))
         else:
             raise ValueError(f"{seen_from(name)} does not exist")

@@ -364,12 +364,14 @@ def test_what_is_not_read_is_in_the_summary_and_the_manifest(tmp_path):
     assert "not read, unknown extension: 4 (a.png, b.png, c.png, ..)" in summary(manifest, str(tmp_path / "out"))
 
 
-def test_folders_and_pipes_with_nothing_to_read_are_refused(tmp_path):
+def test_folders_pipes_and_devices_with_nothing_to_read_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=f"^{tmp_path}/pipe is a FIFO: give what comes out of it as standard input"):
         inputs.list_inputs([str(tmp_path / "pipe")])
     with pytest.raises(ValueError, match=f"^{tmp_path} holds no .*parquet.* file, compressed or not, but 1 others$"):
         inputs.list_inputs([str(tmp_path)])
+    with pytest.raises(OSError, match="it is a device, not a text"):
+        inputs.list_inputs(["/dev/zero"])
 
 
 def test_a_path_that_is_relative_says_from_where(tmp_path, monkeypatch):
