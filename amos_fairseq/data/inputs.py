@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
-from amos_fairseq import files, json_files
+from amos_fairseq import json_files
 from amos_fairseq.data.sources import STREAMED
 from amos_fairseq.data.streams import split_extension
+from amos_fairseq.files import check_ends
 from amos_fairseq.user_errors import seen_from
 
 STANDARD_INPUT = "-"
@@ -48,7 +49,7 @@ def list_inputs(inputs: Sequence[str], format: Optional[str] = None) -> Inputs:
             _add_folder(found, name, format)
         elif name == STANDARD_INPUT or os.path.exists(name):
             if name != STANDARD_INPUT:
-                files.check_ends(name)
+                check_ends(name)
                 if stat.S_ISFIFO(os.stat(name).st_mode) and not name.startswith("/dev/"):
                     raise ValueError(f"{name} is a FIFO: give what comes out of it as standard input, - < {name}")
             found.files.append((name, format or format_of(name) or "text"))
