@@ -75,7 +75,7 @@ def launch(tmp_path_factory):
         launcher.stdin.write(json.dumps(job) + "\n")
         answer = launcher.stdout.readline()
         assert answer, errors.read_text()
-        outputs = ([(streams / f"{rank}.{kind}").read_text() for rank in range(processes)] for kind in ("out", "err"))
+        outputs = ([read(streams / f"{rank}.{kind}") for rank in range(processes)] for kind in ("out", "err"))
         outcome = Outcome(json.loads(answer), *outputs)
         report = "\n".join(text[-3000:] for text in outcome.out + outcome.err)
         assert all(outcome.codes) if fails else not any(outcome.codes), report
@@ -84,6 +84,11 @@ def launch(tmp_path_factory):
     yield launch
     launcher.terminate()
     launcher.wait()
+
+
+def read(stream):
+    """Without what triton's bindings say at the end of a fork, in which they are never freed."""
+    return stream.read_text().partition("nanobind: leaked")[0]
 
 
 @pytest.fixture(scope="session")

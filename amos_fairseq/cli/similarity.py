@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> None:
     for number, task in enumerate(tasks):
         results = [of_tasks[number] for of_tasks, _ in found.values()]
         rows += [[f"{task.name}, {metric}", *(str(result[metric]) for result in results)] for metric in results[0]]
-    for field in similarity.Anisotropy._fields:
-        rows.append([field.replace("_", " "), *(f"{getattr(of, field):.2f}" for _, of in found.values())])
+    shapes = [anisotropy for _, anisotropy in found.values()]
+    for field in shapes[0]:
+        rows.append([field.replace("_", " "), *(f"{anisotropy[field]:.2f}" for anisotropy in shapes)])
     print(table(rows))
     print(filled("\n".join([
         "\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and of "

@@ -111,7 +111,7 @@ def test_a_write_that_breaks_leaves_nothing(checkpoint, export, tmp_path, monkey
         return right(*arguments)
 
     monkeypatch.setattr(module, stage, breaks)
-    assert refused(tmp_path, export, run) == (74, "exported/file: No space left on device")
+    assert refused(tmp_path, export, run) == (74, "/exported: No space left on device")
 
 
 def test_a_disk_that_takes_no_more_is_told_in_one_line_whichever_file_it_hits(checkpoint, export, tmp_path):
@@ -127,7 +127,7 @@ def test_a_disk_that_takes_no_more_is_told_in_one_line_whichever_file_it_hits(ch
             _, message = refused(tmp_path, export, run)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert message == "[Errno 27] File too large"
+        assert message == "/exported: File too large"
 
 
 def test_a_place_that_cannot_be_written_is_told_by_the_name_that_was_given(checkpoint, export, tmp_path, monkeypatch):
