@@ -15,7 +15,7 @@ from typing import NamedTuple, Optional
 
 from tqdm import tqdm
 
-from amos_fairseq.files import durably_written
+from amos_fairseq.files import result_written
 
 PACKAGES = ("torch", "numpy", "fairseq", "hydra", "omegaconf", "sympy", "networkx", "scipy", "sklearn", "torchaudio")
 EXCLUDED_FOLDERS = {"tests", "test", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_vendor"}
@@ -46,7 +46,7 @@ def write_documentation(out: str, megabytes: float = 12, progress: bool = False)
     limit = int(megabytes * 1e6)
     if limit < 1:
         raise ValueError(f"--megabytes {megabytes} is too small")
-    with durably_written(out) as stream, tqdm(
+    with result_written(Path(out)) as stream, tqdm(
         total=limit, unit="B", unit_scale=True, desc="collect", disable=None if progress else True
     ) as bar:
         for document in _documents():

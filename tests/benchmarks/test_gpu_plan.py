@@ -13,6 +13,7 @@ sys.path.insert(0, str(REPOSITORY / "examples/benchmarks"))
 import gpu  # noqa: E402
 
 
+@pytest.mark.soak
 def test_all_steps_run_on_a_cpu_within_three_minutes(tmp_path):
     pytest.importorskip("fairseq")
     command = ["bash", "examples/benchmarks/gpu.sh", tmp_path, "--quick"]

@@ -281,7 +281,7 @@ def test_a_tagger_is_trained_measured_predicted_exported_and_loaded_by_transform
     printed = capsys.readouterr().out
     assert "ner: 60 train, 12 valid, 3 test" in printed
     assert "ner: longer sentences are read in windows: train" in printed
-    assert "| ner | span_f1 |  | 100.0/100.0 | 1 |" in printed
+    assert "| ner | span_f1 |  | 100.0/100.0 | 1 |" in (out / "results.md").read_text() and "100.0/100.0" in printed
     (result,) = results.read_all(out).values()
     perfect = dict.fromkeys(("span_f1", "span_precision", "span_recall", "accuracy"), 1.0)
     assert result.scores == {"valid": perfect, "test": perfect}

@@ -51,12 +51,12 @@ HYDRA = {  # what: hydra's own group of a YAML file, and the place that is named
     "a package": (dict(searchpath=["pkg://antigravity"]), "hydra.searchpath pkg://antigravity"),
 }
 BILLION = "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12))
-FIELDS = ["log_file", "tensorboard_logdir", "wandb_project", "user_dir", "plasma_path"]
+FIELDS = ["log_file", "tensorboard_logdir", "wandb_project", "aim_repo", "plasma_path"]
 REFERENCES = {name: f"${{common.{other}}}" * 8 for name, other in zip(FIELDS, FIELDS[1:])}
-LENGTHS = {"log_file": "x" * 99_999, "user_dir": "${common.log_file}" * 20}
+LENGTHS = {"log_file": "x" * 99_999, "aim_repo": "${common.log_file}" * 20}
 YAML = {  # what: a file that never ends, and words
     "references": (yaml.safe_dump({"common": REFERENCES}), "values refer to others more than 1,000 times"),
-    "a text without end": (yaml.safe_dump({"common": LENGTHS}), "common.user_dir ${common.log_file}"),
+    "a text without end": (yaml.safe_dump({"common": LENGTHS}), "common.aim_repo ${common.log_file}"),
     "defaults": ("defaults: [d0@x, d0@y]", "defaults name more than 1,000 files"),
     "a reference to nothing": ("common: {log_file: '${common.lgo}'}", "Interpolation key 'common.lgo' not found"),
     "YAML in a text": ("common: {log_file: '${oc.create:1}'}", "Unsupported interpolation type oc.create"),

@@ -236,9 +236,9 @@ def test_changes_are_told_together_and_allowed_by_name(run, train):
     assert outcome.codes == [os.EX_USAGE] and not outcome.log.train
     assert error_of(outcome) == (
         f"{checkpoints.newest_valid(run)} was trained otherwise than this command says:\n"
-        "  option  then             now\n"
-        "  seed    3                4\n"
-        "  batch   8 sequences x 1  16 sequences x 1\n"
+        "option  then             now\n"
+        "seed    3                4\n"
+        "batch   8 sequences x 1  16 sequences x 1\n"
         "set what changed as it was, or allow it by name: --allow-change seed,batch\n"
     )
     outcome = train(max_update=9, seed=4, batch_size=16, allow_change="seed,batch")
