@@ -165,12 +165,13 @@ def trained(words: List[str]) -> None:
         words = [word for word in words if word != "..."] + others
     options = options_of(words)
     replace(options["--save-dir"][0])
+    small = [*words, "--arch", f"{options['--task'][0]}_tiny", *TINY]
     try:
-        planned(words)
+        planned(small if "--init-checkpoint" in options else words)  # the earlier run here is small
     except SystemExit as ended:
         if ended.code:
             raise
-    program([*words, "--arch", f"{options['--task'][0]}_tiny", *TINY])
+    program(small)
 
 
 def prepared(words: List[str]) -> None:

@@ -163,7 +163,9 @@ class PretrainingTask(SupervisedTask):
         return model
 
     def take_up(self, method, load, path: str, option_name: str) -> None:
-        load(method, self.earlier_run(path, option_name))
+        with torch.device("cpu"):  # also where the network is only planned, on no device
+            run = self.earlier_run(path, option_name)
+        load(method, run)
 
     def scale_learning_rates(self, method) -> None:
         for option_name, factor in method.config.lr_factors().items():
