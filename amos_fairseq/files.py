@@ -34,7 +34,7 @@ def check_regular(path: Union[PathLike, int], most: Optional[int] = None) -> Non
 
 def check_ends(path: PathLike) -> None:
     """Raises OSError for a device like /dev/zero, which can be read for ever; a pipe ends when its writer does."""
-    if not os.path.exists(path):  # which whoever opens it says
+    if not os.path.exists(path) or os.path.samefile(path, os.devnull):  # whoever opens it says so; nothing to read
         return
     found = os.stat(path)
     if stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) == MEMORY_DEVICES:

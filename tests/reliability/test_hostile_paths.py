@@ -52,7 +52,7 @@ HYDRA = {  # what: hydra's own group of a YAML file, and the place that is named
 }
 BILLION = "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12))
 FIELDS = ["log_file", "tensorboard_logdir", "wandb_project", "aim_repo", "plasma_path"]
-REFERENCES = {name: f"${{common.{other}}}" * 8 for name, other in zip(FIELDS, FIELDS[1:])}
+REFERENCES = {name: f"${{common.{other}}}" * 12 for name, other in zip(FIELDS, FIELDS[1:])}
 LENGTHS = {"log_file": "x" * 99_999, "aim_repo": "${common.log_file}" * 20}
 YAML = {  # what: a file that never ends, and words
     "references": (yaml.safe_dump({"common": REFERENCES}), "values refer to others more than 1,000 times"),
