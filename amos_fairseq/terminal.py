@@ -70,7 +70,7 @@ def table(rows: Sequence[Sequence[object]], left: int = 1, stream: Optional[Text
     """
     texts, total = [list(map(visible, row)) for row in rows], width()
     sizes = [max(1, *map(len, column)) for column in zip(*texts)]
-    sizes[0] = max(1, min(sizes[0], total // 2))
+    sizes[0] = max(1, min(sizes[0], 3 * total // 5))
     sizes[1:] = [max(1, min(size, total - sizes[0] - len(GAP))) for size in sizes[1:]]
     parts, used = [[0]], sizes[0]  # numbers of the columns that stand side by side
     for number, size in enumerate(sizes[1:], start=1):

@@ -74,7 +74,7 @@ def one_run(run: "Run") -> List[List[str]]:
     from amos_fairseq.run_log import RATES
 
     expected = expectations.of_run(run.folder)
-    rows = [["", "trend", "measured", "validation", *(["expected", ""] if expected else [])]]
+    rows = [["", "trend", "measured", "valid", *(["expected", ""] if expected else [])]]
     for comparison in expectations.compare(run.log, expected):
         name, validated = comparison.name, run_log.series(run.log.validation, comparison.name)[1]
         measured = [number(comparison.measured), number(validated[-1]) if validated and name not in RATES else ""]

@@ -25,8 +25,8 @@ def test_report_of_a_run_prints_what_it_measured_and_where_its_figures_are(make_
     run = make_run("run", *ROWS, VALID)
     assert main.main(["report", run]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "                       measured  validation",
-        "masked LM loss (nats)     7.000       7.250",
+        "                       measured  valid",
+        "masked LM loss (nats)     7.000  7.250",
         "detection loss (nats)     0.300",
         f"without checkpoint or held-out text  run: {run} holds no checkpoint",
         "",
