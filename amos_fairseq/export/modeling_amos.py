@@ -246,13 +246,16 @@ class AmosForMultipleChoice(AmosWithHead):
     def add_head(self, config):
         self.classifier = ClassificationHead(config, 1)
 
-    def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=True, **options):
-        self.choices = input_ids.size(1)
-        mask = None if attention_mask is None else attention_mask.flatten(0, 1)
-        return super().forward(input_ids.flatten(0, 1), mask, labels, return_dict, **options)
-
     def logits(self, hidden):
-        return self.classifier(hidden).view(-1, self.choices)
+        return self.classifier(hidden)
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=True, **options):
+        mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+        output = super().forward(input_ids.flatten(0, 1), mask, **options)
+        logits = output.logits.view(input_ids.shape[:2])
+        loss = None if labels is None else self.loss(logits, labels)
+        output = self.output_class(loss=loss, logits=logits, hidden_states=output.hidden_states)
+        return output if return_dict else output.to_tuple()
 
 
 class AmosForQuestionAnswering(AmosWithHead):
