@@ -7,7 +7,7 @@ from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.05  # of all claims of a table together
+LEVEL = 0.05  # of all claims of a table together, looked at once
 POWER = 0.8
 MOST_SEEDS = 1000
 
@@ -28,11 +28,11 @@ class Measured(NamedTuple):
     seconds: float = 0.0
 
 
-Runs = Dict[str, List[Measured]]  # by variant, one for each pre-training seed
+Runs = Dict[str, Dict[int, Measured]]  # by variant, by pre-training seed
 
 
 class Claim(NamedTuple):
-    """`differences` has a number for each pre-training seed, positive where the run is as the paper says."""
+    """`differences`: one for each seed that all of its variants have, positive where the run is as the paper says."""
 
     text: str
     source: str
@@ -49,29 +49,29 @@ class Verdict(NamedTuple):
     seeds_needed: int = 0  # to decide what is undecided, if the difference and its spread are what was seen
 
 
-def verdicts(runs: Runs) -> List[Tuple[Claim, Verdict]]:
-    """Of each claim whose variants are there."""
+def verdicts(runs: Runs, level: float = LEVEL) -> List[Tuple[Claim, Verdict]]:
+    """Of each claim whose variants are there; level: of all claims together."""
     differences = {}
     for claim in CLAIMS:
         with contextlib.suppress(KeyError):  # of a variant that was left out
             differences[claim] = claim.differences(runs)
-    return list(zip(differences, judge(list(differences.values()))))
+    return list(zip(differences, judge(list(differences.values()), level)))
 
 
-def judge(families: Sequence[Sequence[float]]) -> List[Verdict]:
+def judge(families: Sequence[Sequence[float]], level: float = LEVEL) -> List[Verdict]:
     """Seen, not seen (the opposite is), or undecided, of each claim of a family by its differences, seed by seed."""
     ps = holm([p_of(values) for values in families])
-    return [verdict(np.asarray(values, dtype=float), p, len(families)) for values, p in zip(families, ps)]
+    return [verdict(np.asarray(values, dtype=float), p, level, len(families)) for values, p in zip(families, ps)]
 
 
-def verdict(values: np.ndarray, p: float, claims: int) -> Verdict:
+def verdict(values: np.ndarray, p: float, level: float, claims: int) -> Verdict:
     mean, number = float(values.mean()), len(values)
     if number < 2:
         return Verdict(mean, float("nan"), float("nan"), 1.0, "undecided (one seed)")
     deviation = float(values.std(ddof=1))
     margin = float(stats.t.ppf(0.975, number - 1)) * deviation / math.sqrt(number)
-    words = "undecided" if p >= LEVEL else "seen" if mean > 0 else "not seen"
-    needed = seeds_needed(mean, deviation, LEVEL / claims) if words == "undecided" else 0
+    words = "undecided" if p >= level else "seen" if mean > 0 else "not seen"
+    needed = seeds_needed(mean, deviation, level / claims) if words == "undecided" else 0
     return Verdict(mean, mean - margin, mean + margin, p, words, needed)
 
 
@@ -100,16 +100,21 @@ def seeds_needed(mean: float, deviation: float, level: float) -> int:
     return MOST_SEEDS
 
 
+def pairs(runs: Runs, first: str, second: str) -> List[Tuple[Measured, Measured]]:
+    """Of the seeds that both have."""
+    return [(run, runs[second][seed]) for seed, run in runs[first].items() if seed in runs[second]]
+
+
 def better(first: str, second: str, text: str, source: str) -> Claim:
     """Score of one variant minus that of another, seed by seed."""
     def differences(runs: Runs) -> List[float]:
-        return [100 * (a.score - b.score) for a, b in zip(runs[first], runs[second])]
+        return [100 * (a.score - b.score) for a, b in pairs(runs, first, second)]
 
     return Claim(text, source, "points", differences)
 
 
 def logged(variant: str, text: str, source: str, unit: str, quantity: Callable[[Measured], float]) -> Claim:
-    return Claim(text, source, unit, lambda runs: [quantity(measured) for measured in runs[variant]])
+    return Claim(text, source, unit, lambda runs: [quantity(measured) for measured in runs[variant].values()])
 
 
 CLAIMS = [
@@ -125,7 +130,7 @@ CLAIMS = [
            lambda run: run.validation["mixture_weight_2"] - 0.5),
     Claim("the adversary makes replacements harder to detect", "AMOS Fig. 3b", "AUC",
           lambda runs: [uniform.validation["rtd_auc_words"] - amos.validation["rtd_auc_words"]
-                        for uniform, amos in zip(runs["AMOS, no adversary"], runs["AMOS"])]),
+                        for uniform, amos in pairs(runs, "AMOS, no adversary", "AMOS")]),
     better("COCO-LM", "ELECTRA", "COCO-LM is better than ELECTRA", "COCO-LM Table 1"),
     better("COCO-LM", "COCO-LM, no SCL", "sequence contrast helps", "COCO-LM Table 3"),
     logged("COCO-LM", "two views of a sequence come closer than two sequences", "COCO-LM Fig. 7", "cosine",

@@ -4,10 +4,11 @@
 
 All variants are pre-trained with the same FLOPs on the same text with several seeds, then judged as protocol.md says:
 by probes of the frozen encoder, and by fine-tuning on labelled tasks made from text that pre-training has not seen.
-Writes OUT/results.json, OUT/results.md and OUT/results.png. What is finished is not done again: the same command goes
-on where an interrupted one stopped; --dry-run says what a budget costs. Budgets: smoke (minutes), search (the recipe),
-cpu (two cores, hours), amos (its ablations with four times the FLOPs), gpu (one GPU), node (eight GPUs, a day: the
-papers' settings of size small on data of your own, --data FOLDER as `amos-fairseq prepare` wrote it).
+Writes OUT/results.json, OUT/results.md and OUT/results.png of all runs that OUT holds. What is finished is not done
+again: the same command goes on where an interrupted one stopped; --dry-run says what a budget costs. Budgets: smoke
+(minutes), search (the recipe), cpu (two cores, hours), amos (its ablations with four times the FLOPs), gpu (one GPU),
+node (eight GPUs, a day: the papers' settings of size small on data of your own, --data FOLDER as `amos-fairseq
+prepare` wrote it).
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
-from claims import Measured, Runs, verdicts
+from claims import LEVEL, Measured, Runs, verdicts
 from matplotlib.figure import Figure
 from tqdm import tqdm
 from variants import AMOS, METHODS, PLAIN, SEARCH, Variant
@@ -39,6 +40,7 @@ from amos_fairseq.flops import PEAK_FLOPS, peak_flops
 
 PROBES = ("swap", "acceptability")
 DEVELOPMENT, HELD_OUT = "development", "held_out"  # items of the probes
+MEASURED = "measured.json"  # in the folder of a finished run
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ class Replication:
 
     def measure(self, name: str, seed: int) -> Measured:
         """Pre-train, probe, fine-tune, read what all say."""
-        run = self.out / "runs" / name.replace(", ", "-").replace(" ", "_") / str(seed)
-        done = run / "measured.json"
+        run = self.folder(name) / str(seed)
+        done = run / MEASURED
         if not done.exists():
             start, variant = time.monotonic(), self.variants[name]
             self.pretrain(variant, seed, run)
@@ -158,7 +160,10 @@ class Replication:
             measured = Measured(score, scores, validation[-1], validation[0], round(time.monotonic() - start, 1))
             with durably_written(os.fspath(done)) as stream:
                 stream.write(json.dumps(measured._asdict()).encode())
-        return Measured(**json.loads(done.read_text()))
+        return read(done)
+
+    def folder(self, name: str) -> Path:
+        return self.out / "runs" / name.replace(", ", "-").replace(" ", "_")
 
     def pretrain(self, variant: Variant, seed: int, run: Path) -> None:
         budget, updates = self.budget, self.updates(variant)
@@ -188,34 +193,45 @@ class Replication:
             scores[task] = recipe.accuracy(run / task)
         return scores
 
-    def run(self) -> Runs:
+    def run(self, names: Sequence[str], seeds: Sequence[int]) -> None:
         self.prepare()
-        seeds = self.budget.seeds
-        work = [(name, seed) for seed in seeds for name in self.variants]
-        measured = {}
+        work = [(name, seed) for seed in seeds for name in names]
         with ThreadPoolExecutor(self.jobs) as pool, tqdm(total=len(work), unit="run", disable=None) as bar:
             futures = {pool.submit(self.measure, *item): item for item in work}
             try:
                 for future in as_completed(futures):
                     name, seed = futures[future]
-                    measured[name, seed] = run = future.result()
+                    run = future.result()
                     tqdm.write(f"{name}, seed {seed}: {100 * run.score:.1f} % in {run.seconds:.0f} s", file=sys.stderr)
                     bar.update()
             except BaseException:
                 self.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
-        return {name: [measured[name, seed] for seed in seeds] for name in self.variants}
+
+    def finished(self) -> Runs:
+        """All that OUT holds."""
+        found = {name: sorted(self.folder(name).glob(f"*/{MEASURED}"), key=seed_of) for name in self.variants}
+        return {name: {seed_of(path): read(path) for path in paths} for name, paths in found.items() if paths}
 
 
-def cost(replication: Replication) -> str:
+def seed_of(measured: Path) -> int:
+    return int(measured.parent.name)
+
+
+def read(measured: Path) -> Measured:
+    return Measured(**json.loads(measured.read_text()))
+
+
+def cost(replication: Replication, names: Sequence[str], seeds: Sequence[int]) -> str:
     """What --dry-run prints."""
     budget, gpus = replication.budget, torch.cuda.device_count() or (8 if replication.budget.papers else 0)
     total = 0.0
     lines = [f"{'variant':<22}{'updates':>9}{'FLOPs':>10}"]
-    for name, variant in replication.variants.items():
+    for name in names:
+        variant = replication.variants[name]
         flops = budget.flops if variant.pretrained else 0.0
-        total += flops * len(budget.seeds)
+        total += flops * len(seeds)
         lines.append(f"{name:<22}{replication.updates(variant):>9,}{flops:>10.1e}")
     if gpus:
         speeds = {f"{gpus} x {name}": gpus * PEAK_FLOPS[name] for name in DEVICES}
@@ -223,7 +239,7 @@ def cost(replication: Replication) -> str:
         speeds = {f"{available_cores()} cores of this CPU": peak_flops(torch.device("cpu"))}
     hours = (f"{total / (MFU * peak) / 3600:.3g} h on {name}" for name, peak in speeds.items())
     lines += [
-        f"{len(budget.seeds)} seeds: {total:.1e} FLOPs of pre-training; probes and fine-tuning come on top",
+        f"{len(seeds)} seeds: {total:.1e} FLOPs of pre-training; probes and fine-tuning come on top",
         f"at {MFU:.0%} of the peak {', '.join(hours)}",
     ]
     return "\n".join(lines)
@@ -234,25 +250,27 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
-def markdown(replication: Replication, runs: Runs) -> str:
+def markdown(replication: Replication, runs: Runs, level: float) -> str:
     budget = replication.budget
-    seconds = sum(run.seconds for measured in runs.values() for run in measured) / replication.jobs
+    seconds = sum(run.seconds for measured in runs.values() for run in measured.values())
+    numbers = {len(measured) for measured in runs.values()}
     columns = [*PROBES, *([*recipe.FINETUNED, "fine-tuning"] if budget.finetuning_seeds else [])]
-    header = ["variant", "updates", "nats", "AUC words", "identity", "cosine", "rank", *columns, "score"]
+    header = ["variant", "seeds", "updates", "nats", "AUC words", "identity", "cosine", "rank", *columns, "score"]
+    seeds = f"{min(numbers)}" if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)}"
     lines = [
-        f"{budget.flops:.1e} FLOPs for each pre-training seed of {', '.join(map(str, budget.seeds))}; "
-        f"{budget.finetuning_seeds} of fine-tuning; {budget.items} items of the probes; {seconds / 60:.0f} minutes, "
-        f"{replication.jobs} runs at a time. Mean ± standard deviation over pre-training seeds, from the AUC on in "
-        "percent but for the rank.", "",
+        f"{budget.flops:.1e} FLOPs for each of {seeds} pre-training seeds; {budget.finetuning_seeds} of fine-tuning; "
+        f"{budget.items} items of the probes; {seconds / 3600:.1f} hours of runs. Mean ± standard deviation over "
+        "pre-training seeds, from the AUC on in percent but for the rank.", "",
         "| " + " | ".join(header) + " |", "|" + "---|" * len(header),
     ]
     for name, measured in runs.items():
-        logged = [logged_of([run.validation for run in measured], *quantity) for quantity in LOGGED]
-        cells = [spread([run.scores[column] for run in measured]) for column in columns]
+        of_seeds = list(measured.values())
+        logged = [logged_of([run.validation for run in of_seeds], *quantity) for quantity in LOGGED]
+        cells = [spread([run.scores[column] for run in of_seeds]) for column in columns]
         updates = replication.updates(replication.variants[name])
-        score = spread([run.score for run in measured])
-        lines.append("| " + " | ".join([name, f"{updates:,}", *logged, *cells, score]) + " |")
-    found = verdicts(runs)
+        score = spread([run.score for run in of_seeds])
+        lines.append("| " + " | ".join([name, str(len(of_seeds)), f"{updates:,}", *logged, *cells, score]) + " |")
+    found = verdicts(runs, level)
     if found:
         lines += ["", "| claim | source | difference | 95 % interval | p, corrected | verdict |",
                   "|---|---|---|---|---|---|"]
@@ -282,11 +300,11 @@ def picture(runs: Runs) -> Figure:
     figure = Figure(figsize=(7.0, 0.8 + 0.28 * len(runs)), layout="constrained")
     axes = figure.subplots()
     for row, (name, measured) in enumerate(runs.items()):
-        scores = [100 * run.score for run in measured]
+        scores = [100 * run.score for run in measured.values()]
         axes.plot(scores, [row] * len(scores), "o", color=COLORS[0], alpha=0.6, markersize=5)
         axes.plot(statistics.mean(scores), row, "|", color="black", markersize=13, markeredgewidth=2)
     if "untrained" in runs:
-        mean = statistics.mean(100 * run.score for run in runs["untrained"])
+        mean = statistics.mean(100 * run.score for run in runs["untrained"].values())
         axes.axvline(mean, color="0.5", linestyle="--", label="untrained, mean")
         figure.legend(loc="outside upper center", frameon=False, fontsize="small")
     axes.set_yticks(range(len(runs)), list(runs))
@@ -297,12 +315,19 @@ def picture(runs: Runs) -> Figure:
     return figure
 
 
-def chosen(option: str, given: Optional[str], separator: str, known: List[str]) -> List[str]:
-    names = [name.strip() for name in given.split(separator)] if given else known
+def variants_of(given: Optional[str], known: List[str]) -> List[str]:
+    names = [name.strip() for name in given.split(";")] if given else known
     for name in names:
         if name not in known:
-            sys.exit(f"replicate: error: {option} {name!r} is none of {f'{separator} '.join(known)}")
+            sys.exit(f"replicate: error: --variants {name!r} is none of {'; '.join(known)}")
     return names
+
+
+def seeds_of(given: str) -> List[int]:
+    try:
+        return [int(seed) for seed in given.split(",")]
+    except ValueError:
+        sys.exit(f"replicate: error: --seeds {given!r} are not whole numbers with commas between them")
 
 
 def on_data(budget: Budget, data: Path) -> Budget:
@@ -323,7 +348,11 @@ def main() -> None:
     parser.add_argument("budget", choices=BUDGETS)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything goes")
     parser.add_argument("--variants", metavar="NAME;..", help="some of the budget's (default: all)")
-    parser.add_argument("--seeds", metavar="N,..", help="some of the budget's pre-training seeds (default: all)")
+    parser.add_argument("--seeds", metavar="N,..", help="pre-training seeds (default: the budget's)")
+    parser.add_argument(
+        "--level", type=float, default=LEVEL, metavar="P",
+        help="of all claims together (default: %(default)s; half of it for a second look, at more seeds)",
+    )
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core, three on a GPU, one on several)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="prepared data of your own; node needs them")
     parser.add_argument("--dry-run", action="store_true", help="what it costs; nothing is run")
@@ -333,13 +362,15 @@ def main() -> None:
         budget = on_data(budget, args.data)
     elif budget.papers:
         sys.exit(f"replicate: error: {args.budget} is for data of your own: name them, --data FOLDER")
+    if not 0 < args.level < 1:
+        sys.exit(f"replicate: error: --level {args.level} is not between 0 and 1")
     known = VARIANTS_OF.get(args.budget, METHODS)
-    names = chosen("--variants", args.variants, ";", list(known))
-    seeds = chosen("--seeds", args.seeds, ",", list(map(str, budget.seeds)))
+    names = variants_of(args.variants, list(known))
+    seeds = seeds_of(args.seeds) if args.seeds else budget.seeds
     jobs = args.jobs or {0: available_cores(), 1: 3}.get(torch.cuda.device_count(), 1)
+    replication = Replication(budget, known, args.out, jobs, args.data)
     if args.dry_run:
-        seeds_of = replace(budget, seeds=tuple(map(int, seeds)))
-        print(cost(Replication(seeds_of, {name: known[name] for name in names}, args.out, jobs)))
+        print(cost(replication, names, seeds))
         return
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "budget.json"
@@ -347,19 +378,20 @@ def main() -> None:
         sys.exit(f"replicate: error: --out {args.out} holds another budget: choose another folder, or delete it")
     kept.write_text(json.dumps(asdict(budget)))
 
-    budget = replace(budget, seeds=tuple(map(int, seeds)))
-    replication = Replication(budget, {name: known[name] for name in names}, args.out, jobs, args.data)
     try:
         with stoppable(args.out):
-            runs = replication.run()
+            replication.run(names, seeds)
     except KeyboardInterrupt:
         sys.exit(os.EX_TEMPFAIL)
     except RuntimeError as error:
         sys.exit(f"replicate: error: {error}")
+    runs = replication.finished()
     (args.out / "results.json").write_text(json.dumps(
         {"budget": asdict(budget), "jobs": jobs, "torch": torch.__version__,
-         "runs": {name: [run._asdict() for run in measured] for name, measured in runs.items()}}, indent=1))
-    (args.out / "results.md").write_text(markdown(replication, runs))
+         "runs": {name: {seed: run._asdict() for seed, run in measured.items()} for name, measured in runs.items()}},
+        indent=1,
+    ))
+    (args.out / "results.md").write_text(markdown(replication, runs, args.level))
     picture(runs).savefig(args.out / "results.png", dpi=150)
     print((args.out / "results.md").read_text())
 

@@ -27,6 +27,8 @@ def test_ps_are_corrected_for_the_number_of_claims_as_holm_does():
     alone, *_ = judge([[1.0, 1.5, 1.2]])
     first, *_ = judge([[1.0, 1.5, 1.2], *[[1.0, -1.0, 0.1]] * 9])
     assert alone.words == "seen" and first.words == "undecided" and first.p == pytest.approx(10 * alone.p)
+    (stricter,) = judge([[1.0, 1.5, 1.2]], 0.01)
+    assert alone.p == stricter.p > 0.01 and stricter.words == "undecided"
 
 
 def test_seeds_that_would_decide_have_the_power_that_was_asked_for():
@@ -36,17 +38,17 @@ def test_seeds_that_would_decide_have_the_power_that_was_asked_for():
     assert seeds_needed(0.001, 1.0, 0.05) == 1000
 
 
-def test_differences_are_taken_seed_by_seed_and_in_points():
+def test_differences_are_taken_in_points_over_the_seeds_that_both_have():
     claim = next(claim for claim in CLAIMS if claim.text == "COCO-LM is better than ELECTRA")
-    coco_lm, electra = ([Measured(score, {}, {}, {}) for score in scores] for scores in ((0.8, 0.7), (0.5, 0.5)))
-    runs = {"COCO-LM": coco_lm, "ELECTRA": electra}
-    assert claim.differences(runs) == pytest.approx([30.0, 20.0])
+    scores = {"COCO-LM": {21: 0.8, 22: 0.7, 23: 0.9}, "ELECTRA": {22: 0.4, 21: 0.5, 24: 0.1}}
+    runs = {name: {seed: Measured(by_seed[seed], {}, {}, {}) for seed in by_seed} for name, by_seed in scores.items()}
+    assert claim.differences(runs) == pytest.approx([30.0, 30.0])
 
 
 def test_every_claim_speaks_of_variants_that_are_trained():
     numbers = {name: 0.25 for name in ("mlm_1", "mlm_2", "mixture_weight_2", "rtd_auc_words", "scl_cosine_positive",
                                        "scl_cosine_negative", "unknown_share")}
-    runs = {name: [Measured(0.5, {}, numbers, numbers)] * 2 for name in METHODS}
+    runs = {name: dict.fromkeys((1, 2), Measured(0.5, {}, numbers, numbers)) for name in METHODS}
     for claim in CLAIMS:
         assert len(claim.differences(runs)) == 2, claim.text
 

@@ -42,15 +42,17 @@ def test_a_stopped_replication_goes_on_and_ends_in_a_table(tmp_path):
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
     assert "| untrained | 1 | " in done.stdout and "| SCRIPT, no critic | " in done.stdout
     runs = json.loads((out / "results.json").read_text())["runs"]
-    assert [len(seeds) for seeds in runs.values()] == [1, 1]
+    assert [list(seeds) for seeds in runs.values()] == [["1"], ["1"]]
     assert (out / "results.png").stat().st_size > 10_000
-    assert all(0.0 <= run["score"] <= 1.0 and run["seconds"] > 0 for seeds in runs.values() for run in seeds)
+    assert all(0.0 <= run["score"] <= 1.0 and run["seconds"] > 0 for seeds in runs.values() for run in seeds.values())
 
 
 def test_what_cannot_be_replicated_is_told_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "budget.json").write_text("{}")
     for options, told in [
         (["smoke", "--variants", "XLNet"], "replicate: error: --variants 'XLNet' is none of untrained;"),
+        (["smoke", "--seeds", "1-3"], "replicate: error: --seeds '1-3' are not whole numbers"),
+        (["smoke", "--level", "5"], "replicate: error: --level 5.0 is not between 0 and 1"),
         (["smoke"], f"replicate: error: --out {tmp_path} holds another budget"),
         (["node"], "replicate: error: node is for data of your own: name them, --data FOLDER"),
         (["node", "--data", str(tmp_path)], f"replicate: error: {tmp_path} holds no manifest.json"),
