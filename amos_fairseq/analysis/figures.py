@@ -260,12 +260,11 @@ def papers() -> Dict[str, Draw]:
 
 
 # In the order of the page.
-CURVES: Dict[str, Draw] = {
-    "losses": losses, "detection": partial(overlay, PLANS["detection"]),
-    "generators": partial(overlay, PLANS["generators"]), "others": others, "learning_by_compute": learning_by_compute,
-    "by_option": by_option,
-}
 COURSE: Dict[str, Draw] = {name: partial(overlay, PLANS[name]) for name in ("speed", "optimization")}
+CURVES: Dict[str, Draw] = {
+    "losses": losses, **{name: partial(overlay, plan) for name, plan in PLANS.items() if name not in COURSE},
+    "others": others, "learning_by_compute": learning_by_compute, "by_option": by_option,
+}
 
 
 def new_figure(panels: int, sharey: bool = False) -> Tuple[Figure, Sequence[Axes]]:

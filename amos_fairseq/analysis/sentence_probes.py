@@ -177,6 +177,11 @@ def untrained(encoder: Encoder) -> Encoder:
     return twin.to(encoder.token_embeddings.weight.device).eval()
 
 
+def untrained_twin(model: Pretrained) -> Pretrained:
+    """The same vocabulary with an encoder as untrained() makes it."""
+    return Pretrained(model.source, model.name, untrained(model.encoder), model.tokenizer)
+
+
 def read_texts(path: Path) -> List[str]:
     """Of a file, or of all below a folder that `amos-fairseq prepare` reads: at most TEXT_BYTES, from all over it."""
     sources = [open_source(name, name, format, Options()) for name, format in list_inputs([str(path)]).files]

@@ -77,15 +77,13 @@ def run(args: argparse.Namespace) -> None:
 
 def with_untrained(args: argparse.Namespace, names: Iterable[str]) -> List:
     """(name, model) of each run, then the same with untrained encoders, one of each shape and vocabulary."""
-    from amos_fairseq.analysis.sentence_probes import shape, untrained
-    from amos_fairseq.pretrained.model import Pretrained
+    from amos_fairseq.analysis.sentence_probes import shape, untrained_twin
 
     models, twins = [], {}
     for path, name in zip(args.run, names):
         model = trained.load(args, path)
         models.append((name, model))
-        twin = Pretrained(str(path), model.name, untrained(model.encoder), model.tokenizer)
-        twins.setdefault((shape(model.encoder), model.tokenizer.sha256), (f"{name}, untrained", twin))
+        twins.setdefault((shape(model.encoder), model.tokenizer.sha256), (f"{name}, untrained", untrained_twin(model)))
     return [*models, *twins.values()]
 
 

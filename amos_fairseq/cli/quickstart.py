@@ -208,6 +208,9 @@ def judge(
 
     documentation: whether the text is, whose labelled tasks are fine-tuned on
     """
+    from amos_fairseq.analysis.sentence_probes import untrained_twin
+
+    models = {UNTRAINED: untrained_twin(next(iter(models.values()))), **models}
     questions, rows = probed(models, texts)
     if documentation:
         questions.update(FINETUNED | FROZEN)
@@ -242,11 +245,8 @@ def probed(
     """By probe, its question; by network and probe, the result. A probe of too little text is told, and left out."""
     from amos_fairseq.analysis import sentence_probes
 
-    one = next(iter(models.values()))
-    encoders = {network: model.encoder for network, model in models.items()}
-    encoders = {UNTRAINED: sentence_probes.untrained(one.encoder), **encoders}
     questions: Dict[str, str] = {}
-    rows: Dict[str, Dict[str, Result]] = {network: {} for network in encoders}
+    rows: Dict[str, Dict[str, Result]] = {network: {} for network in models}
     for task, about in sentence_probes.TASKS.items():
         try:
             items = sentence_probes.make_items(task, texts, sentence_probes.HELD_OUT)
@@ -254,8 +254,8 @@ def probed(
             print(f"\nprobe: {error}")
             continue
         questions[task] = about.question
-        for network, encoder in encoders.items():
-            rows[network][task] = sentence_probes.probe_items(encoder, one.tokenizer, items)
+        for network, model in models.items():
+            rows[network][task] = sentence_probes.probe_items(model.encoder, model.tokenizer, items)
     return questions, rows
 
 
@@ -289,13 +289,10 @@ def frozen(models: Dict[str, "Pretrained"], tasks: Path) -> Dict[Tuple[str, str]
     """By network and task, what a linear probe of the last layer's frozen states reaches."""
     from amos_fairseq.analysis import folds, sentence_probes
     from amos_fairseq.cli import recipe
-    from amos_fairseq.pretrained.model import Pretrained
 
-    one = next(iter(models.values()))
-    untrained = Pretrained(one.source, one.name, sentence_probes.untrained(one.encoder), one.tokenizer)
     texts = folds.read_texts(tasks / recipe.FINETUNED["cloze"], ("before", "after"), "word")
     (task,), found = FROZEN, {}
-    for network, model in {UNTRAINED: untrained, **models}.items():
+    for network, model in models.items():
         (result,) = folds.probe(model, texts, [-1])
         interval = result.accuracy.low, result.accuracy.high
         found[network, task] = sentence_probes.Result(result.accuracy.value, interval, len(texts.labels))

@@ -188,6 +188,12 @@ def test_losses_stand_together_by_their_unit():
     assert CURVES["others"](runs(everything)) is None
 
 
+def test_a_collapsed_encoder_is_seen_in_a_figure_of_its_hidden_states():
+    log = RunLog([], [{"num_updates": 10.0, "hidden_cosine": 0.99, "hidden_rank": 1.1}])
+    cosine, rank = panels(CURVES["hidden_states"](runs(log))).values()
+    assert drawn(cosine) == [(figures.COLORS[0], [[10, 0.99]])] and drawn(rank) == [(figures.COLORS[0], [[10, 1.1]])]
+
+
 def test_names_are_put_in_words():
     assert quantities.label("mlm_4") == "masked LM loss, layer 4"
     assert quantities.title("mlm_4b") == "masked LM loss (nats), layer 4b"
