@@ -345,6 +345,8 @@ def decorate(axes: Axes, title: str, ylabel: str, log_updates: bool, xlabel: str
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.02)
+    if xlabel == "updates" and not log_updates:
+        axes.set_xlim(left=0)  # what was not trained at first is seen to be so
 
 
 def bound_shares(axes: Axes) -> None:
