@@ -63,10 +63,16 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_modules(path: Path) -> set:
+def without_annotations(tree: ast.Module) -> ast.Module:
+    """Without what is imported for annotations only."""
+    tree.body = [node for node in tree.body if getattr(getattr(node, "test", None), "id", "") != "TYPE_CHECKING"]
+    return tree
+
+
+def imported_modules(path: Path, annotations: bool = True) -> set:
     """Full names of all modules that a file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    names, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree if annotations else without_annotations(tree)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -83,6 +89,18 @@ INTERFACE = {"__version__", "from_pretrained"}  # of `amos_fairseq` itself
 def test_every_part_has_its_arrows_and_there_is_no_circle():
     assert ARROWS.keys() == PARTS
     assert len(list(graphlib.TopologicalSorter(ARROWS).static_order())) == len(PARTS)  # else a CycleError that tells it
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """At the top or within a function; but for annotations."""
+    modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
+    packages = {name.removesuffix(".__init__"): name for name in modules}
+    graph = {}
+    for name, path in modules.items():
+        imported = imported_modules(path, annotations=False)
+        found = {packages.get(full) or packages.get(full.rpartition(".")[0]) for full in imported}
+        graph[name] = found - {None, name}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(modules)  # else a CycleError
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

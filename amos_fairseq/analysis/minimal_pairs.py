@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from amos_fairseq.data.manifest import located
-from amos_fairseq.data.tokenizer import read_counts
+from amos_fairseq.data.vocabulary_files import read_counts
 from amos_fairseq.finetune.intervals import Estimate, mean, mean_of_strata
 from amos_fairseq.finetune.tables import records_of
 from amos_fairseq.methods.base import log_frequencies

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amos_fairseq.data.corpus import Passages, Span
-from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer
+from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import token_dtype
+from amos_fairseq.data.vocabulary_files import load_tokenizer
 from amos_fairseq.files import durably_written
 
 PORTION_BYTES = 64 << 20  # of text; no slice of divisible sources is larger

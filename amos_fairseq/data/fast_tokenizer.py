@@ -16,10 +16,11 @@ import numpy as np
 
 from amos_fairseq import json_files
 from amos_fairseq.data.corpus import without_surrogates
-from amos_fairseq.data.tokenizer import FAST_NAME, SPACE, Span, Tokenizer
+from amos_fairseq.data.tokenizer import SPACE, Span, Tokenizer
 from amos_fairseq.data.vocabulary import MASK, text_sample
 from amos_fairseq.options import Range
 
+FAST_NAME = "vocabulary.json"  # in a prepared folder
 TOKENIZER_NAME, ROLES_NAME = "tokenizer.json", "tokenizer_config.json"
 # Of each role: its keys in tokenizer_config.json, and its usual names where that tells nothing.
 ROLES = {

@@ -35,8 +35,9 @@ from amos_fairseq.data.inputs import STANDARD_INPUT, is_stream, list_inputs
 from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
 from amos_fairseq.data.options import NORMALIZATIONS, Options
 from amos_fairseq.data.sources import Text, open_source
-from amos_fairseq.data.tokenizer import VOCABULARY_NAMES, Tokenizer, load_tokenizer, read_vocabulary, vocabulary_file
+from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, train_vocabulary
+from amos_fairseq.data.vocabulary_files import VOCABULARY_NAMES, load_tokenizer, read_vocabulary, vocabulary_file
 from amos_fairseq.files import replace_durably, sha256_of
 from amos_fairseq.user_errors import Damaged
 

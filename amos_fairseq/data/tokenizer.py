@@ -2,45 +2,29 @@
 
     Tokenizer           text -> pieces -> ids, as `prepare` numbers them
     FastTokenizer       one of Hugging Face's, with the ids of its model: in fast_tokenizer.py
-    ReleasedTokenizer   text -> plain quotes and dashes -> words and the punctuation around them -> pieces -> numbers in
-                        dict.txt: of Microsoft's AMOS and COCO-LM
+    ReleasedTokenizer   of Microsoft's AMOS and COCO-LM, with the numbers of their dict.txt: in released_tokenizer.py
 """
 
 import functools
 import hashlib
 import inspect
 import itertools
-import os
-import re
 import unicodedata
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import sentencepiece
 
 from amos_fairseq.data.corpus import one_line, without_surrogates
 from amos_fairseq.data.sentencepiece_model import parse
-from amos_fairseq.data.vocabulary import BOS, DICTIONARY_NAME, EOS, MASK, PAD, SPECIALS, UNK, load_processor
-from amos_fairseq.user_errors import seen_from
+from amos_fairseq.data.vocabulary import BOS, EOS, MASK, PAD, SPECIALS, UNK, load_processor
 
-# In a prepared folder: of SentencePiece, or of Hugging Face's tokenizers.
-MODEL_NAME, FAST_NAME = VOCABULARY_NAMES = "sentencepiece.model", "vocabulary.json"
+MODEL_NAME = "sentencepiece.model"  # in a prepared folder
 PADDING_FACTOR = 8  # sizes of this multiple keep matrix products on tensor cores
 SPACE = "\u2581"  # how SentencePiece writes one in a piece
 ANCHOR = "\ue000"  # a character in no vocabulary, hence a piece of its own
 # Its releases up to 0.2.1 and those after them give the places of pieces in different ways.
 OFFSET_MAPPING = "return_type" in inspect.signature(sentencepiece.SentencePieceProcessor.Encode).parameters
-
-# Of the releases.
-PLAIN = {"``": '"', "''": '"', "\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'", "\u00b4": "'"}
-PLAIN |= {"\u2013": "-", "\u2014": "-"}
-SPELLING = re.compile("|".join(PLAIN))
-CHARACTER = re.compile(f"{SPELLING.pattern}|.", re.DOTALL)
-# A quote alone before what English shortens, wherever the line has both: company ' s, 's-Hertogenbosch.
-CLITIC = re.compile(r"' (?=(?:[smdtSMDT]|ll|re|ve)\b)")
-CAPITAL_CLITIC = re.compile(r"' (LL|RE|VE)\b ?")
-ALIASES = {"[CLS]": "<s>", "[PAD]": "<pad>", "[SEP]": "</s>", "[UNK]": "<unk>", "[MASK]": MASK}  # in dict.txt
-MARK = b"amos_fairseq: dict.txt and sp.model\n"
 
 
 class Span(NamedTuple):
@@ -189,109 +173,6 @@ class Tokenizer:
         return " ".join(text.replace(SPACE, " ").split())
 
 
-class ReleasedTokenizer(Tokenizer):
-    """sp.model and dict.txt of the releases. Which quotes and dashes a text had, and where its spaces, is lost.
-
-    model   both files in one, to be kept with what was trained: see `load_tokenizer`
-    """
-
-    obstacle = "the releases' tokenizer moves quotes and spaces"
-
-    def __init__(self, sentencepiece: bytes, dictionary: bytes, name: str = "dict.txt"):
-        self.sentencepiece, self.dictionary = sentencepiece, dictionary
-        self.model = MARK + len(dictionary).to_bytes(8, "little") + dictionary + sentencepiece
-        self.processor = load_processor(sentencepiece, f"what belongs to {name}")
-        ids = read_dictionary(dictionary, name)
-        self.symbols, self.mask = [*ids], ids[MASK]
-        self.id_of_symbol = {**{symbol: ids[symbol] for symbol in self.symbols[len(SPECIALS) :]}, "[MASK]": self.mask}
-
-    def encode(self, text: str) -> List[int]:
-        """Ids of `text` without special tokens, whose names are text; only their [MASK] inside of a word is none."""
-        return self._ids(self._pieces(text))
-
-    def _pieces(self, text: str) -> List[str]:
-        return self.processor.encode(prepare(text), out_type=str)
-
-    def _ids(self, pieces: Sequence[str]) -> List[int]:
-        """Ids of pieces, unknown ones as they are spelled."""
-        return [self.id_of_symbol.get(pieces[index], UNK) for index in kept(pieces)]
-
-    def encode_with_spans(self, text: str) -> Tuple[List[int], List[Span]]:
-        prepared = prepare(text)
-        # Preparation moves white space only: the other characters stay in order.
-        places = (match.span() for match in CHARACTER.finditer(text) if not match[0].isspace())
-        begins, ends = [], [0]  # in `text`, of the prepared character i: begins[i] to ends[i + 1]
-        for character in prepared:
-            begin, end = (ends[-1], ends[-1]) if character == " " else next(places)
-            begins.append(begin)
-            ends.append(end)
-        pieces = self.processor.encode(prepared, out_type=str)
-        _, offsets = self._encode_with_offsets(prepared)
-        spans = []
-        for begin, end in (offsets[index] for index in kept(pieces)):
-            surface = prepared[begin:end]
-            begin += len(surface) - len(surface.lstrip(f" {SPACE}"))
-            spans.append(Span(begins[begin] if begin < end else ends[end], ends[end]))
-        return self.encode(text), spans
-
-
-def load_tokenizer(model: bytes, name: str = "the vocabulary") -> Tokenizer:
-    """The tokenizer whose `model` this is, of any kind."""
-    if model.startswith(b"{"):
-        from amos_fairseq.data.fast_tokenizer import FastTokenizer
-
-        return FastTokenizer(model, name)
-    if not model.startswith(MARK):
-        return Tokenizer(model, name)
-    start = len(MARK) + 8
-    end = start + int.from_bytes(model[len(MARK) : start], "little")
-    return ReleasedTokenizer(model[end:], model[start:end], name)
-
-
-def vocabulary_file(folder) -> str:
-    """The file of a prepared folder, or of one that was exported, that holds its vocabulary; by default MODEL_NAME."""
-    paths = [os.path.join(folder, name) for name in VOCABULARY_NAMES]
-    return next(filter(os.path.exists, paths), paths[0])
-
-
-def read_vocabulary(path: str) -> Tokenizer:
-    """The vocabulary of a SentencePiece .model file, of an earlier preparation's folder, or of a Hugging Face model."""
-    from amos_fairseq.data.fast_tokenizer import is_fast, read_fast
-
-    if not os.path.exists(path):
-        raise ValueError(f"{seen_from(path)} does not exist: give a local file or folder: nothing is downloaded")
-    folder = path
-    if os.path.isdir(path) and os.path.exists(vocabulary_file(path)):
-        path = vocabulary_file(path)
-    elif is_fast(path):
-        return read_fast(path)
-    elif os.path.isdir(path):
-        raise ValueError(
-            f"{folder} holds no {MODEL_NAME} and no tokenizer.json: name a .model file, an earlier prepare's folder, "
-            "or that of a Hugging Face model"
-        )
-    with open(path, "rb") as stream:
-        tokenizer = load_tokenizer(stream.read(), path)
-    if path != folder and os.path.exists(os.path.join(folder, DICTIONARY_NAME)):
-        with open(os.path.join(folder, DICTIONARY_NAME), "rb") as stream:
-            tokenizer.counted = stream.read()
-        lines = tokenizer.counted.decode(errors="replace").split("\n")
-        if [line.rsplit(" ", 1)[0] for line in lines if line] != [tokenizer.symbols[i] for i in tokenizer.listed]:
-            raise ValueError(f"{folder}: {DICTIONARY_NAME} and {os.path.basename(path)} do not belong together")
-    return tokenizer
-
-
-def read_counts(folder: str, tokenizer: Tokenizer) -> np.ndarray:
-    """(V,) how often prepared data hold each token. Raises ValueError if they are of another vocabulary."""
-    given = read_vocabulary(folder)
-    if given.sha256 != tokenizer.sha256 or given.counted is None:
-        raise ValueError(f"{folder} has no counts of the model's vocabulary: name the data that it was trained with")
-    counts = np.zeros(len(tokenizer), dtype=np.int64)
-    lines = given.counted.decode().split("\n")
-    counts[tokenizer.listed] = [int(line.rpartition(" ")[2]) for line in lines if line]
-    return counts
-
-
 def word_numbers(text: str, spans: Sequence[Span]) -> List[int]:
     """Of each token of a text the number, from 1, of the word that it begins in, 0 at the end of the text.
 
@@ -303,55 +184,9 @@ def word_numbers(text: str, spans: Sequence[Span]) -> List[int]:
     return [numbers[span.begin] for span in spans]
 
 
-def read_dictionary(dictionary: bytes, name: str) -> Dict[str, int]:
-    """Ids of the special symbols and of those in fairseq's dict.txt, a line each with its count.
-
-    <mask> has the line that names it, in the releases' 64,000 the first; without one it follows the last.
-    """
-    ids = {symbol: index for index, symbol in enumerate(SPECIALS)}
-    for number, line in enumerate(dictionary.decode("utf-8", "replace").split("\n"), start=1):
-        if not line:
-            continue
-        symbol, _, count = line.rstrip("\r").rpartition(" ")
-        if not symbol or not count.isdecimal():
-            raise ValueError(f"{name}, line {number}: {line[:40]!r} is no symbol and its count")
-        if ALIASES.get(symbol, symbol) in ids:
-            raise ValueError(f"{name}, line {number}: {symbol!r} is there already")
-        ids[ALIASES.get(symbol, symbol)] = len(ids)
-    ids.setdefault(MASK, len(ids))
-    return ids
-
-
 def as_prepared(text: str) -> str:
     """`text`, character by character, as `amos-fairseq prepare` encodes it."""
     return one_line(without_surrogates(text)[0])
-
-
-def prepare(text: str) -> str:
-    """What SentencePiece is given: words and runs of punctuation, a space between any two."""
-    text = SPELLING.sub(lambda match: PLAIN[match[0]], without_surrogates(text)[0])
-    line = " ".join(token for word in text.split() for token in split_punctuation(word))
-    return CAPITAL_CLITIC.sub(r"'\1 ", CLITIC.sub("'", line)).rstrip()
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def split_punctuation(word: str) -> List[str]:
-    """The punctuation before and after a word; what is inside of it stays."""
-    begin, end = 0, len(word)
-    while begin < end and is_punctuation(word[begin]):
-        begin += 1
-    while end > begin and is_punctuation(word[end - 1]):
-        end -= 1
-    return [part for part in (word[:begin], word[begin:end], word[end:]) if part]
-
-
-def kept(pieces: Sequence[str]) -> List[int]:
-    """Indices of the pieces but those of a mere space before punctuation or at the end."""
-    following = [*pieces[1:], ""]
-    return [
-        index for index, piece in enumerate(pieces)
-        if piece != SPACE or (following[index] and not is_punctuation(following[index][0]))
-    ]
 
 
 @functools.lru_cache(maxsize=1 << 16)

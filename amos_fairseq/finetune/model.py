@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.vocabulary_files import load_tokenizer
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.labelled import Problem
 from amos_fairseq.finetune.results import with_checkpoint

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
+from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.pretrained.layouts import CONFIG, LAYOUTS, encoder_of, read_config
 from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.pretrained.released import read_tensors

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from amos_fairseq.checkpoints import storage, store
 from amos_fairseq.data.manifest import located
-from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
+from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.json_files import formed
 from amos_fairseq.methods import METHODS, build
 from amos_fairseq.methods.base import PretrainingMethod, Vocabulary

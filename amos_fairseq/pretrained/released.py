@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amos_fairseq.checkpoints import storage
-from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer
+from amos_fairseq.data.released_tokenizer import ReleasedTokenizer
+from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 from amos_fairseq.files import check_regular, new_folder
 from amos_fairseq.methods import build

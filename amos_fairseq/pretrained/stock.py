@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from amos_fairseq.data.fast_tokenizer import read_fast
-from amos_fairseq.data.tokenizer import Tokenizer, load_tokenizer, vocabulary_file
+from amos_fairseq.data.tokenizer import Tokenizer
+from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.methods import build
 from amos_fairseq.methods.base import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun, part

@@ -15,7 +15,7 @@ from omegaconf import II, MISSING
 
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.checkpoints.training import gathered, goes_on_from
-from amos_fairseq.data.tokenizer import load_tokenizer
+from amos_fairseq.data.vocabulary_files import load_tokenizer
 from amos_fairseq.files import sha256_of
 from amos_fairseq.finetune.evaluation import in_order, of_sequences
 from amos_fairseq.finetune.kinds import kind_of

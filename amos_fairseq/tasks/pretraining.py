@@ -22,8 +22,8 @@ from amos_fairseq.criterions.pretraining import TOKENS
 from amos_fairseq.data import loading
 from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located, verify_tokens
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, split
-from amos_fairseq.data.tokenizer import load_tokenizer, vocabulary_file
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
+from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.fairseq_options import told_with_recipe_named
 from amos_fairseq.methods import METHODS, for_each_method
 from amos_fairseq.methods.base import Vocabulary

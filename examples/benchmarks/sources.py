@@ -25,8 +25,8 @@ from amos_fairseq.data.corpus import BLANK_LINE
 from amos_fairseq.data.encoding import TextEncoder
 from amos_fairseq.data.options import Options
 from amos_fairseq.data.sources import open_source
-from amos_fairseq.data.tokenizer import load_tokenizer
 from amos_fairseq.data.vocabulary import train_vocabulary
+from amos_fairseq.data.vocabulary_files import load_tokenizer
 
 COMPRESS = {
     "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lambda data: lzma.compress(data, preset=3),

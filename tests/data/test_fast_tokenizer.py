@@ -10,7 +10,7 @@ from amos_fairseq.data import fast_tokenizer
 from amos_fairseq.data.manifest import read_manifest
 from amos_fairseq.data.options import KINDS
 from amos_fairseq.data.preparation import prepare
-from amos_fairseq.data.tokenizer import load_tokenizer, read_vocabulary
+from amos_fairseq.data.vocabulary_files import load_tokenizer, read_vocabulary
 
 tokenizers = pytest.importorskip("tokenizers")
 

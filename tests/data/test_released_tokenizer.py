@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer, load_tokenizer, prepare
+from amos_fairseq.data.released_tokenizer import ReleasedTokenizer, prepare
+from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import load_processor, train_vocabulary
+from amos_fairseq.data.vocabulary_files import load_tokenizer
 
 SENTENCES = ["the cat sat ( 1895-1943 ). on a mat , it 's", 'the mat - the " e-mail " cat !', "don't sit 's on"]
 SPACE = "\u2581"

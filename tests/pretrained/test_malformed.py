@@ -15,7 +15,7 @@ import amos_fairseq
 from amos_fairseq import json_files
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import read_manifest
-from amos_fairseq.data.tokenizer import vocabulary_file
+from amos_fairseq.data.vocabulary_files import vocabulary_file
 from amos_fairseq.files import file_record, open_own
 from amos_fairseq.finetune import results
 from amos_fairseq.finetune.labelled import read_problem

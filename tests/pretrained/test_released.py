@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from amos_fairseq import from_pretrained
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.cli import main
-from amos_fairseq.data.tokenizer import ReleasedTokenizer, Tokenizer
+from amos_fairseq.data.released_tokenizer import ReleasedTokenizer
+from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import load_processor, train_vocabulary
 from amos_fairseq.modules.relative_position import released_buckets
 from amos_fairseq.pretrained import released
