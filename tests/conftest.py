@@ -12,7 +12,8 @@ from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import Vocabulary
 
 pytest_plugins = ["tests.runs"]
 

@@ -63,16 +63,10 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def without_annotations(tree: ast.Module) -> ast.Module:
-    """Without what is imported for annotations only."""
-    tree.body = [node for node in tree.body if getattr(getattr(node, "test", None), "id", "") != "TYPE_CHECKING"]
-    return tree
-
-
-def imported_modules(path: Path, annotations: bool = True) -> set:
+def imported_modules(path: Path) -> set:
     """Full names of all modules that a file imports, anywhere in it."""
-    names, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree if annotations else without_annotations(tree)):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -92,12 +86,12 @@ def test_every_part_has_its_arrows_and_there_is_no_circle():
 
 
 def test_no_files_import_each_other_in_a_circle():
-    """At the top or within a function; but for annotations."""
+    """At the top, within a function, or for annotations only."""
     modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
     packages = {name.removesuffix(".__init__"): name for name in modules}
     graph = {}
     for name, path in modules.items():
-        imported = imported_modules(path, annotations=False)
+        imported = imported_modules(path)
         found = {packages.get(full) or packages.get(full.rpartition(".")[0]) for full in imported}
         graph[name] = found - {None, name}
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(modules)  # else a CycleError

@@ -12,7 +12,8 @@ import torch
 
 from amos_fairseq.analysis.plan import batch_without_values
 from amos_fairseq.methods import build, size_options
-from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.generator_first import GeneratorAlone
 
 

@@ -16,7 +16,8 @@ from amos_fairseq.analysis.checkpoint import held_out_blocks
 from amos_fairseq.analysis.similarity import STS_COLUMNS, Sts, sts_of
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
 from amos_fairseq.finetune import tables
-from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.loading import from_pretrained
 from amos_fairseq.pretrained.model import Pretrained

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from amos_fairseq.data.masking import MaskingOptions, mask_block
-from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.ops import full_precision
 from amos_fairseq.pretrained.filling import finite

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amos_fairseq.data.masking import padded_width
-from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.ops import use
 
 FP32 = 4

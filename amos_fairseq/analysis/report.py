@@ -16,7 +16,7 @@ from amos_fairseq.analysis.figures import MAX_RUNS, Picture
 from amos_fairseq.analysis.held_out import Probe, probe
 from amos_fairseq.analysis.similarity import Sts
 from amos_fairseq.files import is_temporary, remove_leftovers, replace_durably
-from amos_fairseq.methods.base import ENCODER_SIZES
+from amos_fairseq.methods.config import ENCODER_SIZES
 from amos_fairseq.quantities import HIGHER, LOWER
 from amos_fairseq.run_log import RATES, Run
 

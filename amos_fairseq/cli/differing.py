@@ -9,7 +9,7 @@ NOT_TOLD = {"common.user_dir", "task.data", "checkpoint.save_dir"}  # or elsewhe
 def method_and_size(cfg) -> str:
     """A size is what the options of an architecture are, all or but for some."""
     from amos_fairseq.methods import size_options
-    from amos_fairseq.methods.base import ENCODER_SIZES
+    from amos_fairseq.methods.config import ENCODER_SIZES
 
     method, options = cfg.task._name, cfg.model
     unlike = {

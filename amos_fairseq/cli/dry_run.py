@@ -99,7 +99,7 @@ def built(cfg) -> Tuple[Any, Any, str]:
 
     from amos_fairseq import fairseq_options, supervision
     from amos_fairseq.methods import METHODS
-    from amos_fairseq.methods.base import Vocabulary
+    from amos_fairseq.methods.config import Vocabulary
 
     missing = ""
     if OmegaConf.is_missing(cfg.task, "data"):

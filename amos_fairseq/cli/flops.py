@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from amos_fairseq.analysis.flops import Geometry, electra_flops, hardware_flops, without_memory
     from amos_fairseq.methods import METHODS
-    from amos_fairseq.methods.base import ENCODER_SIZES
+    from amos_fairseq.methods.config import ENCODER_SIZES
 
     for name in args.methods:
         if name not in METHODS:

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from amos_fairseq.methods import METHODS
-    from amos_fairseq.methods.base import ENCODER_SIZES
+    from amos_fairseq.methods.config import ENCODER_SIZES
 
     if args.method not in METHODS:
         raise ValueError(f"unknown method {args.method}: choose from {', '.join(METHODS)}")

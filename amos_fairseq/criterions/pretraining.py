@@ -20,7 +20,8 @@ from fairseq.logging import meters, metrics
 
 from amos_fairseq.flops import peak_flops
 from amos_fairseq.methods import METHODS, for_each_method
-from amos_fairseq.methods.base import PretrainingBatch
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.generator_first import learner
 from amos_fairseq.objectives import COUNTED
 from amos_fairseq.pooled import READINGS
 from amos_fairseq.user_errors import stop
@@ -73,7 +74,7 @@ class PretrainingCriterion(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         batch = PretrainingBatch(**sample["net_input"])
-        method = model.method.learner
+        method = learner(model.method)
         output = model(**sample["net_input"])
         terms = method.losses(output, batch)
         logs = {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}

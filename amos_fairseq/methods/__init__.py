@@ -20,9 +20,12 @@ from dataclasses import fields
 from typing import Any, Callable, Dict, List, Mapping, Type
 
 from amos_fairseq.methods.amos import Amos
-from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingMethod, Vocabulary
+from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.methods.coco_lm import CocoLM
+from amos_fairseq.methods.config import ENCODER_SIZES, Vocabulary
+from amos_fairseq.methods.continuation import EarlierRun, load_generator, start_from
 from amos_fairseq.methods.electra import Electra
+from amos_fairseq.methods.generator_first import start_from_generator
 from amos_fairseq.methods.mlm import MaskedLM
 from amos_fairseq.methods.peer import Peer
 from amos_fairseq.methods.script import Script
@@ -36,6 +39,12 @@ METHODS: Dict[str, Type[PretrainingMethod]] = {
     "script_selfcritic": Script,
     "electra_rtd": Electra,
     "bert_mlm": MaskedLM,
+}
+# Options that name an earlier run's checkpoint, and what takes from it.
+STARTS: Dict[str, Callable[[PretrainingMethod, EarlierRun], None]] = {
+    "init_checkpoint": start_from,
+    "init_encoder_from_generator": start_from_generator,
+    "generator_checkpoint": load_generator,
 }
 _followers: List[Callable[[str], object]] = []
 

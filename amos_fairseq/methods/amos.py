@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import PretrainingBatch, Vocabulary, accuracy
+from amos_fairseq.methods.base import accuracy
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR
 from amos_fairseq.methods.stages import Proposals
 from amos_fairseq.methods.two_networks import DetectionConfig, TwoNetworksMethod

@@ -1,10 +1,9 @@
-"""What all methods share: options, sizes, the batch that flows in, and the stages that more than one method uses.
+"""What all methods share: what the package asks of a method, and the stages that more than one method uses.
 
 Shapes: B batch, T time, C channels, E width of the token table, M selected positions of the batch, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, Generic, List, NamedTuple, Optional, Sequence, Set, Tuple, Type, TypeVar, cast
 
 import torch
@@ -13,143 +12,21 @@ from torch import Tensor, nn
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.flops import BACKWARD_AND_FORWARD, encoder_flops, mlm_head_flops
-from amos_fairseq.methods.continuation import EarlierRun, start_from
-from amos_fairseq.methods.generator_first import GeneratorAlone, Start, start_from_generator
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import ENCODER_SIZES, LR_FACTOR, JudgingConfig, PretrainingConfig, Vocabulary
 from amos_fairseq.methods.stages import Proposals, Words
-from amos_fairseq.modules.encoder import Encoder, EncoderConfig, PassKey
+from amos_fairseq.modules.encoder import Encoder, PassKey
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
-from amos_fairseq.modules.initialization import LAYER_NORM_EPS
-from amos_fairseq.modules.queries import Queries
-from amos_fairseq.modules.relative_position import BUCKETINGS
 from amos_fairseq.objectives import VALID, WORDS, LossTerm, Mean
 from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
-from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 from amos_fairseq.pooled import Pooled, ranking, similarity, spread
 from amos_fairseq.quantities import Plan, Quantity
 from amos_fairseq.random import mixed_seed
 
-# The encoder of each size; a method adds its generator's values in its `sizes`.
-ENCODER_SIZES = {
-    "tiny": dict(encoder_layers=2, encoder_embed_dim=128, encoder_ffn_embed_dim=512, encoder_attention_heads=4),
-    "small": dict(
-        encoder_layers=12, encoder_embed_dim=256, encoder_ffn_embed_dim=1024, encoder_attention_heads=4,
-        token_embed_dim=128,
-    ),
-    "base": dict(encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072, encoder_attention_heads=12),
-    "large": dict(encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16),
-}
-
 Look = Callable[[slice, Tensor], Tensor]
-Config = TypeVar("Config", bound="PretrainingConfig")
+Config = TypeVar("Config", bound=PretrainingConfig)
 Output = TypeVar("Output")
 ATTENTION = 1  # sets the seeds of its dropout apart from those of sampling noise
-LR_FACTOR = "_lr_factor"  # ends the options that multiply the learning rate of a group
-
-
-# fairseq reads these annotations: typing's List and Optional, never `list[int]` or `int | None`.
-@dataclass
-class PretrainingConfig:
-    """The encoder, which is what pre-training keeps. Names are those of fairseq's own models where it has them."""
-
-    encoder_layers: int = option(12, "layers of the encoder", COUNT)
-    encoder_embed_dim: int = option(768, "width of the encoder", COUNT)
-    encoder_ffn_embed_dim: int = option(3072, "width of the encoder's feed-forward layers", COUNT)
-    encoder_attention_heads: int = option(12, "attention heads of the encoder", COUNT, unseen=True)
-    token_embed_dim: int = option(
-        0, "width of the shared token table, projected to each network's width; 0: encoder's", NOT_NEGATIVE
-    )
-    max_positions: int = option(512, "longest sequence that the learned positions cover", COUNT)
-    dropout: float = option(0.1, "dropout after embeddings, attention and feed-forward layers of the encoder", SHARE)
-    attention_dropout: float = option(0.1, "dropout on the encoder's attention probabilities", SHARE)
-    activation_dropout: float = option(0.0, "dropout after the encoder's GELU", SHARE)
-    rel_pos_buckets: int = option(32, "buckets of the T5 relative position bias; 0: no relative bias", NOT_NEGATIVE)
-    rel_pos_max_distance: int = option(128, "distance from which all pairs share the last bucket", unseen=True)
-    rel_pos_bucketing: str = option(
-        "t5", "t5, or released for that of Microsoft's AMOS and COCO-LM checkpoints", choices=BUCKETINGS, unseen=True
-    )
-    layer_norm_eps: float = option(
-        LAYER_NORM_EPS, "added to the variance in every LayerNorm of the networks and the MLM head; public BERT and "
-        "ELECTRA have 1e-12", POSITIVE, unseen=True,
-    )
-    rel_pos_lr_factor: float = option(
-        1.0, "times the learning rate for relative position biases, of every network: they start at std 0.02 and move "
-        "by about the rate per update, while useful ones are of size 1; 100 where runs are short", POSITIVE,
-    )
-    init_checkpoint: str = option(
-        "", "checkpoint of an earlier run, of any method, to start from: its encoder and, where it fits, its generator",
-        path=True,
-    )
-    init_encoder_from_generator: str = option(
-        "", "checkpoint of an earlier run, of any method, whose generator the encoder starts from: embeddings, "
-        "relative position bias and layers from the bottom up; it must be as wide as the encoder",
-        path=True,
-    )
-    compile_layers: bool = option(
-        False, "torch.compile the layers (torch 2.5, a C++ compiler): less memory traffic, for minutes of compilation",
-        free=True,
-    )
-
-    output_bias_init: str = option(
-        "zero",
-        "start of the masked LM's output bias. log_frequency: log (c + 1) / (sum of c + V), c being a token's count in "
-        "the prepared data, 0 for what is never drawn: specials, <mask>, fillers",
-        choices=("zero", "log_frequency"),
-    )
-
-    def __post_init__(self):
-        check(self)
-        if self.init_checkpoint and self.init_encoder_from_generator:
-            raise ValueError(
-                f"init_encoder_from_generator {self.init_encoder_from_generator!r} would replace the encoder of "
-                f"init_checkpoint {self.init_checkpoint!r}: leave one out"
-            )
-
-    def lr_factors(self) -> Dict[str, float]:
-        """By option: see `PretrainingMethod.learning_rate_groups`."""
-        return {name: value for name, value in vars(self).items() if name.endswith(LR_FACTOR)}
-
-    def encoder_config(self, vocabulary: "Vocabulary", **changes) -> EncoderConfig:
-        """The encoder's shape; `changes` make a generator's shape of it."""
-        values = dict(
-            vocab_size=vocabulary.size, padding_idx=vocabulary.padding, layers=self.encoder_layers,
-            dim=self.encoder_embed_dim, heads=self.encoder_attention_heads, ffn_dim=self.encoder_ffn_embed_dim,
-            embedding_dim=self.token_embed_dim or self.encoder_embed_dim, max_positions=self.max_positions,
-            dropout=self.dropout, attention_dropout=self.attention_dropout, activation_dropout=self.activation_dropout,
-            rel_pos_buckets=self.rel_pos_buckets, rel_pos_max_distance=self.rel_pos_max_distance,
-            rel_pos_bucketing=self.rel_pos_bucketing, layer_norm_eps=self.layer_norm_eps,
-        )
-        return EncoderConfig(**{**values, **changes})
-
-
-@dataclass
-class JudgingConfig(PretrainingConfig):
-    """Options of the methods whose encoder judges replaced tokens, by detection or a relative of it."""
-
-    rtd_warmup_updates: int = option(
-        0, "N, first updates in which the weight of detection, ranking, critic and word selection rises: u / N times "
-        "the whole at update u = 0, 1, .., counted from the end of generator-warmup-updates; 0: whole from the start",
-        NOT_NEGATIVE,
-    )
-    detection_on_words: bool = option(
-        False, "take the mean of detection, ranking or critic over words only: <s> and </s>, never replaced unless "
-        "mask-special-tokens, are 2 of every block's tokens and easy"
-    )
-    sampling_temperature: float = option(
-        1.0, "T, replacements are drawn from softmax(logits / T) in training: above 1 the generator's worse guesses, "
-        "which are easier to detect (Fast-ELECTRA, arXiv:2310.07347, lets T fall); validation: 1", POSITIVE,
-    )
-    sampling_temperature_decay: float = option(
-        0.0, "tau, lets the temperature fall to 1: at update u of U it is 1 + (T - 1) exp(-u / (tau U)); 0: constant",
-        NOT_NEGATIVE,
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.sampling_temperature_decay and self.sampling_temperature == 1.0:
-            raise ValueError(
-                f"sampling_temperature_decay {self.sampling_temperature_decay} changes nothing with "
-                "sampling_temperature 1.0: leave it out"
-            )
 
 
 class LearningRateGroup(NamedTuple):
@@ -158,53 +35,11 @@ class LearningRateGroup(NamedTuple):
     parameters: List[nn.Parameter]
 
 
-class Vocabulary(NamedTuple):
-    """What the networks need to know of a dictionary."""
+class Start(NamedTuple):
+    """What an encoder takes from a generator's tower."""
 
-    size: int
-    padding: int
-    excluded: List[int]  # ids that are never drawn: specials, `<mask>`, padding, fillers
-
-    @classmethod
-    def of(cls, tokenizer) -> "Vocabulary":
-        """Of what has a length, `pad` and `excluded`."""
-        return cls(len(tokenizer), tokenizer.pad, tokenizer.excluded)
-
-
-class PretrainingBatch(NamedTuple):
-    """One batch. `masked_index` and `num_masked` say what `masked_positions` says without asking the device."""
-
-    original_tokens: Tensor  # (B, T)
-    masked_tokens: Tensor  # (B, T) with `<mask>`, kept or random tokens at the selected positions
-    masked_positions: Tensor  # (B, T) bool, the selected positions
-    masked_index: Tensor  # (M,) their flat indices, row-major
-    num_masked: List[int]  # B counts that sum to M
-    sample_ids: Tensor  # (B,) the key of each sequence's sampling noise
-    padding_mask: Optional[Tensor] = None  # (B, T) bool, True = padding; None: no padding at all
-    cropped_tokens: Optional[Tensor] = None  # (B, T') part of each original, of methods with a `cropping` share
-    cropped_padding_mask: Optional[Tensor] = None  # (B, T') as `padding_mask`
-    stand_in: bool = False  # repeated by a process whose data have run out: nothing in it counts
-
-    @property
-    def valid_positions(self) -> Tensor:
-        """(B, T) bool, the positions that detection losses are taken over."""
-        if self.padding_mask is None:
-            return torch.ones_like(self.masked_positions)
-        return ~self.padding_mask
-
-    @property
-    def queries(self) -> Queries:
-        """The selected positions, for the last layer of a network that is read nowhere else."""
-        return Queries.of(self.masked_index, self.num_masked, self.original_tokens.size(1))
-
-    @property
-    def mlm_targets(self) -> Tensor:
-        """(M,) original tokens at the selected positions."""
-        return self.at_masked(self.original_tokens)
-
-    def at_masked(self, x: Tensor) -> Tensor:
-        """(B, T, ...) -> (M, ...): the rows at the selected positions."""
-        return x.flatten(0, 1).index_select(0, self.masked_index)  # whose gradient, unlike that of [..], needs no sort
+    copies: List[Tuple[Tensor, Tensor]]  # (parameter of the encoder, value), without those that are one already
+    words: str
 
 
 class PretrainingMethod(nn.Module, Generic[Config, Output]):
@@ -220,10 +55,6 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     cropping: Optional[float] = None  # default share of a sequence that its cropped view keeps; None: no such view
     batchwise_terms: Tuple[str, ...] = ()  # loss terms that depend on which sequences share a micro-batch
     sizes: Dict[str, dict] = {size: {} for size in ENCODER_SIZES}  # what each size sets beside the encoder's shape
-    # options that name an earlier run's checkpoint, and what takes from it
-    starts: Dict[str, Callable[["PretrainingMethod", EarlierRun], None]] = {
-        "init_checkpoint": start_from, "init_encoder_from_generator": start_from_generator,
-    }
     generator_modules: Tuple[str, ...] = ()  # of its modules, those that are the generator and read it
 
     citation = ""  # of its paper, for model cards
@@ -273,11 +104,6 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def joint_updates(self) -> int:
         """How many updates all of it has learned in: `num_updates` but for the generator's warm-up."""
         return max(0, self.num_updates - self.generator_warmup)
-
-    @property
-    def learner(self) -> "PretrainingMethod | GeneratorAlone":
-        """In training, during the generator's warm-up, that alone; in validation always all of the method."""
-        return GeneratorAlone(self) if self.training and self.num_updates < self.generator_warmup else self
 
     def idle_parameters(self) -> List[nn.Parameter]:
         """What does not learn while the generator learns alone: nothing where one network is all."""

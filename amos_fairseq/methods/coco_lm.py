@@ -16,7 +16,9 @@ from amos_fairseq import ops
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
-from amos_fairseq.methods.base import Look, PretrainingBatch, Vocabulary, accuracy
+from amos_fairseq.methods.base import Look, accuracy
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.stages import Proposals, TokenProbability, Words
 from amos_fairseq.methods.two_networks import GeneratorConfig, GeneratorMethod
 from amos_fairseq.modules.encoder import Encoder

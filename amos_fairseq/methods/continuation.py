@@ -2,15 +2,14 @@
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.config import PretrainingConfig
 from amos_fairseq.options import declared
-
-if TYPE_CHECKING:  # which says on its class what it starts from
-    from amos_fairseq.methods.base import PretrainingConfig, PretrainingMethod
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ class EarlierRun(NamedTuple):
     options: Mapping[str, Any] = {}  # its model's; one that is absent is taken to be the same here
 
 
-def start_from(method: "PretrainingMethod", run: EarlierRun) -> None:
+def start_from(method: PretrainingMethod, run: EarlierRun) -> None:
     """Give a new `method` what an earlier run, of the same method or another, has learned for it.
 
     encoder    all of it, token table and relative bias included: it must be the same network
@@ -61,7 +60,7 @@ def start_from(method: "PretrainingMethod", run: EarlierRun) -> None:
     logger.info("%s: took %s; new: %s", run.source, ", ".join(modules(taken)), ", ".join(new) or "nothing")
 
 
-def load_generator(method: "PretrainingMethod", run: EarlierRun) -> None:
+def load_generator(method: PretrainingMethod, run: EarlierRun) -> None:
     """Give `method` the generator and MLM head of an earlier run of any method that has one.
 
     Raises ValueError that names the first difference if it is not the same network.
@@ -131,7 +130,7 @@ def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
     return None
 
 
-def fits(method: "PretrainingMethod", wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
+def fits(method: PretrainingMethod, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
     """Whether `found` is `wanted` with other values, equal wherever they belong to one parameter of `method`."""
     if first_difference(wanted, found):
         return False
@@ -152,7 +151,7 @@ def check_same_shapes(
         )
 
 
-def check_same_options(config: "PretrainingConfig", run: EarlierRun) -> None:
+def check_same_options(config: PretrainingConfig, run: EarlierRun) -> None:
     for name in (option.name for option in declared(type(config)) if option.unseen):
         here, there = getattr(config, name), run.options.get(name, getattr(config, name))
         if here != there and (config.rel_pos_buckets or not name.startswith("rel_pos")):

@@ -9,7 +9,8 @@ from typing import Dict, NamedTuple
 from torch import Tensor
 
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.two_networks import GeneratorConfig, GeneratorMethod
 from amos_fairseq.modules.heads import DetectionHead
 from amos_fairseq.objectives import LossTerm, Mean, rtd_loss

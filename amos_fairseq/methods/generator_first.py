@@ -1,19 +1,18 @@
 """The generator first: it learns alone, and the encoder starts from its tower."""
 
 import logging
-from typing import TYPE_CHECKING, Dict, Iterable, List, Mapping, NamedTuple, Tuple
+from typing import Dict, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
+from amos_fairseq.methods.base import PretrainingMethod, Start
+from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.methods.continuation import DELTA, EarlierRun, check_same_options, check_same_shapes, generators
 from amos_fairseq.modules.encoder import EncoderConfig
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
 from amos_fairseq.ops import MaskedLMReading
-
-if TYPE_CHECKING:
-    from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +39,10 @@ class GeneratorAlone:
     It answers for the method what is asked of one in a step of training.
     """
 
-    def __init__(self, method: "PretrainingMethod"):
+    def __init__(self, method: PretrainingMethod):
         self.method = method
 
-    def __call__(self, batch: "PretrainingBatch") -> MaskedLMReading:
+    def __call__(self, batch: PretrainingBatch) -> MaskedLMReading:
         """Nothing is drawn. All else gets a gradient of 0, which DDP waits for and no step of the optimizer sees."""
         method = self.method
         projected = method.mlm_head.project(method.masked_lm_states(batch))
@@ -51,25 +50,23 @@ class GeneratorAlone:
         masked_lm = method.mlm_head.read(heads_last, batch.mlm_targets)
         return masked_lm._replace(loss=_NoGradient.apply(masked_lm.loss, *method.idle_parameters()))
 
-    def losses(self, masked_lm: MaskedLMReading, batch: "PretrainingBatch") -> Dict[str, LossTerm]:
+    def losses(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Dict[str, LossTerm]:
         return {"mlm": mlm_loss(masked_lm)}
 
-    def statistics(self, masked_lm: MaskedLMReading, batch: "PretrainingBatch") -> Dict[str, Mean]:
+    def statistics(self, masked_lm: MaskedLMReading, batch: PretrainingBatch) -> Dict[str, Mean]:
         return self.method.masked_lm_statistics(masked_lm, batch)
 
     def judged_logits(self, masked_lm: MaskedLMReading) -> None:
         """There is no encoder that judges."""
 
-    def training_flops(self, batch: "PretrainingBatch") -> int:
+    def training_flops(self, batch: PretrainingBatch) -> int:
         tokens, length = batch.original_tokens.numel(), batch.original_tokens.size(1)
         return BACKWARD_AND_FORWARD * self.method.generator_flops(tokens, length, sum(batch.num_masked))
 
 
-class Start(NamedTuple):
-    """What an encoder takes from a generator's tower."""
-
-    copies: List[Tuple[Tensor, Tensor]]  # (parameter of the encoder, value), without those that are one already
-    words: str
+def learner(method: PretrainingMethod) -> "PretrainingMethod | GeneratorAlone":
+    """In training, during the generator's warm-up, that alone; in validation always all of the method."""
+    return GeneratorAlone(method) if method.training and method.num_updates < method.generator_warmup else method
 
 
 def start_of(encoder: torch.nn.Module, tower: Mapping[str, Tensor]) -> Start:
@@ -106,7 +103,7 @@ def check_same_width(option: str, generator: EncoderConfig, encoder: EncoderConf
 
 
 @torch.no_grad()
-def start_from_generator(method: "PretrainingMethod", run: EarlierRun) -> None:
+def start_from_generator(method: PretrainingMethod, run: EarlierRun) -> None:
     """Give a new `method`'s encoder the generator of an earlier run, of several the deepest: see `start_of`.
 
     Raises ValueError that names the first difference if the generator is not as wide as the encoder.

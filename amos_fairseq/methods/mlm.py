@@ -6,7 +6,9 @@
 
 from typing import Dict, NamedTuple
 
-from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, PretrainingMethod, Vocabulary, accuracy
+from amos_fairseq.methods.base import PretrainingMethod, accuracy
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import PretrainingConfig, Vocabulary
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
 from amos_fairseq.ops import MaskedLMReading

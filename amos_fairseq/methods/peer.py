@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import Look, PretrainingBatch, Vocabulary
+from amos_fairseq.methods.base import Look
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.stages import Words
 from amos_fairseq.methods.two_networks import SharedGeneratorConfig, SharedGeneratorMethod
 from amos_fairseq.modules.initialization import initialize

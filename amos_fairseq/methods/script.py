@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, corrupt
-from amos_fairseq.methods.base import ENCODER_SIZES, JudgingConfig, PretrainingBatch, PretrainingMethod, Vocabulary
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import ENCODER_SIZES, JudgingConfig, Vocabulary
 from amos_fairseq.modules.encoder import PassKey
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, critic_loss, mlm_loss

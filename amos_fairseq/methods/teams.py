@@ -13,7 +13,9 @@ from torch import Tensor
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.corruption import Corruption, check_negatives, corrupt, sample_candidates
 from amos_fairseq.flops import encoder_flops, mlm_head_flops
-from amos_fairseq.methods.base import ENCODER_SIZES, Look, PretrainingBatch, Vocabulary, accuracy
+from amos_fairseq.methods.base import Look, accuracy
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import ENCODER_SIZES, Vocabulary
 from amos_fairseq.methods.stages import TokenProbability, Words
 from amos_fairseq.methods.two_networks import DetectionConfig, SharedGeneratorConfig, SharedGeneratorMethod
 from amos_fairseq.modules.encoder import EncoderConfig, EncoderLayer, PassKey

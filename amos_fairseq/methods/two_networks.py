@@ -9,18 +9,11 @@ from torch import Tensor, nn
 
 from amos_fairseq import reference_flops as reference
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
-from amos_fairseq.methods.base import (
-    Config,
-    JudgingConfig,
-    Look,
-    Output,
-    PretrainingBatch,
-    PretrainingConfig,
-    PretrainingMethod,
-    Vocabulary,
-)
-from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR, load_generator
-from amos_fairseq.methods.generator_first import Start, check_same_width, heads_of, start_of
+from amos_fairseq.methods.base import Config, Look, Output, PretrainingMethod, Start
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import JudgingConfig, PretrainingConfig, Vocabulary
+from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR
+from amos_fairseq.methods.generator_first import check_same_width, heads_of, start_of
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.modules.token_table import DisentangledTable, folded
@@ -166,7 +159,6 @@ class TwoNetworksMethod(PretrainingMethod[Config, Output]):
     """A method with a generator beside the encoder: what they share, and whether the generator is trained."""
 
     config_class: Type[PretrainingConfig] = TwoNetworksConfig
-    starts = {**PretrainingMethod.starts, "generator_checkpoint": load_generator}
     generator_modules: Tuple[str, ...] = MODULES_OF_GENERATOR
 
     @property

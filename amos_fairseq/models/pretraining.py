@@ -9,7 +9,9 @@ from fairseq.models import register_model, register_model_architecture
 from omegaconf import OmegaConf
 
 from amos_fairseq.methods import METHODS, build, for_each_method, size_options
-from amos_fairseq.methods.base import ENCODER_SIZES, PretrainingBatch
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import ENCODER_SIZES
+from amos_fairseq.methods.generator_first import learner
 from amos_fairseq.models.base import Model
 from amos_fairseq.modules.encoder import compile_layers
 
@@ -57,7 +59,7 @@ class PretrainingModel(Model):
         return cls(method)
 
     def forward(self, **net_input):
-        return self.method.learner(PretrainingBatch(**net_input))
+        return learner(self.method)(PretrainingBatch(**net_input))
 
     def max_positions(self):
         return self.method.config.max_positions

@@ -10,7 +10,8 @@ from amos_fairseq.data.manifest import located
 from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.json_files import formed
 from amos_fairseq.methods import METHODS, build
-from amos_fairseq.methods.base import PretrainingMethod, Vocabulary
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.options import declared
 from amos_fairseq.pretrained import exported, released, stock
 from amos_fairseq.pretrained.filling import filled

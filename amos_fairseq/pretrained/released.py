@@ -28,7 +28,7 @@ from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 from amos_fairseq.files import check_regular, new_folder
 from amos_fairseq.methods import build
-from amos_fairseq.methods.base import PretrainingConfig, Vocabulary
+from amos_fairseq.methods.config import PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.initialization import INIT_STD, LAYER_NORM_EPS
 from amos_fairseq.pretrained.filling import check_finite

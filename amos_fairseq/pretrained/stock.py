@@ -20,7 +20,7 @@ from amos_fairseq.data.fast_tokenizer import read_fast
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.methods import build
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun, part
 from amos_fairseq.methods.generator_first import heads_of
 from amos_fairseq.modules.encoder import Encoder

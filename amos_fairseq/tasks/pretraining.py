@@ -25,8 +25,8 @@ from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, split
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.fairseq_options import told_with_recipe_named
-from amos_fairseq.methods import METHODS, for_each_method
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods import METHODS, STARTS, for_each_method
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun
 from amos_fairseq.objectives import COUNTED
 from amos_fairseq.optim.fused_adamw import check_takes_factors, check_takes_pauses, copy_values, pause, set_lr_factor
@@ -148,12 +148,10 @@ class PretrainingTask(SupervisedTask):
             model = super().build_model(cfg, from_checkpoint)
             if not from_checkpoint:
                 model.method.start_biases([*self.dictionary.count], self.masking.mask_prob)
-            starts = {} if from_checkpoint else model.method.starts
-            for name, load in starts.items():
-                path = getattr(model.method.config, name)
-                if path and goes_on_from(self.cfg) is None:  # else its own checkpoint holds what was taken
-                    self.take_up(model.method, load, path, name)
-            if not from_checkpoint:
+                for name, load in STARTS.items():
+                    path = getattr(model.method.config, name, "")
+                    if path and goes_on_from(self.cfg) is None:  # else its own checkpoint holds what was taken
+                        self.take_up(model.method, load, path, name)
                 self.scale_learning_rates(model.method)
         self.model, method = model, model.method
         self.check_batch_size = method.check_batch_size

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from amos_fairseq.export.huggingface import import_transformers
 from amos_fairseq.methods.amos import Amos
-from amos_fairseq.methods.base import PretrainingBatch, PretrainingConfig, Vocabulary
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder, EncoderLayer
 from amos_fairseq.ops import use
 

@@ -16,7 +16,9 @@ from timing import Comparison, Settings, main
 from torch import nn
 
 from amos_fairseq import ops
-from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod, Vocabulary
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.modules.encoder import EncoderLayer
 
 sys.path.append(str(Path(__file__).parents[1] / "gpu"))

@@ -24,7 +24,9 @@ import torch
 from amos_fairseq import ops
 from amos_fairseq.flops import peak_flops
 from amos_fairseq.methods import METHODS, size_options
-from amos_fairseq.methods.base import PretrainingBatch, PretrainingMethod, Vocabulary
+from amos_fairseq.methods.base import PretrainingMethod
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import Vocabulary
 
 CROP = 0.9
 TRAINING = {"bf16": ["--bf16"], "fp16": ["--fp16"], "fp32": []}

@@ -10,7 +10,7 @@ from amos_fairseq.analysis import held_out, held_out_figures
 from amos_fairseq.analysis.held_out import Probe, Scores
 from amos_fairseq.analysis.similarity import Sts
 from amos_fairseq.data.preparation import prepare
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.loading import from_pretrained
 from amos_fairseq.run_log import Run, RunLog
 

@@ -8,7 +8,7 @@ from amos_fairseq.analysis import linear_probes
 from amos_fairseq.analysis.linear_probes import Encoded, Result, Word
 from amos_fairseq.analysis.sentence_probes import untrained
 from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.model import Pretrained
 
 FILE = "alpha\tgreek\nBeta,\t_\n\ngamma  delta\tlatin\r\n\n\n"

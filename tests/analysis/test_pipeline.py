@@ -10,7 +10,7 @@ from amos_fairseq.analysis import inspection, pipeline
 from amos_fairseq.analysis.checkpoint import Sampling, TrainedRun
 from amos_fairseq.data.masking import MaskingOptions
 from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.stages import Proposals, Words
 from amos_fairseq.pretrained.model import Pretrained
 

@@ -12,7 +12,8 @@ from amos_fairseq.analysis.flops import Geometry, without_memory
 from amos_fairseq.analysis.plan import Alive, Memory, batch_without_values, memory
 from amos_fairseq.data.masking import padded_width
 from amos_fairseq.methods import METHODS, build, size_options
-from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.ops import use
 
 VOCABULARY, LENGTH, MASK_PROB = 1000, 64, 0.15

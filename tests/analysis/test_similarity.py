@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from amos_fairseq.analysis import similarity
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.model import Pretrained
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()

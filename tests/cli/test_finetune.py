@@ -7,7 +7,7 @@ from amos_fairseq.cli import main
 from amos_fairseq.finetune import results, sweep
 from amos_fairseq.finetune.commands import own_name
 from amos_fairseq.finetune.presets import Setting
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 
 TEXT = "text\tlabel\nalpha\ta\nbeta\tb\n"
 

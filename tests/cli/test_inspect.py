@@ -6,7 +6,7 @@ import pytest
 
 from amos_fairseq.cli import main
 from amos_fairseq.data.preparation import prepare
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 
 TEXT = "alpha beta gamma delta epsilon zeta eta theta alpha gamma"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amos_fairseq.cli import main
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.loading import from_pretrained
 
 

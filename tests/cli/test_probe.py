@@ -9,7 +9,7 @@ import pytest
 
 from amos_fairseq.cli import main
 from amos_fairseq.demo import documentation
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
 

@@ -17,7 +17,7 @@ from amos_fairseq.analysis.flops import Geometry, hardware_flops, without_memory
 from amos_fairseq.analysis.sentence_probes import Result, wilson
 from amos_fairseq.cli import main, processes, quickstart, recipe
 from amos_fairseq.files import claimed
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.model import Pretrained
 
 COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from amos_fairseq.cli import main
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from tests.analysis.test_similarity import write_beir
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from amos_fairseq.cli import embed, main
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.loading import from_pretrained
 from amos_fairseq.pretrained.model import Pretrained
 

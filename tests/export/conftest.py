@@ -7,7 +7,7 @@ import torch
 
 from amos_fairseq.cli import main
 from amos_fairseq.export.huggingface import import_transformers
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 
 LENGTHS = (150, 37, 3)  # over all buckets of 32 or 64 up to distance 128
 

@@ -15,7 +15,7 @@ from amos_fairseq.data.preparation import prepare
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.export import huggingface
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.averaging import average
 from amos_fairseq.pretrained.loading import from_pretrained
 

@@ -11,7 +11,7 @@ from amos_fairseq.data.fast_tokenizer import train_fast
 from amos_fairseq.data.options import KINDS
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.data.vocabulary_files import read_vocabulary
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from tests.export.conftest import randomize
 from tests.export.test_tokenizer import odd_sentences
 

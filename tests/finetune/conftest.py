@@ -8,7 +8,7 @@ import pytest
 
 from amos_fairseq.finetune import labelled, squad, tagged
 from amos_fairseq.finetune.labelled import Examples, Problem
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from tests.runs import USER_DIR, flags
 
 TRAIN = "fairseq_cli.train:cli_main"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from amos_fairseq.corruption import corrupt
 from amos_fairseq.methods.amos import AmosConfig
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.modules.encoder import EncoderConfig, LayerRun
 from amos_fairseq.ops import full_precision, gumbel_noise
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from amos_fairseq.corruption import Corruption
 from amos_fairseq.methods import size_options
-from amos_fairseq.methods.base import PretrainingBatch
+from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.methods.coco_lm import CocoLM, CocoLMConfig, SequenceViews, cosine_statistics
 from amos_fairseq.methods.continuation import EarlierRun, load_generator
 from amos_fairseq.methods.stages import Words

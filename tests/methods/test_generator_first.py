@@ -8,7 +8,7 @@ import torch
 from amos_fairseq.analysis.flops import Geometry, hardware_flops, update_flops, updates_within
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.continuation import EarlierRun
-from amos_fairseq.methods.generator_first import start_from_generator
+from amos_fairseq.methods.generator_first import learner, start_from_generator
 
 WIDE = {"electra_rtd": dict(generator_embed_dim=0), "amos_rtd": dict(generator_depths=[1, 2])}
 TWO_NETWORKS = ["amos_rtd", "coco_lm", "electra_rtd", "peer_tqr", "teams_mws"]
@@ -27,7 +27,7 @@ def make(make_method):
 
 def at(method, update):
     method.set_num_updates(update)
-    return method.learner
+    return learner(method)
 
 
 def loss_of(learner, batch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.ops import chunks, pytorch, use
 
 SEQUENCES, LENGTH, SELECTED, WIDTH = 16, 32, 8, 64  # SELECTED of each sequence; WIDTH of the token table

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from amos_fairseq.methods.base import PretrainingBatch
+from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.methods.peer import PeerConfig, QualityHead
 from amos_fairseq.methods.stages import Words
 from amos_fairseq.objectives import quality_levels, rtd_loss

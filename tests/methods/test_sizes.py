@@ -5,7 +5,7 @@ import torch
 
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
 from amos_fairseq.methods import METHODS, size_options
-from amos_fairseq.methods.base import ENCODER_SIZES, Vocabulary
+from amos_fairseq.methods.config import ENCODER_SIZES, Vocabulary
 
 
 def build(name, size, vocabulary_size=32768, **options):

@@ -6,7 +6,7 @@ from torch import nn
 
 import amos_fairseq
 from amos_fairseq.finetune.kinds import prompt
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.continuation import EarlierRun, start_from
 from amos_fairseq.modules.token_table import DisentangledTable
 

@@ -9,7 +9,7 @@ from fairseq.models import MODEL_REGISTRY  # noqa: E402
 
 import amos_fairseq.models.pretraining  # noqa: E402, F401
 from amos_fairseq.methods import METHODS  # noqa: E402
-from amos_fairseq.methods.base import Vocabulary  # noqa: E402
+from amos_fairseq.methods.config import Vocabulary  # noqa: E402
 from amos_fairseq.models.base import Model  # noqa: E402
 from amos_fairseq.modules.encoder import EncoderLayer  # noqa: E402
 

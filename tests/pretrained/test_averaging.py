@@ -6,7 +6,7 @@ import torch
 from amos_fairseq import from_pretrained
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.cli import main
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.averaging import average, weights_of
 
 

@@ -20,7 +20,7 @@ from amos_fairseq.files import file_record, open_own
 from amos_fairseq.finetune import results
 from amos_fairseq.finetune.labelled import read_problem
 from amos_fairseq.finetune.presets import Setting
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained import layouts
 from amos_fairseq.run_log import parse_line
 

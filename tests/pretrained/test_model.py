@@ -8,7 +8,7 @@ import torch
 import amos_fairseq
 from amos_fairseq.data.vocabulary import train_vocabulary
 from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.model import Pretrained
 
 TEXT = "Alpha beta,  gamma delta"

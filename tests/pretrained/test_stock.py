@@ -9,7 +9,7 @@ import torch
 
 from amos_fairseq.export.huggingface import import_transformers
 from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.continuation import start_from
 from amos_fairseq.pretrained import stock
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from amos_fairseq.methods.base import PretrainingBatch, Vocabulary
+from amos_fairseq.methods.batch import PretrainingBatch
+from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.methods.teams import Teams, TeamsConfig
 
 sys.path.insert(0, str(Path(__file__).parent))

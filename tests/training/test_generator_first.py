@@ -8,7 +8,7 @@ import torch
 
 from amos_fairseq import checkpoints
 from amos_fairseq.methods import build
-from amos_fairseq.methods.base import Vocabulary
+from amos_fairseq.methods.config import Vocabulary
 
 TRAIN = "fairseq_cli.train:cli_main"
 WARMUP = 4

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 import amos_fairseq.tasks  # noqa: F401
 from amos_fairseq.methods import METHODS, size_options
-from amos_fairseq.methods.base import ENCODER_SIZES, Vocabulary
+from amos_fairseq.methods.config import ENCODER_SIZES, Vocabulary
 from amos_fairseq.options import declared
 from amos_fairseq.supervision import SupervisionConfig
 
