@@ -78,7 +78,7 @@ def check(cfg: DictConfig) -> None:
     decay = options_of(cfg.lr_scheduler).get("decay_share")
     if warmup and total and decay and warmup > (1 - decay) * total:
         raise ValueError(f"warmup_updates {warmup} and decay_share {decay} of {total:g} overlap: lower one of them")
-    check_parallelism(cfg.distributed_training)
+    check_parallelism(cfg)
     check_paths(cfg)
 
 
@@ -126,13 +126,19 @@ def check_precision(common: Mapping[str, Any]) -> None:
 
 
 def check_parallelism(cfg: DictConfig) -> None:
-    if cfg.pipeline_model_parallel:
-        raise ValueError("pipeline_model_parallel is for some of fairseq's own models: leave it out")
-    if cfg.ddp_backend in ("fully_sharded", "slowmo"):
-        raise ValueError(f"ddp_backend {cfg.ddp_backend} does not work with these models: take pytorch_ddp")
-    if cfg.zero_sharding != "none":
+    distributed = cfg.distributed_training
+    foreign = dict(
+        pipeline_model_parallel=distributed.pipeline_model_parallel, tpu=cfg.common.tpu,
+        model_parallel_size=cfg.common.model_parallel_size > 1, use_bmuf=cfg.optimization.use_bmuf,
+    )
+    given = [name for name in foreign if foreign[name]]
+    if given:
+        raise ValueError(f"{given[0]} is for some of fairseq's own models: leave it out")
+    if distributed.ddp_backend in ("fully_sharded", "slowmo"):
+        raise ValueError(f"ddp_backend {distributed.ddp_backend} does not work with these models: take pytorch_ddp")
+    if distributed.zero_sharding != "none":
         raise ValueError(
-            f"zero_sharding {cfg.zero_sharding} does not work with these optimizers: leave it out, and save memory by "
+            f"zero_sharding {distributed.zero_sharding} does not work with these optimizers: leave it out, and save memory by "
             "a smaller --batch-size with a larger --update-freq"
         )
 

@@ -68,6 +68,9 @@ CONFIGURATIONS = {
     "averaged models": (dict(ddp_backend="slowmo"), "ddp_backend slowmo does not work with these models: take"),
     "moments in shards": (dict(zero_sharding="os"), "zero_sharding os does not work with these optimizers"),
     "pipeline": (dict(pipeline_model_parallel=True), "pipeline_model_parallel is for some of fairseq's own models"),
+    "TPUs": (dict(tpu=True), "tpu is for some of fairseq's own models: leave it out"),
+    "model in parts": (dict(model_parallel_size=2), "model_parallel_size is for some of fairseq's own models"),
+    "averages of updates": (dict(use_bmuf=True), "use_bmuf is for some of fairseq's own models: leave it out"),
     "no save_dir": (dict(save_dir=""), "save_dir is empty: name a folder for the checkpoints"),
     "missing folder of log_file": (dict(log_file="gone/log"), "log_file gone/log is in no folder that exists: make it"),
 }
