@@ -2,7 +2,7 @@
 
     RANGES    what a number may be
     check     those, the rules of our own options, and what cannot be combined, of a whole configuration
-    check_devices, check_ops    what this machine has not
+    check_devices, check_ops, check_compiler    what this machine has not
     check_literals    options in which fairseq runs what is written there as Python
 """
 
@@ -10,6 +10,7 @@ import ast
 import contextlib
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Set
@@ -107,6 +108,16 @@ def check_ops(cfg: DictConfig) -> None:
     functions_for(device, dtype)
     if options_of(cfg.model).get("rel_pos_buckets"):
         attention_kernels(device, dtype)
+    if options_of(cfg.model).get("compile_layers"):
+        check_compiler(device)
+
+
+def check_compiler(device: str) -> None:
+    """Raises ValueError if there is none of those that torch.compile calls in the first update."""
+    variable, known = ("CC", ["gcc", "clang"]) if device == "cuda" else ("CXX", ["g++"])
+    names = os.environ.get(variable, "").split()[:1] or known
+    if not any(map(shutil.which, names)):
+        raise ValueError(f"compile_layers needs {' or '.join(names)}, and there is none: install it, or leave it out")
 
 
 def options_declared(group: str, component: Any) -> List[Option]:

@@ -25,7 +25,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from amos_fairseq import ops
-from amos_fairseq.analysis.flops import Geometry, update_flops, without_memory
 from amos_fairseq.flops import peak_flops
 from amos_fairseq.methods import METHODS
 
@@ -242,6 +241,8 @@ def training(settings: Settings, options: Training) -> Result:
     import fairseq_cli.train
     from fairseq.trainer import Trainer
     from trainer import corpus
+
+    from amos_fairseq.analysis.flops import Geometry, update_flops, without_memory
 
     sequences, length = (2, 32) if settings.quick else (options.sequences, LENGTH)
     warm_up, timed, profiled = (1, 2, 1) if settings.quick else (12, 25, 3)

@@ -8,9 +8,11 @@ place before it composes the configuration.
 import json
 import math
 import os
+import sys
 from typing import NamedTuple
 
 import pytest
+import torch
 import yaml
 
 from amos_fairseq import ops
@@ -196,6 +198,25 @@ def test_ops_that_are_not_there_are_told_at_the_start(configuration, monkeypatch
     monkeypatch.setattr(ops.compiled, "available", lambda device: False)
     with ops.use(choice), pytest.raises(ValueError) as refusal:
         fairseq_options.check_ops(configuration)
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("device, variable, words", [
+    ("cpu", "CXX", "compile_layers needs g++, and there is none: install it, or leave it out"),
+    ("cuda", "CC", "compile_layers needs gcc or clang, and there is none"),
+])
+def test_layers_without_a_compiler_are_told_at_the_start(configuration, monkeypatch, device, variable, words):
+    cfg = configuration.copy()
+    cfg.model.compile_layers = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    cfg.common.cpu = device == "cpu"
+    monkeypatch.setattr(fairseq_options, "functions_for", lambda *_: None)
+    monkeypatch.setenv(variable, f"{sys.executable} -O")
+    fairseq_options.check_ops(cfg)
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError) as refusal:
+        fairseq_options.check_ops(cfg)
     assert words in str(refusal.value)
 
 
