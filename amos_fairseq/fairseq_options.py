@@ -149,8 +149,8 @@ def check_parallelism(cfg: DictConfig) -> None:
         raise ValueError(f"ddp_backend {distributed.ddp_backend} does not work with these models: take pytorch_ddp")
     if distributed.zero_sharding != "none":
         raise ValueError(
-            f"zero_sharding {distributed.zero_sharding} does not work with these optimizers: leave it out, and save memory by "
-            "a smaller --batch-size with a larger --update-freq"
+            f"zero_sharding {distributed.zero_sharding} does not work with these optimizers: leave it out, and save "
+            "memory by a smaller --batch-size with a larger --update-freq"
         )
 
 
