@@ -8,7 +8,7 @@ matrix.
 import importlib
 import math
 from functools import lru_cache
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -170,7 +170,7 @@ def _kernels():
     return attention_triton
 
 
-def _contiguous(*tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+def _contiguous(*tensors: Optional[Tensor]) -> Tuple[Any, ...]:
     """Kernels read nothing else, and graphs of torch.compile may pad what they hand to an operator."""
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
