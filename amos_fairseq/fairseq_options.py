@@ -2,7 +2,7 @@
 
     RANGES    what a number may be
     check     those, the rules of our own options, and what cannot be combined, of a whole configuration
-    check_devices, check_ops    what this machine has not
+    check_devices, check_ops, check_compiler    what this machine has not
     check_literals    options in which fairseq runs what is written there as Python
 """
 
@@ -10,6 +10,7 @@ import ast
 import contextlib
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Set
@@ -78,7 +79,7 @@ def check(cfg: DictConfig) -> None:
     decay = options_of(cfg.lr_scheduler).get("decay_share")
     if warmup and total and decay and warmup > (1 - decay) * total:
         raise ValueError(f"warmup_updates {warmup} and decay_share {decay} of {total:g} overlap: lower one of them")
-    check_parallelism(cfg.distributed_training)
+    check_parallelism(cfg)
     check_paths(cfg)
 
 
@@ -107,6 +108,16 @@ def check_ops(cfg: DictConfig) -> None:
     functions_for(device, dtype)
     if options_of(cfg.model).get("rel_pos_buckets"):
         attention_kernels(device, dtype)
+    if options_of(cfg.model).get("compile_layers"):
+        check_compiler(device)
+
+
+def check_compiler(device: str) -> None:
+    """Raises ValueError if there is none of those that torch.compile calls in the first update."""
+    variable, known = ("CC", ["gcc", "clang"]) if device == "cuda" else ("CXX", ["g++"])
+    names = os.environ.get(variable, "").split()[:1] or known
+    if not any(map(shutil.which, names)):
+        raise ValueError(f"compile_layers needs {' or '.join(names)}, and there is none: install it, or leave it out")
 
 
 def options_declared(group: str, component: Any) -> List[Option]:
@@ -126,14 +137,20 @@ def check_precision(common: Mapping[str, Any]) -> None:
 
 
 def check_parallelism(cfg: DictConfig) -> None:
-    if cfg.pipeline_model_parallel:
-        raise ValueError("pipeline_model_parallel is for some of fairseq's own models: leave it out")
-    if cfg.ddp_backend in ("fully_sharded", "slowmo"):
-        raise ValueError(f"ddp_backend {cfg.ddp_backend} does not work with these models: take pytorch_ddp")
-    if cfg.zero_sharding != "none":
+    distributed = cfg.distributed_training
+    foreign = dict(
+        pipeline_model_parallel=distributed.pipeline_model_parallel, tpu=cfg.common.tpu,
+        model_parallel_size=cfg.common.model_parallel_size > 1, use_bmuf=cfg.optimization.use_bmuf,
+    )
+    given = [name for name in foreign if foreign[name]]
+    if given:
+        raise ValueError(f"{given[0]} is for some of fairseq's own models: leave it out")
+    if distributed.ddp_backend in ("fully_sharded", "slowmo"):
+        raise ValueError(f"ddp_backend {distributed.ddp_backend} does not work with these models: take pytorch_ddp")
+    if distributed.zero_sharding != "none":
         raise ValueError(
-            f"zero_sharding {cfg.zero_sharding} does not work with these optimizers: leave it out, and save memory by "
-            "a smaller --batch-size with a larger --update-freq"
+            f"zero_sharding {distributed.zero_sharding} does not work with these optimizers: leave it out, and save "
+            "memory by a smaller --batch-size with a larger --update-freq"
         )
 
 

@@ -261,14 +261,6 @@ def collected(words: List[str]) -> None:
         sys.exit(pytest.main(["--collect-only", "--quiet", "-p", "no:cacheprovider", *words[2:]]))
 
 
-def without_gpu(words: List[str]) -> None:
-    """Where there is one, it would take minutes."""
-    import torch
-
-    if not torch.cuda.is_available():
-        program(words)
-
-
 def exported(words: List[str]) -> None:
     """By the shell; nothing else is to be seen of it."""
     assert not words
@@ -302,7 +294,6 @@ WAYS: Dict[str, Callable[[List[str]], None]] = {
     "fairseq-hydra-train ": planned,
     "python examples/": parsed,
     "python3 examples/": parsed,
-    "python examples/gpu/check.py": without_gpu,
     "python examples/benchmarks/attention_resources.py ": functools.partial(stopped_at, "triton.compile"),
     "python -m amos_fairseq.csrc.build cuda": functools.partial(stopped_at, "subprocess.run"),
     "bash examples/quickstart/run.sh": starts_quickly,
@@ -319,7 +310,6 @@ WAYS: Dict[str, Callable[[List[str]], None]] = {
 REFUSALS = {
     "amos-fairseq minimal-pairs RUN --pairs ewok-core-1.0/ --scores one-pass ": "one-pass",  # which is SCRIPT's alone
     "amos-fairseq convert checkpoints ": "--rel-pos-bucketing released",  # which this run is not
-    "python examples/gpu/check.py": "needs a GPU",
     "python -m amos_fairseq.csrc.build cuda": "nvcc",
 }
 

@@ -277,8 +277,9 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
     def count_tokens(self, corruption: Corruption, batch: PretrainingBatch) -> Tensor:
         """(2, V) how often each token stands at a word's position as the original, and as a replacement."""
         words, vocabulary = self.words(batch), len(self.excluded_tokens)
-        kinds = corruption.corrupted_tokens[words] + vocabulary * corruption.replaced_positions[words]
-        return kinds.new_zeros(2 * vocabulary).index_add_(0, kinds, torch.ones_like(kinds)).view(2, vocabulary)
+        kinds = corruption.corrupted_tokens + vocabulary * corruption.replaced_positions  # (B, T)
+        counts = kinds.new_zeros(2 * vocabulary)  # to choose the words' would have the host wait for their number
+        return counts.index_add_(0, kinds.flatten(), words.flatten().to(kinds.dtype)).view(2, vocabulary)
 
     def validation_statistics(
         self, output: Any, batch: PretrainingBatch, token_counts: Tensor

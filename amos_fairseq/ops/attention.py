@@ -8,7 +8,7 @@ matrix.
 import importlib
 import math
 from functools import lru_cache
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def relative_bias(table: Tensor, buckets: Tensor, hidden_keys: Optional[Tensor] 
     table = full_precision(table)
     buckets = torch.cat([buckets[:1].expand(PAD), buckets, buckets[-1:].expand(PAD)]).int()
     row = table.detach()[buckets].t().contiguous() / math.log(2)
-    return RelativeBias(table, row, buckets, None if hidden_keys is None else hidden_keys.contiguous())
+    return RelativeBias(table, row, buckets, hidden_keys)
 
 
 def relative_attention(
@@ -65,14 +65,13 @@ def relative_attention(
     """
     dropout = dropout if dropout is not None and dropout.share else None
     _check(packed, bias, query, positions, dropout)
-    query, positions = (None if x is None else x.contiguous() for x in (query, positions))
     kept = None
     if dropout is not None:
         batches, length, _, heads, _ = packed.shape
         queries = length if query is None else query.size(1)
         kept = _draw(dropout.seed, dropout.sample_ids, positions, batches, heads, queries, length, dropout.share)
     share = 0.0 if dropout is None else dropout.share
-    return _attention(packed.contiguous(), query, *bias, positions, share, kept)[0]
+    return _attention(packed, query, *bias, positions, share, kept)[0]
 
 
 def _check(packed, bias, query, positions, dropout) -> None:
@@ -171,13 +170,17 @@ def _kernels():
     return attention_triton
 
 
+def _contiguous(*tensors: Optional[Tensor]) -> Tuple[Any, ...]:
+    """Kernels read nothing else, and graphs of torch.compile may pad what they hand to an operator."""
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+
+
 @torch.library.custom_op("amos_fairseq::attention_dropout", mutates_args=())
 def _draw(
     seed: Tensor, sample_ids: Optional[Tensor], positions: Optional[Tensor], batches: int, heads: int, queries: int,
     length: int, share: float,
 ) -> Tensor:
-    sample_ids = None if sample_ids is None else sample_ids.contiguous()
-    return _kernels().run_draw(seed, sample_ids, positions, batches, heads, queries, length, share)
+    return _kernels().run_draw(seed, *_contiguous(sample_ids, positions), batches, heads, queries, length, share)
 
 
 @_draw.register_fake
@@ -190,7 +193,8 @@ def _attention(
     packed: Tensor, query: Optional[Tensor], table: Tensor, row: Tensor, buckets: Tensor, hidden_keys: Optional[Tensor],
     positions: Optional[Tensor], share: float, kept: Optional[Tensor],
 ) -> Tuple[Tensor, Tensor]:
-    bias = RelativeBias(table, row, buckets, hidden_keys)
+    bias = RelativeBias(*_contiguous(table, row, buckets, hidden_keys))
+    packed, query, positions, kept = _contiguous(packed, query, positions, kept)
     return _kernels().run_forward(packed, query, bias, positions, share, kept)
 
 
@@ -207,15 +211,18 @@ def _attention_gradient(
     row: Tensor, buckets: Tensor, hidden_keys: Optional[Tensor], positions: Optional[Tensor], share: float,
     kept: Optional[Tensor], of_table: bool,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    bias = RelativeBias(table, row, buckets, hidden_keys)
+    bias = RelativeBias(*_contiguous(table, row, buckets, hidden_keys))
+    gradient, result, logsumexp, packed, query, positions, kept = _contiguous(
+        gradient, result, logsumexp, packed, query, positions, kept
+    )
     arguments = packed, query, bias, positions, share, kept
-    return _kernels().run_backward(gradient.contiguous(), result, logsumexp, *arguments, of_table)
+    return _kernels().run_backward(gradient, result, logsumexp, *arguments, of_table)
 
 
 @_attention_gradient.register_fake
 def _(gradient, result, logsumexp, packed, query, table, *rest):
-    d_query = packed.new_empty(0) if query is None else torch.empty_like(query)
-    return torch.empty_like(packed), d_query, torch.empty_like(table) if rest[-1] else table.new_empty(0)
+    d_query = packed.new_empty(0 if query is None else query.shape)
+    return packed.new_empty(packed.shape), d_query, table.new_empty(table.shape if rest[-1] else 0)
 
 
 def _save(ctx, inputs, output):

@@ -328,7 +328,7 @@ def d_bias(
             whole += ds
     if not SELECTED:
         sums = _by_bucket(whole, buckets, m, n, BLOCK_BUCKETS)
-    d_table += ((tile * PARTS + part) * heads + head) * BLOCK_BUCKETS
+    d_table += (tl.cast(tile * PARTS + part, tl.int64) * heads + head) * BLOCK_BUCKETS
     tl.store(d_table + tl.arange(0, BLOCK_BUCKETS), sums)
 
 

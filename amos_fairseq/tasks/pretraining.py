@@ -270,7 +270,7 @@ class PretrainingTask(SupervisedTask):
         asked_to_stop = supervisor is not None and bool(supervisor.watch.requested)
         counts = torch.tensor([len(present), *counts, asked_to_stop], dtype=torch.double)
         if distributed_utils.get_data_parallel_world_size() > 1:
-            counts = counts.to(device)
+            counts = counts.to(device, non_blocking=True)  # or it waits for the last update's step
             distributed_utils.all_reduce(counts, group=distributed_utils.get_data_parallel_group())
         scales = (counts[0] / counts[1:-1].clamp(min=1)).float()
         self.term_scales = dict(zip(COUNTED, scales))

@@ -7,11 +7,13 @@ Prints figures, a name and a number each, and writes them with details to --out.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
@@ -19,15 +21,14 @@ import ops as operations
 import step as training_step
 
 from timing import Meter, Settings, compare, describe, product_flops, save  # isort: skip (its environment first)
-import check
 import peers
 import torch
+from networks import loss_of, make_batch, make_method
 from torch.profiler import ProfilerActivity, profile
 
 from amos_fairseq import ops
-from amos_fairseq.analysis.flops import Geometry, update_flops, without_memory
 from amos_fairseq.flops import peak_flops
-from amos_fairseq.methods import METHODS
+from amos_fairseq.methods import METHODS, size_options
 
 METHOD = "amos_rtd"
 VOCABULARY, LENGTH = 32768, 512
@@ -181,37 +182,54 @@ def parity(settings: Settings, _) -> Result:
     kernels, too, where the method has a relative bias.
     """
     figures, details = {}, {}
-    relative = [name for name in METHODS if check.size_options(name, "tiny").get("rel_pos_buckets", 1)]
+    relative = [name for name in METHODS if size_options(name, "tiny").get("rel_pos_buckets", 1)]
     cases = [(name, name, "auto") for name in METHODS]
     cases += [(f"{name}, attention kernels", name, "compiled") for name in relative if settings.on_gpu]
     for title, name, choice in cases:
         try:
             with ops.use(choice):
-                details[title] = check.parity(name, settings.device)
+                details[title] = differences(name, settings.device)
             figures[title] = details[title]["gradient_relative_difference"]
         except Exception as error:
             details[title] = failure(error)
     return Result(figures, details)
 
 
+def differences(name: str, device: torch.device) -> Dict[str, float]:
+    """Relative, of this device from the CPU, of tiny networks without dropout."""
+    results = []
+    no_dropout = {field.name: 0.0 for field in fields(METHODS[name].config_class) if field.name.endswith("dropout")}
+    for place in ("cpu", device):
+        method = make_method(name, "tiny", 1000, place, torch.float32, **no_dropout)
+        with ops.use("auto") if place == "cpu" else contextlib.nullcontext():
+            loss = loss_of(method, make_batch(place, 4, 64, 9, 1000))
+            loss.backward()
+        gradients = [parameter.grad.flatten().cpu() for parameter in method.parameters()]
+        results.append((loss.item(), torch.cat(gradients)))
+    (loss, gradient), (loss_gpu, gradient_gpu) = results
+    return {
+        "loss_relative_difference": abs(loss - loss_gpu) / abs(loss),
+        "gradient_relative_difference": ((gradient - gradient_gpu).norm() / gradient.norm()).item(),
+    }
+
+
 def steps(settings: Settings, _) -> Result:
     """Forward and backward of each method at size base, 32 x 512 tokens."""
-    size, words, sequences, length = ("tiny", 200, 2, 32) if settings.quick else ("base", VOCABULARY, 32, LENGTH)
+    shape = next(iter(training_step.shapes(settings)))
     peak, products = peak_flops(settings.device), product_flops(settings)
     figures, details = {}, {}
     for name in METHODS:
-        with settings.device:  # where parameters are drawn faster
-            method = check.make_method(name, size, words, settings.device, settings.dtype, max_positions=length)
-        batch = check.make_batch(settings.device, sequences, length, round(0.15 * length), words)
+        method = training_step.maker(name, settings, shape)()
+        batch = training_step.batch_of(settings, shape)
 
         def step():
             method.zero_grad(set_to_none=True)
-            check.loss_of(method, batch).backward()
+            loss_of(method, batch).backward()
 
         figures[f"{name}, ms"] = taken = milliseconds(settings, step)
         rate = method.training_flops(batch) / (taken / 1e3)
         details[name] = {
-            "sequences_per_second": 1e3 * sequences / taken, "mfu": rate / peak, "share_of_products": rate / products,
+            "sequences_per_second": 1e3 * shape["B"] / taken, "mfu": rate / peak, "share_of_products": rate / products,
             "mib": Meter(settings.device).extra_bytes(step) / 2**20,
         }
     return Result(figures, details)
@@ -222,7 +240,7 @@ def public(settings: Settings, _) -> Result:
     shape = next(iter(training_step.shapes(settings)))
     make = training_step.maker(METHOD, settings, shape)
     sides = {
-        "ours": training_step.Training(make, check.loss_of),
+        "ours": training_step.Training(make, loss_of),
         "public code": training_step.Training(lambda: peers.PublicAmos(make()), training_step.forward),
     }
     comparison = training_step.comparison(settings, shape, sides, dict.fromkeys(sides, make()))
@@ -242,6 +260,8 @@ def training(settings: Settings, options: Training) -> Result:
     import fairseq_cli.train
     from fairseq.trainer import Trainer
     from trainer import corpus
+
+    from amos_fairseq.analysis.flops import Geometry, update_flops, without_memory
 
     sequences, length = (2, 32) if settings.quick else (options.sequences, LENGTH)
     warm_up, timed, profiled = (1, 2, 1) if settings.quick else (12, 25, 3)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amos_fairseq.export.huggingface import import_transformers
 from amos_fairseq.methods.amos import Amos
 from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.methods.config import PretrainingConfig, Vocabulary
@@ -222,6 +221,8 @@ class HuggingFaceElectra(nn.Module):
 
     def __init__(self, config: PretrainingConfig, vocabulary: Vocabulary, selected_only: bool):
         super().__init__()
+        from amos_fairseq.export.huggingface import import_transformers
+
         transformers = import_transformers()
         self.selected_only, self.rtd_weight = selected_only, config.rtd_weight
         width = config.generator_embed_dim

@@ -6,12 +6,12 @@
 README.md beside this file says how to read the table.
 """
 
-import sys
-from pathlib import Path
+from functools import partial
 from typing import Any, Callable, Dict, Iterator
 
 import peers
 import torch
+from networks import loss_of, make_batch, make_method
 from timing import Comparison, Settings, main
 from torch import nn
 
@@ -20,9 +20,6 @@ from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.modules.encoder import EncoderLayer
-
-sys.path.append(str(Path(__file__).parents[1] / "gpu"))
-from check import loss_of, make_batch, make_method  # noqa: E402
 
 MASKED_SHARE = 0.15
 FEWEST_SEQUENCES = 32  # per step on a GPU
@@ -68,15 +65,16 @@ def shapes(settings: Settings, sequences=(FEWEST_SEQUENCES,)) -> Iterator[Dict[s
         yield dict(size="small", B=8, T=128, V=32768)
 
 
+def batch_of(settings: Settings, shape: Dict[str, Any], trial: int = 0) -> PretrainingBatch:
+    masked = round(MASKED_SHARE * shape["T"])
+    return make_batch(settings.device, shape["B"], shape["T"], masked, shape["V"], seed=trial)
+
+
 def comparison(settings: Settings, shape: Dict[str, Any], sides: Dict[str, Training], methods: Dict[str, Any]):
     """`methods` are networks that need the FLOPs of the sides of the same names."""
 
-    def inputs(trial: int) -> PretrainingBatch:
-        masked = round(MASKED_SHARE * shape["T"])
-        return make_batch(settings.device, shape["B"], shape["T"], masked, shape["V"], seed=trial)
-
-    flops = {name: method.training_flops(inputs(0)) for name, method in methods.items()}
-    return Comparison(shape, sides, inputs, tokens=shape["B"] * shape["T"], flops=flops)
+    flops = {name: method.training_flops(batch_of(settings, shape)) for name, method in methods.items()}
+    return Comparison(shape, sides, partial(batch_of, settings, shape), tokens=shape["B"] * shape["T"], flops=flops)
 
 
 def maker(name: str, settings: Settings, shape: Dict[str, Any], **options) -> Callable[[], PretrainingMethod]:

@@ -43,6 +43,17 @@ def test_predictions_add_up():
     assert gpu.step_milliseconds("amos_rtd", 1) == pytest.approx(130.4, abs=0.1)
 
 
+def test_the_readme_has_the_plan_s_predictions():
+    text = (REPOSITORY / "examples/benchmarks/README.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    told = {(row[0], row[1]): row[2].split(" / ") for row in rows if len(row) == 4}
+    alike = ("error of gradients", "the same again", "share of zeros")  # of several names in a row
+    for step in gpu.PLAN:
+        for figure, values in step.predictions.items():
+            if step.name != "parity" and not figure.endswith(alike):
+                assert [float(value) for value in told[step.name, figure]] == pytest.approx(values, rel=0.02), figure
+
+
 def test_a_step_that_fails_or_hangs_or_has_no_time_left_does_not_end_the_others(tmp_path, monkeypatch):
     hang = "import subprocess; subprocess.run(['sleep', '600'])"
     plan = [

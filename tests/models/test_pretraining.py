@@ -5,13 +5,16 @@ import torch
 from omegaconf import OmegaConf
 
 pytest.importorskip("fairseq")
+from fairseq.criterions import CRITERION_REGISTRY  # noqa: E402
 from fairseq.models import MODEL_REGISTRY  # noqa: E402
 
 import amos_fairseq.models.pretraining  # noqa: E402, F401
+from amos_fairseq.criterions import pretraining as criterions  # noqa: E402
 from amos_fairseq.methods import METHODS  # noqa: E402
 from amos_fairseq.methods.config import Vocabulary  # noqa: E402
 from amos_fairseq.models.base import Model  # noqa: E402
 from amos_fairseq.modules.encoder import EncoderLayer  # noqa: E402
+from amos_fairseq.objectives import COUNTED  # noqa: E402
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -27,6 +30,20 @@ def test_every_layer_of_every_network_is_compiled_if_asked_for(name, compiled):
     layers = [module for module in model.modules() if isinstance(module, EncoderLayer)]
     assert len(layers) >= 4
     assert {layer._compiled_call_impl is not None for layer in layers} == {compiled}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_host_waits_for_the_device_nowhere_in_a_micro_batch_and_what_it_logs(
+    make_method, batch, name, monkeypatch
+):
+    """On the device "meta" nothing has a value, so what reads one, or needs to know how many are true, raises."""
+    monkeypatch.setattr(criterions, "peak_flops", lambda device: 1e12)
+    model = amos_fairseq.models.pretraining.PretrainingModel(make_method(name, dropout=0.1).to("meta"))
+    criterion = CRITERION_REGISTRY[name](SimpleNamespace(method_name=name, term_scales=dict.fromkeys(COUNTED, 1.0)))
+    values = {key: x.to("meta") if torch.is_tensor(x) else x for key, x in batch._asdict().items()}
+    loss, _, logs = criterion(model.train(), {"net_input": values, "ntokens": 33, "nsentences": 3})
+    loss.backward()
+    assert loss.is_meta and len(logs) > 8
 
 
 def test_a_model_is_put_into_a_mode_unless_all_of_it_is_in_it(monkeypatch):

@@ -8,9 +8,11 @@ place before it composes the configuration.
 import json
 import math
 import os
+import sys
 from typing import NamedTuple
 
 import pytest
+import torch
 import yaml
 
 from amos_fairseq import ops
@@ -68,6 +70,9 @@ CONFIGURATIONS = {
     "averaged models": (dict(ddp_backend="slowmo"), "ddp_backend slowmo does not work with these models: take"),
     "moments in shards": (dict(zero_sharding="os"), "zero_sharding os does not work with these optimizers"),
     "pipeline": (dict(pipeline_model_parallel=True), "pipeline_model_parallel is for some of fairseq's own models"),
+    "TPUs": (dict(tpu=True), "tpu is for some of fairseq's own models: leave it out"),
+    "model in parts": (dict(model_parallel_size=2), "model_parallel_size is for some of fairseq's own models"),
+    "averages of updates": (dict(use_bmuf=True), "use_bmuf is for some of fairseq's own models: leave it out"),
     "no save_dir": (dict(save_dir=""), "save_dir is empty: name a folder for the checkpoints"),
     "missing folder of log_file": (dict(log_file="gone/log"), "log_file gone/log is in no folder that exists: make it"),
 }
@@ -193,6 +198,25 @@ def test_ops_that_are_not_there_are_told_at_the_start(configuration, monkeypatch
     monkeypatch.setattr(ops.compiled, "available", lambda device: False)
     with ops.use(choice), pytest.raises(ValueError) as refusal:
         fairseq_options.check_ops(configuration)
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("device, variable, words", [
+    ("cpu", "CXX", "compile_layers needs g++, and there is none: install it, or leave it out"),
+    ("cuda", "CC", "compile_layers needs gcc or clang, and there is none"),
+])
+def test_layers_without_a_compiler_are_told_at_the_start(configuration, monkeypatch, device, variable, words):
+    cfg = configuration.copy()
+    cfg.model.compile_layers = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    cfg.common.cpu = device == "cpu"
+    monkeypatch.setattr(fairseq_options, "functions_for", lambda *_: None)
+    monkeypatch.setenv(variable, f"{sys.executable} -O")
+    fairseq_options.check_ops(cfg)
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError) as refusal:
+        fairseq_options.check_ops(cfg)
     assert words in str(refusal.value)
 
 
