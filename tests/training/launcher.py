@@ -28,6 +28,7 @@ def serve() -> Optional[str]:
     import fairseq_cli.validate  # noqa: F401
     import torch._dynamo  # noqa: F401 (which every optimizer imports)
 
+    warm_up()
     gc.freeze()  # the children need not visit what was imported
 
     for line in iter(sys.stdin.readline, ""):
@@ -42,6 +43,17 @@ def serve() -> Optional[str]:
                 return job["function"]
             children.append(child)
         print(json.dumps(wait(children, job["fails"])), file=answers, flush=True)
+
+
+def warm_up() -> None:
+    """Import this package and read a command's options, so that the tables of what parses them are filled."""
+    import amos_fairseq.models.finetuned  # noqa: F401
+    import amos_fairseq.tasks  # noqa: F401
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    given = ["data", "--task", "bert_mlm", "--arch", "bert_mlm_tiny", "--criterion", "bert_mlm"]
+    convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), given))
 
 
 def become(job: dict, rank: int, port: int) -> None:
