@@ -47,10 +47,11 @@ def serve() -> Optional[str]:
 
 def warm_up() -> None:
     """Import this package and read a command's options, so that the tables of what parses them are filled."""
-    import amos_fairseq.models.finetuned  # noqa: F401
-    import amos_fairseq.tasks  # noqa: F401
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    import amos_fairseq.models.finetuned  # noqa: F401
+    import amos_fairseq.tasks  # noqa: F401
 
     given = ["data", "--task", "bert_mlm", "--arch", "bert_mlm_tiny", "--criterion", "bert_mlm"]
     convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), given))
