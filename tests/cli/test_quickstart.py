@@ -21,7 +21,6 @@ from amos_fairseq.demo.documentation_tasks import LEFT_OUT, SPLITS, Entry, HeldO
 from amos_fairseq.files import claimed
 from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.model import Pretrained
-from tests.runs import AMOS_FAIRSEQ
 
 COMMAND = [sys.executable, "-m", "amos_fairseq.cli.main", "quickstart"]
 
@@ -43,12 +42,13 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(corpus, launch, tmp_path_factory):
+def finished(corpus, tmp_path_factory):
     """A quick start of six updates: its arguments, its folder, what it printed."""
     out = tmp_path_factory.mktemp("quickstart") / "out"
     arguments = ["--corpus", str(corpus), "--out", str(out), "--updates", "6"]
-    done = launch(AMOS_FAIRSEQ, ["quickstart", *arguments])
-    return arguments, out, done.out[0] + done.err[0]
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return arguments, out, done.stdout + done.stderr
 
 
 def test_quickstart_prepares_trains_reports_and_inspects(finished):

@@ -95,4 +95,7 @@ def wait(children: List[int], fails: bool) -> List[int]:
 if __name__ == "__main__":
     function = serve()
     if function is not None:
-        sys.exit(pkgutil.resolve_name(function)())
+        try:
+            sys.exit(pkgutil.resolve_name(function)())
+        finally:
+            gc.freeze()  # again, for a training has undone it: the end visits the imported four times, each a copy
