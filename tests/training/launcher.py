@@ -46,14 +46,11 @@ def serve() -> Optional[str]:
 
 
 def warm_up() -> None:
-    """Import this package and read a command's options, so that the tables of what parses them are filled."""
+    """Read a command's options, which fills the tables of what parses them; --user-dir is imported by each child."""
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-    import amos_fairseq.models.finetuned  # noqa: F401
-    import amos_fairseq.tasks  # noqa: F401
-
-    given = ["data", "--task", "bert_mlm", "--arch", "bert_mlm_tiny", "--criterion", "bert_mlm"]
+    given = ["data", "--task", "masked_lm", "--criterion", "masked_lm", "--arch", "roberta_base"]
     convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), given))
 
 
