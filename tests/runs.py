@@ -96,7 +96,7 @@ def started(launch):
         outcome = launch(function, arguments)
         with open(log, "a") as stream:
             stream.write(outcome.out[0] + outcome.err[0])
-        yield SimpleNamespace(returncode=0, wait=int, poll=int)
+        yield SimpleNamespace(returncode=0, wait=int, poll=int, terminate=int)
 
     return started
 

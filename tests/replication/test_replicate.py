@@ -1,5 +1,6 @@
 """The replication's smallest budget, from text to table."""
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -24,9 +25,17 @@ from variants import METHODS, PLAIN  # noqa: E402
 
 
 @pytest.fixture
-def replicate(started, monkeypatch, capsys):
-    """replicate(out, *options, stopped=False): (status, what it printed) of a run of the budget `smoke` on little
-    documentation; stopped: by SIGTERM, as its second training starts.
+def forked(started, monkeypatch):
+    """What a replication starts runs in forks, on little documentation."""
+    forked = functools.partial(started, function="tests.demo.little:main")
+    monkeypatch.setitem(main.__globals__, "started", forked)
+    return forked
+
+
+@pytest.fixture
+def replicate(forked, monkeypatch, capsys):
+    """replicate(out, *options, stopped=False): (status, what it printed) of a run of the budget `smoke`;
+    stopped: by SIGTERM, as its second training starts.
     """
     def replicate(out, *options, stopped=False):
         terminated = threading.Event()
@@ -36,9 +45,9 @@ def replicate(started, monkeypatch, capsys):
             if stopped and arguments[0] == "train" and list(out.glob("runs/*/1/measured.json")):
                 os.kill(os.getpid(), signal.SIGTERM)
                 assert terminated.wait(60)
-                yield SimpleNamespace(returncode=os.EX_TEMPFAIL, wait=int)
+                yield SimpleNamespace(returncode=os.EX_TEMPFAIL, wait=int, poll=int, terminate=int)
             else:
-                with started(arguments, log, function="tests.demo.little:main") as process:
+                with forked(arguments, log) as process:
                     yield process
 
         monkeypatch.setattr(Replication, "stop", lambda self: terminated.set() or stop(self))
@@ -87,7 +96,7 @@ def test_what_cannot_be_replicated_is_told_in_one_line(tmp_path, monkeypatch):
         assert ended.value.code.startswith(told)
 
 
-def test_the_budget_of_a_node_trains_by_the_papers_settings_on_data_of_ones_own(tmp_path, corpus):
+def test_the_budget_of_a_node_trains_by_the_papers_settings_on_data_of_ones_own(forked, tmp_path, corpus):
     budget = replace(BUDGETS["node"], size="tiny", flops=1e8, batch_size=4)
     on = on_data(budget, Path(corpus))
     manifest = read_manifest(corpus)
