@@ -1,5 +1,6 @@
 """Batches of random tokens for the core's tests, a vocabulary and checkpoints of random methods: no fairseq."""
 
+import gc
 import os
 import weakref
 
@@ -144,19 +145,29 @@ def save_checkpoint():
     return save_checkpoint
 
 
+LONG = {"nightly": "a long story or a whole table of cases", "soak": "long, or one of many repetitions"}
+
+
 def pytest_addoption(parser):
-    parser.addoption("--soak", action="store_true", help="also run the long tests, with all repetitions")
+    parser.addoption("--nightly", action="store_true", help="also run long stories and whole tables of cases")
+    parser.addoption("--soak", action="store_true", help="also run those, and what repeats for long")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "soak: long, or one of many repetitions; run with --soak")
+    for name, meaning in LONG.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}; run with --{name}")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--soak"):
-        for item in items:
-            if "soak" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="--soak is not given"))
+    soak, nightly = config.getoption("--soak"), config.getoption("--nightly")
+    for item in items:
+        for name, given in (("nightly", nightly or soak), ("soak", soak)):
+            if name in item.keywords and not given:
+                item.add_marker(pytest.mark.skip(reason=f"--{name} is not given"))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # no test's collection need visit what was imported
 
 
 class Allocations(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """A corpus, and fairseq's commands run on it by method name with tiny models; for all tests of a process."""
 
+import contextlib
 import functools
 import json
 import os
@@ -7,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Dict, List, NamedTuple
 
 import pytest
@@ -84,6 +86,19 @@ def launch(tmp_path_factory):
     yield launch
     launcher.terminate()
     launcher.wait()
+
+
+@pytest.fixture
+def started(launch):
+    """In the place of `processes.started`: what a fork of `launch` makes of the arguments, ended when it is yielded."""
+    @contextlib.contextmanager
+    def started(arguments, log, jobs=1, pass_fds=(), function=AMOS_FAIRSEQ):
+        outcome = launch(function, arguments)
+        with open(log, "a") as stream:
+            stream.write(outcome.out[0] + outcome.err[0])
+        yield SimpleNamespace(returncode=0, wait=int, poll=int, terminate=int)
+
+    return started
 
 
 def read(stream):

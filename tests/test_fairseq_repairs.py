@@ -9,7 +9,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 from argparse import Namespace
 from pathlib import Path
@@ -71,16 +70,6 @@ def corpus(tmp_path_factory):
             builder.add_item(dictionary.encode_line(" ".join(draw.choices(words, k=6)), add_if_not_exist=False))
         builder.finalize(str(folder / f"{split}.idx"))
     return str(folder)
-
-
-def run(*command):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=900)
-    printed = done.stdout + done.stderr
-    # A thread of fairseq's or torch's that is still there may abort a process after all is done; ours are ended before.
-    aborted_at_exit = "terminate called without an active exception" in printed and "done training" in printed
-    assert done.returncode == 0 or aborted_at_exit, printed
-    return printed
 
 
 def training_config(corpus, *more):
@@ -188,11 +177,11 @@ def test_a_folder_for_checkpoints_is_looked_for_and_not_made(tmp_path, capsys):
 # Checkpoints
 
 @pytest.fixture(scope="module")
-def checkpoint(corpus, tmp_path_factory):
+def checkpoint(corpus, launch, tmp_path_factory):
     """What fairseq-train --bf16 writes for an architecture without dataclass."""
     folder = tmp_path_factory.mktemp("checkpoint")
     arguments = [corpus, "--task", "printing_masked_lm", *OPTIONS, "--save-dir", str(folder), "--max-update", "1"]
-    run("-m", "fairseq_cli.train", *arguments, "--user-dir", str(PLUGIN), "--bf16")
+    launch("fairseq_cli.train:cli_main", [*arguments, "--user-dir", str(PLUGIN), "--bf16"])
     return str(folder / "checkpoint_last")
 
 
@@ -726,14 +715,13 @@ def micro_batches(output):
     return found
 
 
-def test_two_processes_train_one_model_and_resume(corpus, tmp_path):
+def test_two_processes_train_one_model_and_resume(corpus, launch, tmp_path):
     """Seven micro-batches of one block each, two ranks, two micro-batches per update: the epoch ends with 2 + 1."""
     def train(*more):
-        return run(
-            "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "fairseq_cli.train",
+        return "".join(launch("fairseq_cli.train:cli_main", [
             corpus, "--user-dir", str(PLUGIN), "--task", "printing_masked_lm", *OPTIONS, "--update-freq", "2",
             "--save-dir", str(tmp_path), "--no-epoch-checkpoints", "--disable-validation", *more,
-        )
+        ], 2).out)
 
     through = train("--max-update", "4", "--save-interval-updates", "3")
     batches = micro_batches(through)

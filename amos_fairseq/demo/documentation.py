@@ -1,6 +1,7 @@
 """The default corpus: English documentation inside the Python packages that an installation brings anyway."""
 
 import ast
+import functools
 import importlib.util
 import inspect
 import os
@@ -107,8 +108,9 @@ def held_out_paragraphs() -> list[str]:
     return [text for source in sources() if source.held_out for text in module_paragraphs(source.path)]
 
 
+@functools.lru_cache(1)
 def syntax_tree(path: str) -> Optional[ast.Module]:
-    """None if the file is not Python."""
+    """Of a module, which more than one may ask for in turn; None if the file is not Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of invalid escapes in other people's code

@@ -16,6 +16,8 @@ from amos_fairseq import methods, pretrained  # noqa: F401  pretrained: not firs
 from amos_fairseq.analysis.flops import Geometry, hardware_flops, without_memory
 from amos_fairseq.analysis.sentence_probes import Result, wilson
 from amos_fairseq.cli import main, processes, quickstart, recipe
+from amos_fairseq.demo import documentation_tasks
+from amos_fairseq.demo.documentation_tasks import LEFT_OUT, SPLITS, Entry, HeldOut, Sentence
 from amos_fairseq.files import claimed
 from amos_fairseq.methods.config import Vocabulary
 from amos_fairseq.pretrained.model import Pretrained
@@ -75,7 +77,8 @@ def test_second_run_shows_the_results_without_training(finished, capsys):
     assert table in shown
 
 
-def test_all_methods_train_on_one_corpus_and_end_in_one_report(corpus, tmp_path, monkeypatch, capfd):
+def test_all_methods_train_on_one_corpus_and_end_in_one_report(corpus, tmp_path, started, monkeypatch, capfd):
+    monkeypatch.setattr(quickstart, "started", started)
     few = {name: methods.METHODS[name] for name in ("electra_rtd", "bert_mlm")}
     monkeypatch.setattr(methods, "METHODS", few)
     arguments = ["--method", "all", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--updates", "3"]
@@ -172,6 +175,10 @@ def test_finetuning_compares_with_the_untrained_network(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(quickstart, "run_logged", lambda _, calls: called.extend(list(map(str, a)) for a, _ in calls))
     scores = {"untrained": 0.25, "a": 0.5, "b": 0.75}
+    texts = [Sentence("torch", f"number {n} is one {word} {n + 1} more") for word in LEFT_OUT for n in range(600)]
+    entries = [Entry("torch", f"f{n}()", f"Add {n} to it") for n in range(9)]
+    held_out = dict.fromkeys(SPLITS, HeldOut(texts, entries))
+    monkeypatch.setattr(documentation_tasks, "read_held_out", lambda: held_out)
     monkeypatch.setattr(recipe, "accuracy", lambda folder: scores[folder.name.split("-")[1]])
     found = quickstart.finetuned({"a": tmp_path / "a", "b": tmp_path / "b"}, tmp_path)
     for (network, task), result in found.items():

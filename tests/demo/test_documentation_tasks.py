@@ -31,9 +31,11 @@ def held_out():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, held_out):
     folder = tmp_path_factory.mktemp("made") / "tasks"
-    documentation_tasks.write_tasks(folder, examples=120)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documentation_tasks, "read_held_out", lambda: held_out)
+        documentation_tasks.write_tasks(folder, examples=120)
     return folder
 
 

@@ -1,12 +1,16 @@
 """The replication's smallest budget, from text to table."""
+import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,33 +18,62 @@ from amos_fairseq import run_log
 from amos_fairseq.data.manifest import read_manifest
 
 FOLDER = Path(__file__).parents[2] / "examples/replication"
-REPLICATE = [sys.executable, str(FOLDER / "replicate.py"), "smoke"]
 sys.path.insert(0, str(FOLDER))
 from claims import CLAIMS  # noqa: E402
 from replicate import BUDGETS, Replication, main, on_data  # noqa: E402
 from variants import METHODS, PLAIN  # noqa: E402
 
 
-def replicate(out, *options):
-    return subprocess.run([*REPLICATE, "--out", str(out), *options], capture_output=True, text=True)
+@pytest.fixture
+def forked(started, monkeypatch):
+    """What a replication starts runs in forks, on little documentation."""
+    forked = functools.partial(started, function="tests.demo.little:main")
+    monkeypatch.setitem(main.__globals__, "started", forked)
+    return forked
 
 
-def test_a_stopped_replication_goes_on_and_ends_in_a_table(tmp_path):
+@pytest.fixture
+def replicate(forked, monkeypatch, capsys):
+    """replicate(out, *options, stopped=False): (status, what it printed) of a run of the budget `smoke`;
+    stopped: by SIGTERM, as its second training starts.
+    """
+    def replicate(out, *options, stopped=False):
+        terminated = threading.Event()
+
+        @contextlib.contextmanager
+        def stoppable(arguments, log, jobs):
+            if stopped and arguments[0] == "train" and list(out.glob("runs/*/1/measured.json")):
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert terminated.wait(60)
+                yield SimpleNamespace(returncode=os.EX_TEMPFAIL, wait=int, poll=int, terminate=int)
+            else:
+                with forked(arguments, log) as process:
+                    yield process
+
+        monkeypatch.setattr(Replication, "stop", lambda self: terminated.set() or stop(self))
+        monkeypatch.setitem(main.__globals__, "started", stoppable)
+        monkeypatch.setattr(sys, "argv", ["replicate", "smoke", "--out", str(out), *options])
+        try:
+            main()
+            return 0, capsys.readouterr().out
+        except SystemExit as ended:
+            return ended.code, capsys.readouterr().err
+
+    stop = Replication.stop
+    return replicate
+
+
+def test_a_stopped_replication_goes_on_and_ends_in_a_table(tmp_path, replicate):
     out, options = tmp_path / "out", ["--variants", "untrained; SCRIPT, no critic", "--jobs", "1", "--seeds", "1"]
-    process = subprocess.Popen([*REPLICATE, "--out", str(out), *options], stderr=subprocess.PIPE, text=True)
-    while not list(out.glob("runs/*/1/measured.json")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate()
-    assert process.returncode == os.EX_TEMPFAIL and "The same command goes on" in told
+    status, told = replicate(out, *options, stopped=True)
+    assert status == os.EX_TEMPFAIL and "The same command goes on" in told
     finished = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/measured.json")}
     assert len(finished) == 1
 
-    done = replicate(out, *options)
-    assert done.returncode == 0, done.stderr
+    status, table = replicate(out, *options)
+    assert status == 0
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
-    assert "| untrained | 1 | " in done.stdout and "| SCRIPT, no critic | " in done.stdout
+    assert "| untrained | 1 | " in table and "| SCRIPT, no critic | " in table
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert [list(seeds) for seeds in runs.values()] == [["1"], ["1"]]
     assert (out / "results.png").stat().st_size > 10_000
@@ -63,7 +96,7 @@ def test_what_cannot_be_replicated_is_told_in_one_line(tmp_path, monkeypatch):
         assert ended.value.code.startswith(told)
 
 
-def test_the_budget_of_a_node_trains_by_the_papers_settings_on_data_of_ones_own(tmp_path, corpus):
+def test_the_budget_of_a_node_trains_by_the_papers_settings_on_data_of_ones_own(forked, tmp_path, corpus):
     budget = replace(BUDGETS["node"], size="tiny", flops=1e8, batch_size=4)
     on = on_data(budget, Path(corpus))
     manifest = read_manifest(corpus)
@@ -95,9 +128,19 @@ def test_what_a_budget_costs_is_told_and_nothing_written(tmp_path, corpus, capsy
 
 
 @pytest.mark.soak
-def test_all_variants_end_in_a_verdict_for_every_claim(tmp_path):
-    done = replicate(tmp_path / "out")
+def test_all_variants_end_in_a_verdict_for_every_claim_by_programs_of_which_the_first_is_stopped(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, str(FOLDER / "replicate.py"), "smoke", "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("runs/*/1/measured.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+    assert process.returncode == os.EX_TEMPFAIL and "The same command goes on" in told
+
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    table = (tmp_path / "out/results.md").read_text()
+    table = (out / "results.md").read_text()
     assert all(f"\n| {name} | " in table for name in METHODS)
     assert table.count("**") == 2 * len(CLAIMS)

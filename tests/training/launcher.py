@@ -28,6 +28,7 @@ def serve() -> Optional[str]:
     import fairseq_cli.validate  # noqa: F401
     import torch._dynamo  # noqa: F401 (which every optimizer imports)
 
+    warm_up()
     gc.freeze()  # the children need not visit what was imported
 
     for line in iter(sys.stdin.readline, ""):
@@ -42,6 +43,15 @@ def serve() -> Optional[str]:
                 return job["function"]
             children.append(child)
         print(json.dumps(wait(children, job["fails"])), file=answers, flush=True)
+
+
+def warm_up() -> None:
+    """Read a command's options, which fills the tables of what parses them; --user-dir is imported by each child."""
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    given = ["data", "--task", "masked_lm", "--criterion", "masked_lm", "--arch", "roberta_base"]
+    convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), given))
 
 
 def become(job: dict, rank: int, port: int) -> None:
@@ -82,4 +92,7 @@ def wait(children: List[int], fails: bool) -> List[int]:
 if __name__ == "__main__":
     function = serve()
     if function is not None:
-        sys.exit(pkgutil.resolve_name(function)())
+        try:
+            sys.exit(pkgutil.resolve_name(function)())
+        finally:
+            gc.freeze()  # again, for a training has undone it: the end visits the imported four times, each a copy

@@ -57,16 +57,18 @@ TOLD = {  # 8 buckets and 2 heads of each network
 }
 
 
-@pytest.mark.parametrize("name, options", [
-    ("amos_rtd", dict(encoder_lr_factor=0.5, generator_lr_factor=2, update_freq=2)), ("bert_mlm", dict(fp16=True))
+@pytest.mark.parametrize("name, processes, options", [
+    ("amos_rtd", 2, dict(encoder_lr_factor=0.5, generator_lr_factor=2, update_freq=2)), ("bert_mlm", 1, dict(fp16=True))
 ])
-def test_learning_rates_of_groups_are_listed_and_resume_with_the_same_bits(launch, arguments, tmp_path, name, options):
+def test_learning_rates_of_groups_are_listed_and_resume_with_the_same_bits(
+    launch, arguments, tmp_path, name, processes, options
+):
     options.update(optimizer="fused_adamw", rel_pos_lr_factor=30, save_interval_updates=3, max_update=6)
 
     def train(save_dir, **changes):
         fails = changes.pop("fails", False)
         given = arguments(name, **{**options, "save_dir": tmp_path / save_dir, **changes})
-        return launch("fairseq_cli.train:cli_main", given, 2, fails)
+        return launch("fairseq_cli.train:cli_main", given, processes, fails)
 
     told = [line.split("rate x ")[1] for line in train("through").out[0].splitlines() if "learning rate x" in line]
     assert all(line.startswith(start) for line, start in zip(told, TOLD[name])) and len(told) == len(TOLD[name])

@@ -6,16 +6,19 @@ import pytest
 import torch
 
 from amos_fairseq import checkpoints
+from amos_fairseq.methods import METHODS
 
 DEFAULT_SCALE = 128
 PRECISIONS = {"bf16": dict(bf16=True), "fp16": dict(fp16=True, fp16_no_flatten_grads=True)}
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
-def precision(request):
-    return request.param
+CASES = [  # by turns; all of them with --nightly
+    pytest.param(name, precision, marks=[pytest.mark.nightly] * ((number + place) % 2))
+    for number, name in enumerate(METHODS) for place, precision in enumerate(PRECISIONS)
+]
 
 
+@pytest.mark.parametrize("name, precision", CASES)
 def test_half_precision_trains_near_full_precision(training, launch, arguments, tmp_path, name, precision):
     options = dict(PRECISIONS[precision], save_dir=tmp_path, disable_validation=True)
     outcome = launch("fairseq_cli.train:cli_main", arguments(name, **options))

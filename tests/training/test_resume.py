@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from amos_fairseq import checkpoints
+from amos_fairseq.methods import METHODS
 
 
 def load(path):
@@ -12,7 +13,13 @@ def load(path):
     return checkpoint["model"], checkpoint["last_optimizer_state"]["state"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+CASES = [  # by turns; all of them with --nightly
+    pytest.param(name, processes, marks=[pytest.mark.nightly] * ((number + processes) % 2))
+    for number, name in enumerate(METHODS) for processes in (1, 2)
+]
+
+
+@pytest.mark.parametrize("name, processes", CASES)
 def test_resumed_run_ends_with_the_same_parameters_and_moments(
     training, launch, arguments, tmp_path, name, processes
 ):
@@ -39,7 +46,7 @@ def test_resumed_run_ends_with_the_same_parameters_and_moments(
             assert torch.equal(resumed_moments[parameter][key], state[key]), (parameter, key)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_run_taken_up_while_the_weight_of_detection_on_words_rises_ends_with_the_same_bits(
     launch, arguments, tmp_path, processes
 ):
@@ -58,6 +65,7 @@ def test_a_run_taken_up_while_the_weight_of_detection_on_words_rises_ends_with_t
         torch.testing.assert_close(found, values, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["bert_mlm"])
 def test_two_processes_saw_the_samples_of_one(training, name):
     """The same number of updates an epoch, and the same sizes of all but the ragged last ones."""
     one, two = (training(name, processes).outcome.log.train for processes in (1, 2))
