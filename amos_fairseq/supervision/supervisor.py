@@ -21,7 +21,7 @@ from amos_fairseq.checkpoints import Damaged, store, verify
 from amos_fairseq.checkpoints.training import as_file, decided_by_first, scaler_state, set_scaler_state
 from amos_fairseq.supervision import display, faults, history, lock, options, watch
 from amos_fairseq.supervision.faults import UpdateSkipped
-from amos_fairseq.user_errors import stop, told_in_one_line
+from amos_fairseq.user_errors import one_line, stop, told_in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Supervisor:
             self._lock = lock.lock(Path(trainer.cfg.checkpoint.save_dir))
 
         if not trainer.cfg.checkpoint.no_save:
-            failures = {lock.Locked: (str, os.EX_USAGE), OSError: (lambda error: f"save_dir {error}", os.EX_USAGE)}
+            failures = {lock.Locked: (str, os.EX_USAGE), OSError: (one_line, os.EX_USAGE)}
             decided_by_first(trainer, lock_folder, failures)
 
     def resume(self, extra_state: Optional[Dict[str, Any]]) -> None:
@@ -182,7 +182,7 @@ class Supervisor:
             if display.current() is not None:
                 display.current().start(trainer, folder)
 
-        decided_by_first(trainer, begin, {OSError: (lambda error: f"save_dir {error}", os.EX_IOERR)})
+        decided_by_first(trainer, begin, {OSError: (one_line, os.EX_IOERR)})
 
     def noted(self, show: Callable) -> Callable:
         """`log` or `print` of fairseq's progress bar, with what it shows written down, and shown our way."""

@@ -111,7 +111,7 @@ def test_a_write_that_breaks_leaves_nothing(checkpoint, export, tmp_path, monkey
         return right(*arguments)
 
     monkeypatch.setattr(module, stage, breaks)
-    assert refused(tmp_path, export, run) == (74, "/exported: No space left on device")
+    assert refused(tmp_path, export, run) == (74, "/exported: the disk of  is full: make room there, then give the same command again")
 
 
 def test_a_disk_that_takes_no_more_is_told_in_one_line_whichever_file_it_hits(checkpoint, export, tmp_path):
