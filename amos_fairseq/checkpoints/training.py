@@ -229,6 +229,7 @@ def refuse_changes(path: Path, trainer) -> None:
 def load_to_cpu(path: Path, arg_overrides: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
     """A checkpoint's state as fairseq's `load_checkpoint_to_cpu` gives that of its files."""
     state = storage.read(path)
+    storage.check_finite(state["model"], path)
     state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
     if arg_overrides is not None:
         overwrite_args_by_name(state["cfg"], arg_overrides)

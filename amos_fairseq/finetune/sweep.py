@@ -186,9 +186,12 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
 
 def reason_of(job: Job, status: Optional[int]) -> str:
     """Why a job failed: its last word."""
-    lines = (job.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines() or ["no word"]
+    path, lines = job.folder / LOG, []
+    if path.exists():  # as it does unless the process died before all else
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = lines or ["no word"]
     told = [line for line in lines if "error:" in line] or lines
-    return f"{told[-1].strip()[:300]} (status {status}, {job.folder / LOG})"
+    return f"{told[-1].strip()[:300]} (status {status}, {path})"
 
 
 # All jobs

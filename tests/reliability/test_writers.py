@@ -136,7 +136,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("number", LINES)
-def test_a_disk_that_takes_no_more_is_74_in_one_line_also_where_hydra_or_the_lock_writes_first(number, tmp_path, capsys):
+def test_a_disk_that_takes_no_more_is_told_also_where_hydra_or_the_lock_writes_first(number, tmp_path, capsys):
     out = tmp_path / "run" / ".hydra"
 
     def write():
