@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from functools import cache
 from multiprocessing.connection import wait
@@ -160,6 +161,7 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
         os.environ.pop(name, None)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
+    threading.Thread(target=end_with_sweep, daemon=True).start()
     with open(job.folder / LOG, "ab") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
@@ -182,6 +184,14 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
     updates = job.setting.num_updates(num_examples(job.data))
     made = (scores, updates, round(time.monotonic() - start, 1))
     results.write(job.folder, Result(job.task, problem.kind, problem.metrics, job.setting, job.seed, *made))
+
+
+def end_with_sweep() -> None:
+    """Of a sweep that was killed no run goes on in folders that the next one is to use."""
+    sweep = multiprocessing.parent_process()
+    assert sweep is not None
+    sweep.join()
+    os._exit(os.EX_TEMPFAIL)
 
 
 def reason_of(job: Job, status: Optional[int]) -> str:

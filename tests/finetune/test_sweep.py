@@ -1,6 +1,8 @@
 """A sweep as a user runs it on a separable task, stopped and continued; its words for fairseq-train; what it keeps."""
 import json
+import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -131,6 +133,26 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(finetune, tmp_path):
     assert status == 1
     assert "failed: toy lr0.003_epochs1_batch8_warmup0.1 seed 1: " in printed and str(broken / "train.log") in printed
     assert {result.seed for result in results.read_all(tmp_path / "out").values()} == {2, 3}
+
+
+def test_no_run_goes_on_after_a_sweep_that_was_killed():
+    reading, writing = os.pipe()  # which ends when the last process that holds it has
+    killed = os.fork()
+    if killed == 0:
+
+        def work():
+            threading.Thread(target=sweep.end_with_sweep, daemon=True).start()
+            os.write(writing, b"begun")
+            time.sleep(600)
+
+        multiprocessing.get_context("fork").Process(target=work).start()
+        signal.pause()
+    os.close(writing)
+    assert os.read(reading, 9) == b"begun"
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    assert select.select([reading], [], [], 60)[0] and os.read(reading, 9) == b""
+    os.close(reading)
 
 
 def test_what_runs_are_forked_from_has_asked_nothing_of_cuda():
