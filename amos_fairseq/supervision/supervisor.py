@@ -120,6 +120,12 @@ def run_in_processes(run: Callable[[], None]) -> None:
             signal.signal(number, handler)
 
 
+def is_last(trainer) -> bool:
+    """Whether no update follows."""
+    limit = trainer.cfg.optimization.max_update
+    return bool(limit) and trainer.get_num_updates() >= limit
+
+
 def to_host(dictionaries: Iterable[Dict[str, Any]]) -> None:
     """Put numbers in the place of tensors of one element: one transfer, hence one wait, for all those of a device."""
     places: Dict[torch.device, Dict[torch.dtype, list]] = {}
@@ -444,10 +450,10 @@ class Supervisor:
 
     def after_update(self, trainer) -> None:
         """Called between an update and its validation: stop here if that was agreed."""
-        updates, limit = trainer.get_num_updates(), trainer.cfg.optimization.max_update
+        updates = trainer.get_num_updates()
         if display.current() is not None:
             display.current().updated(updates)
-        if self._stopping and not (limit and updates >= limit):
+        if self._stopping and not is_last(trainer):
             self._leave(trainer)
         interval = trainer.cfg.checkpoint.save_interval_updates
         due = self.losses.factor and self.saved_at < self.attempts and not self.to_skip
@@ -457,11 +463,13 @@ class Supervisor:
     def valid_step(self, trainer, original: Callable, sample, again: bool) -> Dict[str, Any]:
         """fairseq's `Trainer.valid_step`, unless any process was asked to stop, which stops all before the batch.
 
+        The last validation is made to its end, for no run that goes on would make it, and the best may be the last.
+
         again: this process repeats the step by itself, having freed what memory it could.
         """
         if not again:
             self.watch.enter("validation", self.update)
-            if self._greatest(trainer, bool(self.watch.requested)):
+            if not is_last(trainer) and self._greatest(trainer, bool(self.watch.requested)):
                 self._leave(trainer)
         try:
             return original(trainer, sample, again)
