@@ -222,6 +222,9 @@ def carry_out_all(
     context.set_forkserver_preload(list(preload))
     waiting = [job for job in jobs if not (job.folder / RESULT).exists()]
     free, running, failed, stopped, disk = list(devices), {}, {}, False, False
+    if not keep_checkpoints:  # of runs that finished as their sweep was stopped or killed
+        for out, task in dict.fromkeys((job.folder.parents[3], job.task) for job in jobs):
+            prune(out, task)
     try:
         while running or (waiting and not stopped and not disk):
             while waiting and free and not stopped and not disk:
@@ -260,6 +263,7 @@ def prune(out: Path, task: str) -> None:
     found = results.read_all(out, task)
     best = results.best_run(found)
     for folder in found:
+        store.remove_remains(folder)
         kept = os.path.realpath(folder / store.BEST) if folder == best else ""
         for checkpoint in store.listed(folder):
             if os.path.realpath(checkpoint.path) != kept:

@@ -210,7 +210,7 @@ def test_every_setting_and_seed_has_a_folder_of_its_own(job, tmp_path):
     ]
 
 
-def test_pruning_keeps_the_best_checkpoint_of_the_best_run(tmp_path):
+def test_a_sweep_that_is_done_keeps_the_best_checkpoint_of_the_best_run_alone_whatever_a_kill_left(tmp_path):
     for seed, score in ((1, 0.5), (2, 0.7), (3, 0.7)):
         folder = tmp_path / f"runs/toy/x/seed{seed}"
         for name in ("checkpoint_1_5", "checkpoint_2_9"):
@@ -221,7 +221,9 @@ def test_pruning_keeps_the_best_checkpoint_of_the_best_run(tmp_path):
         results.write(folder, Result("toy", "classification", ["accuracy"], SETTING, seed, scores, 9, 1.0))
     unfinished = tmp_path / "runs/toy/x/seed4/checkpoint_1_5"
     unfinished.mkdir(parents=True)
-    sweep.prune(tmp_path, "toy")
+    (tmp_path / "runs/toy/x/seed1/checkpoint_3_9.tmp").mkdir()  # half deleted when that was killed
+    jobs = [sweep.Job("toy", tmp_path, SETTING, seed, tmp_path / f"runs/toy/x/seed{seed}") for seed in (1, 2, 3)]
+    assert sweep.carry_out_all(jobs, sweep.Model(""), print) == ({}, False, False)  # all have a result already
     left = sorted(str(path.relative_to(tmp_path / "runs/toy/x")) for path in tmp_path.rglob("checkpoint_*"))
     assert left == ["seed2/checkpoint_1_5", "seed2/checkpoint_best", "seed4/checkpoint_1_5"]
 
