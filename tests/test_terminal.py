@@ -1,7 +1,10 @@
 """Control characters, colour, and what asks for neither."""
+import ast
 import io
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +99,24 @@ def test_errors_name_files_without_their_controls(capsys):
     with pytest.raises(SystemExit):
         stop(CLIPBOARD, os.EX_USAGE)
     assert capsys.readouterr().err == f"amos_fairseq: error: {ESCAPED}\n"
+
+
+@pytest.mark.parametrize("words", [["recipes", "copy"], ["corpus", "--megabytes", "0.01", "--out"]])
+def test_paths_that_are_told_of_are_shown_without_their_controls(tmp_path, capsys, words):
+    assert main.main([*words, str(tmp_path / CLIPBOARD)]) == 0 and (tmp_path / CLIPBOARD).exists()
+    assert capsys.readouterr().out.startswith(f"{tmp_path / ESCAPED}: ")
+
+
+def test_what_commands_print_of_paths_has_its_controls_written_out():
+    named = re.compile(r"\b(out|folder|path|log|tasks|source)\b")
+    for source in sorted(Path(main.__file__).parent.glob("*.py")):
+        for call in ast.walk(ast.parse(source.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "print":
+                raw = [part for part in call.args if isinstance(part, ast.JoinedStr)]
+                found = (value for part in raw for value in part.values if isinstance(value, ast.FormattedValue))
+                values = (ast.unparse(value.value) for value in found)
+                raw = [value for value in values if named.search(value) and not value.startswith("visible(")]
+                assert not raw, (source.name, call.lineno)
 
 
 def test_texts_are_shown_without_their_controls(capsys):
