@@ -268,10 +268,9 @@ def held(request):
         return [] if all(conditions) else [(told, conditions)]
 
     yield held
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    terminal.write_line("")
-    for what in tried:
-        terminal.write_line(f"{what}: {right[what]} of {tried[what]} held")
+    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        for what in tried:
+            print(f"\n{what}: {right[what]} of {tried[what]} held", end="")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
