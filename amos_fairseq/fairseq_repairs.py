@@ -6,6 +6,7 @@ import argparse
 import collections
 import contextlib
 import copy
+import errno
 import functools
 import gc
 import hashlib
@@ -30,7 +31,7 @@ from amos_fairseq.checkpoints import position, storage, store, training
 from amos_fairseq.data import loading
 from amos_fairseq.random import mixed_seed
 from amos_fairseq.supervision import display
-from amos_fairseq.user_errors import Damaged, stop, tell_mistakes, told_in_one_line
+from amos_fairseq.user_errors import Damaged, one_line, stop, tell_mistakes, told_in_one_line
 
 Repair = Callable[..., object]
 REPAIRS: Dict[str, Tuple[str, Repair]] = {}  # fairseq function: (first digits of its source's sha256, its repair)
@@ -223,9 +224,9 @@ def a_wrong_command_makes_no_folder(original: Callable, save_dir):
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
-        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
-        status = os.EX_IOERR if read_only else os.EX_USAGE
-        stop(f"save_dir {save_dir}: {folder} is no folder that can be written to", status)
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            stop(one_line(OSError(errno.EROFS, os.strerror(errno.EROFS), save_dir)), os.EX_IOERR)
+        stop(f"save_dir {save_dir}: {folder} is no folder that can be written to", os.EX_USAGE)
 
 
 @repairs("fairseq.dataclass.utils:merge_with_parent", source="799b14fda91be311")

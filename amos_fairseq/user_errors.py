@@ -15,7 +15,12 @@ from typing import Iterable, NoReturn, Optional, Sequence, Tuple, Type, Union
 
 from amos_fairseq.terminal import visible
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+DISK_ERRORS = {  # what is the matter with the disk, and the remedy
+    errno.ENOSPC: ("is full", "make room there"),
+    errno.EDQUOT: ("has no room left for you, whose quota is used up", "make room there"),
+    errno.EROFS: ("is read-only", "name another folder, or have it mounted to be written to"),
+    errno.EIO: ("fails", "see what the system's log says of it"),
+}
 SHOWN_CHOICES, SHOWN_SUGGESTIONS = 8, 3
 LEAST_SHARE = 0.5  # of the letters of a name, for a suggestion that has fewer words
 WORDS = re.compile(r"[^\W_]+")
@@ -34,13 +39,37 @@ def status_of(error: Exception) -> int:
     return os.EX_USAGE
 
 
+def one_line(error: Exception, path: str = "") -> str:
+    """In one line: `path: reason` of a file, of a disk that takes no more also the remedy, else the error's message.
+
+    path: for an error that names no file
+    """
+    if not (isinstance(error, OSError) and error.strerror):
+        return " ".join(str(error).split()) or type(error).__name__
+    path = os.fsdecode(error.filename if isinstance(error.filename, (str, bytes)) else path)
+    if error.errno not in DISK_ERRORS:
+        return f"{path}: {error.strerror}" if path else error.strerror
+    (trouble, remedy), folder = DISK_ERRORS[error.errno], os.path.abspath(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    if path and error.errno == errno.ENOSPC and out_of_files(folder):
+        trouble, remedy = "can hold no more files, whatever their size", "delete some there"
+    disk = f"{path}: the disk of {folder}" if path else "the disk"
+    return f"{disk} {trouble}: {remedy}, then give the same command again"
+
+
+def out_of_files(folder: str) -> bool:
+    disk = os.statvfs(folder)
+    return disk.f_files > 0 and disk.f_favail == 0 and disk.f_bavail > 0
+
+
 @contextlib.contextmanager
 def told_in_one_line(kind: Union[Type[Exception], Tuple[Type[Exception], ...]] = ValueError):
     """Turn an error of this kind, or of these, into the end of the program, its message on standard error."""
     try:
         yield
     except kind as error:
-        stop(" ".join(str(error).splitlines()), status_of(error))
+        stop(one_line(error), status_of(error))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """Control characters, colour, and what asks for neither."""
+import ast
 import io
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +99,21 @@ def test_errors_name_files_without_their_controls(capsys):
     with pytest.raises(SystemExit):
         stop(CLIPBOARD, os.EX_USAGE)
     assert capsys.readouterr().err == f"amos_fairseq: error: {ESCAPED}\n"
+
+
+@pytest.mark.parametrize("words", [["recipes", "copy"], ["corpus", "--megabytes", "0.01", "--out"]])
+def test_paths_that_are_told_of_are_shown_without_their_controls(tmp_path, capsys, words):
+    assert main.main([*words, str(tmp_path / CLIPBOARD)]) == 0 and (tmp_path / CLIPBOARD).exists()
+    assert capsys.readouterr().out.startswith(f"{tmp_path / ESCAPED}: ")
+
+
+def test_what_commands_print_of_paths_has_its_controls_written_out():
+    path = re.compile(r"(args\.)?(out|folder|path|log|tasks)( /.*)?")
+    for source in sorted(Path(main.__file__).parent.glob("*.py")):
+        calls = (node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Call))
+        texts = [text for call in calls if ast.unparse(call.func) == "print" for text in call.args]
+        values = [value for text in texts for value in getattr(text, "values", []) if hasattr(value, "conversion")]
+        assert not [value.lineno for value in values if path.fullmatch(ast.unparse(value.value))], source.name
 
 
 def test_texts_are_shown_without_their_controls(capsys):

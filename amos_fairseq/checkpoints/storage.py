@@ -171,6 +171,13 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+def check_finite(state: Mapping[str, Tensor], source: object) -> None:
+    """Raises Damaged for the first of the parameters that is nan or infinite somewhere."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise Damaged(f"{source}: {name} holds nan or infinite numbers: name an earlier checkpoint")
+
+
 def refusal(source: object, error: pickle.UnpicklingError) -> str:
     """Why torch does not load a file that asks for more than data."""
     reason = re.search(r"(Unsupported|Trying to|Can only) .*?(?=\. |\.?$)", str(error), re.MULTILINE)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from amos_fairseq.checkpoints import differences, storage, store
 from amos_fairseq.options import options_of
-from amos_fairseq.user_errors import status_of, stop
+from amos_fairseq.user_errors import one_line, status_of, stop
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def save(cfg, trainer, epoch_itr, val_loss: Optional[float]) -> Optional[str]:
         return str(path.absolute())
 
     def failure(error: OSError) -> str:
-        return f"no checkpoint can be written to {cfg.save_dir}, earlier ones stay: {error.strerror or error}"
+        return f"no checkpoint can be written, earlier ones stay: {one_line(error, cfg.save_dir)}"
 
     return decided_by_first(trainer, write, {OSError: (failure, os.EX_IOERR)})
 
@@ -229,6 +229,7 @@ def refuse_changes(path: Path, trainer) -> None:
 def load_to_cpu(path: Path, arg_overrides: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
     """A checkpoint's state as fairseq's `load_checkpoint_to_cpu` gives that of its files."""
     state = storage.read(path)
+    storage.check_finite(state["model"], path)
     state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
     if arg_overrides is not None:
         overwrite_args_by_name(state["cfg"], arg_overrides)

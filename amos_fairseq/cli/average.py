@@ -2,6 +2,8 @@
 import argparse
 from pathlib import Path
 
+from amos_fairseq.terminal import visible
+
 HELP = (
     "Write a checkpoint whose parameters are the mean of several checkpoints', of one run or of runs of one network. "
     "All else in it is the last one's, so everything that reads a checkpoint reads it, training included."
@@ -24,5 +26,5 @@ def run(args: argparse.Namespace) -> None:
 
     folders = average(args.checkpoints, args.out, args.decay)
     for folder, weight in zip(folders, weights_of(len(folders), args.decay)):
-        print(f"{weight:.3f}  {folder}")
-    print(f"{args.out}  their mean")
+        print(visible(f"{weight:.3f}  {folder}"))
+    print(visible(f"{args.out}  their mean"))

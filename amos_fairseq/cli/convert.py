@@ -2,6 +2,8 @@
 import argparse
 from pathlib import Path
 
+from amos_fairseq.terminal import visible
+
 HELP = (
     "Write an amos_rtd or coco_lm run, or a checkpoint of Microsoft's releases, in one of the two layouts of these. "
     "What is written is read again and compared bit by bit."
@@ -41,4 +43,4 @@ def run(args: argparse.Namespace) -> None:
     else:
         pretrained = from_pretrained(args.checkpoint, args.data)
     released.write(pretrained, args.out, args.to, args.encoder_only)
-    print(f"wrote {args.out}: {pretrained.name} of {pretrained.source}, read again and compared")
+    print(visible(f"wrote {args.out}: {pretrained.name} of {pretrained.source}, read again and compared"))

@@ -3,6 +3,8 @@
 import argparse
 import time
 
+from amos_fairseq.terminal import visible
+
 HELP = "collect a small English text corpus from the documentation on this machine"
 
 
@@ -25,12 +27,12 @@ def run(args: argparse.Namespace) -> None:
         from amos_fairseq.demo.documentation_tasks import write_tasks
 
         for task, count in write_tasks(args.tasks, args.examples).items():
-            print(f"{args.tasks}: {task}, {count:,} examples for training")
+            print(visible(f"{args.tasks}: {task}, {count:,} examples for training"))
     if args.out:
         from amos_fairseq.demo.documentation import write_documentation
 
         started = time.monotonic()
         size = write_documentation(args.out, args.megabytes, progress=True)
-        print(f"{args.out}: {size / 1e6:.1f} MB of documentation in {time.monotonic() - started:.0f} s")
+        print(visible(f"{args.out}: {size / 1e6:.1f} MB of documentation in {time.monotonic() - started:.0f} s"))
         if size < 0.9e6 * args.megabytes:
             print(f"no more was found on this machine; {args.megabytes:g} MB were asked for")

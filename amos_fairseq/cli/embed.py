@@ -3,6 +3,7 @@ import argparse
 from pathlib import Path
 
 from amos_fairseq.cli import trained
+from amos_fairseq.terminal import visible
 
 HELP = "Write the encoder's features of every line of a text as a NumPy array (lines, width), by a run of any method."
 CHUNK = 8192  # lines whose features are held at a time
@@ -46,4 +47,4 @@ def run(args: argparse.Namespace) -> None:
             chunk = lines[start : start + CHUNK]
             features = model.features(chunk, args.pooling, args.batch_tokens, bar.update, layer)
             stream.write(features.cpu().numpy().astype("<f4", copy=False).tobytes())
-    print(f"{args.out}: {shape[0]:,} texts x {shape[1]} features, {args.pooling} of layer {layer}")
+    print(visible(f"{args.out}: {shape[0]:,} texts x {shape[1]} features, {args.pooling} of layer {layer}"))

@@ -2,6 +2,8 @@
 import argparse
 from pathlib import Path
 
+from amos_fairseq.terminal import visible
+
 HELP = (
     "Write a trained checkpoint as a Hugging Face folder: weights, tokenizer and model card. It is loaded again and "
     "compared with the checkpoint before it gets its name."
@@ -31,8 +33,9 @@ def run(args: argparse.Namespace) -> None:
 
     report = huggingface.export(args.run, args.out, args.classes, args.pooling, args.data, args.tokenizer)
     for choice, gaps in report.models:
-        print(f"{args.out / choice.place}  {choice.class_name}; loaded again, it differs by {huggingface.told(gaps)}")
+        differs = f"loaded again, it differs by {huggingface.told(gaps)}"
+        print(visible(f"{args.out / choice.place}  {choice.class_name}; {differs}"))
         if choice.needs_code:
             print("  no class of transformers has this shape: trust_remote_code=True lets modeling_amos.py run")
     if report.left_out:
-        print(f"not in it: {'; '.join(report.left_out)}")
+        print(visible(f"not in it: {'; '.join(report.left_out)}"))

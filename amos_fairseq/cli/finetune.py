@@ -145,7 +145,7 @@ def finetune(args: argparse.Namespace) -> Optional[int]:
         print_results([args.out], args.paper or presets.paper_with_means(preset))
         for job, reason in outcome.failed.items():
             print(visible(f"failed: {job.name}: {reason}"), file=sys.stderr)
-        if getattr(args, "export_predictions", False):
+        if getattr(args, "export_predictions", False) and not outcome.disk:
             export_predictions(args.out, data, "cpu" if cpu else "cuda")
         return os.EX_IOERR if outcome.disk else 1 if outcome.failed else None
 

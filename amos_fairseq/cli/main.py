@@ -14,7 +14,7 @@ from typing import Iterator, List, Optional
 from amos_fairseq import __version__, plugins
 from amos_fairseq.cli.processes import interrupt, signals_handled
 from amos_fairseq.terminal import visible
-from amos_fairseq.user_errors import status_of, tell_mistakes
+from amos_fairseq.user_errors import one_line, status_of, tell_mistakes
 
 COMMANDS = {
     "quickstart": "corpus, vocabulary, a small model, figures and examples in six minutes on a CPU",
@@ -67,7 +67,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         # fairseq-train's tracebacks stay: an error after hours of training is no mistake in the input.
         if chosen.command == "train" or os.environ.get("AMOS_FAIRSEQ_TRACEBACK") == "1":
             raise
-        print(f"amos-fairseq {chosen.command}: error: {visible(describe(error))}", file=sys.stderr)
+        print(f"amos-fairseq {chosen.command}: error: {visible(one_line(error))}", file=sys.stderr)
         return status_of(error)
 
 
@@ -118,13 +118,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
-
-
-def describe(error: Exception) -> str:
-    """The error in one line: `path: reason` for a file, else its message."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

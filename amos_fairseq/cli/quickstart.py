@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     words = "another quick start is at work", "is a quick start with"
     with claimed(out / expectations.SETTINGS_FILE, settings, *words) as lock, stoppable(out):
         make(args, settings, out, lock)
-    print(f"\n{out}: {time.monotonic() - start:.0f} s, {peak_memory() / 2**30:.1f} GiB of memory at most")
+    print(visible(f"\n{out}: {time.monotonic() - start:.0f} s, {peak_memory() / 2**30:.1f} GiB of memory at most"))
 
 
 def make(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None:
@@ -96,7 +96,7 @@ def make(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None
             run.mkdir(exist_ok=True)
             train(method, lengths[method], out / DATA, run, lock)
     else:
-        print(f"{out} is done already: these are its results. Delete it to start anew.\n")
+        print(visible(f"{out} is done already: these are its results. Delete it to start anew.\n"))
     command("report", *runs.values(), "--out", out / "report")
     models = {method: from_pretrained(run) for method, run in runs.items()}
     one = next(iter(models.values()))
@@ -136,7 +136,7 @@ def train(method: str, updates: int, data: Path, out: Path, lock: int) -> None:
     from amos_fairseq.cli import recipe
 
     log = out / run_log.LOG_NAME
-    print(f"training  {method}_tiny on {available_cores()} CPU cores, log in {log}", flush=True)
+    print(visible(f"training  {method}_tiny on {available_cores()} CPU cores, log in {log}"), flush=True)
     options = {**recipe.model_options(method, updates), **recipe.MASKING}
     with progress(out, updates) as show:
         arguments = recipe.training(data, out, method, options, updates)
@@ -302,12 +302,13 @@ def frozen(models: Dict[str, "Pretrained"], tasks: Path) -> Dict[Tuple[str, str]
 def export(out: Path) -> None:
     folder, log = out / HUGGINGFACE, out / "export.log"
     if importlib.util.find_spec("transformers") is None:
-        print(f"\nExport: pip install transformers, then amos-fairseq export {out} --out {folder}")
+        print(visible(f"\nExport: pip install transformers, then amos-fairseq export {out} --out {folder}"))
         return
     if not folder.exists():
         log.unlink(missing_ok=True)  # of an export that failed
         run_logged("the export", [(["export", out, "--out", folder], log)])
-    print(f"\nExport, to be loaded by transformers:\n  {log.read_text().strip().splitlines()[0]}", flush=True)
+    first = log.read_text().strip().splitlines()[0]
+    print(f"\nExport, to be loaded by transformers:\n  {first}", flush=True)
 
 
 def run_logged(

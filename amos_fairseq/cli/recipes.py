@@ -3,7 +3,7 @@ import argparse
 from pathlib import Path
 
 from amos_fairseq import recipes
-from amos_fairseq.terminal import filled
+from amos_fairseq.terminal import filled, visible
 
 HELP = "List the recipes, or copy their yaml files and the Slurm scripts into a folder, to change them there."
 
@@ -19,9 +19,11 @@ def run(args: argparse.Namespace) -> None:
                          f"list takes no folder, got {args.folder}")
     if args.action == "copy":
         recipes.copy(args.folder)
-        print(f"{args.folder}: examples/METHOD/NAME.yaml, slurm/*.sh. Change a recipe, then, in that folder:\n"
-              "amos-fairseq train --config-dir $PWD/examples/METHOD --config-name NAME task.data=FOLDER\n"
-              "sbatch slurm/pretrain.sh METHOD/NAME task.data=FOLDER")
+        print(visible(
+            f"{args.folder}: examples/METHOD/NAME.yaml, slurm/*.sh. Change a recipe, then, in that folder:\n"
+            "amos-fairseq train --config-dir $PWD/examples/METHOD --config-name NAME task.data=FOLDER\n"
+            "sbatch slurm/pretrain.sh METHOD/NAME task.data=FOLDER"
+        ))
         return
     found = recipes.recipes()
     width = 2 + max(map(len, found))

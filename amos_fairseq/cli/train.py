@@ -9,7 +9,7 @@ from typing import Dict, Iterator, List, NoReturn
 
 from amos_fairseq import recipes, silenced
 from amos_fairseq.cli import dry_run
-from amos_fairseq.user_errors import status_of, stop, suggestion
+from amos_fairseq.user_errors import one_line, status_of, stop, suggestion
 
 HELP = "fairseq-train with --user-dir filled in; with --config-name or --config-dir, fairseq-hydra-train; --dry-run"
 HYDRA = "fairseq-hydra-train"
@@ -58,7 +58,7 @@ def mistakes_in_configurations_told(arguments: List[str]) -> Iterator[None]:
         cause = error.__cause__ or error
         if status_of(cause) != os.EX_IOERR:
             raise
-        stop(f"{cause.filename or 'a file'}: {cause.strerror}", os.EX_IOERR)
+        stop(one_line(cause), os.EX_IOERR)
 
 
 def worded(error: Exception, arguments: List[str]) -> str:

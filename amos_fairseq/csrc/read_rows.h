@@ -159,8 +159,8 @@ struct ReadRows {
             reduce(block, shared.statistics, 2, merge);
             drawn = of_phi[0];
             if (block.thread() == 0) {
-                in.sampled[row] = drawn.likeliest;
-                in.likeliest[row] = of_mixture[0].likeliest;
+                in.sampled[row] = drawn.likeliest < 0 ? 0 : drawn.likeliest;  // of NaN alone: -1
+                in.likeliest[row] = of_mixture[0].likeliest < 0 ? 0 : of_mixture[0].likeliest;
             }
             block.sync();
         }

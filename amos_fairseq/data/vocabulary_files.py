@@ -8,6 +8,7 @@ from amos_fairseq.data.fast_tokenizer import FAST_NAME, FastTokenizer, is_fast, 
 from amos_fairseq.data.released_tokenizer import MARK, ReleasedTokenizer
 from amos_fairseq.data.tokenizer import MODEL_NAME, Tokenizer
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
+from amos_fairseq.files import check_ends
 from amos_fairseq.user_errors import seen_from
 
 VOCABULARY_NAMES = (MODEL_NAME, FAST_NAME)  # in a prepared folder
@@ -44,6 +45,7 @@ def read_vocabulary(path: str) -> Tokenizer:
             f"{folder} holds no {MODEL_NAME} and no tokenizer.json: name a .model file, an earlier prepare's folder, "
             "or that of a Hugging Face model"
         )
+    check_ends(path)
     with open(path, "rb") as stream:
         tokenizer = load_tokenizer(stream.read(), path)
     if path != folder and os.path.exists(os.path.join(folder, DICTIONARY_NAME)):

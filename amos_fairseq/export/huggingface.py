@@ -36,6 +36,7 @@ from amos_fairseq.finetune.model import find, read_finetuned
 from amos_fairseq.modules.batching import padded
 from amos_fairseq.modules.encoder import EncoderConfig
 from amos_fairseq.pretrained.exported import CARD, OURS, WEIGHTS
+from amos_fairseq.pretrained.filling import finite
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES, CONFIG, Part, config_of, tensors_of
 from amos_fairseq.pretrained.loading import FINETUNING, PRETRAINING, load
 
@@ -203,6 +204,7 @@ def compare(transformers, folder: Path, choice: Choice, tokenizer: Tokenizer) ->
     *short, longest = map(torch.tensor, samples(tokenizer, choice.part.encoder.config.max_positions)[1])
     batches = [padded(rows, choice.part.encoder) for rows in (short, [longest])]
     gaps = gaps_between(models, choice.part, batches)
+    finite(torch.tensor(list(gaps.values())), choice.class_name)
     if within(gaps, TOLERANCE):
         return gaps
     for network in (*models, *networks):
@@ -247,7 +249,7 @@ def logits_of(output) -> Tensor:
 def largest_gap(theirs: List[Tensor], ours: List[Tensor], masks: List[Optional[Tensor]]) -> float:
     """Over batches; masks: where each is padding, which does not count, or None."""
     gaps = [(left - right).abs() for left, right in zip(theirs, ours)]
-    return max((gap if mask is None else gap[~mask]).max().item() for gap, mask in zip(gaps, masks))
+    return torch.stack([(gap if mask is None else gap[~mask]).max() for gap, mask in zip(gaps, masks)]).max().item()
 
 
 def load_again(transformers, auto_class: str, folder: Path, choice: Choice):

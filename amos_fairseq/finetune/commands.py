@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
 
+from amos_fairseq.terminal import visible
+
 if TYPE_CHECKING:
     from amos_fairseq.data.tokenizer import Tokenizer
     from amos_fairseq.finetune.labelled import Problem
@@ -210,7 +212,7 @@ class FewExamples(Command):
         folders = {seed: folder / f"split{seed}" for seed in seeds}
         for seed, path in folders.items():
             prompts.prepare(path, name, train, tests, tokenizer, seed, **options)
-        print(f"{name}: {len(seeds)} splits of {args.per_class} examples per class", flush=True)
+        print(visible(f"{name}: {len(seeds)} splits of {args.per_class} examples per class"), flush=True)
         return folders
 
 
@@ -266,4 +268,4 @@ def tell(problem: "Problem") -> None:
         for split, count in about.get("examples", {}).items()
     )
     for line in (counts, *about.get("notes", ())):
-        print(f"{problem.name}: {line}", flush=True)
+        print(visible(f"{problem.name}: {line}"), flush=True)

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from functools import cache
 from multiprocessing.connection import wait
@@ -160,6 +161,7 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
         os.environ.pop(name, None)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
+    threading.Thread(target=end_with_sweep, daemon=True).start()
     with open(job.folder / LOG, "ab") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
@@ -184,11 +186,22 @@ def carry_out(job: Job, model: Model, device: Optional[str], train: Callable[[Li
     results.write(job.folder, Result(job.task, problem.kind, problem.metrics, job.setting, job.seed, *made))
 
 
+def end_with_sweep() -> None:
+    """Of a sweep that was killed no run goes on in folders that the next one is to use."""
+    sweep = multiprocessing.parent_process()
+    assert sweep is not None
+    sweep.join()
+    os._exit(os.EX_TEMPFAIL)
+
+
 def reason_of(job: Job, status: Optional[int]) -> str:
     """Why a job failed: its last word."""
-    lines = (job.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines() or ["no word"]
+    path, lines = job.folder / LOG, []
+    if path.exists():  # as it does unless the process died before all else
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = lines or ["no word"]
     told = [line for line in lines if "error:" in line] or lines
-    return f"{told[-1].strip()[:300]} (status {status}, {job.folder / LOG})"
+    return f"{told[-1].strip()[:300]} (status {status}, {path})"
 
 
 # All jobs
@@ -209,6 +222,9 @@ def carry_out_all(
     context.set_forkserver_preload(list(preload))
     waiting = [job for job in jobs if not (job.folder / RESULT).exists()]
     free, running, failed, stopped, disk = list(devices), {}, {}, False, False
+    if not keep_checkpoints:  # of runs that finished as their sweep was stopped or killed
+        for out, task in dict.fromkeys((job.folder.parents[3], job.task) for job in jobs):
+            prune(out, task)
     try:
         while running or (waiting and not stopped and not disk):
             while waiting and free and not stopped and not disk:
@@ -247,6 +263,7 @@ def prune(out: Path, task: str) -> None:
     found = results.read_all(out, task)
     best = results.best_run(found)
     for folder in found:
+        store.remove_remains(folder)
         kept = os.path.realpath(folder / store.BEST) if folder == best else ""
         for checkpoint in store.listed(folder):
             if os.path.realpath(checkpoint.path) != kept:

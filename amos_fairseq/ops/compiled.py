@@ -169,7 +169,7 @@ def read_rows(
 
     Candidates are those with at least a millionth of the likeliest's probability, in ascending order, the first
     CAPACITY of them if there are more. A row whose target lies outside the vocabulary has losses and gradient NaN
-    and ranks 0; one whose tokens are all excluded draws -1.
+    and ranks 0; one whose tokens are all excluded, or NaN, draws 0.
     """
     seed, noise_rows = (0, None) if noise is None else (noise.seed, noise.rows)
     amos_read_rows.check(

@@ -9,7 +9,6 @@ from amos_fairseq.checkpoints import storage, store
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.continuation import first_difference
 from amos_fairseq.options import Range, declared
-from amos_fairseq.pretrained.filling import check_finite
 from amos_fairseq.pretrained.loading import VOCABULARY
 
 DECAY = Range(0, 1, without_low=True)
@@ -62,7 +61,7 @@ def read(folder: Path, keys: Optional[Sequence[str]] = None) -> Dict[str, Any]:
     """A checkpoint's state, or a part of it, its parameters finite."""
     storage.verify(folder)
     state = storage.read_state(folder, keys)
-    check_finite(state["model"], folder)
+    storage.check_finite(state["model"], folder)
     return cast(Dict[str, Any], state)
 
 

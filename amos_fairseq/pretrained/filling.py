@@ -5,8 +5,8 @@ from typing import Callable, Mapping, TypeVar
 import torch
 from torch import Tensor, nn
 
+from amos_fairseq.checkpoints import storage
 from amos_fairseq.methods.continuation import first_difference
-from amos_fairseq.user_errors import Damaged
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -31,17 +31,10 @@ def filled(make: Callable[[], Network], state: Mapping[str, Tensor], layers: int
     difference = first_difference(sketch(make, layers, len(state), source).state_dict(), state)
     if difference:
         raise ValueError(f"{source} does not hold the network that it describes: {difference}")
-    check_finite(state, source)
+    storage.check_finite(state, source)
     network = make()
     network.load_state_dict(state)
     return network.eval()
-
-
-def check_finite(state: Mapping[str, Tensor], source: object) -> None:
-    """Raises Damaged for the first of the parameters that is nan or infinite somewhere."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise Damaged(f"{source}: {name} holds nan or infinite numbers: name an earlier checkpoint")
 
 
 def finite(outputs: Tensor, source: object) -> Tensor:

@@ -31,7 +31,6 @@ from amos_fairseq.methods import build
 from amos_fairseq.methods.config import PretrainingConfig, Vocabulary
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.initialization import INIT_STD, LAYER_NORM_EPS
-from amos_fairseq.pretrained.filling import check_finite
 from amos_fairseq.pretrained.layouts import SHAPE, read_config
 from amos_fairseq.pretrained.model import Pretrained
 
@@ -192,7 +191,7 @@ def read_tensors(file: Path) -> Mapping[str, Tensor]:
     strays = [key for key, value in state.items() if not torch.is_tensor(value)] if isinstance(state, Mapping) else [""]
     if strays:
         raise ValueError(f"{file} is no dictionary of tensors {strays[0]}".rstrip())
-    check_finite(state, file)
+    storage.check_finite(state, file)
     return state
 
 

@@ -21,7 +21,7 @@ from amos_fairseq.checkpoints import Damaged, store, verify
 from amos_fairseq.checkpoints.training import as_file, decided_by_first, scaler_state, set_scaler_state
 from amos_fairseq.supervision import display, faults, history, lock, options, watch
 from amos_fairseq.supervision.faults import UpdateSkipped
-from amos_fairseq.user_errors import stop, told_in_one_line
+from amos_fairseq.user_errors import one_line, stop, told_in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,12 @@ def run_in_processes(run: Callable[[], None]) -> None:
             signal.signal(number, handler)
 
 
+def is_last(trainer) -> bool:
+    """Whether no update follows."""
+    limit = trainer.cfg.optimization.max_update
+    return bool(limit) and trainer.get_num_updates() >= limit
+
+
 def to_host(dictionaries: Iterable[Dict[str, Any]]) -> None:
     """Put numbers in the place of tensors of one element: one transfer, hence one wait, for all those of a device."""
     places: Dict[torch.device, Dict[torch.dtype, list]] = {}
@@ -163,7 +169,7 @@ class Supervisor:
             self._lock = lock.lock(Path(trainer.cfg.checkpoint.save_dir))
 
         if not trainer.cfg.checkpoint.no_save:
-            failures = {lock.Locked: (str, os.EX_USAGE), OSError: (lambda error: f"save_dir {error}", os.EX_USAGE)}
+            failures = {lock.Locked: (str, os.EX_USAGE), OSError: (one_line, os.EX_USAGE)}
             decided_by_first(trainer, lock_folder, failures)
 
     def resume(self, extra_state: Optional[Dict[str, Any]]) -> None:
@@ -182,7 +188,7 @@ class Supervisor:
             if display.current() is not None:
                 display.current().start(trainer, folder)
 
-        decided_by_first(trainer, begin, {OSError: (lambda error: f"save_dir {error}", os.EX_IOERR)})
+        decided_by_first(trainer, begin, {OSError: (one_line, os.EX_IOERR)})
 
     def noted(self, show: Callable) -> Callable:
         """`log` or `print` of fairseq's progress bar, with what it shows written down, and shown our way."""
@@ -444,10 +450,10 @@ class Supervisor:
 
     def after_update(self, trainer) -> None:
         """Called between an update and its validation: stop here if that was agreed."""
-        updates, limit = trainer.get_num_updates(), trainer.cfg.optimization.max_update
+        updates = trainer.get_num_updates()
         if display.current() is not None:
             display.current().updated(updates)
-        if self._stopping and not (limit and updates >= limit):
+        if self._stopping and not is_last(trainer):
             self._leave(trainer)
         interval = trainer.cfg.checkpoint.save_interval_updates
         due = self.losses.factor and self.saved_at < self.attempts and not self.to_skip
@@ -457,11 +463,13 @@ class Supervisor:
     def valid_step(self, trainer, original: Callable, sample, again: bool) -> Dict[str, Any]:
         """fairseq's `Trainer.valid_step`, unless any process was asked to stop, which stops all before the batch.
 
+        The last validation is made to its end, for no run that goes on would make it, and the best may be the last.
+
         again: this process repeats the step by itself, having freed what memory it could.
         """
         if not again:
             self.watch.enter("validation", self.update)
-            if self._greatest(trainer, bool(self.watch.requested)):
+            if not is_last(trainer) and self._greatest(trainer, bool(self.watch.requested)):
                 self._leave(trainer)
         try:
             return original(trainer, sample, again)

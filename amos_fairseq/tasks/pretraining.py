@@ -17,6 +17,7 @@ from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
 from amos_fairseq import supervision
+from amos_fairseq.checkpoints import storage
 from amos_fairseq.checkpoints.training import goes_on_from
 from amos_fairseq.criterions.pretraining import TOKENS
 from amos_fairseq.data import loading
@@ -33,7 +34,6 @@ from amos_fairseq.optim.fused_adamw import check_takes_factors, check_takes_paus
 from amos_fairseq.options import COUNT, Range, free_names, option
 from amos_fairseq.pooled import mean_cosine
 from amos_fairseq.pretrained import stock
-from amos_fairseq.pretrained.filling import check_finite
 from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop
@@ -208,7 +208,7 @@ class PretrainingTask(SupervisedTask):
                 "`amos-fairseq prepare --vocabulary` and the folder that the run was trained on"
             )
         state = parameters_of(checkpoint["model"])
-        check_finite(state, source)
+        storage.check_finite(state, source)
         return EarlierRun(source, state, model)
 
     def state_dict(self):

@@ -1,5 +1,4 @@
 import argparse
-import errno
 import json
 import subprocess
 import sys
@@ -84,7 +83,6 @@ def test_no_help_waits_for_torch():
         (FileNotFoundError(2, "No such file or directory", "a.txt"), 64, "a.txt: No such file or directory"),
         (ValueError(), 64, "ValueError"),
         (Damaged("a.idx is damaged"), 65, "a.idx is damaged"),
-        (OSError(errno.ENOSPC, "No space left on device", "a.txt"), 74, "a.txt: No space left on device"),
     ],
 )
 def test_mistake_is_told_in_one_line(command, capsys, error, status, line):

@@ -111,7 +111,17 @@ def test_a_write_that_breaks_leaves_nothing(checkpoint, export, tmp_path, monkey
         return right(*arguments)
 
     monkeypatch.setattr(module, stage, breaks)
-    assert refused(tmp_path, export, run) == (74, "/exported: No space left on device")
+    told = "/exported: the disk of  is full: make room there, then give the same command again"
+    assert refused(tmp_path, export, run) == (74, told)
+
+
+def test_answers_that_are_no_numbers_are_refused(checkpoint, save_checkpoint, tokenizer, export, tmp_path):
+    run, method = checkpoint("bert_mlm", **MPNET)
+    for parameter in method.encoder.layers.parameters():
+        parameter.data.fill_(1e38)  # a product of them is infinite in float32, and none in float64
+    save_checkpoint(run / "checkpoint_1_8", "bert_mlm", method, tokenizer)
+    told = "MPNetForMaskedLM answers nan or infinite numbers: it has diverged, name an earlier checkpoint"
+    assert refused(tmp_path, export, run) == (64, told)
 
 
 def test_a_disk_that_takes_no_more_is_told_in_one_line_whichever_file_it_hits(checkpoint, export, tmp_path):

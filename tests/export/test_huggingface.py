@@ -1,6 +1,7 @@
 """Every class that a checkpoint is exported as: outputs are those of the network, within 1e-5, and back again."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -348,6 +349,8 @@ def test_not_a_number_is_not_equal():
     assert huggingface.within({"hidden states": 1e-6}, 1e-5)
     assert not huggingface.within({"hidden states": 1e-6, "logits": nan}, 1e-5)
     assert not huggingface.within({"hidden states": nan}, 1e-5)
+    fits, differs = [torch.zeros(2), torch.tensor([1.0, nan])], [torch.zeros(2), torch.zeros(2)]
+    assert math.isnan(huggingface.largest_gap(fits, differs, [None, None]))
 
 
 def test_another_tokenizer_is_refused(checkpoint, export, monkeypatch):

@@ -1,6 +1,8 @@
 """A sweep as a user runs it on a separable task, stopped and continued; its words for fairseq-train; what it keeps."""
 import json
+import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -133,6 +135,26 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(finetune, tmp_path):
     assert {result.seed for result in results.read_all(tmp_path / "out").values()} == {2, 3}
 
 
+def test_no_run_goes_on_after_a_sweep_that_was_killed():
+    reading, writing = os.pipe()  # which ends when the last process that holds it has
+    killed = os.fork()
+    if killed == 0:
+
+        def work():
+            threading.Thread(target=sweep.end_with_sweep, daemon=True).start()
+            os.write(writing, b"begun")
+            time.sleep(600)
+
+        multiprocessing.get_context("fork").Process(target=work).start()
+        signal.pause()
+    os.close(writing)
+    assert os.read(reading, 9) == b"begun"
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    assert select.select([reading], [], [], 60)[0] and os.read(reading, 9) == b""
+    os.close(reading)
+
+
 def test_what_runs_are_forked_from_has_asked_nothing_of_cuda():
     """After that, CUDA does not work in a fork; fairseq counts devices, which torch does without CUDA, by NVML."""
     code = (
@@ -188,7 +210,7 @@ def test_every_setting_and_seed_has_a_folder_of_its_own(job, tmp_path):
     ]
 
 
-def test_pruning_keeps_the_best_checkpoint_of_the_best_run(tmp_path):
+def test_a_sweep_that_is_done_keeps_the_best_checkpoint_of_the_best_run_alone_whatever_a_kill_left(tmp_path):
     for seed, score in ((1, 0.5), (2, 0.7), (3, 0.7)):
         folder = tmp_path / f"runs/toy/x/seed{seed}"
         for name in ("checkpoint_1_5", "checkpoint_2_9"):
@@ -199,7 +221,9 @@ def test_pruning_keeps_the_best_checkpoint_of_the_best_run(tmp_path):
         results.write(folder, Result("toy", "classification", ["accuracy"], SETTING, seed, scores, 9, 1.0))
     unfinished = tmp_path / "runs/toy/x/seed4/checkpoint_1_5"
     unfinished.mkdir(parents=True)
-    sweep.prune(tmp_path, "toy")
+    (tmp_path / "runs/toy/x/seed1/checkpoint_3_9.tmp").mkdir()  # half deleted when that was killed
+    jobs = [sweep.Job("toy", tmp_path, SETTING, seed, tmp_path / f"runs/toy/x/seed{seed}") for seed in (1, 2, 3)]
+    assert sweep.carry_out_all(jobs, sweep.Model(""), print) == ({}, False, False)  # all have a result already
     left = sorted(str(path.relative_to(tmp_path / "runs/toy/x")) for path in tmp_path.rglob("checkpoint_*"))
     assert left == ["seed2/checkpoint_1_5", "seed2/checkpoint_best", "seed4/checkpoint_1_5"]
 

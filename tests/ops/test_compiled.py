@@ -226,6 +226,15 @@ def test_a_head_of_weight_zero_takes_no_part_in_the_draw_even_with_infinite_logi
     assert torch.equal(found.sampled, alone.sampled) and torch.equal(found.candidates, alone.candidates)
 
 
+def test_a_row_of_nan_alone_draws_a_token_that_can_be_looked_up_and_its_losses_are_nan(cpu_kernels):
+    logits, bias, targets, weights, excluded = case(4, 2, 40)
+    whole, _ = read(cpu_kernels, logits, bias, targets, weights, excluded, noise_of(4))
+    logits[1] = float("nan")
+    found, _ = read(cpu_kernels, logits, bias, targets, weights, excluded, noise_of(4))
+    assert found.losses[1].isnan().all() and found.sampled[1] == found.likeliest[1] == 0
+    assert torch.equal(found.sampled[::3], whole.sampled[::3])
+
+
 def test_a_target_outside_the_vocabulary_gives_nan_and_spares_the_other_rows(cpu_kernels):
     logits, bias, targets, weights, excluded = case(4, 2, 40)
     whole, gradient = read(cpu_kernels, logits, bias, targets, weights, excluded, noise_of(4))
@@ -238,10 +247,10 @@ def test_a_target_outside_the_vocabulary_gives_nan_and_spares_the_other_rows(cpu
     assert torch.equal(found.losses[::3], whole.losses[::3]) and torch.equal(written[::3], gradient[::3])
 
 
-def test_a_row_without_a_token_to_draw_draws_minus_one(cpu_kernels):
+def test_a_row_without_a_token_to_draw_draws_the_first(cpu_kernels):
     logits, bias, targets, _, _ = case(2, 1, 40)
     found, gradient = read(cpu_kernels, logits, bias, targets, None, torch.ones(40, dtype=torch.bool), noise_of(2))
-    assert found.sampled.tolist() == [-1, -1] == found.likeliest.tolist()
+    assert found.sampled.tolist() == [0, 0] == found.likeliest.tolist()
     assert lists(found.candidates) == [[], []]
     assert found.losses.isfinite().all() and gradient.isfinite().all()
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from amos_fairseq import run_log
+from amos_fairseq.checkpoints import storage, training
 from amos_fairseq.methods import METHODS
 from amos_fairseq.supervision import faults, supervisor
+from amos_fairseq.user_errors import Damaged
 from tests.reliability.test_resuming import error_of, last
 
 soak = functools.partial(pytest.param, marks=pytest.mark.soak)
@@ -131,6 +133,22 @@ def test_the_first_module_with_an_output_that_is_not_finite_is_named(weights, fo
 def test_every_output_of_a_method_is_finite_if_nothing_is_wrong(make_method, batch, name):
     method = make_method(name)
     assert faults.first_not_finite(method, lambda: method.losses(method(batch), batch)) is None
+
+
+def test_a_checkpoint_whose_parameters_are_no_numbers_is_not_gone_on_from(tmp_path):
+    storage.write(tmp_path / "one", {"model": {"a": torch.ones(2), "b": torch.tensor([1.0, math.nan])}}, {})
+    with pytest.raises(Damaged, match=f"{tmp_path}/one: b holds nan or infinite numbers: name an earlier checkpoint"):
+        training.load_to_cpu(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_masked_lm_that_answers_nan_has_losses_that_are_nan_whatever_it_draws(make_method, batch, name):
+    method = make_method(name)
+    for parameter in method.mlm_head.parameters():
+        parameter.data.fill_(math.nan)
+    losses = method.losses(method(batch), batch)
+    sum(term.weight * term.mean for term in losses.values()).backward()
+    assert any(term.total.isnan() for term in losses.values())
 
 
 # Runs

@@ -1,6 +1,5 @@
 """A run that is started again goes on exactly where its newest valid checkpoint stood, or says why not."""
 
-import errno
 import functools
 import os
 import random
@@ -321,7 +320,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(trai
     assert os.EX_IOERR in outcome.codes
     message = error_of(outcome)
     assert message == (
-        f"no checkpoint can be written to {tmp_path / 'run'}, earlier ones stay: {os.strerror(errno.ENOSPC)}\n"
+        f"no checkpoint can be written, earlier ones stay: {tmp_path / 'run'}: the disk of {tmp_path / 'run'} is full: "
+        "make room there, then give the same command again\n"
     )
     kept = checkpoints.newest_valid(tmp_path / "run")
     assert kept.name == "checkpoint_1_4" and kept.samefile(tmp_path / "run" / store.LAST)

@@ -76,6 +76,12 @@ def test_a_signal_stops_all_processes_after_the_same_update_and_the_run_goes_on_
     assert found["optimizer_history"][-1]["num_updates"] == expected["optimizer_history"][-1]["num_updates"] == 8
 
 
+def test_a_signal_in_the_last_validation_lets_it_end_for_no_run_would_make_it_again(disturbed, tmp_path):
+    outcome = disturbed(1, [(0, "validation", 1, "SIGTERM")], validate_interval=100, no_epoch_checkpoints=True)
+    assert outcome.codes == [0] and updates(outcome) == [8]
+    assert (tmp_path / "run" / "checkpoint_best").exists() and outcome.log.validation[-1]["num_updates"] == 8
+
+
 def test_a_second_interrupt_ends_the_run_at_once(disturbed, tmp_path):
     assert disturbed(1, [(0, "update", 2, "interrupts")], True).codes == [130]
     assert not (tmp_path / "run" / "checkpoint_last").exists()

@@ -14,6 +14,7 @@ from amos_fairseq import files
 from amos_fairseq.analysis import figures, held_out_figures, report
 from amos_fairseq.cli import main
 from amos_fairseq.demo import documentation, documentation_tasks
+from amos_fairseq.user_errors import one_line
 
 pytest.importorskip("fairseq")
 from amos_fairseq.checkpoints.training import decided_by_first  # noqa: E402
@@ -127,23 +128,45 @@ def test_what_was_killed_at_its_first_write_goes_on(tmp_path):
         assert json.loads((tmp_path / "sweep.json").read_text()) == {"model": 1}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_takes_no_more_is_74_in_one_line_also_where_hydra_or_the_lock_writes_first(number, capsys):
+LINES = {
+    errno.ENOSPC: "{out}: the disk of {folder} is full: make room there, then give the same command again",
+    errno.EROFS: "{out}: the disk of {folder} is read-only: name another folder, or have it mounted to be written to, "
+                 "then give the same command again",
+}
+
+
+@pytest.mark.parametrize("number", LINES)
+def test_a_disk_that_takes_no_more_is_told_also_where_hydra_or_the_lock_writes_first(number, tmp_path, capsys):
+    out = tmp_path / "run" / ".hydra"
+
     def write():
-        raise OSError(number, os.strerror(number), "run/.hydra")
+        raise OSError(number, os.strerror(number), str(out))
 
     with pytest.raises(SystemExit) as ended, mistakes_in_configurations_told([]):
         write()
     assert ended.value.code == 74
-    assert capsys.readouterr().err == f"amos_fairseq: error: run/.hydra: {os.strerror(number)}\n"
+    line = f"amos_fairseq: error: {LINES[number].format(out=out, folder=tmp_path)}\n"
+    assert capsys.readouterr().err == line
     alone = SimpleNamespace(is_data_parallel_master=True, data_parallel_world_size=1)
     with pytest.raises(SystemExit) as ended:
-        decided_by_first(alone, write, {OSError: (lambda error: f"save_dir {error}", 64)})
-    assert ended.value.code == 74 and capsys.readouterr().err.count("\n") == 1
+        decided_by_first(alone, write, {OSError: (one_line, 64)})
+    assert ended.value.code == 74 and capsys.readouterr().err == line
+
+
+def test_a_disk_without_room_for_a_file_is_no_full_one(tmp_path, monkeypatch):
+    of_disk = SimpleNamespace(f_files=9, f_favail=0, f_bavail=9)
+    monkeypatch.setattr(os, "statvfs", lambda path: of_disk)
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "a"))
+    told = "can hold no more files, whatever their size: delete some there, then give the same command again"
+    assert one_line(error) == f"{tmp_path / 'a'}: the disk of {tmp_path} {told}"
+    of_disk.f_files = 0  # of a file system without inodes
+    assert "is full" in one_line(error)
 
 
 def test_a_full_disk_under_standard_output_is_74_in_one_line(monkeypatch, capfd):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert main.main(["options", "bert_mlm"]) == 74
-    assert capfd.readouterr().err == "amos-fairseq options: error: No space left on device\n"
+    assert capfd.readouterr().err == (
+        "amos-fairseq options: error: the disk is full: make room there, then give the same command again\n"
+    )
