@@ -62,7 +62,7 @@ def begin(cfg) -> Optional["Supervisor"]:
         with told_in_one_line():
             fairseq_options.check_ops(cfg)
         _current = Supervisor(cfg.task)
-        gc.freeze()  # what is imported: collecting what an epoch leaves then takes milliseconds
+        gc.freeze()  # what is imported, for good: collecting what an epoch leaves, and the end, then take milliseconds
     return _current
 
 
@@ -71,7 +71,6 @@ def end() -> None:
     if _current is not None:
         _current.watch.close()
         _current = None
-        gc.unfreeze()
     display.end()
 
 

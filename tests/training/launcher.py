@@ -92,7 +92,4 @@ def wait(children: List[int], fails: bool) -> List[int]:
 if __name__ == "__main__":
     function = serve()
     if function is not None:
-        try:
-            sys.exit(pkgutil.resolve_name(function)())
-        finally:
-            gc.freeze()  # again, for a training has undone it: the end visits the imported four times, each a copy
+        sys.exit(pkgutil.resolve_name(function)())
