@@ -168,8 +168,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=f"--{name} is not given"))
 
 
-def pytest_collection_finish():
-    gc.freeze()  # no test's collection need visit what was imported
+@pytest.fixture(scope="module", autouse=True)
+def collections_visit_what_is_new():
+    """And not what was imported before, transformers and all, in each epoch that a test trains."""
+    gc.collect()
+    gc.freeze()
 
 
 class Allocations(TorchDispatchMode):

@@ -93,7 +93,8 @@ def test_a_stock_bert_is_loaded_with_its_masked_lm(stock_folder):
     torch.testing.assert_close(torch.tensor([filling.probability for filling in found]), best.values)
 
 
-def test_public_models_share_a_table_of_results(electra, stock_folder, tmp_path, capsys):
+def test_public_models_share_a_table_of_results(electra, stock_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # no name is wrapped
     table = tmp_path / "own.tsv"
     table.write_text("text\tlabel\n" + "".join(f"bada {i} dibi\t{'ab'[i % 2]}\n" for i in range(12)))
     outs = []
