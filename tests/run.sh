@@ -7,7 +7,7 @@ prepare_environment test
 
 ruff check .
 mypy
-# One process for each core, a file of tests at a time, in order, for files of few tests are the longest; each with one
-# thread, for the tests' networks are tiny.
+# A process more than there are cores, for some tests wait, a file of tests at a time, in order, for files of few tests
+# are the longest; each with one thread, for the tests' networks are tiny.
 export OMP_NUM_THREADS=1
-pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
+pytest --numprocesses="$(($(getconf _NPROCESSORS_ONLN) + 1))" --dist=loadfile --no-loadscope-reorder "$@"
