@@ -69,11 +69,16 @@ class Job(NamedTuple):
     data: Path
     setting: Setting
     seed: int
-    folder: Path
+    folder: Path  # out/runs/task/setting/seedN
 
     @property
     def name(self) -> str:
         return f"{self.task} {self.setting.name} seed {self.seed}"
+
+    @property
+    def out(self) -> Path:
+        """Of its sweep."""
+        return self.folder.parents[3]
 
 
 class Outcome(NamedTuple):
@@ -223,7 +228,7 @@ def carry_out_all(
     waiting = [job for job in jobs if not (job.folder / RESULT).exists()]
     free, running, failed, stopped, disk = list(devices), {}, {}, False, False
     if not keep_checkpoints:  # of runs that finished as their sweep was stopped or killed
-        for out, task in dict.fromkeys((job.folder.parents[3], job.task) for job in jobs):
+        for out, task in dict.fromkeys((job.out, job.task) for job in jobs):
             prune(out, task)
     try:
         while running or (waiting and not stopped and not disk):
@@ -241,7 +246,7 @@ def carry_out_all(
                     stopped = True
                 elif (job.folder / RESULT).exists():
                     if not keep_checkpoints:
-                        prune(job.folder.parents[3], job.task)
+                        prune(job.out, job.task)
                     progress(job, results.read(job.folder))
                 else:
                     failed[job] = reason_of(job, process.exitcode)

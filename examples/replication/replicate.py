@@ -315,7 +315,7 @@ def picture(runs: Runs) -> Figure:
     return figure
 
 
-def variants_of(given: Optional[str], known: List[str]) -> List[str]:
+def chosen_variants(given: Optional[str], known: List[str]) -> List[str]:
     names = [name.strip() for name in given.split(";")] if given else known
     for name in names:
         if name not in known:
@@ -323,7 +323,7 @@ def variants_of(given: Optional[str], known: List[str]) -> List[str]:
     return names
 
 
-def seeds_of(given: str) -> List[int]:
+def chosen_seeds(given: str) -> List[int]:
     try:
         return [int(seed) for seed in given.split(",")]
     except ValueError:
@@ -365,8 +365,8 @@ def main() -> None:
     if not 0 < args.level < 1:
         sys.exit(f"replicate: error: --level {args.level} is not between 0 and 1")
     known = VARIANTS_OF.get(args.budget, METHODS)
-    names = variants_of(args.variants, list(known))
-    seeds = seeds_of(args.seeds) if args.seeds else budget.seeds
+    names = chosen_variants(args.variants, list(known))
+    seeds = chosen_seeds(args.seeds) if args.seeds else budget.seeds
     jobs = args.jobs or {0: available_cores(), 1: 3}.get(torch.cuda.device_count(), 1)
     replication = Replication(budget, known, args.out, jobs, args.data)
     if args.dry_run:
