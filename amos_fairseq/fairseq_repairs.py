@@ -208,9 +208,11 @@ def runs_resume_from_the_newest_valid_checkpoint(original: Callable, cfg, traine
         return original(cfg, trainer, **passthrough)
     with told_in_one_line(Damaged):
         extra_state, epoch_itr = training.load(original, cfg, trainer, **passthrough)
+        if supervisor is not None:
+            supervisor.resume(extra_state)
     if supervisor is not None:
-        supervisor.resume(extra_state)
         supervisor.begin_history(trainer)
+        supervisor.finish_update(trainer, extra_state)
     return extra_state, epoch_itr
 
 

@@ -25,16 +25,16 @@ def visible(text: object) -> str:
     return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
-class VisibleFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+def show_controls(handler: logging.Handler) -> logging.Handler:
+    """Have the log's handler write out what a terminal would obey; returns it."""
+    plain = handler.format
+    setattr(handler, "format", lambda record: visible(plain(record)))
+    return handler
 
 
 def show_log() -> None:
     """Warnings of all loggers, as they are worded, on standard error; to be called before fairseq's imports do else."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(VisibleFormatter())
-    logging.basicConfig(handlers=[handler])
+    logging.basicConfig(handlers=[show_controls(logging.StreamHandler())])
 
 
 def json_line(value: Any) -> str:

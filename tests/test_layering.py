@@ -44,7 +44,8 @@ ARROWS = {
     "hydra_options": set(),
     "optim": {"options"},
     "silenced": set(),
-    "supervision": {"files", "options", "run_log", "terminal", "user_errors", "checkpoints", "fairseq_options"},
+    "supervision": {"checkpoints", "fairseq_options", "files", "json_files", "options", "run_log", "terminal"}
+    | {"user_errors"},
     "fairseq_repairs": BASE | {"data", "checkpoints", "fairseq_help", "fairseq_options", "hydra_options", "silenced"}
     | {"supervision"},
     "models": CORE | {"options", "pretrained", "finetune"},

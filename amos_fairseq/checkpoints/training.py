@@ -125,6 +125,8 @@ def load(original: Callable, cfg, trainer, **passthrough):
 
     Status 65: all checkpoints are damaged; 64: the one named does not exist, the command has changed otherwise than
     `--allow-change` says, or the learning rate has ended; 0: the run is finished. Each with a message.
+
+    The extra state that is returned is that of the run which this one goes on with; None if it is a new one.
     """
     overrides = decided_by_first(
         trainer, lambda: chosen(cfg, trainer), {storage.Damaged: (str, os.EX_DATAERR), ValueError: (str, os.EX_USAGE)}
@@ -138,8 +140,12 @@ def load(original: Callable, cfg, trainer, **passthrough):
         states = extra_state.get("random_states", [])
         if trainer.data_parallel_rank < len(states):
             set_random_state(states[trainer.data_parallel_rank])
+    if cfg.reset_optimizer or cfg.reset_dataloader or not overrides.get("restore_file"):
+        extra_state = None
     limit, updates = trainer.cfg.optimization.max_update, trainer.get_num_updates()
     if limit and updates >= limit:
+        if extra_state is not None and "unfinished" in extra_state:  # a stop has cut its last validation short
+            return extra_state, epoch_itr
         logger.info("done training: %s has %d of %d updates already", cfg.restore_file, updates, limit)
         raise SystemExit(0)
     decided_by_first(trainer, lambda: refuse_no_rate(trainer.cfg, updates), {ValueError: (str, os.EX_USAGE)})

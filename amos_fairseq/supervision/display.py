@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from amos_fairseq import run_log
 from amos_fairseq.supervision.history import KINDS
-from amos_fairseq.terminal import BOLD, VisibleFormatter, coloured, duration, filled, visible
+from amos_fairseq.terminal import BOLD, coloured, duration, filled, show_controls, visible
 
 FILE_NAME = "fairseq.log"
 FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"  # fairseq's
@@ -38,6 +38,9 @@ def current() -> Optional["Display"]:
 
 
 def install() -> None:
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            show_controls(handler)
     logging.getLogger(TRAINER).addFilter(_begin_with_configuration)
 
 
@@ -63,7 +66,6 @@ class Display(logging.Handler):
 
     def __init__(self, cfg: DictConfig):
         super().__init__()
-        self.setFormatter(VisibleFormatter())
         self.hidden = cfg.common.no_progress_bar or not (sys.stdout.isatty() and sys.stderr.isatty())  # the bar is
         self.bar = tqdm(disable=True)
         self.terms: List[str] = []  # that are logged, of those that the task names

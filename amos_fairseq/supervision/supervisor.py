@@ -3,20 +3,23 @@
 import contextlib
 import copy
 import gc
+import importlib
 import itertools
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NoReturn, Optional
+from types import ModuleType
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, TypedDict
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 
-from amos_fairseq import fairseq_options
+from amos_fairseq import fairseq_options, json_files
 from amos_fairseq.checkpoints import Damaged, store, verify
 from amos_fairseq.checkpoints.training import as_file, decided_by_first, scaler_state, set_scaler_state
 from amos_fairseq.supervision import display, faults, history, lock, options, watch
@@ -119,10 +122,41 @@ def run_in_processes(run: Callable[[], None]) -> None:
             signal.signal(number, handler)
 
 
-def is_last(trainer) -> bool:
-    """Whether no update follows."""
-    limit = trainer.cfg.optimization.max_update
-    return bool(limit) and trainer.get_num_updates() >= limit
+def training_loop() -> ModuleType:
+    """fairseq's, which may be the program itself."""
+    main = sys.modules["__main__"]
+    return main if hasattr(main, "validate_and_save") else importlib.import_module("fairseq_cli.train")
+
+
+class Unfinished(TypedDict):
+    """Of a checkpoint that was written before what was due after its update, validating and saving."""
+
+    epoch: json_files.Natural
+    ends: bool  # with that update
+
+
+class Kept(TypedDict, total=False):
+    """Part of a checkpoint's extra state."""
+
+    attempts: json_files.Natural
+    recent_losses: List[float]
+    patience: Dict[str, float]  # what fairseq's function that ends a run early has for attributes
+    unfinished: Unfinished
+    train_iterator: Dict[str, Any]
+
+
+class CutShort(NamedTuple):
+    """In place of fairseq's iterator of an epoch, where it was after an update that is unfinished."""
+
+    epoch: int
+    ends: bool
+    position: Dict[str, Any]
+
+    def end_of_epoch(self) -> bool:
+        return self.ends
+
+    def state_dict(self) -> Dict[str, Any]:
+        return self.position
 
 
 def to_host(dictionaries: Iterable[Dict[str, Any]]) -> None:
@@ -151,6 +185,8 @@ class Supervisor:
         self.losses = faults.RecentLosses(task_options.loss_spike_factor)
         self.update = self.attempts = self.saved_at = self.to_skip = self.rewinds = 0
         self.epoch_itr = self.batches = None  # fairseq's, of the current epoch; the latter by update
+        self.cut_short: Optional[CutShort] = None  # the update that the run goes on from, until it is finished
+        self._unfinished: Optional[Unfinished] = None  # while a checkpoint is written before what is due is done
         self.logs: List[Dict[str, Any]] = []  # of the current update: by micro-batch, or summed over processes
         self.history: Optional[history.History] = None  # on the first process
         self.stop_votes: Any = None  # summed over processes with what else an update begins with
@@ -172,9 +208,26 @@ class Supervisor:
             decided_by_first(trainer, lock_folder, failures)
 
     def resume(self, extra_state: Optional[Dict[str, Any]]) -> None:
-        """Go on with what a checkpoint says about the run."""
-        self.attempts = (extra_state or {}).get("attempts", 0)
-        self.losses = faults.RecentLosses(self.losses.factor, (extra_state or {}).get("recent_losses", ()))
+        """Go on with what a checkpoint says about the run. Raises Damaged."""
+        kept = json_files.formed(extra_state or {}, Kept, "extra_state of the checkpoint")
+        self.attempts = self.saved_at = kept.get("attempts", 0)
+        self.losses = faults.RecentLosses(self.losses.factor, kept.get("recent_losses", ()))
+        vars(training_loop().should_stop_early).update(kept.get("patience", {}))
+
+    def finish_update(self, trainer, extra_state: Optional[Dict[str, Any]]) -> None:
+        """Validate and save as is due after the update that the run goes on from, if a stop has cut that short."""
+        loop, cfg, self.update = training_loop(), trainer.cfg, trainer.get_num_updates()
+        is_end = 0 < cfg.checkpoint.patience <= getattr(loop.should_stop_early, "num_runs", 0)
+        if extra_state is not None and "unfinished" in extra_state:
+            self.cut_short = at = CutShort(**extra_state["unfinished"], position=extra_state["train_iterator"])
+            subsets = cfg.dataset.valid_subset.split(",")
+            losses, is_end = loop.validate_and_save(cfg, trainer, trainer.task, at, subsets, at.ends)
+            self.cut_short = None
+            if at.ends:
+                trainer.lr_step(at.epoch, losses[0])
+        if is_end:
+            logger.info("done training: nothing follows update %d", self.update)
+            raise SystemExit(0)
 
     def begin_history(self, trainer) -> None:
         """The run goes on after as many updates as it has, which only the first process writes down, and shows."""
@@ -203,7 +256,8 @@ class Supervisor:
     def state_dict(self) -> Dict[str, Any]:
         """Part of a checkpoint's extra state."""
         losses = {"recent_losses": list(self.losses.losses)} if self.losses.factor else {}
-        return {"attempts": self.attempts, **losses}
+        unfinished = {"unfinished": self._unfinished} if self._unfinished else {}
+        return {"attempts": self.attempts, **losses, **unfinished, "patience": vars(training_loop().should_stop_early)}
 
     # Updates
 
@@ -452,7 +506,8 @@ class Supervisor:
         updates = trainer.get_num_updates()
         if display.current() is not None:
             display.current().updated(updates)
-        if self._stopping and not is_last(trainer):
+        limit = trainer.cfg.optimization.max_update
+        if self._stopping and not (limit and updates >= limit):
             self._leave(trainer)
         interval = trainer.cfg.checkpoint.save_interval_updates
         due = self.losses.factor and self.saved_at < self.attempts and not self.to_skip
@@ -462,13 +517,11 @@ class Supervisor:
     def valid_step(self, trainer, original: Callable, sample, again: bool) -> Dict[str, Any]:
         """fairseq's `Trainer.valid_step`, unless any process was asked to stop, which stops all before the batch.
 
-        The last validation is made to its end, for no run that goes on would make it, and the best may be the last.
-
         again: this process repeats the step by itself, having freed what memory it could.
         """
         if not again:
             self.watch.enter("validation", self.update)
-            if not is_last(trainer) and self._greatest(trainer, bool(self.watch.requested)):
+            if self._greatest(trainer, bool(self.watch.requested)):
                 self._leave(trainer)
         try:
             return original(trainer, sample, again)
@@ -485,7 +538,12 @@ class Supervisor:
         raise SystemExit(STOPPED)
 
     def _save(self, trainer) -> None:
+        """Before what is due after this update, which `finish_update` then does in its place."""
         self._stopping, self.saved_at = False, self.attempts  # a checkpoint has the training time, asked after updates
         cfg = copy.deepcopy(trainer.cfg.checkpoint)
-        cfg.no_last_checkpoints = False
-        checkpoint_utils.save_checkpoint(cfg, trainer, self.epoch_itr, None)
+        cfg.no_last_checkpoints, cfg.no_epoch_checkpoints, cfg.save_interval_updates = False, True, 0
+        epoch_itr = self.cut_short or self.epoch_itr
+        ends = self.cut_short.ends if self.cut_short else not self.batches.has_next()
+        self._unfinished = Unfinished(epoch=epoch_itr.epoch, ends=ends)
+        checkpoint_utils.save_checkpoint(cfg, trainer, epoch_itr, None)
+        self._unfinished = None

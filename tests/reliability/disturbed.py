@@ -154,12 +154,17 @@ def stuck():
     os._exit(1)
 
 
-def interrupt_twice():
+def heard(number):
+    """A signal that has reached the watch's thread."""
     from amos_fairseq import supervision
 
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
     while not supervision.current().watch.requested:
         time.sleep(0.01)
+
+
+def interrupt_twice():
+    heard(signal.SIGINT)
     CLOCK.start(at=1.5)
     os.kill(os.getpid(), signal.SIGINT)
     stuck()
@@ -203,6 +208,7 @@ def forget_votes():
 
 ACTIONS = {
     **{number.name: lambda number=number: os.kill(os.getpid(), number) for number in signal.Signals},
+    "SIGTERM, heard": lambda: heard(signal.SIGTERM),
     "SIGTERM to all": lambda: os.killpg(0, signal.SIGTERM),  # its loader's workers, too
     "interrupts": interrupt_twice,
     "stuck in C": stuck_in_c,

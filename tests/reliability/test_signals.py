@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from amos_fairseq import run_log
+from amos_fairseq.checkpoints import storage, store
 from amos_fairseq.supervision import lock, watch
 from tests.reliability.states import assert_equal
 from tests.reliability.test_resuming import TRAINED, error_of, last
@@ -70,16 +72,44 @@ def test_a_signal_stops_all_processes_after_the_same_update_and_the_run_goes_on_
     assert "the same command goes on" in stopped.out[0]
     disturbed(processes)
     found, expected = last(tmp_path / "run"), last(through(processes))
-    for part in TRAINED:  # not the learning rate's best score: a validation that was stopped is not made again
+    for part in TRAINED:  # not the learning rate's best score: the stopped run has validated more often
         assert_equal(found[part], expected[part], part)
     assert found["extra_state"]["train_iterator"] == expected["extra_state"]["train_iterator"]
     assert found["optimizer_history"][-1]["num_updates"] == expected["optimizer_history"][-1]["num_updates"] == 8
 
 
-def test_a_signal_in_the_last_validation_lets_it_end_for_no_run_would_make_it_again(disturbed, tmp_path):
-    outcome = disturbed(1, [(0, "validation", 1, "SIGTERM")], validate_interval=100, no_epoch_checkpoints=True)
-    assert outcome.codes == [0] and updates(outcome) == [8]
-    assert (tmp_path / "run" / "checkpoint_best").exists() and outcome.log.validation[-1]["num_updates"] == 8
+def validated(folder):
+    """What the run's validations left: their rows, and the checkpoints with what they are kept for and their scores."""
+    rows = [(row["num_updates"], row["loss"]) for row in run_log.read(folder).validation]
+    kept = [(c.path.name.split("-")[0], c.updates, c.score, tuple(c.purposes)) for c in store.listed(folder)]
+    best = storage.read(folder / "checkpoint_best")
+    return rows, kept, best["optimizer_history"][-1]["num_updates"], best["extra_state"]["best"]
+
+
+@pytest.mark.parametrize("processes, place, number, update", [
+    (1, "validation", 2, 4), (1, "validation", 4, 5), (2, "validation", 8, 8), (1, "update", 3, 4),
+    soak(2, "validation", 4, 5), soak(2, "validation", 7, 6), soak(1, "validation", 8, 8), soak(1, "update", 4, 5),
+])
+def test_a_validation_that_a_stop_cut_short_is_made_when_the_run_goes_on(
+    disturbed, tmp_path, processes, place, number, update
+):
+    """There are two batches of validation after updates 2, 4, 5, with which an epoch ends, 6, and 8, the last."""
+    options = dict(save_interval_updates=2, keep_interval_updates=2)
+    disturbed(processes, save_dir=tmp_path / "through", **options)
+    stopped = disturbed(processes, [(0, place, number, "SIGTERM, heard")], True, **options)
+    assert stopped.codes == [75] * processes and updates(stopped) == [update] * processes
+    assert [row[0] for row in validated(tmp_path / "run")[0]] == [u for u in (2, 4, 5, 6) if u < update]
+    disturbed(processes, **options)
+    assert validated(tmp_path / "run") == validated(tmp_path / "through")
+
+
+def test_a_stop_does_not_lengthen_patience_and_where_that_has_ended_the_run_it_stays_ended(disturbed, tmp_path):
+    options = dict(max_update=100, patience=3, validate_interval_updates=1, save_interval_updates=1)
+    options["maximize_best_checkpoint_metric"] = True  # of the loss, which falls
+    assert updates(disturbed(1, [(0, "validation", 5, "SIGTERM, heard")], True, **options)) == [3]
+    assert "early stop" in disturbed(1, **options).out[0]
+    assert "done training: nothing follows update 4" in disturbed(1, **options).out[0]
+    assert [update for update, _ in validated(tmp_path / "run")[0]] == [1, 2, 3, 4]
 
 
 def test_a_second_interrupt_ends_the_run_at_once(disturbed, tmp_path):

@@ -1,4 +1,4 @@
-"""What a person sees of a training that was given no --log-format."""
+"""What a person sees of a training."""
 
 import io
 import json
@@ -53,6 +53,13 @@ def test_a_run_shows_a_row_for_each_interval_and_its_log_is_in_its_folder(shown,
 def test_what_saves_nothing_shows_its_rows_and_keeps_no_log(shown, tmp_path):
     lines = shown(2, no_save=True)
     assert not (tmp_path / "run").exists() and any(line.split()[:1] == ["2"] for line in lines)
+
+
+def test_fairseqs_own_log_writes_control_characters_out(launch, arguments, tmp_path):
+    options = dict(save_dir=tmp_path / "run\x1b]0;title\x07", max_update=2, log_format="json")
+    out = launch(TRAIN, arguments(NAME, **options)).out[0]
+    assert "run\\x1b]0;title\\x07/checkpoint_1_2 (epoch 1 @ 2 updates" in out
+    assert not set(map(ord, out)) & {*range(9), *range(11, 32), 127}
 
 
 def test_hydra_shows_the_same(launch, yaml_config, tmp_path):
