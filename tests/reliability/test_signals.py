@@ -87,7 +87,7 @@ def validated(folder):
 
 
 @pytest.mark.parametrize("processes, place, number, update", [
-    (1, "validation", 2, 4), (1, "validation", 4, 5), (2, "validation", 8, 8), (1, "update", 3, 4),
+    (1, "validation", 4, 5), (2, "validation", 8, 8), soak(1, "validation", 2, 4), soak(1, "update", 3, 4),
     soak(2, "validation", 4, 5), soak(2, "validation", 7, 6), soak(1, "validation", 8, 8), soak(1, "update", 4, 5),
 ])
 def test_a_validation_that_a_stop_cut_short_is_made_when_the_run_goes_on(
