@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Preparation of text on several machines, arguments as of `amos-fairseq prepare`:
-#   sbatch --array=0-15 slurm/prepare.sh TEXT.. --out FOLDER --shards 16
+#   sbatch --array=0-15 slurm/prepare.sh TEXT.. --out FOLDER
 # All tasks give the same command; the first one trains the vocabulary, the last one to be done puts all together.
 #SBATCH --job-name=prepare
 #SBATCH --nodes=1

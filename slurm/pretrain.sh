@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Any recipe, which is a file under examples/ without its .yaml:
-#   sbatch [--nodes=N] slurm/pretrain.sh coco_lm/base [task.data=FOLDER] [dataset.batch_size=16] ..
+#   sbatch [--nodes=N] slurm/pretrain.sh amos_rtd/base [task.data=FOLDER] [dataset.batch_size=16] ..
 # On a machine without Slurm, all its GPUs: bash slurm/pretrain.sh ..; DRY_RUN=1 tells what that would be.
 #SBATCH --job-name=pretrain
 #SBATCH --nodes=1

@@ -17,7 +17,7 @@ from amos_fairseq.terminal import visible
 from amos_fairseq.user_errors import one_line, status_of, tell_mistakes
 
 COMMANDS = {
-    "quickstart": "corpus, vocabulary, a small model, figures and examples in six minutes on a CPU",
+    "quickstart": "corpus, vocabulary, a small model, figures and examples in five minutes on a CPU",
     "corpus": "collect a small text corpus from this machine",
     "prepare": "turn text into a vocabulary and binarised training data",
     "train": "fairseq-train (or fairseq-hydra-train), filled in; --dry-run tells what it takes",

@@ -51,7 +51,7 @@ UNTRAINED = "untrained"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--corpus", type=Path, metavar="PATH",
-        help="text file, or folder of .txt files (default: documentation found on this machine)",
+        help="file or folder that `prepare` reads (default: documentation found on this machine)",
     )
     parser.add_argument(
         "--method", default="amos_rtd",
