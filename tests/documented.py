@@ -93,7 +93,8 @@ def words_of(text: str, folder: Path) -> List[str]:
 # --- What is run of it
 
 TINY = (
-    "--batch-size 8 --update-freq 1 --max-update 2 --warmup-updates 1 --total-num-update 2 --num-workers 0 --cpu"
+    "--batch-size 8 --tokens-per-sample 32 --update-freq 1 --max-update 2 --warmup-updates 1 --total-num-update 2 "
+    "--num-workers 0 --cpu"
 ).split()
 
 
