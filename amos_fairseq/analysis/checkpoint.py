@@ -12,7 +12,7 @@ from amos_fairseq.analysis.pipeline import Sentence
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located
 from amos_fairseq.data.masking import MaskingOptions
-from amos_fairseq.pretrained.loading import identify, load
+from amos_fairseq.pretrained.loading import PRETRAINING, identify, load
 from amos_fairseq.pretrained.model import Pretrained
 
 
@@ -25,7 +25,7 @@ class Sampling(NamedTuple):
 
 
 class TrainedRun(NamedTuple):
-    """A run's method in evaluation mode and the options of its task."""
+    """A run's method in evaluation mode and the options of its task, none of one from elsewhere."""
 
     model: Pretrained
     data: Optional[Path]  # prepared folder; None: where the run was trained
@@ -44,7 +44,9 @@ class TrainedRun(NamedTuple):
 
     def inspect_held_out(self, count: int, sampling: Sampling = Sampling()) -> List[Sentence]:
         """`count` blocks from all over the validation data."""
-        data = str(self.data or self.task["data"])
+        data = str(self.data or self.task.get("data") or "")
+        if not data:
+            raise ValueError(f"{self.model.source} was trained elsewhere: give --text, or prepared --data")
         blocks = held_out_blocks(data, self.model, count, remedy=": name its own data with --data")
         return self.inspect([block.numpy() for block in blocks], sampling)
 
@@ -79,9 +81,14 @@ def held_out_blocks(data: str, model: Pretrained, count: int, remedy: str = ""):
 
 
 def load_run(run: Path, data: Optional[Path] = None) -> TrainedRun:
-    """The run's newest valid checkpoint, or the checkpoint `run`; `data` if the prepared folder is not RUN/data."""
+    """What `from_pretrained` takes, if it has its method; `data` if the prepared folder is not RUN/data.
+
+    Raises ValueError if it has only an encoder.
+    """
     found = identify(run)
-    checkpoint = found.path
-    own = checkpoint.parent / "data"
+    own = found.path.parent / "data"
     data = data or (own if own.is_dir() else None)
-    return TrainedRun(load(found, data), data, storage.read_state(checkpoint, ["cfg"])["cfg"]["task"])
+    model = load(found, data)
+    model.method_with("its heads")
+    trained = found.kind == PRETRAINING
+    return TrainedRun(model, data, storage.read_state(found.path, ["cfg"])["cfg"]["task"] if trained else {})

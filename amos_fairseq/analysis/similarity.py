@@ -7,7 +7,7 @@ Texts longer than the encoder reads lose their ends, which is counted.
 """
 
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -150,8 +150,8 @@ class Embedder:
         return F.normalize(features, dim=-1)
 
     @torch.no_grad()
-    def anisotropy(self, texts: Sequence[str]) -> Dict[str, float]:
-        """How alike hidden states of the first STATES_OF texts are: cosine 1 or rank 1, all of them.
+    def anisotropy(self, texts: Sequence[str]) -> Dict[str, Optional[float]]:
+        """How alike hidden states of the first STATES_OF texts are: cosine 1 or rank 1, all of them; None of only one.
 
         Of words, without <s> and </s>, as validation logs it; of texts: of the pooled ones.
         """

@@ -183,9 +183,7 @@ def probe_words(args: argparse.Namespace) -> None:
     sentences = [linear_probes.read_labelled(path) for path in (args.train, args.test)]
     linear_probes.check_labels(*sentences, args.train, args.test)
     model = trained.load(args)
-    if model.method is None:
-        raise ValueError(f"{args.run} holds an encoder only, without its options: name a checkpoint of pre-training")
-    networks = model.method.networks()
+    networks = model.method_with("its options").networks()
     if args.network is not None and args.network not in networks:
         raise ValueError(f"--network {args.network} is none of this {model.name} run's: {', '.join(networks)}")
     chosen = [args.network] if args.network else list(networks)

@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
         rows += [[f"{task.name}, {metric}", *(str(result[metric]) for result in results)] for metric in results[0]]
     shapes = [anisotropy for _, anisotropy in found.values()]
     for field in shapes[0]:
-        rows.append([field.replace("_", " "), *(f"{anisotropy[field]:.2f}" for anisotropy in shapes)])
+        values = [anisotropy[field] for anisotropy in shapes]
+        rows.append([field.replace("_", " "), *("-" if value is None else f"{value:.2f}" for value in values)])
     print(table(rows))
     print(filled("\n".join([
         "\nIn per cent, with 95 % bootstrap intervals over pairs or queries. Cosine and effective rank of words and of "

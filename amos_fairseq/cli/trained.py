@@ -45,13 +45,14 @@ def load(args: argparse.Namespace, run: Optional[Path] = None):
 
 def short_names(paths: Sequence[Path]) -> List[str]:
     """What tells paths apart: without the folders that all are in. Raises ValueError for one given twice."""
-    for path in paths:
-        if paths.count(path) > 1:
+    whole = [os.path.abspath(path) for path in paths]
+    for path, place in zip(paths, whole):
+        if whole.count(place) > 1:
             raise ValueError(f"{path} is given twice")
     if len(paths) == 1:
         return [paths[0].name or str(paths[0])]
-    shared = os.path.commonpath([path.absolute().parent for path in paths])
-    return [os.path.relpath(path.absolute(), shared) for path in paths]
+    shared = os.path.commonpath([os.path.dirname(path) for path in whole])
+    return [os.path.relpath(path, shared) for path in whole]
 
 
 def lines_of(args: argparse.Namespace) -> List[str]:

@@ -140,8 +140,10 @@ class _Decompressed(_Produced):
             if not self.input and self.decompressor is not None:
                 raise EOFError("it breaks off")
         if self.decompressor is None:
-            if self.new is lzma.LZMADecompressor:
-                self.input = self.input.lstrip(b"\0") or self.file.read(self.read_bytes).lstrip(b"\0")  # padding
+            if self.new is lzma.LZMADecompressor:  # between its streams may be padding
+                while self.input and not self.input.strip(b"\0"):
+                    self.input = self.file.read(self.read_bytes)
+                self.input = self.input.lstrip(b"\0")
             if not self.input:
                 return None
             self.decompressor = self.new()

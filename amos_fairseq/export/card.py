@@ -45,7 +45,7 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
         f"# {name}",
         introduction(choice, source, method, block),
         "## Use",
-        usage(report),
+        usage(report, source.tokenizer),
         "## Training",
         markdown(("option", ""), options) if state else "Not known: the model comes from another format.",
         "## Data",
@@ -92,8 +92,11 @@ def introduction(choice: Choice, source: Source, method: str, block: Optional[in
     return " ".join(filter(None, sentences))
 
 
-def usage(report) -> str:
+def usage(report, tokenizer: Tokenizer) -> str:
     (choice, _), *others = report.models
+    symbols = ", ".join(f"`{symbol}`" for symbol in tokenizer.roles.values())
+    begin, end = tokenizer.roles["bos"], tokenizer.roles["eos"]
+    pair = " ".join([begin, "A", *[end] * tokenizer.separators, "B", end])
     task = choice.part.task
     auto_class = AUTO_CLASSES[task]
     trust = ", trust_remote_code=True" if choice.needs_code else ""
@@ -117,12 +120,12 @@ tokenizer = amos_fairseq.from_pretrained("FOLDER").tokenizer  # transformers has
 model = {auto_class}.from_pretrained("FOLDER"{trust})
 output = model(torch.tensor([tokenizer.sequence(tokenizer.encode("A text."))]){'[None]' * (task == 'choice')})"""
     code = f"```python\n{reads}\n```"
-    states = "the mean of all states" if report.pooling == "mean" else "the state of `<s>`"
+    states = "the mean of all states" if report.pooling == "mean" else f"the state of `{begin}`"
     notes = {
-        "A pair of texts is `<s> A </s> </s> B </s>`. `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>` in a text are the "
-        "special tokens; with `split_special_tokens=True` they are text, as in training.": report.tokenizer,
+        f"A pair of texts is `{pair}`. {symbols} in a text are the special tokens; with "
+        "`split_special_tokens=True` they are text, as in training.": report.tokenizer,
         "A positive logit means that the token was replaced.": task == "detection",
-        "No pooler was trained: `pooler_output`, where there is one, is tanh of the state of `<s>`.":
+        f"No pooler was trained: `pooler_output`, where there is one, is tanh of the state of `{begin}`.":
             task == "encoder",
         f"No class of transformers has this shape: `{auto_class}` runs `modeling_amos.py` of this folder.":
             choice.needs_code,

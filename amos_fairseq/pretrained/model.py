@@ -133,7 +133,7 @@ class Pretrained:
 
         That is the generator, of AMOS its deepest; of BERT and SCRIPT the encoder itself.
         """
-        method = self._method("a masked language model")
+        method = self.method_with("a masked language model")
         if MASK not in text:
             raise ValueError(f"there is no {MASK} in {text[:40]!r}: write one for each token to be filled in")
         if not 0 < top <= len(self.tokenizer):
@@ -153,7 +153,7 @@ class Pretrained:
         """How likely each token of a text was replaced, as the encoder learnt to tell."""
         ids, spans = self.tokenizer.encode_with_spans(text)
         tokens = self._checked(self.tokenizer.sequence(ids), text)
-        logits = self._method("a detection head").detection_logits(tokens[None].to(self.device))
+        logits = self.method_with("a detection head").detection_logits(tokens[None].to(self.device))
         replaced = (-finite(full_precision(logits[0, 1:-1]), self.source)).sigmoid().tolist()
         return [Detection(self.tokenizer.shown[i], *span, p) for i, span, p in zip(ids, spans, replaced)]
 
@@ -169,7 +169,7 @@ class Pretrained:
         contexts         read before each text, and not counted
         options          of `scoring.one_pass_scores`
         """
-        method = self._method("a language model")
+        method = self.method_with("a language model")
         sequences = self.sequences(texts, special_tokens, contexts)
         scores = scores_of(method, sequences, scoring, self.tokenizer.mask, **options)
         finite(torch.tensor([score.pll for score in scores]), self.source)
@@ -192,7 +192,8 @@ class Pretrained:
         words = word_numbers(whole, spans)
         return tokens, torch.tensor([special_tokens, *counted, special_tokens]), torch.tensor([-1, *words, -1])
 
-    def _method(self, part: str) -> PretrainingMethod:
+    def method_with(self, part: str) -> PretrainingMethod:
+        """Raises ValueError, in one line, if there is only the encoder, and not `part`."""
         if self.method is None:
             raise ValueError(f"{self.source} holds an encoder only, not {part}: name a checkpoint of pre-training")
         return self.method

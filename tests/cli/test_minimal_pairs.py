@@ -84,6 +84,7 @@ def test_frequencies_are_those_of_prepared_data_if_they_are_named(command, token
         (["FOLDER/run", "--pairs", "FOLDER/pairs.tsv", "--scores", "best"], "--scores best is none of one-pass,"),
         (["FOLDER/bert", "--pairs", "FOLDER/pairs.tsv", "--scores", "one-pass"], "bert has no score one-pass."),
         (["FOLDER/run", "FOLDER/run", "--pairs", "FOLDER/pairs.tsv"], "run is given twice"),
+        (["FOLDER/run", "FOLDER/run/../run", "--pairs", "FOLDER/pairs.tsv"], "run is given twice"),
         (["FOLDER/run", "--pairs", "FOLDER/none.tsv"], "none.tsv does not exist"),
         (["FOLDER/run", "--pairs", "FOLDER/pairs.tsv", "--by", "UID"], "pairs.tsv, line 2: there is no column 'UID'"),
         (["FOLDER/run", "--pairs", "FOLDER/pairs.tsv", "--out", "FOLDER/pairs.tsv"], "--out pairs.tsv exists: name"),

@@ -44,6 +44,14 @@ def test_tasks_and_anisotropy_of_models_stand_beside_each_other(command):
     assert rows[2][2].startswith(f"{100 * value:.1f} (")
 
 
+def test_a_corpus_of_one_text_has_no_cosine(command, tmp_path):
+    for path, text in (("corpus", '{"_id": "d", "text": "alpha beta"}'), ("queries", '{"_id": "q", "text": "alpha"}')):
+        (tmp_path / f"own/{path}.jsonl").write_text(text)
+    (tmp_path / "own/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    status, out, _ = command("FOLDER/electra_rtd", "--tasks", "FOLDER/own")
+    assert status == 0 and re.search(r"text cosine +-\n", out)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

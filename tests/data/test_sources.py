@@ -259,6 +259,12 @@ BAD = {  # name, bytes, options, status, message
 }
 
 
+def test_padding_between_streams_of_xz_ends_no_file(tmp_path):
+    (tmp_path / "text.xz").write_bytes(lzma.compress(b"first\n") + bytes(10**6) + lzma.compress(b"second\n") + bytes(8))
+    with streams.opened(str(tmp_path / "text.xz"), "text.xz", "xz") as stream:
+        assert stream.bytes.read() == b"first\nsecond\n"
+
+
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bad_input_is_one_line_and_leaves_nothing(case, workers, tmp_path, small):

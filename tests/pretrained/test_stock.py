@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from amos_fairseq.cli import main
 from amos_fairseq.export.huggingface import import_transformers
 from amos_fairseq.methods import METHODS
 from amos_fairseq.methods.config import Vocabulary
@@ -206,3 +207,20 @@ def test_another_vocabulary_and_a_remote_name_are_refused_with_the_remedy(save, 
         options = dict(init_checkpoint=path, save_dir=tmp_path / "run", **ABSOLUTE)
         error = launch(TRAIN, arguments("electra_rtd", **options), fails=True).err[0].splitlines()[-1]
         assert error.startswith("amos_fairseq: error: init_checkpoint ") and error.endswith(words)
+
+
+def test_inspect_shows_what_a_stock_masked_lm_says_and_refuses_an_encoder_alone(save, corpus, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    size = write_tokenizer(tmp_path / "model", corpus)
+    _, folder = save("BertForMaskedLM", vocab_size=size)
+    command = ["inspect", str(folder), "--json"]
+    assert main.main([*command, "--text", "<mask>", "--top", "2"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    position, = shown["positions"]
+    assert position["index"] == 1 and len(position["proposals"]) == 1
+    assert main.main(command) == 64
+    assert capsys.readouterr().err.endswith(f"{folder} was trained elsewhere: give --text, or prepared --data\n")
+    save("BertModel", vocab_size=size)
+    assert main.main([*command, "--text", "a"]) == 64
+    told = f"{folder} holds an encoder only, not its heads: name a checkpoint of pre-training\n"
+    assert capsys.readouterr().err.endswith(told)

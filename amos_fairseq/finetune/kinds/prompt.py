@@ -77,7 +77,7 @@ class Prompt(Classification):
     def reading(self, problem: Problem, tokenizer: Tokenizer) -> str:
         words = (tokenizer.symbols[token] for token in problem.label_tokens)
         readings = ", ".join(f"`{word}` for {label}" for word, label in zip(words, problem.labels))
-        return f"The answer is the likeliest of these tokens at the only `<mask>`: {readings}."
+        return f"The answer is the likeliest of these tokens at the only `{tokenizer.roles['mask']}`: {readings}."
 
 
 def without_language_model(whose: str) -> str:
