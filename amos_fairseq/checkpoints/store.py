@@ -16,7 +16,7 @@ from amos_fairseq.checkpoints.storage import Damaged
 logger = logging.getLogger(__name__)
 
 LAST, BEST, TEMPORARY = "checkpoint_last", "checkpoint_best", "checkpoint_*.tmp"
-NAME = re.compile(r"checkpoint_\d+_(?P<updates>\d+)(-\d+)?")  # the last part tells two of the same update apart
+NAME = re.compile(r"checkpoint_\d+_(?P<updates>\d+)(-\d+)*")  # the last parts tell those of the same update apart
 SECONDS_BETWEEN_ATTEMPTS = (1, 5)
 
 

@@ -55,7 +55,8 @@ def save(cfg, trainer, epoch_itr, val_loss: Optional[float]) -> Optional[str]:
         )
         if hasattr(trainer.task, "get_checkpoint_dict"):
             state["extra_state"].update(trainer.task.get_checkpoint_dict())
-        save_dir, name = Path(cfg.save_dir), f"checkpoint_{epoch}_{updates}"
+        first = "-0" if "unfinished" in state["extra_state"] else ""  # of this update: another will follow
+        save_dir, name = Path(cfg.save_dir), f"checkpoint_{epoch}_{updates}{first}"
         save_dir.mkdir(parents=True, exist_ok=True)
         path = store.save(save_dir, name, state, val_loss, purposes, is_best, cfg)
         logger.info("Saved checkpoint %s (epoch %d @ %d updates, score %s)", path, epoch, updates, val_loss)

@@ -9,6 +9,7 @@ How an encoder reads distances is `released_buckets`, positions count from 0, an
 
 import argparse
 import fnmatch
+import io
 import json
 import logging
 import pickle
@@ -371,10 +372,11 @@ def write(pretrained: Pretrained, out, layout: str = "fairseq", encoder_only: bo
         else:
             counts = np.zeros(len(tokenizer), dtype=np.int64)  # nobody reads them
             files = {SENTENCEPIECE_NAME: tokenizer.model, DICTIONARY_NAME: tokenizer.dict_txt(counts)}
-        for name, content in {**files, CONFIG_NAME: config_bytes(pretrained, whole)}.items():
+        weights = io.BytesIO()  # of a disk that is full in the middle torch.save tells no OSError
+        torch.save(tensors, weights)
+        files.update({CONFIG_NAME: config_bytes(pretrained, whole), WEIGHTS[layout]: weights.getvalue()})
+        for name, content in files.items():
             (partial / name).write_bytes(content)
-        with open(partial / WEIGHTS[layout], "wb") as stream:
-            torch.save(tensors, stream)
         check(partial, pretrained, network)
 
 

@@ -81,7 +81,7 @@ def test_a_signal_stops_all_processes_after_the_same_update_and_the_run_goes_on_
 def validated(folder):
     """What the run's validations left: their rows, and the checkpoints with what they are kept for and their scores."""
     rows = [(row["num_updates"], row["loss"]) for row in run_log.read(folder).validation]
-    kept = [(c.path.name.split("-")[0], c.updates, c.score, tuple(c.purposes)) for c in store.listed(folder)]
+    kept = [(c.path.name, c.updates, c.score, tuple(c.purposes)) for c in store.listed(folder)]
     best = storage.read(folder / "checkpoint_best")
     return rows, kept, best["optimizer_history"][-1]["num_updates"], best["extra_state"]["best"]
 
