@@ -3,7 +3,7 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Optional, Sequence
+from typing import TYPE_CHECKING, List, Sequence
 
 from amos_fairseq.cli.processes import held_interrupts
 from amos_fairseq.terminal import show_log, table, visible
@@ -35,27 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    show_log()
-    if args.out is None and (len(args.runs) > 1 or not args.runs[0].is_dir()):
-        raise ValueError("--out FOLDER says where a report of several runs, or of a log, is written")
-    show(*args.runs, out=args.out, names=args.names, pairs=args.pairs, logs_only=args.logs_only)
-
-
-def show(
-    *paths: Path, out: Optional[Path] = None, names: Sequence[str] = (), pairs: Optional[Path] = None,
-    logs_only: bool = False,
-) -> None:
-    """Print the runs' table and write their report; `out` is the only run's folder `report` by default."""
     from tqdm import tqdm
 
     from amos_fairseq.analysis import held_out, held_out_figures, report
 
-    out = out or paths[0] / "report"
+    show_log()
+    if args.out is None and (len(args.runs) > 1 or not args.runs[0].is_dir()):
+        raise ValueError("--out FOLDER says where a report of several runs, or of a log, is written")
+    out, pairs = args.out or args.runs[0] / "report", args.pairs
     report.check_replaceable(out)
-    runs = report.open_runs(paths, names)
+    runs = report.open_runs(args.runs, args.names)
     scored = held_out.read_pairs(pairs) if pairs else None
     print_table(one_run(runs[0]) if len(runs) == 1 else several_runs(runs))
-    read = [] if logs_only else tqdm(runs, desc="checkpoints", unit="run", leave=False, disable=None)
+    read = [] if args.logs_only else tqdm(runs, desc="checkpoints", unit="run", leave=False, disable=None)
     kind = f"Similar: the pairs of the highest score in {pairs.name}." if pairs else held_out_figures.CROPS
     found, left_out = report.read_checkpoints(read, scored)
     with held_interrupts() as interrupt_point:

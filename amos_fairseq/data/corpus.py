@@ -212,12 +212,6 @@ def plan_slices(sources: Sequence[Source]) -> list[list[Span]]:
     return slices
 
 
-def divide(size: int, most: int) -> Iterator[tuple[int, int]]:
-    """Where parts of `most` bytes and a rest begin and end; nothing has one empty part."""
-    for begin in range(0, max(size, 1), most):
-        yield begin, min(begin + most, size)
-
-
 def sample_text(sources: Sequence[Source], budget: int) -> Iterator[str]:
     """Clean text of evenly spaced parts of the sources, about `budget` bytes at most; all of a source that is not
     divisible is read for that."""

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -219,7 +220,7 @@ def _set_up(
         of_vocabulary = {name: options[name] for name in (*names, "train_tokenizer") if name in options}
         plan = json.dumps({**of_vocabulary, "inputs": inputs}, indent=1).encode()
         plan_path, model_path = os.path.join(partial, PLAN_NAME), vocabulary_file(partial)
-        kept = _read_if_there(plan_path)
+        kept = Path(plan_path).read_bytes() if os.path.exists(plan_path) else None
         if kept != plan:
             encoded = glob.glob(os.path.join(glob.escape(partial), ENCODED_NAME, "*.npz"))
             if kept is not None and not overwrite and (os.path.exists(model_path) or encoded):
@@ -233,9 +234,8 @@ def _set_up(
             replace_durably(plan_path, plan)
         if given is not None:
             return given
-        model = _read_if_there(model_path)
-        if model is not None:
-            return load_tokenizer(model, model_path)
+        if os.path.exists(model_path):
+            return load_tokenizer(Path(model_path).read_bytes(), model_path)
         sample = corpus.sample_text(sources, options["vocabulary_sample"])
         size, uncased = options["vocab_size"], options["uncased"]
         if "train_tokenizer" in options:
@@ -258,13 +258,6 @@ def _emptied(*path: str) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder)
     return folder
-
-
-def _read_if_there(path: str) -> Optional[bytes]:
-    if not os.path.exists(path):
-        return None
-    with open(path, "rb") as stream:
-        return stream.read()
 
 
 def _publish(manifest: Manifest, partial: str, out: str) -> None:

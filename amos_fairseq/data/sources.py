@@ -73,7 +73,8 @@ class _Streamed(Source):
 
     def spans(self, most: int) -> Iterator[Span]:
         if self.divisible:
-            for begin, end in corpus.divide(self.size, most):
+            for begin in range(0, max(self.size, 1), most):  # nothing has one empty part
+                end = min(begin + most, self.size)
                 yield Span(self, begin, end, end - begin)
         else:
             yield Span(self, 0, 1, self.size)

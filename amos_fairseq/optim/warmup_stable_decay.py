@@ -59,9 +59,6 @@ class WarmupStableDecay(FairseqLRScheduler):
         super().__init__(cfg, optimizer)
         self.step_update(0)
 
-    def step_begin_epoch(self, epoch: int) -> float:
-        return self.optimizer.get_lr()
-
     def step_update(self, num_updates: int) -> float:
         self.optimizer.set_lr(learning_rate(self.cfg, num_updates))
         return self.optimizer.get_lr()

@@ -474,10 +474,9 @@ class Supervisor:
     def _rewind(self, trainer, loss: float) -> None:
         def checkpoint() -> Optional[str]:
             """The one of the fewest updates that is not too far back."""
-            paths = [checkpoint.path for checkpoint in store.listed(Path(trainer.cfg.checkpoint.save_dir))]
-            behind = {path: self.update - int(path.name.split("-")[0].split("_")[2]) for path in paths}
-            for path in sorted(paths, key=behind.get, reverse=True):
-                if 0 <= behind[path] <= faults.REWIND:
+            made = store.listed(Path(trainer.cfg.checkpoint.save_dir))
+            for path, updates, *_ in sorted(made, key=lambda checkpoint: checkpoint.updates):
+                if 0 <= self.update - updates <= faults.REWIND:
                     with contextlib.suppress(Damaged):
                         verify(path)
                         return as_file(path)

@@ -1,6 +1,5 @@
 import io
 import json
-from pathlib import Path
 
 import pytest
 
@@ -51,7 +50,7 @@ def test_a_terminal_shows_trends(make_run, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr("sys.stdout", terminal)
-    report.show(Path(make_run("run", *ROWS)), logs_only=True)
+    assert main.main(["report", make_run("run", *ROWS), "--logs-only"]) == 0
     assert "█▁" in terminal.getvalue()
 
 

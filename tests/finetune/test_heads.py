@@ -11,7 +11,6 @@ from amos_fairseq.finetune.kinds import KINDS
 from amos_fairseq.finetune.kinds.classification import SequenceHead
 from amos_fairseq.finetune.kinds.prompt import PromptHead
 from amos_fairseq.finetune.kinds.regression import RegressionHead
-from amos_fairseq.finetune.kinds.span import SpanHead
 from amos_fairseq.finetune.kinds.token import TokenHead
 from amos_fairseq.finetune.labelled import IGNORED, Batch
 from amos_fairseq.finetune.model import Network
@@ -218,7 +217,7 @@ def test_spans_are_those_of_question_answering(family):
     targets = torch.tensor([[3, 9], [0, 0], [39, 39], [5, 6]])
     start, end = targets.T
     assert_twins(
-        "span", SpanHead(32), theirs, names | {"head.out_proj": ["qa_outputs"]}, targets,
+        "span", TokenHead(32, 2), theirs, names | {"head.out_proj": ["qa_outputs"]}, targets,
         lambda tokens, mask: theirs(tokens, attention_mask=mask, start_positions=start, end_positions=end).loss,
         first_rows, buckets, smallest=-1.0,  # what all positions share changes no probability: its gradient is 0
     )

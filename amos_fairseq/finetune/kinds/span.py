@@ -1,29 +1,14 @@
 """Span: the first and the last token of a question's answer in a text, <s> if there is none; files are `squad`'s."""
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from amos_fairseq.finetune import squad
 from amos_fairseq.finetune.kinds.base import Kind
+from amos_fairseq.finetune.kinds.token import TokenHead
 from amos_fairseq.finetune.labelled import Batch
-from amos_fairseq.modules.initialization import initialize
 from amos_fairseq.ops import full_precision
-
-
-class SpanHead(nn.Module):
-    """(B, T, C) -> (B, T, 2): logits of the answer's first and last token (Devlin et al., 2019, Sec. 4.2)."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.out_proj = nn.Linear(dim, 2)
-        self.apply(initialize)
-
-    def read_at(self, tokens: Tensor) -> None:
-        """All positions."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.out_proj(hidden)
 
 
 class QuestionAnswering(Kind):
@@ -33,7 +18,8 @@ class QuestionAnswering(Kind):
     head_class = "span"
 
     def new_head(self, problem, encoder, method, mask_token, dropout):
-        return SpanHead(encoder.config.dim)
+        """(B, T, C) -> (B, T, 2): logits of the answer's first and last token (Devlin et al., 2019, Sec. 4.2)"""
+        return TokenHead(encoder.config.dim, labels=2)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """0.5 (start + end) cross-entropy, each over the positions where an answer may lie, outputs (B, T, 2)"""
