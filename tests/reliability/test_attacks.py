@@ -52,7 +52,7 @@ WRITE = {  # what: words, of which OUT is what is written
     "finetune": f"{TUNE},0.002 --test labelled.tsv --export-predictions --out OUT",
 }
 KILLED_ELSEWHERE = {  # by the tests of resuming and of preparation
-    "prepare": "prepare lines.txt --vocab-size 100 --tokens-per-sample 32 --workers 1 --out OUT",
+    "prepare": "prepare lines.txt --documents line --vocab-size 100 --tokens-per-sample 32 --workers 1 --out OUT",
     "train": "train TRAINING --save-interval-updates 2 --save-dir OUT",
     "train by hydra": "train --config-dir . --config-name tiny hydra.run.dir=OUT checkpoint.save_dir=OUT/run",
 }
