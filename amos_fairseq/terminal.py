@@ -34,7 +34,9 @@ def show_controls(handler: logging.Handler) -> logging.Handler:
 
 def show_log() -> None:
     """Warnings of all loggers, as they are worded, on standard error; to be called before fairseq's imports do else."""
-    logging.basicConfig(handlers=[show_controls(logging.StreamHandler())])
+    handler = show_controls(logging.StreamHandler())
+    handler.setFormatter(logging.Formatter())  # basicConfig's own names level and logger
+    logging.basicConfig(handlers=[handler])
 
 
 def json_line(value: Any) -> str:

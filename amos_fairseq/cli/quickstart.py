@@ -307,8 +307,9 @@ def export(out: Path) -> None:
     if not folder.exists():
         log.unlink(missing_ok=True)  # of an export that failed
         run_logged("the export", [(["export", out, "--out", folder], log)])
-    first = log.read_text().strip().splitlines()[0]
-    print(f"\nExport, to be loaded by transformers:\n  {first}", flush=True)
+    lines = log.read_text().splitlines() if log.exists() else []
+    told = next((line for line in lines if f"{HUGGINGFACE}  " in line), folder)  # its class, and by how much it differs
+    print(visible(f"\nExport, to be loaded by transformers:\n  {told}"), flush=True)
 
 
 def run_logged(

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from amos_fairseq import run_log
+from amos_fairseq.analysis import sentence_probes
 from amos_fairseq.data.manifest import read_manifest
 
 FOLDER = Path(__file__).parents[2] / "examples/replication"
@@ -52,6 +53,7 @@ def replicate(forked, monkeypatch, capsys):
 
         monkeypatch.setattr(Replication, "stop", lambda self: terminated.set() or stop(self))
         monkeypatch.setitem(main.__globals__, "started", stoppable)
+        monkeypatch.setattr(sentence_probes, "ITEMS", sentence_probes.FEWEST_ITEMS)
         monkeypatch.setattr(sys, "argv", ["replicate", "smoke", "--out", str(out), *options])
         try:
             main()
