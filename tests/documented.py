@@ -93,7 +93,7 @@ def words_of(text: str, folder: Path) -> List[str]:
 # --- What is run of it
 
 TINY = (
-    "--batch-size 8 --tokens-per-sample 32 --update-freq 1 --max-update 2 --warmup-updates 1 --total-num-update 2 "
+    "--batch-size 8 --tokens-per-sample 16 --update-freq 1 --max-update 2 --warmup-updates 1 --total-num-update 2 "
     "--num-workers 0 --cpu"
 ).split()
 
@@ -176,10 +176,11 @@ def trained(words: List[str]) -> None:
 
 
 def prepared(words: List[str]) -> None:
+    """In blocks as short as the shortest of a documented training."""
     options = options_of(words)
     replace(options["--out"][0])
     size = [] if "--vocabulary" in options else ["--vocab-size", "300"]
-    program([*words, *size, "--tokens-per-sample", "32", "--workers", "1"])
+    program([*words, *size, "--tokens-per-sample", "16", "--workers", "1"])
 
 
 def finetuned(words: List[str]) -> None:
