@@ -5,7 +5,7 @@ import logging
 import os
 import random
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import numpy
 import torch
@@ -25,6 +25,24 @@ COUNTERS = ("loss_scale", "_iter", "_last_overflow_iter", "_last_rescale_iter", 
 
 
 # Saving
+
+class Place(NamedTuple):
+    """In place of fairseq's iterator of an epoch, where a run is after an update.
+
+    finished: what is due after the update, validating and saving, has been done
+    """
+
+    epoch: int
+    ends: bool  # with that update
+    position: Dict[str, Any]
+    finished: bool = True
+
+    def end_of_epoch(self) -> bool:
+        return self.ends
+
+    def state_dict(self) -> Dict[str, Any]:
+        return self.position
+
 
 def save(cfg, trainer, epoch_itr, val_loss: Optional[float]) -> Optional[str]:
     """In place of fairseq's `save_checkpoint`: all processes call it after the same update, whichever that is.
@@ -55,8 +73,10 @@ def save(cfg, trainer, epoch_itr, val_loss: Optional[float]) -> Optional[str]:
         )
         if hasattr(trainer.task, "get_checkpoint_dict"):
             state["extra_state"].update(trainer.task.get_checkpoint_dict())
-        first = "-0" if "unfinished" in state["extra_state"] else ""  # of this update: another will follow
-        save_dir, name = Path(cfg.save_dir), f"checkpoint_{epoch}_{updates}{first}"
+        save_dir, name = Path(cfg.save_dir), f"checkpoint_{epoch}_{updates}"
+        if isinstance(epoch_itr, Place) and not epoch_itr.finished:
+            state["extra_state"]["unfinished"] = {"epoch": epoch, "ends": ends}
+            name += "-0"  # of this update another will follow
         save_dir.mkdir(parents=True, exist_ok=True)
         path = store.save(save_dir, name, state, val_loss, purposes, is_best, cfg)
         logger.info("Saved checkpoint %s (epoch %d @ %d updates, score %s)", path, epoch, updates, val_loss)

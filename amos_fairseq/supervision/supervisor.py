@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, TypedDict
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NoReturn, Optional, TypedDict
 
 import torch
 from fairseq import checkpoint_utils
@@ -21,7 +21,7 @@ from fairseq.logging import metrics
 
 from amos_fairseq import fairseq_options, json_files
 from amos_fairseq.checkpoints import Damaged, store, verify
-from amos_fairseq.checkpoints.training import as_file, decided_by_first, scaler_state, set_scaler_state
+from amos_fairseq.checkpoints.training import Place, as_file, decided_by_first, scaler_state, set_scaler_state
 from amos_fairseq.supervision import display, faults, history, lock, options, watch
 from amos_fairseq.supervision.faults import UpdateSkipped
 from amos_fairseq.user_errors import one_line, stop, told_in_one_line
@@ -145,20 +145,6 @@ class Kept(TypedDict, total=False):
     train_iterator: Dict[str, Any]
 
 
-class CutShort(NamedTuple):
-    """In place of fairseq's iterator of an epoch, where it was after an update that is unfinished."""
-
-    epoch: int
-    ends: bool
-    position: Dict[str, Any]
-
-    def end_of_epoch(self) -> bool:
-        return self.ends
-
-    def state_dict(self) -> Dict[str, Any]:
-        return self.position
-
-
 def to_host(dictionaries: Iterable[Dict[str, Any]]) -> None:
     """Put numbers in the place of tensors of one element: one transfer, hence one wait, for all those of a device."""
     places: Dict[torch.device, Dict[torch.dtype, list]] = {}
@@ -185,8 +171,7 @@ class Supervisor:
         self.losses = faults.RecentLosses(task_options.loss_spike_factor)
         self.update = self.attempts = self.saved_at = self.to_skip = self.rewinds = 0
         self.epoch_itr = self.batches = None  # fairseq's, of the current epoch; the latter by update
-        self.cut_short: Optional[CutShort] = None  # the update that the run goes on from, until it is finished
-        self._unfinished: Optional[Unfinished] = None  # while a checkpoint is written before what is due is done
+        self.cut_short: Optional[Place] = None  # after the update that the run goes on from, until it is finished
         self.logs: List[Dict[str, Any]] = []  # of the current update: by micro-batch, or summed over processes
         self.history: Optional[history.History] = None  # on the first process
         self.stop_votes: Any = None  # summed over processes with what else an update begins with
@@ -219,7 +204,7 @@ class Supervisor:
         loop, cfg, self.update = training_loop(), trainer.cfg, trainer.get_num_updates()
         is_end = 0 < cfg.checkpoint.patience <= getattr(loop.should_stop_early, "num_runs", 0)
         if extra_state is not None and "unfinished" in extra_state:
-            self.cut_short = at = CutShort(**extra_state["unfinished"], position=extra_state["train_iterator"])
+            self.cut_short = at = Place(**extra_state["unfinished"], position=extra_state["train_iterator"])
             subsets = cfg.dataset.valid_subset.split(",")
             losses, is_end = loop.validate_and_save(cfg, trainer, trainer.task, at, subsets, at.ends)
             self.cut_short = None
@@ -256,8 +241,7 @@ class Supervisor:
     def state_dict(self) -> Dict[str, Any]:
         """Part of a checkpoint's extra state."""
         losses = {"recent_losses": list(self.losses.losses)} if self.losses.factor else {}
-        unfinished = {"unfinished": self._unfinished} if self._unfinished else {}
-        return {"attempts": self.attempts, **losses, **unfinished, "patience": vars(training_loop().should_stop_early)}
+        return {"attempts": self.attempts, **losses, "patience": vars(training_loop().should_stop_early)}
 
     # Updates
 
@@ -541,8 +525,6 @@ class Supervisor:
         self._stopping, self.saved_at = False, self.attempts  # a checkpoint has the training time, asked after updates
         cfg = copy.deepcopy(trainer.cfg.checkpoint)
         cfg.no_last_checkpoints, cfg.no_epoch_checkpoints, cfg.save_interval_updates = False, True, 0
-        epoch_itr = self.cut_short or self.epoch_itr
-        ends = self.cut_short.ends if self.cut_short else not self.batches.has_next()
-        self._unfinished = Unfinished(epoch=epoch_itr.epoch, ends=ends)
-        checkpoint_utils.save_checkpoint(cfg, trainer, epoch_itr, None)
-        self._unfinished = None
+        itr = self.epoch_itr
+        at = self.cut_short or Place(itr.epoch, not self.batches.has_next(), itr.state_dict())
+        checkpoint_utils.save_checkpoint(cfg, trainer, at._replace(finished=False), None)

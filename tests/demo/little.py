@@ -13,6 +13,5 @@ def main():
     all_below = documentation._sources_below
     documentation._sources_below = lambda root: [*all_below(root)][::8]
     fork = multiprocessing.get_context("fork")
-    fork.set_forkserver_preload = lambda modules: None
     multiprocessing.get_context = lambda method=None: fork
     return amos_fairseq()
