@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05  # of all claims of a table together, looked at once
+POINT = 0.01  # of the score or of an AUC: what is less than that in either direction is no difference
 POWER = 0.8
 MOST_SEEDS = 1000
 
@@ -32,19 +33,23 @@ Runs = Dict[str, Dict[int, Measured]]  # by variant, by pre-training seed
 
 
 class Claim(NamedTuple):
-    """`differences`: one for each seed that all of its variants have, positive where the run is as the paper says."""
+    """
+    differences  one for each seed that all of its variants have, positive where the run is as the paper says
+    margin       the smallest difference that matters; 0: any does
+    """
 
     text: str
     source: str
     unit: str
     differences: Callable[[Runs], List[float]]
+    margin: float = 0.0
 
 
 class Verdict(NamedTuple):
     mean: float
     low: float  # of the 95 % confidence interval of this difference alone
     high: float
-    p: float  # of Student's t against 0 in either direction, by Holm's correction
+    p: float  # by Holm's correction, of Student's t against 0 in either direction; of no difference, against the margin
     words: str
     seeds_needed: int = 0  # to decide what is undecided, if the difference and its spread are what was seen
 
@@ -55,29 +60,61 @@ def verdicts(runs: Runs, level: float = LEVEL) -> List[Tuple[Claim, Verdict]]:
     for claim in CLAIMS:
         with contextlib.suppress(KeyError):  # of a variant that was left out
             differences[claim] = claim.differences(runs)
-    return list(zip(differences, judge(list(differences.values()), level)))
+    return list(zip(differences, judge(list(differences.values()), level, [claim.margin for claim in differences])))
 
 
-def judge(families: Sequence[Sequence[float]], level: float = LEVEL) -> List[Verdict]:
-    """Seen, not seen (the opposite is), or undecided, of each claim of a family by its differences, seed by seed."""
-    ps = holm([p_of(values) for values in families])
-    return [verdict(np.asarray(values, dtype=float), p, level, len(families)) for values, p in zip(families, ps)]
+def judge(
+    families: Sequence[Sequence[float]], level: float = LEVEL, margins: Sequence[float] = ()
+) -> List[Verdict]:
+    """Seen, not seen (the opposite is), no difference, or undecided, of each claim of a family by its differences, seed
+    by seed.
+
+    margins: of each claim (default: none); a difference that is within it in either direction is none
+    level: of all claims together, for differences and again for none
+    """
+    margins = margins or [0.0] * len(families)
+    differs = holm([p_of(values) for values in families])
+    alike = holm([p_within(values, margin) for values, margin in zip(families, margins)])
+    hurdles = [level / max(1, sum(p >= level for p in ps)) for ps in (differs, alike)]  # of the next one by Holm
+    return [
+        verdict(np.asarray(values, dtype=float), *rest, level, hurdles)
+        for values, *rest in zip(families, margins, differs, alike)
+    ]
 
 
-def verdict(values: np.ndarray, p: float, level: float, claims: int) -> Verdict:
+def verdict(
+    values: np.ndarray, within: float, differs: float, alike: float, level: float, hurdles: Sequence[float]
+) -> Verdict:
     mean, number = float(values.mean()), len(values)
     if number < 2:
         return Verdict(mean, float("nan"), float("nan"), 1.0, "undecided (one seed)")
     deviation = float(values.std(ddof=1))
     margin = float(stats.t.ppf(0.975, number - 1)) * deviation / math.sqrt(number)
-    words = "undecided" if p >= level else "seen" if mean > 0 else "not seen"
-    needed = seeds_needed(mean, deviation, level / claims) if words == "undecided" else 0
-    return Verdict(mean, mean - margin, mean + margin, p, words, needed)
+    interval = mean - margin, mean + margin
+    if differs < level:
+        return Verdict(mean, *interval, differs, "seen" if mean > 0 else "not seen")
+    if alike < level:
+        return Verdict(mean, *interval, alike, "no difference")
+    needed = seeds_needed(mean, deviation, hurdles[0])
+    if abs(mean) < within:
+        needed = min(needed, seeds_needed(within - abs(mean), deviation, 2 * hurdles[1]))  # one-sided
+    return Verdict(mean, *interval, differs, "undecided", needed)
 
 
 def p_of(values: Sequence[float]) -> float:
     """1 where there is one value, or where all are 0."""
     return float(stats.ttest_1samp(values, 0.0).pvalue) if len(values) > 1 and any(values) else 1.0
+
+
+def p_within(values: Sequence[float], margin: float) -> float:
+    """Of the mean's being within the margin in either direction, the larger p of two one-sided t-tests (Schuirmann,
+    1987); 1 where there is one value, or no margin.
+    """
+    if len(values) < 2 or margin == 0:
+        return 1.0
+    above = stats.ttest_1samp(values, -margin, alternative="greater")
+    below = stats.ttest_1samp(values, margin, alternative="less")
+    return float(max(above.pvalue, below.pvalue))
 
 
 def holm(ps: Sequence[float]) -> List[float]:
@@ -110,7 +147,7 @@ def better(first: str, second: str, text: str, source: str) -> Claim:
     def differences(runs: Runs) -> List[float]:
         return [100 * (a.score - b.score) for a, b in pairs(runs, first, second)]
 
-    return Claim(text, source, "points", differences)
+    return Claim(text, source, "points", differences, 100 * POINT)
 
 
 def logged(variant: str, text: str, source: str, unit: str, quantity: Callable[[Measured], float]) -> Claim:
@@ -130,7 +167,7 @@ CLAIMS = [
            lambda run: run.validation["mixture_weight_2"] - 0.5),
     Claim("the adversary makes replacements harder to detect", "AMOS Fig. 3b", "AUC",
           lambda runs: [uniform.validation["rtd_auc_words"] - amos.validation["rtd_auc_words"]
-                        for uniform, amos in pairs(runs, "AMOS, no adversary", "AMOS")]),
+                        for uniform, amos in pairs(runs, "AMOS, no adversary", "AMOS")], POINT),
     better("COCO-LM", "ELECTRA", "COCO-LM is better than ELECTRA", "COCO-LM Table 1"),
     better("COCO-LM", "COCO-LM, no SCL", "sequence contrast helps", "COCO-LM Table 3"),
     logged("COCO-LM", "two views of a sequence come closer than two sequences", "COCO-LM Fig. 7", "cosine",

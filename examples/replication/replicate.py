@@ -276,6 +276,8 @@ def markdown(replication: Replication, runs: Runs, level: float) -> str:
                   "|---|---|---|---|---|---|"]
     for claim, verdict in found:
         decided = f" ({verdict.seeds_needed} seeds would decide)" if verdict.seeds_needed else ""
+        if verdict.words == "no difference":
+            decided = f" (within ±{claim.margin:g})"
         lines.append(
             f"| {claim.text} | {claim.source} | {verdict.mean:+.3g} {claim.unit} | {verdict.low:+.3g} to "
             f"{verdict.high:+.3g} | {verdict.p:.2g} | **{verdict.words}**{decided} |"

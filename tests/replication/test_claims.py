@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/replication"))
-from claims import CLAIMS, Measured, holm, judge, seeds_needed  # noqa: E402
+from claims import CLAIMS, Measured, holm, judge, p_within, seeds_needed  # noqa: E402
 from variants import AMOS, METHODS, SEARCH  # noqa: E402
 
 
@@ -13,6 +13,27 @@ def test_a_mean_clearly_above_or_below_zero_is_seen_or_not_seen():
     words = [verdict.words for verdict in judge([[1.0, 1.1, 0.9], [-1.0, -1.1, -0.9], [1.0, -1.1, 0.9], [1.0]])]
     assert words == ["seen", "not seen", "undecided", "undecided (one seed)"]
     assert [verdict.words for verdict in judge([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]])] == ["undecided", "seen"]
+
+
+def test_what_is_within_a_margin_on_both_sides_is_no_difference_and_is_asked_only_where_there_is_a_margin():
+    alike, far = [0.1, -0.1, 0.05, -0.05], [0.9, 1.1, 0.8, 1.2]
+    assert [verdict.words for verdict in judge([alike, alike, [0.0] * 3], margins=[1.0, 0.0, 1.0])] == [
+        "no difference", "undecided", "no difference"
+    ]
+    assert [verdict.words for verdict in judge([far, [0.4, 0.6, 0.5]], margins=[1.0, 1.0])] == ["seen", "seen"]
+
+
+def test_no_difference_is_the_larger_of_two_one_sided_tests():
+    values = [0.0, 1.0, 2.0, 3.0]  # mean 1.5, standard error 0.645497; of 4: t = 3.872983, of -4: 8.520563
+    assert p_within(values, 4.0) == p_within([-value for value in values], 4.0) == pytest.approx(0.015233, abs=1e-6)
+    assert p_within(values, 0.0) == p_within([1.0], 4.0) == 1.0
+
+
+def test_seeds_are_told_for_what_decides_first_a_difference_or_none():
+    spread = [-0.6, -0.2, 0.3, 0.6]  # mean .025, deviation .532
+    (with_margin,), (without,) = judge([spread], 0.001, [1.0]), judge([spread], 0.001)
+    assert with_margin.words == without.words == "undecided"
+    assert with_margin.seeds_needed == 10 and without.seeds_needed == 1000
 
 
 def test_the_interval_and_p_are_students():
