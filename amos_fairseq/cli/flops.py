@@ -31,12 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from amos_fairseq.analysis.flops import Geometry, electra_flops, hardware_flops, without_memory
-    from amos_fairseq.methods import METHODS
+    from amos_fairseq.methods import METHODS, named
     from amos_fairseq.methods.config import ENCODER_SIZES
 
-    for name in args.methods:
-        if name not in METHODS:
-            raise ValueError(f"unknown method {name}: choose from {', '.join(METHODS)}")
+    methods = {name: named(name) for name in args.methods or METHODS}
     if args.size not in ENCODER_SIZES:
         raise ValueError(f"unknown --size {args.size}: choose from {', '.join(ENCODER_SIZES)}")
     for option in ("vocab_size", "length", "sequences", "updates"):
@@ -45,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
 
     geometry = Geometry(args.sequences, args.length, args.updates)
     rows: List[Dict[str, Any]] = []
-    for name in args.methods or METHODS:
-        options = dict(option_of(METHODS[name].config_class, name, given) for given in args.set)
+    for name, chosen in methods.items():
+        options = dict(option_of(chosen.config_class, name, given) for given in args.set)
         method = without_memory(name, args.size, args.vocab_size, geometry, options)
         if args.groups:
             for group in method.learning_rate_groups():

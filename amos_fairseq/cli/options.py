@@ -18,11 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from amos_fairseq.methods import METHODS
+    from amos_fairseq.methods import named
     from amos_fairseq.methods.config import ENCODER_SIZES
 
-    if args.method not in METHODS:
-        raise ValueError(f"unknown method {args.method}: choose from {', '.join(METHODS)}")
+    named(args.method)
     if args.size not in (None, *ENCODER_SIZES):
         raise ValueError(f"unknown --size {args.size}: choose from {', '.join(ENCODER_SIZES)}")
     importlib.import_module("amos_fairseq.tasks")  # registers all

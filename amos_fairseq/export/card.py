@@ -12,7 +12,7 @@ from amos_fairseq.export.choices import Choice, Source, method_name
 from amos_fairseq.finetune.kinds import kind_of
 from amos_fairseq.finetune.model import Finetuned
 from amos_fairseq.finetune.results import markdown
-from amos_fairseq.methods import METHODS
+from amos_fairseq.methods import named
 from amos_fairseq.options import declared
 from amos_fairseq.pretrained.layouts import AUTO_CLASSES
 
@@ -55,7 +55,7 @@ def text(name: str, source: Source, report, checkpoint: Optional[Path], data) ->
         "## Contents",
         contents(report),
         "## Citation",
-        f"{METHODS[method].citation or method}. Trained and exported by amos_fairseq {__version__}.",
+        f"{named(method).citation or method}. Trained and exported by amos_fairseq {__version__}.",
         "## Licence",
         "Not stated. Whoever publishes this model states one, here and as `license` above.",
     ]
@@ -137,7 +137,7 @@ output = model(torch.tensor([tokenizer.sequence(tokenizer.encode("A text."))]){'
 
 def training(state: Mapping[str, Any], method: str) -> List[Tuple[str, Any]]:
     """The updates that were made, and the options of the network and of training."""
-    config, places = state["cfg"], {option.name for option in declared(METHODS[method].config_class) if option.path}
+    config, places = state["cfg"], {option.name for option in declared(named(method).config_class) if option.path}
     rows = [("updates", state["optimizer_history"][-1]["num_updates"])] if state.get("optimizer_history") else []
     for section, names in {"model": tuple(config["model"]), **OPTIONS}.items():
         values = config.get(section) or {}

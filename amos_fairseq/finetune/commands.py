@@ -166,9 +166,9 @@ class FewExamples(Command):
 
     def preset(self, method):
         from amos_fairseq.finetune.presets import PRESETS
-        from amos_fairseq.methods import METHODS
+        from amos_fairseq.methods import named
 
-        own = f"prompts_{METHODS[method].short_name}"
+        own = f"prompts_{named(method).short_name}"
         return own if own in PRESETS else "prompts"
 
     def add_arguments(self, parser):

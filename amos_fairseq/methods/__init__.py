@@ -67,6 +67,15 @@ def register(name: str, method: Type[PretrainingMethod]) -> None:
         follow(name)
 
 
+def named(name: str) -> Type[PretrainingMethod]:
+    """The method of that registered name. Raises ValueError if there is none."""
+    if name not in METHODS:
+        raise ValueError(
+            f"unknown method {name}: choose from {', '.join(METHODS)}, or name its package, --user-dir"
+        )
+    return METHODS[name]
+
+
 def for_each_method(follow: Callable[[str], object]) -> Callable[[str], object]:
     """Call `follow(name)` for every method, those registered later, too."""
     for name in METHODS:

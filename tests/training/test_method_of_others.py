@@ -91,7 +91,7 @@ def test_its_table_is_folded_wherever_its_encoder_is_used(run, monkeypatch):
     assert not torch.equal(model.encoder.token_embeddings.weight, model.method.encoder.token_embeddings.weight)
 
 
-def test_it_is_exported_fine_tuned_and_embeds(run, command, tmp_path):
+def test_it_is_exported_fine_tuned_and_embeds(run, command, launch, tmp_path):
     command("export", run, "--out", tmp_path / "model")
     assert "DeBERTaV3" in (tmp_path / "model/README.md").read_text()
     (tmp_path / "text").write_text("the bada\nthe mufe\n")
@@ -103,6 +103,9 @@ def test_it_is_exported_fine_tuned_and_embeds(run, command, tmp_path):
     own = ["--train", tmp_path / "a.tsv", "--valid", tmp_path / "a.tsv", "--text", "text", "--label", "label"]
     options = ["--out", tmp_path / "tuned", "--cpu", "--seeds", "1", "--epochs", "1", "--max-length", "16"]
     assert "accuracy" in command("finetune", "file", "--model", run, *own, *options)
+    without_package = ["finetune", "prompt", "--model", tmp_path / "model", *own[:2], "--test", *own[3:], *options]
+    outcome = launch(AMOS_FAIRSEQ, without_package, fails=True)
+    assert outcome.codes == [64] and f"unknown method {NAME}: choose from amos_rtd, " in outcome.err[0]
 
 
 def test_a_folder_that_is_no_package_is_told(launch, tmp_path):

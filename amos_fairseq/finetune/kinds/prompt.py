@@ -14,7 +14,7 @@ from amos_fairseq.finetune import prompts
 from amos_fairseq.finetune.kinds.base import Kind
 from amos_fairseq.finetune.kinds.classification import Classification
 from amos_fairseq.finetune.labelled import Problem, read_examples
-from amos_fairseq.methods import METHODS
+from amos_fairseq.methods import METHODS, named
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.pretrained.model import Pretrained
 
@@ -44,7 +44,7 @@ class Prompt(Classification):
 
     def new_head(self, problem, encoder, method, mask_token, dropout):
         """Raises ValueError if the method trains no language model on the encoder itself."""
-        lm_head_class = METHODS[method].encoder_lm_head_class
+        lm_head_class = named(method).encoder_lm_head_class
         if lm_head_class is None:
             raise ValueError(without_language_model(f"{method} trains"))
         lm_head = lm_head_class(encoder.config.dim, encoder.token_embeddings)
