@@ -1,5 +1,6 @@
 """Batches of random tokens for the core's tests, a vocabulary and checkpoints of random methods: no fairseq."""
 
+import atexit
 import gc
 import os
 import weakref
@@ -173,6 +174,7 @@ def collections_visit_what_is_new():
     """And not what was imported before, transformers and all, in each epoch that a test trains."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 class Allocations(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """Supervision of fairseq's trainer. There is one supervisor in a process that trains, and none elsewhere."""
 
+import atexit
 import contextlib
 import copy
 import gc
@@ -65,8 +66,15 @@ def begin(cfg) -> Optional["Supervisor"]:
         with told_in_one_line():
             fairseq_options.check_ops(cfg)
         _current = Supervisor(cfg.task)
-        gc.freeze()  # what is imported, for good: collecting what an epoch leaves, and the end, then take milliseconds
+        freeze()
     return _current
+
+
+def freeze() -> None:
+    """Collecting what an epoch leaves takes milliseconds if what is imported is not visited."""
+    if not gc.get_freeze_count():  # of a process that was frozen before, as in the tests, the end is its own matter
+        atexit.register(gc.unfreeze)  # for triton's bindings report at the end all that was never freed
+    gc.freeze()
 
 
 def end() -> None:

@@ -3,6 +3,8 @@
 import functools
 import math
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -238,3 +240,10 @@ def test_without_spikes_the_guard_changes_nothing(disturbed):
     guarded = disturbed(1, loss_spike_factor=2, save_dir=disturbed.folder / "guarded", **options)
     assert parameters(guarded) == parameters(disturbed(1, save_dir=disturbed.folder / "plain", **options))
     assert len(last(disturbed.folder / "guarded")["extra_state"]["recent_losses"]) == 100
+
+
+def test_a_process_that_froze_what_it_imported_ends_without_a_report_of_leaks():
+    pytest.importorskip("triton")
+    program = "import triton.language; from amos_fairseq.supervision.supervisor import freeze; freeze()"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "leaked" not in ended.stderr
