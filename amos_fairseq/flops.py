@@ -34,6 +34,7 @@ def mlm_head_flops(dim: int, table_rows: int, table_width: int, positions: int) 
     return positions * 2 * (dim * table_width + table_width * table_rows)
 
 
+ASSUMED_MFU = 0.35  # of hours that are told before anything has run
 # The vendor's dense bf16 peak of one device (V100: fp16), FLOP/s, by words of its name; the first that fits holds.
 PEAK_FLOPS = {
     "B200": 2250e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12,

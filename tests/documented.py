@@ -175,6 +175,14 @@ def trained(words: List[str]) -> None:
     program(small)
 
 
+def launched(words: List[str]) -> None:
+    """torchrun reads its own options; what it would start is trained."""
+    from torch.distributed.run import parse_args
+
+    parse_args(words[1:])
+    trained(words[words.index("fairseq-train") :])
+
+
 def prepared(words: List[str]) -> None:
     """In blocks as short as the shortest of a documented training."""
     options = options_of(words)
@@ -292,7 +300,7 @@ WAYS: Dict[str, Callable[[List[str]], None]] = {
     "amos-fairseq probe ": probed,
     "fairseq-train ": trained,
     "fairseq-validate ": lambda words: program([*words, "--cpu"]),
-    "torchrun --nproc_per_node 8 ": lambda words: trained(words[3:]),
+    "torchrun ": launched,
     "fairseq-hydra-train ": planned,
     "python examples/": parsed,
     "python3 examples/": parsed,

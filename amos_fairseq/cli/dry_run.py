@@ -19,7 +19,7 @@ from amos_fairseq.user_errors import seen_from, told_in_one_line
 OPTION = "--dry-run"
 # for hydra, whose place, log and copies of the configuration are not to be made
 NOTHING_WRITTEN = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
-DEVICES, MFU = ("A100", "H100", "H200"), 0.35
+DEVICES = ("A100", "H100", "H200")
 VOCABULARY_SIZE = 32768  # where there are no data to tell
 ASSUMED = f"a vocabulary of {VOCABULARY_SIZE:,} is assumed"
 LABEL = 14  # columns on the left
@@ -160,7 +160,7 @@ def run_of(cfg, task, missing: str) -> Run:
 def costs(cfg, model, run: Run) -> Iterator[Tuple[str, str]]:
     """Rows of the table: a label, or none, and a text."""
     from amos_fairseq.analysis.flops import Geometry, update_flops
-    from amos_fairseq.flops import PEAK_FLOPS
+    from amos_fairseq.flops import ASSUMED_MFU, PEAK_FLOPS
 
     method = model.method
     sizes = {
@@ -183,8 +183,8 @@ def costs(cfg, model, run: Run) -> Iterator[Tuple[str, str]]:
     yield "FLOPs", f"{joint:.3g} an update{of_first}; {total:.3g} in {run.updates:,} updates"
 
     yield from memory_rows(cfg, method, run)
-    times = [f"{name} {duration(total / (PEAK_FLOPS[name] * MFU * run.devices))}" for name in DEVICES]
-    yield "time", f"{', '.join(times)}, on {devices} at an MFU of {MFU:.0%}"
+    times = [f"{name} {duration(total / (PEAK_FLOPS[name] * ASSUMED_MFU * run.devices))}" for name in DEVICES]
+    yield "time", f"{', '.join(times)}, on {devices} if the MFU were {ASSUMED_MFU}"
     passes = f"{run.passes:.3g} over the data, {run.sequences * run.updates:,} sequences"
     yield "passes", passes if run.blocks else "not known without data"
     yield "checkpoints", checkpoints(cfg, model, run)

@@ -162,7 +162,10 @@ def number(value) -> str:
 
 def main(arguments=None) -> dict:
     parser = argparse.ArgumentParser(description="The plan for one GPU: nine minutes at most.")
-    parser.add_argument("folder", type=Path, help="for results.json and the steps' output")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("gpu-benchmarks"),
+        help="for results.json and the steps' output (default: %(default)s)",
+    )
     parser.add_argument("--data", default="", help="prepared with 32,768 words in blocks of 512")
     parser.add_argument("--quick", action="store_true", help="tiny shapes on a CPU: does everything run?")
     options = parser.parse_args(arguments)

@@ -36,7 +36,7 @@ from amos_fairseq.cli import recipe
 from amos_fairseq.cli.processes import available_cores, started, stoppable
 from amos_fairseq.data.manifest import read_manifest
 from amos_fairseq.files import durably_written
-from amos_fairseq.flops import PEAK_FLOPS, peak_flops
+from amos_fairseq.flops import ASSUMED_MFU, PEAK_FLOPS, peak_flops
 
 PROBES = ("swap", "acceptability")
 DEVELOPMENT, HELD_OUT = "development", "held_out"  # items of the probes
@@ -82,7 +82,7 @@ BUDGETS = {
     ),
 }
 VARIANTS_OF = {"search": SEARCH, "amos": AMOS, "node": PLAIN}  # the others: all methods
-MFU, DEVICES = 0.3, ("A100", "H100")  # of --dry-run
+DEVICES = ("A100", "H100")  # of --dry-run
 
 
 class Replication:
@@ -237,10 +237,10 @@ def cost(replication: Replication, names: Sequence[str], seeds: Sequence[int]) -
         speeds = {f"{gpus} x {name}": gpus * PEAK_FLOPS[name] for name in DEVICES}
     else:
         speeds = {f"{available_cores()} cores of this CPU": peak_flops(torch.device("cpu"))}
-    hours = (f"{total / (MFU * peak) / 3600:.3g} h on {name}" for name, peak in speeds.items())
+    hours = (f"{total / (ASSUMED_MFU * peak) / 3600:.3g} h on {name}" for name, peak in speeds.items())
     lines += [
         f"{len(seeds)} seeds: {total:.1e} FLOPs of pre-training; probes and fine-tuning come on top",
-        f"at {MFU:.0%} of the peak {', '.join(hours)}",
+        f"if the MFU were {ASSUMED_MFU} {', '.join(hours)}",
     ]
     return "\n".join(lines)
 
