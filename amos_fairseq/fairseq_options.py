@@ -106,9 +106,11 @@ def check_ops(cfg: DictConfig) -> None:
     device = "cuda" if torch.cuda.is_available() and not common.cpu else "cpu"
     dtype = torch.bfloat16 if common.bf16 else torch.half if common.fp16 else torch.float
     functions_for(device, dtype)
-    if options_of(cfg.model).get("rel_pos_buckets"):
-        attention_kernels(device, dtype)
-    if options_of(cfg.model).get("compile_layers"):
+    model = options_of(cfg.model)
+    if model.get("rel_pos_buckets"):
+        width = model["encoder_embed_dim"] // model["encoder_attention_heads"]
+        attention_kernels(device, dtype, width, options_of(cfg.task).get("tokens_per_sample", 1))
+    if model.get("compile_layers"):
         check_compiler(device)
 
 

@@ -109,7 +109,8 @@ def candidate_logits(mws_hidden: Tensor, candidate_embeddings: Tensor) -> Tensor
 
     mws_hidden: (M, E)   candidate_embeddings: (M, 1+K, E)
     """
-    return torch.einsum("me,mke->mk", full_precision(mws_hidden), full_precision(candidate_embeddings))
+    with without_autocast(mws_hidden):
+        return torch.einsum("me,mke->mk", full_precision(mws_hidden), full_precision(candidate_embeddings))
 
 
 def mws_loss(mws_hidden: Tensor, candidate_embeddings: Tensor, weight: float = 1.0) -> LossTerm:

@@ -101,7 +101,7 @@ def parse(lines) -> RunLog:
                 stats = {name: value for name, value in stats.items() if name not in RATES}
             train[int(stats["num_updates"])] = stats
         elif kind == VALIDATION:
-            validation[int(stats["num_updates"])] = stats
+            validation.setdefault(int(stats["num_updates"]), stats)  # of several subsets the first
     return RunLog(*([rows[update] for update in sorted(rows)] for rows in (train, validation)))
 
 

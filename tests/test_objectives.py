@@ -460,6 +460,14 @@ def test_scl_loss_of_half_precision_embeddings_is_fp32_under_autocast_too():
     assert total.item() == pytest.approx(scl_loss(*views.double(), 1.0).total.item(), rel=1e-6)
 
 
+def test_selection_is_computed_in_fp32_under_autocast_too():
+    draw = torch.Generator().manual_seed(0)
+    hidden, candidates = torch.randn(3, 64, generator=draw), torch.randn(3, 6, 64, generator=draw)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = candidate_logits(hidden, candidates)
+    torch.testing.assert_close(logits, (hidden[:, None] * candidates).sum(dim=-1))
+
+
 def test_a_single_sequence_has_nothing_to_contrast_with():
     views = torch.randn(2, 1, 4, requires_grad=True)
     term = scl_loss(*views, 1.0)

@@ -68,6 +68,12 @@ def test_history_holds_training_validation_and_options(tmp_path):
     assert run.options == {"seed": 1, "model": "amos_rtd", "generator_depths": [1, 2]}
 
 
+def test_of_several_validation_subsets_the_first_is_the_run_s():
+    both = {"valid": 0.8, "valid1": 0.6}
+    rows = [kept("validation", 10, subset=subset, accuracy=value) for subset, value in both.items()]
+    assert run_log.parse(rows).validation == [{"num_updates": 10.0, "accuracy": 0.8}]
+
+
 def test_start_forgets_what_an_abandoned_part_logged_later(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         kept("start", 0) + kept("train", 10, loss=9) + kept("train", 20, loss=8) + kept("validation", 20, loss=8)

@@ -6,6 +6,7 @@ A hash of the text decides its fold, so that equal texts are in one, and that ev
 example is tested once, hence the interval is that of the whole file: of examples drawn anew, of words by sentences.
 """
 
+import logging
 from pathlib import Path
 from typing import Callable, List, NamedTuple, Sequence, Union
 
@@ -18,6 +19,7 @@ from amos_fairseq.finetune.intervals import Estimate, of_statistic
 from amos_fairseq.finetune.metrics import macro_f1
 from amos_fairseq.pretrained.model import Pretrained
 
+logger = logging.getLogger(__name__)
 FOLDS = 5
 
 
@@ -82,14 +84,17 @@ def probe(
     model: Pretrained, found: Labelled, layers: Sequence[int], pooling: str = "mean",
     progress: Callable[[int], object] = lambda layers: None,
 ) -> List[Result]:
-    """One for each layer, which `Pretrained.layer_number` reads. Of a text longer than the model reads, the end is cut.
+    """One for each layer, which `Pretrained.layer_number` reads. Of texts longer than the model reads, which are told,
+    the end is cut.
 
     pooling: of texts; of a word it is the state of its first piece that is probed
     """
     numbers = list(map(model.layer_number, layers))
     of_texts = isinstance(found.source, tables.Table)
     if of_texts:
-        examples, _ = tables.encode(found.source, model.tokenizer, model.max_tokens, None)
+        examples, cut = tables.encode(found.source, model.tokenizer, model.max_tokens, None)
+        if cut:
+            logger.warning("%s reads %d tokens: %d texts lost their ends", model.source, model.max_tokens, cut)
         sequences = list(torch.from_numpy(examples.tokens).long().split(examples.lengths.tolist()))
     else:
         encoded = linear_probes.encode(found.source, model.tokenizer, model.max_tokens, found.path)

@@ -4,7 +4,6 @@ Sequences are held-out blocks of the run's data, cut to SEQUENCE_TOKENS. Similar
 or of a file of scored pairs (STS-B's, for example) those of the highest score.
 """
 
-from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -13,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amos_fairseq.analysis.checkpoint import held_out_blocks
-from amos_fairseq.analysis.similarity import STS_COLUMNS, Sts, sts_of
+from amos_fairseq.analysis.similarity import Sts
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
-from amos_fairseq.finetune import tables
 from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.ops import full_precision
@@ -143,14 +141,3 @@ def with_random_tokens(tokens: Tensor, regular_tokens: np.ndarray, draw: np.rand
     chosen = draw.choice(inner, size=max(1, len(inner) // TOKENS_PER_RANDOM), replace=False)
     changed[chosen] = torch.from_numpy(draw.choice(regular_tokens, size=len(chosen)))
     return changed
-
-
-def read_pairs(path: Path) -> Sts:
-    """Tab-separated columns sentence1, sentence2 and score, named in the first line, others ignored: STS-B's train.tsv.
-
-    Raises ValueError, in one line, for anything else.
-    """
-    table = tables.to_table(path, tables.tab_records(path), STS_COLUMNS[:2], STS_COLUMNS[2])
-    if len(table.lines) < 2:
-        raise ValueError(f"{path} holds one pair: give two or more")
-    return sts_of(table)

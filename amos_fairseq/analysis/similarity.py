@@ -76,19 +76,14 @@ class Retrieval(NamedTuple):
 def read_sts(path: Path, columns: Sequence[str] = STS_COLUMNS) -> Sts:
     """Raises ValueError, in one line, for a file without the columns, or fewer than two pairs."""
     table = tables.read(path, columns[:2], columns[2])
-    found = sts_of(table)
-    scores = found.scores
+    scores = tables.numbers(table, tables.Scale(0.0, 1.0))
     if len(scores) < 2 or (scores == scores[0]).all():
         raise ValueError(f"{path}: all {len(scores)} scores are alike, with which nothing correlates")
     for row, texts in enumerate(table.texts):
         if not all(map(str.strip, texts)):
             raise ValueError(f"{table.where(row)}: there is no text")
-    return found
-
-
-def sts_of(table: tables.Table) -> Sts:
     first, second = map(list, zip(*table.texts))
-    return Sts(table.path.stem, first, second, tables.numbers(table, tables.Scale(0.0, 1.0)))
+    return Sts(table.path.stem, first, second, scores)
 
 
 def read_beir(folder: Path, split: str = "test") -> Retrieval:

@@ -40,7 +40,14 @@ def characteristics(
         "optimizer": options_of(cfg["optimizer"])["_name"], "batch": f"{batch} x {'/'.join(map(str, micro_batches))}",
         "vocabulary": task_state.get("dictionary_sha256", "")[:DIGITS],
         "data": task_state.get("data_sha256", "")[:DIGITS], **options(cfg["task"], free), **options(cfg["model"], free),
+        "generator": generator_of(cfg["model"]),
     }
+
+
+def generator_of(model: Any) -> str:
+    """Trained or frozen, whichever checkpoint it is of; nothing of a method that cannot freeze it."""
+    name = "generator_checkpoint"
+    return "" if name not in options(model, ()) else "frozen" if model[name] else "trained"
 
 
 def schedule(cfg: Mapping[str, Any]) -> Dict[str, Any]:

@@ -150,7 +150,10 @@ def run_of(cfg, task, missing: str) -> Run:
     blocks, tokens = sum(shard.blocks for shard in train), sum(shard.tokens for shard in train)
     started = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
     devices = int(os.environ["WORLD_SIZE"]) if started else cfg.distributed_training.distributed_world_size
-    limits = [cfg.dataset.batch_size, cfg.dataset.max_tokens and cfg.dataset.max_tokens // length]
+    most = cfg.dataset.max_tokens
+    if most is not None and most < length:
+        raise ValueError(f"max_tokens {most} is less than one block, {length}: raise it, or give --batch-size")
+    limits = [cfg.dataset.batch_size, most and most // length]
     batch, update_freq = max(1, min(filter(None, limits))), cfg.optimization.update_freq[0]
     scheduled = int(float(options_of(cfg.lr_scheduler).get("total_num_update") or 0))
     updates = cfg.optimization.max_update or scheduled or math.ceil(blocks / (devices * batch * update_freq))

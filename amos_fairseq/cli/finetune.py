@@ -209,11 +209,13 @@ def carry_out(args: argparse.Namespace, jobs, model, devices):
 
 def export_predictions(out: Path, data: Mapping[str, Mapping[int, Path]], device: str) -> None:
     """data: labelled folders by task and seed"""
-    from amos_fairseq.finetune import labelled, sweep
+    from amos_fairseq.finetune import labelled, results, sweep
     from amos_fairseq.finetune.evaluation import predict
     from amos_fairseq.finetune.kinds import kind_of
 
     for task, by_seed in data.items():
+        if not results.read_all(out, task):
+            continue  # all of its runs failed, which has been told
         (problem, network, *_), folder = sweep.load_best(out, task, by_seed)
         kind, network = kind_of(problem.kind), network.to(device)
         for split in [split for split in sweep.splits_of(folder) if split.startswith("test")]:

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         columns = zip(scored, judged)
         rows = [{"model": column.model, "score": column.scoring, **as_json(result)} for column, result in columns]
-        print(json_line({"pairs": len(pairs), "per_token": args.per_token, "models": rows}))
+        print(json_line({"pairs": len(pairs), "per_token": args.per_token, "models": rows, "notes": notes}))
     else:
         print_table(scored, judged, args.per_token)
         print(filled(f"\n% of {len(pairs):,} pairs whose good text has the higher score, equal ones being half of one, "

@@ -1,5 +1,6 @@
 """`amos-fairseq predict`: what a fine-tuned model says of new texts."""
 import argparse
+import sys
 from pathlib import Path
 
 from amos_fairseq.cli import trained
@@ -36,7 +37,10 @@ def run(args: argparse.Namespace) -> None:
             found = "an empty one is" if len(columns) == wanted else f"{len(columns)} are"
             raise ValueError(f"{args.file}, line {number}: {finetuned.problem.name} reads {reads}, but here {found}")
     finetuned.network.to("cuda" if torch.cuda.is_available() else "cpu")
-    for told in predictions(finetuned, texts):
+    all_told, cut = predictions(finetuned, texts)
+    if cut:
+        print(visible(f"{args.file}: {cut:,} texts lost their ends: training read no more"), file=sys.stderr)
+    for told in all_told:
         if args.json:
             print(json_line(told))
         elif "value" in told:

@@ -5,7 +5,7 @@ from typing import Iterable, List, Optional
 
 from amos_fairseq.cli import trained
 from amos_fairseq.files import result_written
-from amos_fairseq.terminal import filled, json_line, table
+from amos_fairseq.terminal import filled, json_line, show_log, table
 
 HELP = (
     "Train a linear probe on the frozen hidden states of each layer of a run's generator and encoder, beside the "
@@ -136,6 +136,7 @@ def probe_folds(args: argparse.Namespace) -> None:
 
     from amos_fairseq.analysis import folds
 
+    show_log()
     many = folds.FOLDS if args.folds is None else args.folds
     if args.columns is None:
         for name in ("label", "pooling"):

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pairs", type=Path, metavar="FILE",
-        help="tab-separated sentence1, sentence2, score, as STS-B has them: those of the highest score are the similar "
-        "pairs, in place of held-out sequences and their crops",
+        help="sentence1, sentence2, score, as STS-B has them, .tsv, .csv or .jsonl: those of the highest score are the "
+        "similar pairs, in place of held-out sequences and their crops",
     )
     parser.add_argument("--logs-only", action="store_true", help="read no checkpoints")
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from amos_fairseq.analysis import held_out, held_out_figures, report
+    from amos_fairseq.analysis import held_out_figures, report, similarity
 
     show_log()
     if args.out is None and (len(args.runs) > 1 or not args.runs[0].is_dir()):
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     out, pairs = args.out or args.runs[0] / "report", args.pairs
     report.check_replaceable(out)
     runs = report.open_runs(args.runs, args.names)
-    scored = held_out.read_pairs(pairs) if pairs else None
+    scored = similarity.read_sts(pairs) if pairs else None
     print_table(one_run(runs[0]) if len(runs) == 1 else several_runs(runs))
     read = [] if args.logs_only else tqdm(runs, desc="checkpoints", unit="run", leave=False, disable=None)
     kind = f"Similar: the pairs of the highest score in {pairs.name}." if pairs else held_out_figures.CROPS

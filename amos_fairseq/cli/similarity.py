@@ -35,13 +35,14 @@ def run(args: argparse.Namespace) -> None:
         similarity.read_beir(path, args.split) if path.is_dir() else similarity.read_sts(path, columns)
         for path in args.tasks
     ]
-    names, found, notes = trained.short_names(args.run), {}, []
+    names, found, truncated, notes = trained.short_names(args.run), {}, {}, []
     for path, name in zip(args.run, names):
         model = trained.load(args, path)
         with tqdm(unit="text", desc=visible(name), disable=None) as bar:
             embed = similarity.Embedder(model, args.pooling, args.layer, args.batch_tokens, bar.update)
             results = [task.judged(embed) for task in tasks]
             found[name] = results, embed.anisotropy(tasks[0].texts)
+        truncated[name] = embed.truncated
         if embed.truncated:
             notes.append(f"{name} reads {model.max_tokens} tokens: {embed.truncated:,} texts lost their ends.")
     if args.json:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
             {"model": name, "tasks": [
                 {"task": task.name, **{metric: estimate._asdict() for metric, estimate in result.items()}}
                 for task, result in zip(tasks, results)
-            ], "anisotropy": anisotropy} for name, (results, anisotropy) in found.items()
+            ], "anisotropy": anisotropy, "truncated": truncated[name]} for name, (results, anisotropy) in found.items()
         ]
         print(json_line({"pooling": args.pooling, "layer": args.layer, "models": rows}))
         return

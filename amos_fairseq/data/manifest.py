@@ -142,7 +142,7 @@ def load_manifest_for(data: str) -> tuple[Manifest, list[str]]:
             _check_exists(dictionary)
             if sha256_of(dictionary) != manifest.dictionary_sha256:
                 raise Damaged(f"{dictionary}: the dictionary does not match the data, run amos-fairseq prepare again")
-        read = [*paths, *({os.path.join(folder, VALID_SHARD)} - set(paths))]
+        read = with_validation(folder, paths)
         for path, record in recorded_files(manifest, read):
             _check_exists(path)
             if (size := os.path.getsize(path)) != record["bytes"]:
@@ -150,9 +150,14 @@ def load_manifest_for(data: str) -> tuple[Manifest, list[str]]:
         for path, record in recorded_files(manifest, read, ".idx"):
             _check_sha256(path, record)
             _check_index(path, manifest)
-    if sum(record["bytes"] for _, record in recorded_files(manifest, paths, ".bin")) <= HASHED_BYTES:
-        verify_tokens(manifest, paths)
+    if sum(record["bytes"] for _, record in recorded_files(manifest, read, ".bin")) <= HASHED_BYTES:
+        verify_tokens(manifest, read)
     return manifest, paths
+
+
+def with_validation(folder: str, paths: list[str]) -> list[str]:
+    """These shard folders and the one of validation."""
+    return [*paths, *({os.path.join(folder, VALID_SHARD)} - set(paths))]
 
 
 def recorded_files(manifest: Manifest, paths: list[str], ending: str = "") -> list[tuple[str, FileRecord]]:

@@ -160,20 +160,8 @@ class MaskedBlockDataset(FairseqDataset):
         return np.random.permutation(len(self))
 
 
-def split(sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
-    """A collated batch as batches of equally many sequences, the last of fewer: `parts`, or one of each sequence.
-
-    They are as wide as it is. An empty batch stays one.
-    """
-    if not sample or parts == 1:  # as it is, in pinned memory
-        return [sample]
-    rows = sample["nsentences"]
-    size = -(-rows // parts)
-    return [rows_of(sample, slice(start, min(start + size, rows))) for start in range(0, rows, size)]
-
-
 def rows_of(sample: Dict[str, Any], rows: slice) -> Dict[str, Any]:
-    """Some of a collated batch's sequences."""
+    """Some of a collated batch's sequences, as wide as it is."""
     inputs, lengths, words = sample["net_input"], sample["lengths"][rows], sample["words"][rows]
     first, last = (sum(inputs["num_masked"][:row]) for row in (rows.start, rows.stop))
     net_input = {k: v[rows] if isinstance(v, (torch.Tensor, list)) else v for k, v in inputs.items()}

@@ -35,6 +35,7 @@ from amos_fairseq.data.fast_tokenizer import train_fast
 from amos_fairseq.data.inputs import STANDARD_INPUT, is_stream, list_inputs
 from amos_fairseq.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, load_manifest_for, read_manifest
 from amos_fairseq.data.options import NORMALIZATIONS, Options
+from amos_fairseq.data.released_tokenizer import ReleasedTokenizer
 from amos_fairseq.data.sources import Text, open_source
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME, train_vocabulary
@@ -101,6 +102,11 @@ def prepare(
         if not is_stream(path):
             open_source(path, path, format, chosen).check()
     given = read_vocabulary(chosen.vocabulary) if chosen.vocabulary is not None else None
+    if isinstance(given, ReleasedTokenizer):
+        raise ValueError(
+            f"--vocabulary {chosen.vocabulary} is that of Microsoft's releases, which are fine-tuned, not gone on "
+            "from: leave it out, or name another"
+        )
     if given is not None and (obstacle := given.obstacle):
         logger.warning(
             "%s: %s, which Hugging Face's tokenizers have no equal for: what is trained with it can be exported with "
@@ -120,10 +126,13 @@ def prepare(
         if chosen.train_tokenizer is None:  # SentencePiece's folders are those of before there was a choice
             del recorded["train_tokenizer"]
         identities = [*of_train, *({**identity, "split": "valid"} for identity in of_valid)]
+        plan = _plan(recorded, identities)
         if os.path.exists(os.path.join(out, MANIFEST_NAME)) and not overwrite:
             manifest = _existing(out, recorded, identities)
+            if _kept_plan(partial) not in (None, plan):  # what an --overwrite has begun
+                return manifest
         else:
-            tokenizer = _set_up(partial, recorded, identities, train, given, overwrite)
+            tokenizer = _set_up(partial, plan, recorded, train, given, overwrite)
             slices = _slices(partial, train, valid)
             share = part or (0, 1)
             _encode(slices.all, share, tokenizer, workers, progress)
@@ -190,9 +199,12 @@ class _Lock:
 
 @contextlib.contextmanager
 def _partial_folder(out: str, shared: bool) -> Iterator[tuple[str, _Lock]]:
-    """The folder `out`.partial and the lock on it; it stays, after a failure too, unless the input was wrong."""
+    """The folder `out`.partial and the lock on it; it stays, after a failure too, unless the input was wrong. What an
+    --overwrite has begun stays then, too, for its option may just have been forgotten.
+    """
     partial = f"{out}.partial"
     os.makedirs(partial, exist_ok=True)
+    begun = os.path.exists(os.path.join(out, MANIFEST_NAME)) and _kept_plan(partial) is not None
     lock = _Lock(os.path.join(partial, LOCK_NAME), shared)
     with lock.stream:
         if not lock.take():
@@ -200,7 +212,7 @@ def _partial_folder(out: str, shared: bool) -> Iterator[tuple[str, _Lock]]:
         try:
             yield partial, lock
         except ValueError:
-            if lock.taken_alone():
+            if not begun and lock.taken_alone():
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         except KeyboardInterrupt:
@@ -208,19 +220,27 @@ def _partial_folder(out: str, shared: bool) -> Iterator[tuple[str, _Lock]]:
             raise
 
 
+def _plan(options: dict[str, Any], inputs: list[dict[str, Any]]) -> bytes:
+    """What the encoded slices depend on."""
+    names = (*READING, "vocabulary", "vocab_size", "uncased", "normalization", "vocabulary_sample", "train_tokenizer")
+    of_vocabulary = {name: options[name] for name in names if name in options}
+    return json.dumps({**of_vocabulary, "inputs": inputs}, indent=1).encode()
+
+
+def _kept_plan(partial: str) -> Optional[bytes]:
+    path = Path(partial, PLAN_NAME)
+    return path.read_bytes() if path.exists() else None
+
+
 def _set_up(
-    partial: str, options: dict[str, Any], inputs: list[dict[str, Any]], sources: Sequence[Source],
-    given: Optional[Tokenizer], overwrite: bool,
+    partial: str, plan: bytes, options: dict[str, Any], sources: Sequence[Source], given: Optional[Tokenizer],
+    overwrite: bool,
 ) -> Tokenizer:
     """See to it that what `partial` holds is of the same text and vocabulary, which is trained unless it is there."""
     lock = _Lock(os.path.join(partial, SETUP_LOCK_NAME), shared=False)
     with lock.stream:
         lock.take(wait=True)
-        names = (*READING, "vocabulary", "vocab_size", "uncased", "normalization", "vocabulary_sample")
-        of_vocabulary = {name: options[name] for name in (*names, "train_tokenizer") if name in options}
-        plan = json.dumps({**of_vocabulary, "inputs": inputs}, indent=1).encode()
-        plan_path, model_path = os.path.join(partial, PLAN_NAME), vocabulary_file(partial)
-        kept = Path(plan_path).read_bytes() if os.path.exists(plan_path) else None
+        model_path, kept = vocabulary_file(partial), _kept_plan(partial)
         if kept != plan:
             encoded = glob.glob(os.path.join(glob.escape(partial), ENCODED_NAME, "*.npz"))
             if kept is not None and not overwrite and (os.path.exists(model_path) or encoded):
@@ -231,7 +251,7 @@ def _set_up(
             with contextlib.suppress(FileNotFoundError):
                 os.remove(model_path)
             _emptied(partial, ENCODED_NAME)
-            replace_durably(plan_path, plan)
+            replace_durably(os.path.join(partial, PLAN_NAME), plan)
         if given is not None:
             return given
         if os.path.exists(model_path):

@@ -45,12 +45,17 @@ def open_source(path: str, name: str, format: str, reading: Options) -> Source:
         need("pyarrow", f"reading {name}")
     if format == "json":
         with _stream(path, name, compression, reading.encoding) as stream:
-            format = "array" if stream.bytes.read(PROBE_BYTES).lstrip()[:1] == b"[" else "jsonl"
+            format = "array" if is_array(stream.bytes.read(PROBE_BYTES)) else "jsonl"
     return KINDS[format](path, name, reading, compression)
 
 
 def _stream(path: str, name: str, compression: Optional[str], encoding: Optional[str]):
     return opened(path, name, compression, None if encoding is None or is_utf8(encoding) else encoding)
+
+
+def is_array(probe: bytes) -> bool:
+    """Whether JSON that begins so is an array."""
+    return probe.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def is_utf8(encoding: str) -> bool:
@@ -143,10 +148,11 @@ class Text(_Streamed):
                 f"invalid): {'add --encoding utf-16' if utf16 else 'convert it first, or leave it out'}"
             )
         self.checked(text, invalid_bytes, probe)
+        probe = probe.removeprefix(codecs.BOM_UTF8)
         lines = [line for line in probe.split(b"\n") if line.strip()][:10]
-        is_array = probe.lstrip()[:1] == b"[" and JSON_START.match(probe)
-        if self.reading.format is None and lines and (is_array or all(map(JSON_START.match, lines))):
-            kind = "json" if is_array else "jsonl"
+        array = is_array(probe) and JSON_START.match(probe)
+        if self.reading.format is None and lines and (array or all(map(JSON_START.match, lines))):
+            kind = "json" if array else "jsonl"
             raise ValueError(
                 f"{self.name} holds records of JSON, not plain text: add --format {kind}, or --format text to have "
                 "them taken as they are"
@@ -176,7 +182,8 @@ class _Records:
         self.repaired["lone_surrogates"] += surrogates
         text = text.replace("\0", "").strip()
         kind = corpus.STARTS_DOCUMENT
-        digest = b"" if identity is None else hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
+        spelled = b"" if identity is None else json.dumps(identity, default=str).encode()
+        digest = b"" if identity is None else hashlib.blake2b(spelled, digest_size=8).digest()
         for part in [text] if len(text) <= corpus.CHUNK_BYTES else self._cut(text):
             self.texts.append(part)
             self.kinds.append(kind)

@@ -210,9 +210,10 @@ class FewExamples(Command):
         if args.label_words:
             options["label_words"] = prompts.parse_label_words(args.label_words)
         folders = {seed: folder / f"split{seed}" for seed in seeds}
-        for seed, path in folders.items():
-            prompts.prepare(path, name, train, tests, tokenizer, seed, **options)
-        print(visible(f"{name}: {len(seeds)} splits of {args.per_class} examples per class"), flush=True)
+        made = [prompts.prepare(path, name, train, tests, tokenizer, seed, **options) for seed, path in folders.items()]
+        cut = sum(problem.about["cut_prompts"] for problem in made)
+        longer = f", {cut:,} prompts longer than {max_length} tokens are cut" if cut else ""
+        print(visible(f"{name}: {len(seeds)} splits of {args.per_class} examples per class{longer}"), flush=True)
         return folders
 
 

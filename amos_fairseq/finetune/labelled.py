@@ -7,6 +7,8 @@ Written once for a vocabulary, complete or absent, and read by every run on it.
 """
 
 import json
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
@@ -141,5 +143,13 @@ def read_examples(folder: Path, split: str) -> Examples:
     path = Path(folder) / f"{split}.npz"
     if not path.exists():
         raise ValueError(f"{folder} holds no split {split!r}")
-    with np.load(path, allow_pickle=False) as arrays:
-        return Examples(**arrays)
+    return Examples(**arrays(path))
+
+
+def arrays(path: Path) -> Dict[str, np.ndarray]:
+    """Of a file beside `problem.json`. Raises Damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return dict(found)
+    except (ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise Damaged(f"{path} is damaged ({error}): delete {path.parent} and give the same command again") from None

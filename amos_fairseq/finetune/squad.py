@@ -281,8 +281,7 @@ def decode(folder, split: str, outputs: np.ndarray) -> Predictions:
 
 def _read_sidecars(folder, split: str) -> Tuple[Dict[str, Any], Windows]:
     content = json_files.read(Path(folder) / f"{split}.questions.json")
-    with np.load(Path(folder) / f"{split}.windows.npz", allow_pickle=False) as arrays:
-        return content, Windows(**arrays)
+    return content, Windows(**labelled.arrays(Path(folder) / f"{split}.windows.npz"))
 
 
 def normalize(text: str) -> str:

@@ -20,7 +20,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypedDict
 
-import numpy as np
 import torch
 
 from amos_fairseq import files
@@ -128,8 +127,7 @@ def splits_of(data: Path) -> List[str]:
 
 @cache
 def num_examples(data: Path) -> int:
-    with np.load(data / "train.npz") as arrays:
-        return len(arrays["lengths"])
+    return len(labelled.read_examples(data, "train").lengths)
 
 
 def training_arguments(job: Job, model: Model) -> List[str]:

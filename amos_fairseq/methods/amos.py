@@ -25,7 +25,7 @@ from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.objectives import LossTerm, Mean, rtd_loss
 from amos_fairseq.ops import MaskedLMReading, Noise, full_precision
-from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, option
+from amos_fairseq.options import COUNT, NOT_NEGATIVE, POSITIVE, Range, option
 from amos_fairseq.quantities import DETECTION, GENERATOR, MASKED_LM, RTD, ByRun, Quantity
 
 MIXTURES = ("learned", "random_layer", "layer_switch", "uniform")
@@ -42,7 +42,8 @@ class AmosConfig(DetectionConfig):
         "learned", "learned | random_layer | layer_switch | uniform | fixed:[w,..], one w per depth (Table 2)"
     )
     adversarial_mlm_scale: float = option(
-        0.0, "share of the reversed gradient that also reaches the MLM embeddings; the paper tried 0.1 (Table 2)"
+        0.0, "share of the reversed gradient that also reaches the MLM embeddings; the paper tried 0.1 (Table 2)",
+        Range(0, 1, with_high=True),
     )
     join_blocks: bool = option(False, "let gradient pass between the tower's blocks, i.e. no stop-gradient (Table 2)")
     separate_generators: bool = option(False, "one generator per depth instead of one tower (Table 2)")
@@ -76,6 +77,11 @@ class AmosConfig(DetectionConfig):
                     f"{name} {getattr(self, name)} trains the generator, which generator_checkpoint "
                     f"{self.generator_checkpoint!r} freezes: leave one out"
                 )
+        if self.mixture != "learned":
+            self.refuse_idle(["gumbel_temperature"], f"mixture {self.mixture}")
+        if self.separate_generators or len(depths) == 1:
+            one = "separate_generators" if self.separate_generators else f"generator_depths {depths}"
+            self.refuse_idle(["join_blocks"], one)
         if self.gdes_positions and self.separate_generators:
             raise ValueError(
                 "gdes_positions follow those of one generator, not those of separate_generators: leave one out"
@@ -199,7 +205,8 @@ class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
         """gamma, (M, G) in fp32: softmax over depths of v . f_d  (Eq. 3), or an ablation's fixed or random weights."""
         depths, masked, _ = hidden.shape
         if self.mixture_head is not None:
-            scores = F.linear(full_precision(hidden), full_precision(self.mixture_head.weight)).squeeze(-1)
+            with ops.without_autocast(hidden):
+                scores = F.linear(full_precision(hidden), full_precision(self.mixture_head.weight)).squeeze(-1)
             return scores.T.softmax(dim=-1)
         fixed = self.config.fixed_mixture()
         if fixed is not None:
@@ -222,7 +229,8 @@ class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
         scale = self.config.adversarial_mlm_scale
         held = projected.detach() if scale == 0 else scale * projected + (1 - scale) * projected.detach()
         held = full_precision(held)
-        return torch.einsum("mg,gme->me", mixture_weights.to(held.dtype), held)
+        with ops.without_autocast(held):
+            return torch.einsum("mg,gme->me", mixture_weights.to(held.dtype), held)
 
     def sample(self, projected: Tensor, mixture_weights: Tensor, mlm_targets: Tensor, noise: Noise) -> MaskedLMReading:
         """Losses of (G, M, E) projected states by depth, and draws from their mixture, in one pass over the logits."""
@@ -311,10 +319,7 @@ class Amos(TwoNetworksMethod[AmosConfig, AmosOutput]):
 
     @property
     def masked_lm_encoder(self) -> Encoder:
-        return self.generators[-1]
-
-    @property
-    def generator_tower(self) -> Encoder:
+        """The deepest."""
         return max(self.generators, key=lambda generator: len(generator.layers))
 
     def masked_lm_states(self, batch: PretrainingBatch) -> Tensor:

@@ -91,6 +91,9 @@ class PretrainingMethod(nn.Module, Generic[Config, Output]):
         excluded[vocabulary.excluded] = True
         self.register_buffer("excluded_tokens", excluded, persistent=False)  # (V,) True = never drawn
 
+    def check_schedule(self) -> None:
+        """Raises ValueError if a run of `total_updates` that is to be made would end before all of it has learned."""
+
     def set_num_updates(self, num_updates: int) -> None:
         """Called by fairseq before every update."""
         self.num_updates = num_updates

@@ -37,7 +37,8 @@ class CocoLMConfig(GeneratorConfig):
     generator_layers: int = option(4, "layers of the generator (Sec. 3.3); 0: as many as the encoder", NOT_NEGATIVE)
     generator_embed_dim: int = option(0, "width of the generator; 0: the encoder's", NOT_NEGATIVE)
     generator_dropout: float = option(
-        0.1, "dropout of the generator; above 0 a second pass without it is sampled from", SHARE
+        0.1, "dropout of the generator's layers; a second pass without any, which the embeddings that it shares with "
+        "the encoder have, too, is sampled from", SHARE
     )
     random_replacements: bool = option(False, "draw all words equally often, without a generator (Table 3)")
     clm_weight: float = option(
@@ -64,18 +65,16 @@ class CocoLMConfig(GeneratorConfig):
                     f"{name} {getattr(self, name)!r} is of a generator, which random_replacements "
                     f"{self.random_replacements} does without: choose one"
                 )
-        for name in ("clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens"):
-            if getattr(self, name) and not self.clm_weight:
-                raise ValueError(f"{name} changes nothing with clm_weight {self.clm_weight}: leave one out")
+        if not self.clm_weight:
+            self.refuse_idle(["clm_without_copy", "clm_without_stop_gradient", "clm_all_tokens"], "clm_weight 0.0")
         for name in ("clm_without_stop_gradient", "clm_all_tokens"):
             if getattr(self, name) and self.clm_without_copy:
                 raise ValueError(
                     f"{name} {getattr(self, name)} is about the copy mechanism, which clm_without_copy "
                     f"{self.clm_without_copy} takes away: leave one out"
                 )
-        for name in ("scl_without_head", "scl_gather"):
-            if getattr(self, name) and not self.scl_weight:
-                raise ValueError(f"{name} changes nothing with scl_weight {self.scl_weight}: leave one out")
+        if not self.scl_weight:
+            self.refuse_idle(["scl_without_head", "scl_gather", "scl_temperature"], "scl_weight 0.0")
         if not self.rtd_weight and not self.clm_without_stop_gradient:
             raise ValueError(
                 f"rtd_weight {self.rtd_weight} leaves detection untrained with clm_without_stop_gradient "
@@ -154,7 +153,8 @@ class CocoLM(GeneratorMethod[CocoLMConfig, CocoLMOutput]):
         self.scl_head = ProjectionHead(dim, dim) if has_scl_head else nn.Identity()
 
     def check_batch_size(self, sequences: int, split: str) -> None:
-        if sequences < 2 and self.config.scl_weight and not self.config.scl_gather:
+        gathers = self.config.scl_gather and split == "train"
+        if sequences < 2 and self.config.scl_weight and not gathers:
             suffix = "" if split == "train" else "-valid"
             raise ValueError(
                 f"{split}: batches of {sequences} sequence leave scl_weight {self.config.scl_weight} without a "

@@ -1,7 +1,7 @@
 """What can be set of every method's encoder: options and sizes."""
 
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Sequence
 
 from amos_fairseq.modules.encoder import EncoderConfig
 from amos_fairseq.modules.initialization import LAYER_NORM_EPS
@@ -92,6 +92,13 @@ class PretrainingConfig:
                 f"init_checkpoint {self.init_checkpoint!r}: leave one out"
             )
 
+    def refuse_idle(self, names: Sequence[str], condition: str) -> None:
+        """Raises ValueError for an option that changes nothing on this condition, unless it has its default."""
+        for name in names:
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"{name} {value} changes nothing with {condition}: leave it out")
+
     def lr_factors(self) -> Dict[str, float]:
         """By option: see `PretrainingMethod.learning_rate_groups`."""
         return {name: value for name, value in vars(self).items() if name.endswith(LR_FACTOR)}
@@ -133,8 +140,5 @@ class JudgingConfig(PretrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.sampling_temperature_decay and self.sampling_temperature == 1.0:
-            raise ValueError(
-                f"sampling_temperature_decay {self.sampling_temperature_decay} changes nothing with "
-                "sampling_temperature 1.0: leave it out"
-            )
+        if self.sampling_temperature == 1.0:
+            self.refuse_idle(["sampling_temperature_decay"], "sampling_temperature 1.0")

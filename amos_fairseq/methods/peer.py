@@ -138,6 +138,11 @@ class Peer(SharedGeneratorMethod[PeerConfig, PeerOutput]):
         self.levels = len(config.tqr_partition) + 2
         self.tqr_head = QualityHead(config.encoder_embed_dim, self.levels)
 
+    def check_schedule(self) -> None:
+        warmup, left = self.config.tqr_warmup_updates, self.total_updates - self.generator_warmup
+        if 0 < left <= warmup:
+            raise ValueError(f"tqr_warmup_updates {warmup} leaves the ranking nothing of {left} updates: lower it")
+
     def forward(self, batch: PretrainingBatch) -> PeerOutput:
         masked_lm = self.generate(batch)
         drawn = self.without_dropout(masked_lm, batch)

@@ -54,11 +54,8 @@ class ScriptConfig(JudgingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.gumbel_temperature != 1.0 and self.sample_gradient == "none":
-            raise ValueError(
-                f"gumbel_temperature {self.gumbel_temperature} changes nothing with sample_gradient none: "
-                "leave it out, or choose straight_through or soft"
-            )
+        if self.sample_gradient == "none":
+            self.refuse_idle(["gumbel_temperature"], "sample_gradient none")
 
 
 class ScriptOutput(NamedTuple):

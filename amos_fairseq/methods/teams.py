@@ -60,8 +60,10 @@ class TeamsConfig(SharedGeneratorConfig, DetectionConfig):
                 f"exported_branch rtd needs two branches, but task_heads {self.task_heads} with {weights} has one"
             )
 
-        if self.detection_bias_init == "prior" and not self.rtd_weight:
-            raise ValueError("detection_bias_init prior changes nothing with rtd_weight 0.0: leave it out")
+        if not self.rtd_weight:
+            self.refuse_idle(["detection_bias_init"], "rtd_weight 0.0")
+        if not self.mws_weight:
+            self.refuse_idle(["num_negatives", "negatives"], "mws_weight 0.0")
 
     def has_two_branches(self) -> bool:
         """Whether the tasks read different layers; the encoder's last one serves a single task, or both with ffn."""
@@ -215,6 +217,9 @@ class Teams(SharedGeneratorMethod[TeamsConfig, TeamsOutput]):
         """None if it is on the other branch than the exported one."""
         on_the_other = self.branch_layer is not None and self.config.exported_branch != "rtd"
         return None if on_the_other else self.rtd_head
+
+    def corruptions(self, batch: PretrainingBatch) -> Dict[str, Corruption]:
+        return {} if self.rtd_head is None else super().corruptions(batch)
 
     def detection_logits(self, tokens: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
         if self.rtd_head is None:

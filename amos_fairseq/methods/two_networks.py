@@ -74,10 +74,8 @@ class TwoNetworksConfig(JudgingConfig):
                     f"generator_warmup_updates {self.generator_warmup_updates} would replace the encoder of {name} "
                     f"{getattr(self, name)!r}: leave one out, or set generator_warmup_without_copy"
                 )
-        if self.generator_warmup_without_copy and not self.generator_warmup_updates:
-            raise ValueError(
-                "generator_warmup_without_copy changes nothing with generator_warmup_updates 0: leave it out"
-            )
+        if not self.generator_warmup_updates:
+            self.refuse_idle(["generator_warmup_without_copy"], "generator_warmup_updates 0")
         if self.gdes_positions and self.token_table != "gdes":
             raise ValueError(f"gdes_positions needs token_table gdes, got {self.token_table}: set it, or leave it out")
         for name, unset in (("output_bias_init", "zero"), ("generator_warmup_updates", 0)):
@@ -182,7 +180,7 @@ class TwoNetworksMethod(PretrainingMethod[Config, Output]):
 
     def encoder_start(self) -> Start:
         copied = not self.two_networks.generator_warmup_without_copy
-        return start_of(self.encoder, dict(self.generator_tower.named_parameters()) if copied else {})
+        return start_of(self.encoder, dict(self.masked_lm_encoder.named_parameters()) if copied else {})
 
     def table_of_generator(self) -> nn.Embedding:
         """The token table to make the generator on; heads on the encoder's table are made afterwards."""
@@ -206,11 +204,6 @@ class TwoNetworksMethod(PretrainingMethod[Config, Output]):
     def generator_terms(self, masked_lm: MaskedLMReading) -> Dict[str, LossTerm]:
         """The generator's loss; none if it is frozen."""
         return {} if self.frozen_generator else {"mlm": mlm_loss(masked_lm)}
-
-    @property
-    def generator_tower(self) -> Encoder:
-        """The generator, of several the deepest."""
-        return self.masked_lm_encoder
 
     def exported_encoder(self) -> Encoder:
         return folded(self.encoder) if self.two_networks.token_table == "gdes" else self.encoder
@@ -237,6 +230,8 @@ class GeneratorMethod(TwoNetworksMethod[Config, Output]):
         config, token_embeddings = cast(GeneratorConfig, self.config), self.table_of_generator()
         dropout = 0.0 if self.frozen_generator else config.generator_dropout
         dim = config.generator_embed_dim or config.encoder_embed_dim
+        if config.generator_embed_dim and dim % (heads := heads_of(dim)):
+            raise ValueError(f"generator_embed_dim {dim} cannot be divided by its {heads} heads: take a multiple of 64")
         generator_config = config.encoder_config(
             vocabulary, layers=config.generator_layers or config.encoder_layers, dim=dim,
             heads=heads_of(dim) if config.generator_embed_dim else config.encoder_attention_heads,

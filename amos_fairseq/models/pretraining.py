@@ -8,6 +8,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model, register_model_architecture
 from omegaconf import OmegaConf
 
+from amos_fairseq.data.masking import padded_width
 from amos_fairseq.methods import METHODS, build, for_each_method, size_options
 from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.methods.config import ENCODER_SIZES
@@ -46,14 +47,17 @@ class PretrainingModel(Model):
                 f"arch {cls.method_name} and task {task.method_name} are two methods: use one name for task, arch "
                 "and criterion"
             )
-        if task.cfg.tokens_per_sample > cfg.max_positions:
+        length = task.cfg.tokens_per_sample
+        if (width := padded_width(length)) > cfg.max_positions:
+            padded = f", padded to {width}," if width > length else ""
             raise ValueError(
-                f"tokens_per_sample {task.cfg.tokens_per_sample} exceeds max_positions {cfg.max_positions}: "
-                "raise --max-positions, or shorten the blocks"
+                f"tokens_per_sample {length}{padded} exceeds max_positions {cfg.max_positions}: raise --max-positions, "
+                "or shorten the blocks"
             )
         options = OmegaConf.to_container(cfg, resolve=True)
         schedule = dict(noise_seed=task.cfg.seed, total_updates=task.cfg.max_update)
         method = build(cls.method_name, options, task.vocabulary, **schedule)
+        method.check_schedule()
         if method.config.compile_layers:
             compile_layers(method)
         return cls(method)

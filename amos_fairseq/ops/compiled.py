@@ -2,7 +2,8 @@
 
 One source is compiled for CUDA (fp32, bf16, fp16) and for the CPU (fp32), each into a library without PyTorch in it, so
 that it serves every release; here their C functions become PyTorch operators, which `torch.compile` keeps whole.
-Results differ from PyTorch's by rounding alone, and a row's never depend on the other rows or on the number of threads.
+Results differ from PyTorch's by rounding alone, but for longer lists of candidates, and a row's never depend on the
+other rows or on the number of threads.
 """
 
 import ctypes

@@ -80,7 +80,7 @@ def straight_through_gumbel_softmax(
     The table gets no gradient from here: it gets the ordinary one of the lookup that made `embeddings`.
 
     With `candidates` (M, C), from `masked_lm` with the same noise and temperature, the sum runs over a row's candidates
-    alone, which at temperature 0.3 hold all but 1e-5 of p; without, over all tokens, by chunks of rows. Lists are
+    alone, which at temperature 0.3 hold all but 2e-5 of p; without, over all tokens, by chunks of rows. Lists are
     refused above a temperature of 0.5, where they would leave out too much.
 
     embeddings: (B, T, E)   hidden: (M, E)   table: (V, E)   bias: (V,)   positions: (M,) flat indices into B * T

@@ -25,8 +25,9 @@ def weights_of(count: int, decay: Optional[float] = None) -> List[float]:
 def average(paths: Sequence[Path], out: Path, decay: Optional[float] = None) -> List[Path]:
     """Write the checkpoint `out`, the last one named with mean parameters, and return which ones these are of.
 
-    All else, the optimizer's state included, is the last one's: training can go on from it. Raises ValueError if there
-    are fewer than two, or if they are not of one network, method and vocabulary; then nothing is written.
+    All else is the last one's, the optimizer's state but for its exact parameters included: training can go on from
+    it. Raises ValueError if there are fewer than two, or if they are not of one network, method and vocabulary; then
+    nothing is written.
     """
     weights = weights_of(len(paths), decay)
     folders = [store.find(path).resolve() for path in paths]
@@ -51,6 +52,7 @@ def average(paths: Sequence[Path], out: Path, decay: Optional[float] = None) -> 
         tensor = state["model"][name]
         means[place] = sums[name].to(tensor.dtype) if tensor.is_floating_point() else tensor
     model = {name: means[id(tensor)] for name, tensor in state["model"].items()}
+    state.get("last_optimizer_state", {}).pop("fp32_params", None)  # or a run in half precision goes on from these
     about = storage.read_manifest(folders[-1])
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.write(out, {**state, "model": model}, dict(number=about["number"], score=None, purposes=[]))

@@ -1,7 +1,7 @@
 """What a task is to supervision; one that derives from this, with a config derived from SupervisionConfig, has it."""
 
 import logging
-from typing import Any, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from fairseq.tasks import FairseqTask
 
@@ -20,6 +20,7 @@ class SupervisedTask(FairseqTask):
     free_options = free_names(SupervisionConfig)  # of the task and its model, that a resumed run may change
     loss_names: Sequence[str] = ()  # of logged quantities: what the loss is made of
     divides_batches = False  # an update is the same if its micro-batches are made in parts, which `split_batch` makes
+    rows_of: Optional[Callable[[Dict[str, Any], slice], Dict[str, Any]]] = None  # some of a batch's sequences
     _validation_parts = 1  # that each batch of validation is made in since memory ran out
 
     @classmethod
@@ -28,9 +29,13 @@ class SupervisedTask(FairseqTask):
             return cls(cfg)
 
     def split_batch(self, sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
-        """The batch in `parts` parts, or as many as it has sequences; an empty one, or what cannot be split, as it is.
+        """The batch in `parts` of equally many sequences, the last of fewer, or one of each sequence; an empty one, or
+        without `rows_of`, as it is.
         """
-        return [sample]
+        if self.rows_of is None or not sample or parts == 1:  # as it is, in pinned memory
+            return [sample]
+        size = -(-sample["nsentences"] // parts)
+        return [self.rows_of(sample, slice(start, start + size)) for start in range(0, sample["nsentences"], size)]
 
     def sample_ids(self, sample: Dict[str, Any]) -> List[int]:
         """What the log names the batch's sequences by."""

@@ -116,6 +116,7 @@ class FinetuningTask(SupervisedTask):
 
     free_options = free_names(FinetuningTaskConfig)
     divides_batches = True
+    rows_of = staticmethod(rows_of)
     method_name = FINETUNING  # by which models and criterions of pre-training see that it is not theirs
     source_dictionary = target_dictionary = None
 
@@ -201,13 +202,6 @@ class FinetuningTask(SupervisedTask):
         kwargs["required_batch_size_multiple"] = 1  # fairseq drops a last batch that is none
         kwargs["num_workers"] = 0  # the data are in memory: to wait for a new process costs more than to collate
         return super().get_batch_iterator(dataset, *args, **kwargs)
-
-    def split_batch(self, sample, parts):
-        if not sample or parts == 1:
-            return [sample]
-        sequences = sample["nsentences"]
-        size = -(-sequences // parts)
-        return [rows_of(sample, slice(start, start + size)) for start in range(0, sequences, size)]
 
     def max_positions(self):
         return self.origin.encoder.max_positions

@@ -21,8 +21,8 @@ from amos_fairseq.checkpoints import storage
 from amos_fairseq.checkpoints.training import goes_on_from
 from amos_fairseq.criterions.pretraining import TOKENS
 from amos_fairseq.data import loading
-from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located, verify_tokens
-from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, split
+from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located, verify_tokens, with_validation
+from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, rows_of
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.fairseq_options import told_with_recipe_named
@@ -102,7 +102,7 @@ class PretrainingTask(SupervisedTask):
                 )
         if cfg.verify_data:
             process, processes = distributed_utils.get_global_rank(), distributed_utils.get_global_world_size()
-            verify_tokens(self.manifest, self.shards, process, processes)
+            verify_tokens(self.manifest, with_validation(self.folder, self.shards), process, processes)
         self.vocabulary_bytes = self.read_vocabulary()
         self.tokenizer = load_tokenizer(self.vocabulary_bytes.numpy().tobytes())
         self.dictionary = self.load_dictionary()
@@ -304,15 +304,14 @@ class PretrainingTask(SupervisedTask):
         given = getattr(self.cfg, "fixed_validation_seed", None)
         return VALIDATION_SEED if given is None else given
 
-    def split_batch(self, sample, parts):
-        return split(sample, parts)
+    rows_of = staticmethod(rows_of)
 
     def sample_ids(self, sample):
         return sample["net_input"]["sample_ids"].tolist()
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
         if ignore_grad:  # the batch does not count: one sequence of it will do
-            sample = split(sample, sample["nsentences"])[0]
+            sample = rows_of(sample, slice(0, 1))
             sample = {**sample, "net_input": {**sample["net_input"], "stand_in": True}}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
 

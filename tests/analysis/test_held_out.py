@@ -36,10 +36,10 @@ def data(tokenizer, tmp_path_factory):
 def make_run(tmp_path, make_method, tokenizer, save_checkpoint, data):
     """make_run(method): a run of random parameters, its checkpoint and its data."""
 
-    def make_run(name, gain=4.0):
+    def make_run(name, gain=4.0, **options):
         vocabulary = Vocabulary(len(tokenizer), tokenizer.pad, tokenizer.excluded)
         folder = tmp_path / name
-        method = make_method(name, vocabulary=vocabulary, gain=gain)
+        method = make_method(name, vocabulary=vocabulary, gain=gain, **options)
         save_checkpoint(folder / "checkpoint_1_2", name, method, tokenizer)
         return Run(name, folder, RunLog([], []), {"data": str(data)})
 
@@ -88,6 +88,11 @@ def test_each_depth_of_amos_replaces_alone(make_run):
     assert not torch.equal(found["layer 1"].corrupted_tokens, expected.corrupted_tokens)
 
 
+def test_without_detection_teams_replaces_for_nobody_and_its_other_figures_stay(make_run):
+    found = held_out.probe(make_run("teams_mws", rtd_weight=0.0))
+    assert found.replaced_losses == {} and len(found.similar_cosines) == len(found.first)
+
+
 def test_loss_on_replaced_tokens_is_that_of_calling_them_replaced(make_run):
     run = make_run("electra_rtd")
     model = from_pretrained(run.folder)
@@ -131,29 +136,6 @@ def test_data_of_another_vocabulary_are_refused(make_run, data, tmp_path):
         held_out.probe(run._replace(options={"data": str(tmp_path / "gone")}))
     with pytest.raises(ValueError, match="holds no data, and its log does not name them"):
         held_out.probe(run._replace(options={}))
-
-
-def test_pairs_are_read_as_sts_b_has_them(tmp_path):
-    path = tmp_path / "dev.tsv"
-    path.write_text('index\tsentence1\tsentence2\tscore\n0\tA "plane\tB\t5.000\n1\tC\tD\t0.5\n')
-    pairs = held_out.read_pairs(path)
-    assert pairs[:3] == ("dev", ['A "plane', "C"], ["B", "D"]) and pairs.scores.tolist() == [5.0, 0.5]
-
-
-NAMES = "sentence1\tsentence2\tscore\n"
-
-
-@pytest.mark.parametrize("text, message", [
-    ("a\tb\t1\nc\td\t2\ne\tf\t3\n", "line 2: there is no column 'sentence1', needed are sentence1, sentence2, score"),
-    (NAMES, "holds no examples: expected are columns sentence1, sentence2, score"),
-    (NAMES + "a\tb\t1\n", "holds one pair: give two or more"),
-    (NAMES + "a\tb\thigh\nc\td\t1\n", "line 2: label 'high' is no number"),
-    (NAMES + "a\nb\n", "line 2: 1 fields, but 3 columns"),
-])
-def test_other_files_of_pairs_are_refused(tmp_path, text, message):
-    (tmp_path / "pairs").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        held_out.read_pairs(tmp_path / "pairs")
 
 
 def made_up(name, **fields):

@@ -70,7 +70,10 @@ def test_hours_follow_from_flops_devices_and_peaks():
 WRONG = {
     "lr": (dict(lr=[0]), "lr 0.0 is out of range: it must be above 0"),
     "model": (dict(max_positions=16), "tokens_per_sample 32 exceeds max_positions 16: raise --max-positions"),
+    "padded": (dict(tokens_per_sample=36, max_positions=36), "tokens_per_sample 36, padded to 40, exceeds max_"),
+    "ranking": (dict(name="peer_tqr", tqr_warmup_updates=8), "tqr_warmup_updates 8 leaves the ranking nothing of 8"),
     "batch": (dict(name="coco_lm", batch_size=1), "train: batches of 1 sequence leave scl_weight 1.0 without a"),
+    "max_tokens": (dict(max_tokens=9, batch_size=None, data="gone"), "max_tokens 9 is less than one block, 32"),
     "no corpus": (dict(data=REPOSITORY / "slurm"), "slurm holds no manifest.json, nor does its parent: run"),
 }
 

@@ -53,6 +53,11 @@ def test_labels_have_the_probabilities_of_the_network(predict, tokenizer):
         assert answer["label"] == LABELS[expected.argmax()]
 
 
+def test_texts_that_are_cut_are_counted(predict):
+    _, lines, told, _ = predict("classification", "alpha\n" + "alpha beta " * 20 + "\n")
+    assert len(lines) == 2 and told == "text: 1 texts lost their ends: training read no more\n"
+
+
 def test_labels_are_printed_likeliest_first(predict):
     _, (as_json,), _, _ = predict("classification", "alpha beta", "--json")
     _, (line,), _, _ = predict("classification", "alpha beta")

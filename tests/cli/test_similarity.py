@@ -40,6 +40,7 @@ def test_tasks_and_anisotropy_of_models_stand_beside_each_other(command):
     assert rows[3][1].startswith("100.0 (100.0 to") and "near 1, all are alike" in notes
     document = json.loads(command(*arguments, "--json")[1])
     assert [model["model"] for model in document["models"]] == ["electra_rtd", "bert_mlm"]
+    assert [model["truncated"] for model in document["models"]] == [0, 0]
     value = document["models"][1]["tasks"][1]["nDCG@10"]["value"]
     assert rows[2][2].startswith(f"{100 * value:.1f} (")
 

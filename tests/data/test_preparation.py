@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from amos_fairseq.data.packing import BlockPacker, held_out
 from amos_fairseq.data.preparation import prepare
 from amos_fairseq.data.sources import Text
 from amos_fairseq.data.vocabulary import BOS, EOS, UNK
+from amos_fairseq.user_errors import Damaged
 
 SPECIAL_TEXT = "<s> <pad> </s> <unk> <mask> x<mask>y madeupword0000"
 
@@ -105,6 +107,14 @@ def test_shards_are_equal_and_the_manifest_counts_them(prepared):
     assert characters == sum(map(len, DOCUMENTS))
     assert manifest.splits["train"].tokens == sum(map(len, load_blocks(prepared)))
     assert set(manifest.dropped.values()) == set(manifest.repaired.values()) == {0}
+
+
+def test_validation_s_tokens_are_compared_whichever_shards_are_named(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    path = tmp_path / "data/data0/valid.bin"
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    with pytest.raises(Damaged, match="data0/valid.bin differs from what was written: run amos-fairseq prepare again"):
+        load_manifest_for(str(tmp_path / "data/data1"))
 
 
 def test_manifest_hashes_are_true_and_files_are_uint16(prepared):

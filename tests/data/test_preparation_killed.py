@@ -159,14 +159,28 @@ def test_complete_slices_are_not_encoded_again(text, tmp_path, monkeypatch):
     assert [os.path.basename(path) for path in written] == [f"{i:06d}.npz" for i in range(10, SLICES)]
 
 
-def interrupt_packing(text, out, monkeypatch):
+def interrupt_packing(text, out, monkeypatch, **options):
     def interrupted(*arguments):
         raise KeyboardInterrupt  # not by a signal, which processes in the background ignore
 
     with monkeypatch.context() as patched:
         patched.setattr(preparation, "_pack", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            prepare([text], out, workers=1, **OPTIONS)
+            prepare([text], out, workers=1, **{**OPTIONS, **options})
+
+
+def test_what_overwrite_has_begun_is_kept_if_the_option_is_forgotten_or_the_old_command_given(
+    text, tmp_path, monkeypatch
+):
+    out, options = str(tmp_path / "out"), {**OPTIONS, "vocab_size": 310}
+    manifest = prepare([text], out, workers=1, **OPTIONS)
+    interrupt_packing(text, out, monkeypatch, vocab_size=310, overwrite=True)
+    with pytest.raises(ValueError, match="other inputs or options: choose another --out or add --overwrite"):
+        prepare([text], out, workers=1, **options)
+    assert prepare([text], out, workers=1, **OPTIONS) == manifest and len(encoded_files(out)) == SLICES
+    monkeypatch.setattr(encoding, "write_encoded", lambda *arguments: pytest.fail("encoded again"))
+    assert prepare([text], out, workers=1, overwrite=True, **options).vocabulary_size == 312
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_what_is_encoded_serves_other_options_of_packing(text, expected, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from amos_fairseq.data import preparation
 from amos_fairseq.data.released_tokenizer import ReleasedTokenizer, prepare
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary import load_processor, train_vocabulary
@@ -94,6 +95,15 @@ def test_mask_is_where_dict_txt_names_it_and_is_never_counted_twice(tokenizer, m
     assert named.encode("the cat") == [token + 1 for token in tokenizer.encode("the cat")]
     assert named.encode_masked("the <mask>")[-1] == 4 and load_tokenizer(named.model).mask == 4
     assert named.decode([4, *named.encode("the cat")]) == "<mask> the cat"
+
+
+def test_nothing_is_prepared_with_it(tokenizer, tmp_path):
+    (tmp_path / "vocabulary").mkdir()
+    (tmp_path / "vocabulary/sentencepiece.model").write_bytes(tokenizer.model)
+    (tmp_path / "text").write_text("\n\n".join(SENTENCES * 9))
+    with pytest.raises(ValueError, match="vocabulary is that of Microsoft's releases, which are fine-tuned"):
+        preparation.prepare([str(tmp_path / "text")], str(tmp_path / "out"), vocabulary=str(tmp_path / "vocabulary"))
+    assert not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.skipif(not RELEASED.is_dir(), reason="the released vocabulary is not at hand")

@@ -176,6 +176,27 @@ def test_records_with_the_id_of_an_earlier_one_are_left_out(name, tmp_path):
     assert sum(split.documents for split in manifest.splits.values()) == 90
 
 
+def test_ids_may_be_times_or_bytes(tmp_path):
+    for number, kind in enumerate((pyarrow.timestamp("s"), pyarrow.binary(4))):
+        ids = pyarrow.array([row % 20 for row in range(40)], pyarrow.int64())
+        ids = ids.cast(kind) if number == 0 else pyarrow.array([b"%04d" % row for row in ids.to_pylist()], kind)
+        table = pyarrow.table({"id": ids, "text": DOCUMENTS[:40]})
+        parquet.write_table(table, tmp_path / f"{number}.parquet")
+        manifest = prepare([str(tmp_path / f"{number}.parquet")], str(tmp_path / f"out{number}"), id_field="id",
+                           workers=1, vocab_size=60)
+        assert manifest.dropped["repeated_ids"] == 20
+
+
+def test_an_array_of_json_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf " + json.dumps(records(DOCUMENTS[:40]), indent=1).encode())
+    manifest = prepare([str(path)], str(tmp_path / "out"), workers=1, vocab_size=60)
+    assert sum(split.documents for split in manifest.splits.values()) == 40
+    path.rename(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match="holds records of JSON, not plain text: add --format json, "):
+        prepare([str(tmp_path / "a.txt")], str(tmp_path / "other"), workers=1)
+
+
 def test_standard_input_is_of_the_format_that_is_named_and_may_be_compressed(expected, tmp_path):
     path = write(tmp_path, "jsonl.zst")
     words = ["--format", "jsonl", "--out", tmp_path / "out", "--vocab-size", 200, "--tokens-per-sample", 32, "--shards",

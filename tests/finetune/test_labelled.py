@@ -6,6 +6,7 @@ import torch
 
 from amos_fairseq.finetune import labelled
 from amos_fairseq.finetune.labelled import Collater, Examples, Problem, read_examples, read_problem
+from amos_fairseq.user_errors import Damaged
 
 PAD = 1
 EXAMPLES = Examples(
@@ -32,6 +33,15 @@ def test_a_damaged_problem_is_told_with_the_remedy(tmp_path, content):
     (tmp_path / "problem.json").write_bytes(content)
     with pytest.raises(ValueError, match="problem.json.*: delete .* and give the same command again"):
         read_problem(tmp_path)
+
+
+def test_damaged_examples_are_told_with_the_remedy(tmp_path):
+    labelled.write(tmp_path / "toy", PROBLEM, {"train": EXAMPLES})
+    path = tmp_path / "toy/train.npz"
+    for content in (b"", b"PK", path.read_bytes()[:-40], b"x" * 100):
+        path.write_bytes(content)
+        with pytest.raises(Damaged, match="train.npz is damaged .*: delete .*toy and give the same command again"):
+            read_examples(tmp_path / "toy", "train")
 
 
 def test_a_batch_is_padded_on_the_right_to_its_longest():

@@ -115,6 +115,8 @@ def test_sets_of_labels_are_lists_of_json_or_have_commas_between(prepare, tmp_pa
     (out / "problem.json").unlink()
     with pytest.raises(ValueError, match="valid.jsonl, line 1: label 'x' is none of awe, joy"):
         prepare(train, "jsonl", kind="multi_label", others={"valid": train.replace('"awe"', '"x"')})
+    with pytest.raises(ValueError, match=r"train.tsv, line 3: labels \"\['awe'\]\" are no list of JSON: write a,b or"):
+        prepare("text\tlabel\nalpha\tjoy\nbeta\t['awe']\n", kind="multi_label")
     with pytest.raises(ValueError, match="train.jsonl: there is no label in any row"):
         prepare('{"text": "a", "label": []}\n', "jsonl", kind="multi_label", others={"valid": train})
 

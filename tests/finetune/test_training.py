@@ -101,7 +101,7 @@ def test_two_processes_and_micro_batches_are_one_batch(toy, checkpoint, finetune
             for metric in read_problem(folder).metrics:
                 assert row[metric] == pytest.approx(expected_row[metric], abs=1e-6)
         for key, value in expected.items():
-            torch.testing.assert_close(model[key], value, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(model[key], value, rtol=1e-3, atol=5e-4)  # by Adam, of gradients near 0
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(1, marks=pytest.mark.soak)])
@@ -141,14 +141,14 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command_to_the_same_bits(
 def test_a_batch_in_parts_is_that_batch(toy, kind):
     sample = LabelledDataset("train", read_examples(toy(kind), "train"), padding=1, seed=1).collater([3, 1, 4, 0, 5])
     for parts, sizes in ((1, [5]), (2, [3, 2]), (4, [2, 2, 1]), (8, [1] * 5)):
-        split = FinetuningTask.split_batch(None, sample, parts)
+        split = FinetuningTask.split_batch(FinetuningTask, sample, parts)
         assert [part["nsentences"] for part in split] == sizes
         assert sum(part["ntokens"] for part in split) == sample["ntokens"]
         for name in ("id", "targets", *(["candidates"] if kind == "span" else [])):
             assert torch.equal(torch.cat([part[name] for part in split]), sample[name])
         for name, value in sample["net_input"].items():
             assert torch.equal(torch.cat([part["net_input"][name] for part in split]), value)
-    assert FinetuningTask.split_batch(None, {}, 2) == [{}]
+    assert FinetuningTask.split_batch(FinetuningTask, {}, 2) == [{}]
 
 
 def test_batches_are_drawn_anew_in_every_epoch_and_for_every_seed(toy):

@@ -364,11 +364,30 @@ def test_equal_depths_are_told_apart_in_the_logs(make_method, batch):
         (dict(mixture="fixed:[0,0,0]"), "unknown mixture"),
         (dict(gumbel_temperature=0.0), "gumbel_temperature 0.0 is out of range: it must be above 0"),
         (dict(mixture="uniform", adversarial_mlm_scale=0.1), "needs mixture learned"),
+        (dict(adversarial_mlm_scale=-1.0), "adversarial_mlm_scale -1.0 is out of range: it must be at least 0 and at"),
+        (dict(mixture="uniform", gumbel_temperature=0.5), "temperature 0.5 changes nothing with mixture uniform"),
+        (dict(separate_generators=True, join_blocks=True), "join_blocks True changes nothing with separate_generators"),
+        (dict(generator_depths=[2], join_blocks=True), r"changes nothing with generator_depths \[2\]: leave it out"),
     ],
 )
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         AmosConfig(**options)
+
+
+def test_of_separate_generators_the_deepest_fills_masks(make_method):
+    method = make_method("amos_rtd", separate_generators=True, generator_depths=[2, 4, 1])
+    assert method.masked_lm_encoder is method.generators[1] and len(method.masked_lm_encoder.layers) == 4
+
+
+def test_the_mixture_is_computed_in_fp32_under_autocast_too(make_method, batch):
+    method = make_method("amos_rtd", gain=10.0)
+    hidden = method.generate(batch).detach().to(torch.bfloat16).float()
+    weights = method.mix(hidden, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(method.mix(hidden, batch), weights)
+        mixed = method.mixed_embedding(weights, hidden)
+    assert torch.equal(mixed, method.mixed_embedding(weights, hidden)) and mixed.dtype == torch.float32
 
 
 def test_layer_switch_needs_the_length_of_the_run(make_method):

@@ -220,10 +220,11 @@ def test_another_generator_than_the_options_describe_is_refused(make_method):
         (dict(clm_weight=-1.0), "clm_weight -1.0 is out of range: it must be at least 0"),
         (dict(scl_temperature=0.0), "scl_temperature 0.0 is out of range: it must be above 0"),
         (dict(generator_checkpoint="a.pt", random_replacements=True), "checkpoint 'a.pt' .* random_replacements True"),
-        (dict(clm_weight=0.0, clm_all_tokens=True), "clm_all_tokens changes nothing with clm_weight 0.0"),
+        (dict(clm_weight=0.0, clm_all_tokens=True), "clm_all_tokens True changes nothing with clm_weight 0.0"),
         (dict(clm_without_copy=True, clm_all_tokens=True), "clm_all_tokens True .* clm_without_copy True"),
         (dict(clm_without_copy=True, clm_without_stop_gradient=True), "stop_gradient True .* clm_without_copy True"),
-        (dict(scl_weight=0.0, scl_gather=True), "scl_gather changes nothing with scl_weight 0.0"),
+        (dict(scl_weight=0.0, scl_gather=True), "scl_gather True changes nothing with scl_weight 0.0"),
+        (dict(scl_weight=0.0, scl_temperature=0.1), "scl_temperature 0.1 changes nothing with scl_weight 0.0"),
         (dict(rtd_weight=0.0), "rtd_weight 0.0 leaves detection untrained with clm_without_stop_gradient False"),
     ],
 )
@@ -237,6 +238,8 @@ def test_batches_of_one_sequence_are_refused_where_it_has_no_negative(make_metho
         make_method("coco_lm").check_batch_size(1, "valid")
     make_method("coco_lm").check_batch_size(2, "train")
     make_method("coco_lm", scl_gather=True).check_batch_size(1, "train")
+    with pytest.raises(ValueError, match="valid: batches of 1 sequence"):  # which gathers nothing
+        make_method("coco_lm", scl_gather=True).check_batch_size(1, "valid")
     make_method("coco_lm", scl_weight=0.0).check_batch_size(1, "train")
 
 

@@ -66,7 +66,7 @@ def test_gradients_are_0_where_the_generator_does_not_reach_and_there_for_all_of
     method = make(name)
     loss_of(at(method, 0), batch)["mlm"].total.backward()
     idle = set(method.idle_parameters())
-    assert not idle & {*method.generator_tower.parameters(), *method.mlm_head.parameters()}
+    assert not idle & {*method.masked_lm_encoder.parameters(), *method.mlm_head.parameters()}
     assert set(method.encoder.layers[-1].parameters()) <= idle or name in ("teams_mws", "peer_tqr", "coco_lm")
     for key, parameter in method.named_parameters():
         assert bool(parameter.grad.any()) != (parameter in idle), key
@@ -114,7 +114,7 @@ def test_the_encoder_takes_of_the_tower_what_it_does_not_share_already(make, nam
             assert parameter is not value
             parameter.copy_(value)
     if name != "without":
-        tower, encoder = (dict(net.named_parameters()) for net in (method.generator_tower, method.encoder))
+        tower, encoder = (dict(net.named_parameters()) for net in (method.masked_lm_encoder, method.encoder))
         assert all(torch.equal(tower[key], encoder[key]) for key in tower.keys() & encoder.keys())
 
 
@@ -154,7 +154,7 @@ REFUSED = {
     ),
     "no warm-up": (
         "amos_rtd", dict(generator_warmup_updates=0, generator_warmup_without_copy=True),
-        "generator_warmup_without_copy changes nothing with generator_warmup_updates 0: leave it out",
+        "generator_warmup_without_copy True changes nothing with generator_warmup_updates 0: leave it out",
     ),
     "negative": ("amos_rtd", dict(generator_warmup_updates=-1), "generator_warmup_updates -1 is out of range: it must"),
 }
@@ -240,7 +240,7 @@ def test_every_encoder_starts_from_the_generator_of_every_method(make, make_meth
     with caplog.at_level("INFO", logger="amos_fairseq"):
         give(method, earlier)
     assert caplog.messages[-1].startswith("old.pt: generator -> encoder: copied embeddings, relative_position_bias, ")
-    tower = dict(earlier.generator_tower.named_parameters())
+    tower = dict(earlier.masked_lm_encoder.named_parameters())
     common = [key for key in dict(method.encoder.named_parameters()) if key in tower]
     assert len(common) > 16 and "token_embeddings.weight" in common
     assert all(torch.equal(method.encoder.get_parameter(key), tower[key]) for key in common)

@@ -211,6 +211,14 @@ def test_every_parameter_is_trained_under_every_ablation(make_method, make_batch
     assert [name for name, parameter in method.named_parameters() if parameter.grad is None] == []
 
 
+def test_a_run_that_would_never_rank_is_refused_and_one_that_was_made_is_read(make_method):
+    for total, warmup in ((0, 9), (10, 9)):
+        make_method("peer_tqr", tqr_warmup_updates=warmup, total_updates=total).check_schedule()
+    method = make_method("peer_tqr", tqr_warmup_updates=10, total_updates=10)
+    with pytest.raises(ValueError, match="tqr_warmup_updates 10 leaves the ranking nothing of 10 updates: lower it"):
+        method.check_schedule()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -244,6 +244,8 @@ def test_feed_forward_heads_read_the_same_states(make_method, batch):
         (dict(rtd_weight=-1.0), "rtd_weight -1.0 is out of range: it must be at least 0"),
         (dict(num_negatives=0), "num_negatives 0 is out of range: it must be at least 1"),
         (dict(exported_branch="rtd", task_heads="ffn"), "exported_branch rtd needs two branches, but task_heads ffn"),
+        (dict(mws_weight=0.0, num_negatives=9), "num_negatives 9 changes nothing with mws_weight 0.0: leave it out"),
+        (dict(mws_weight=0.0, negatives="hardest"), "negatives hardest changes nothing with mws_weight 0.0"),
         (dict(exported_branch="rtd", rtd_weight=0.0), "exported_branch rtd .* rtd_weight 0.0"),
     ],
 )

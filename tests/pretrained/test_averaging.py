@@ -71,15 +71,20 @@ def test_what_cannot_be_averaged_is_refused_in_one_line(
     assert "exists: name a new folder" in capsys.readouterr().err
 
 
-def test_training_goes_on_from_a_mean(launch, arguments, tmp_path):
-    options = dict(max_update=4, save_interval_updates=2, disable_validation=True)
+@pytest.mark.parametrize("precision", [{}, dict(bf16=True)])
+def test_training_goes_on_from_a_mean(launch, arguments, tmp_path, precision):
+    options = dict(max_update=4, save_interval_updates=2, disable_validation=True, **precision)
     train = "fairseq_cli.train:cli_main"
     launch(train, arguments("electra_rtd", **options, save_dir=tmp_path / "run"))
     paths = [next((tmp_path / "run").glob(f"checkpoint_*_{updates}")) for updates in (2, 4)]
     out = tmp_path / "mean"
     average(paths, out)
-    options.update(max_update=6)
+    options.update(max_update=6, lr=[1e-9])  # an update leaves the parameters where they were
     resumed = launch(train, arguments("electra_rtd", **options, restore_file=out, save_dir=tmp_path / "resumed"))
     assert [row["num_updates"] for row in resumed.log.train] == [5, 6]
+    mean, last = (storage.read(path)["model"] for path in (out, next((tmp_path / "resumed").glob("checkpoint_*_6"))))
+    for name, value in mean.items():
+        if value.is_floating_point():  # else counts
+            torch.testing.assert_close(last[name].float(), value.float(), rtol=0, atol=1e-6, msg=name)
     started = launch(train, arguments("electra_rtd", **options, init_checkpoint=out, save_dir=tmp_path / "started"))
     assert "took" in started.out[0] and len(started.log.train) == 6

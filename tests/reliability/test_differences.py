@@ -13,9 +13,12 @@ CFG = {
     "distributed_training": {"distributed_world_size": 2},
     "optimizer": {"_name": "adam", "lr": [0.1]},
     "task": {"_name": "amos_rtd", "data": "a", "mask_prob": 0.15, "seed": 3, "save_dir": "b", "allow_change": ""},
-    "model": {"_name": "amos_rtd_tiny", "dropout": 0.1, "generator_depths": [4, 6], "init_checkpoint": "x"},
+    "model": {
+        "_name": "amos_rtd_tiny", "dropout": 0.1, "generator_depths": [4, 6], "init_checkpoint": "x",
+        "generator_checkpoint": "",
+    },
 }
-FREE = {"allow_change", "init_checkpoint"}
+FREE = {"allow_change", "init_checkpoint", "generator_checkpoint"}
 TASK_STATE = {"dictionary_sha256": "d" * 64, "data_sha256": "e" * 64}
 
 
@@ -35,6 +38,7 @@ def test_characteristics_in_words():
     assert THEN == {
         "method": "amos_rtd", "seed": 3, "precision": "bf16", "optimizer": "adam", "batch": "8 sequences x 4/8",
         "vocabulary": "d" * 12, "data": "e" * 12, "mask_prob": 0.15, "dropout": 0.1, "generator_depths": [4, 6],
+        "generator": "trained",
     }
 
 
@@ -52,6 +56,7 @@ def test_characteristics_in_words():
         ("task.mask_prob", 0.2, "mask_prob", 0.15, 0.2),
         ("model.dropout", 0.0, "dropout", 0.1, 0.0),
         ("model.generator_depths", [4, 8], "generator_depths", [4, 6], [4, 8]),
+        ("model.generator_checkpoint", "x", "generator", "trained", "frozen"),
     ],
 )
 def test_a_change_is_found_and_allowed_by_its_name(path, value, option, then, now):

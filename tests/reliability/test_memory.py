@@ -5,8 +5,8 @@ import functools
 import pytest
 import torch
 
-from amos_fairseq.data.masking import split
 from amos_fairseq.methods import METHODS
+from amos_fairseq.tasks.pretraining import PretrainingTask
 from tests.reliability.test_faults import parameters
 from tests.reliability.test_resuming import error_of
 
@@ -16,6 +16,10 @@ TOLERANCE = 1e-5  # relative
 
 
 # Parts of a batch
+
+def split(sample, parts):
+    return PretrainingTask.split_batch(PretrainingTask, sample, parts)
+
 
 def collated(batch):
     """As the loader gives it, of lengths 12, 9, 12."""

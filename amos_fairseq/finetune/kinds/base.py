@@ -131,8 +131,12 @@ class Kind:
         """Outputs as the labels are written."""
         return (problem.labels[place] for place in self.predicted(outputs))
 
-    def examples_of(self, problem: Problem, table: Table, tokenizer: Tokenizer, max_length: int) -> Examples:
-        """Of new texts, for `told`, without targets. Raises ValueError if the kind reads more than texts."""
+    def examples_of(
+        self, problem: Problem, table: Table, tokenizer: Tokenizer, max_length: int
+    ) -> Tuple[Examples, int]:
+        """Of new texts, for `told`, without targets, and how many were longer. Raises ValueError if the kind reads more
+        than texts.
+        """
         raise ValueError(f"{problem.name} is a problem of {self.name}, which reads more than texts: predict cannot")
 
     def told(self, problem: Problem, table: Table, examples: Examples, outputs: np.ndarray) -> List[Dict[str, Any]]:
@@ -168,4 +172,4 @@ class TextKind(Kind):
         return tables.classes(table, problem.labels)
 
     def examples_of(self, problem, table, tokenizer, max_length):
-        return tables.encode(table, tokenizer, max_length, None)[0]
+        return tables.encode(table, tokenizer, max_length, None)

@@ -1,7 +1,7 @@
 """Multi-label classification: those of the labels that hold, none to all of them, of a text or a pair."""
 
 import json
-from typing import List
+from typing import Iterator, List
 
 import numpy as np
 from scipy.special import expit
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from amos_fairseq.finetune.kinds.classification import Classification
 from amos_fairseq.finetune.labelled import Batch
 from amos_fairseq.finetune.metrics import OF_SETS
+from amos_fairseq.finetune.tables import Table
 from amos_fairseq.ops import full_precision
 
 
@@ -47,7 +48,7 @@ class MultiLabel(Classification):
         ]
 
     def learnt(self, train):
-        labels = sorted(set().union(*map(labels_of, train.labels)))
+        labels = sorted(set().union(*sets_of(train)))
         if not labels:
             raise ValueError(f"{train.path}: there is no label in any row: there is nothing to learn")
         return labels, {}
@@ -58,12 +59,17 @@ class MultiLabel(Classification):
             return None
         places = {label: number for number, label in enumerate(problem.labels)}
         targets = np.zeros((len(table.labels), len(places)), np.int64)
-        for row, cell in enumerate(table.labels):
-            targets[row, [table.place(row, label, places) for label in labels_of(cell)]] = 1
+        for row, labels in enumerate(sets_of(table)):
+            targets[row, [table.place(row, label, places) for label in labels]] = 1
         return targets
 
 
-def labels_of(cell: str) -> List[str]:
-    """Of a list of JSON, or with commas between."""
-    values = json.loads(cell) if cell.startswith("[") else cell.split(",")
-    return [label for value in values if (label := str(value).strip())]
+def sets_of(table: Table) -> Iterator[List[str]]:
+    """The labels of each row: of a list of JSON, or with commas between."""
+    for row, cell in enumerate(table.labels or ()):
+        try:
+            values = json.loads(cell) if cell.startswith("[") else cell.split(",")
+        except ValueError:
+            what = f"labels {cell[:40]!r} are no list of JSON"
+            raise ValueError(f'{table.where(row)}: {what}: write a,b or ["a", "b"]') from None
+        yield [label for value in values if (label := str(value).strip())]

@@ -62,7 +62,7 @@ class TokenClassification(Kind):
     def examples_of(self, problem, table, tokenizer, max_length):
         """Words between spaces."""
         sentences = [tuple(text.split()) for text, in table.texts]
-        return tagged.encode(table._replace(texts=sentences), problem.labels, tokenizer, max_length)
+        return tagged.encode(table._replace(texts=sentences), problem.labels, tokenizer, max_length), 0  # in windows
 
     def told(self, problem, table, examples, outputs):
         """words, tags"""
