@@ -179,6 +179,9 @@ class FusedAdamW(FairseqOptimizer):
             raise ValueError(f"the checkpoint's {len(saved)} groups do not say of which parameters: --reset-optimizer")
         places = (zip(group["params"], group.get("places", group["params"])) for group in saved)
         place_of = {index: place for group in places for index, place in group}
+        own = sum(len(group["places"]) for group in self.param_groups)
+        if len(place_of) != own:
+            raise ValueError(f"the checkpoint's optimizer has {len(place_of)} parameters, not {own}: --reset-optimizer")
         moments = {place_of[index]: value for index, value in state_dict["state"].items()}
         groups = [
             {**saved[index % 2], "params": group["places"], "places": group["places"]}

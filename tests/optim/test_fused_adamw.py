@@ -150,6 +150,12 @@ def test_moments_belong_to_their_parameters_whatever_the_factors_of_the_run_that
             torch.testing.assert_close(moment, torch.full_like(parameter, 0.1 * number))
 
 
+def test_state_of_more_or_fewer_parameters_is_refused():
+    more, fewer = (optimizer_of([nn.Parameter(torch.ones(2, 2)) for _ in range(count)]) for count in (3, 2))
+    with pytest.raises(ValueError, match="the checkpoint's optimizer has 3 parameters, not 2: --reset-optimizer"):
+        fewer.load_state_dict(more.state_dict())
+
+
 def test_state_of_several_factors_that_does_not_say_whose_it_is_is_refused():
     optimizer = optimizer_of(parameters_of_two_rates())
     state = optimizer.state_dict()
