@@ -153,6 +153,11 @@ def probe_items(
     return Result(accuracy, wilson(round(accuracy * count), count), count)
 
 
+def probe_texts(encoder: Encoder, tokenizer: Tokenizer, task: str, texts: Sequence[str], part=DEVELOPMENT) -> Result:
+    """What an encoder knows by one of TASKS. Search with DEVELOPMENT and confirm with HELD_OUT: they share no item."""
+    return probe_items(encoder, tokenizer, make_items(task, texts, part))
+
+
 def wilson(right: int, items: int) -> Tuple[float, float]:
     """95 % interval of a share of independent items (Wilson, 1927)."""
     interval = scipy.stats.binomtest(right, items).proportion_ci(method="wilson")

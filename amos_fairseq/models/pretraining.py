@@ -8,7 +8,6 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model, register_model_architecture
 from omegaconf import OmegaConf
 
-from amos_fairseq.data.masking import padded_width
 from amos_fairseq.methods import METHODS, build, for_each_method, size_options
 from amos_fairseq.methods.batch import PretrainingBatch
 from amos_fairseq.methods.config import ENCODER_SIZES
@@ -47,8 +46,8 @@ class PretrainingModel(Model):
                 f"arch {cls.method_name} and task {task.method_name} are two methods: use one name for task, arch "
                 "and criterion"
             )
-        length = task.cfg.tokens_per_sample
-        if (width := padded_width(length)) > cfg.max_positions:
+        length, width = task.cfg.tokens_per_sample, task.width
+        if width > cfg.max_positions:
             padded = f", padded to {width}," if width > length else ""
             raise ValueError(
                 f"tokens_per_sample {length}{padded} exceeds max_positions {cfg.max_positions}: raise --max-positions, "

@@ -22,7 +22,7 @@ from amos_fairseq.checkpoints.training import goes_on_from
 from amos_fairseq.criterions.pretraining import TOKENS
 from amos_fairseq.data import loading
 from amos_fairseq.data.manifest import VALID_SHARD, load_manifest_for, located, verify_tokens, with_validation
-from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, rows_of
+from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions, padded_width, rows_of
 from amos_fairseq.data.vocabulary import DICTIONARY_NAME
 from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.fairseq_options import told_with_recipe_named
@@ -142,6 +142,11 @@ class PretrainingTask(SupervisedTask):
     @property
     def vocabulary(self) -> Vocabulary:
         return Vocabulary.of(self.tokenizer)
+
+    @property
+    def width(self) -> int:
+        """Of a batch with a full block, in tokens."""
+        return padded_width(self.cfg.tokens_per_sample)
 
     def build_model(self, cfg, from_checkpoint=False):
         with told_with_recipe_named():

@@ -104,10 +104,9 @@ class OfWords:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_bag_of_words_gets_half_and_an_encoder_that_sees_the_order_all(task, texts):
     words, order = (Reading(sees_order).eval() for sees_order in (False, True))
-    items = sentence_probes.make_items(task, texts, DEVELOPMENT)
-    result = sentence_probes.probe_items(words, OfWords(), items)
+    result = sentence_probes.probe_texts(words, OfWords(), task, texts)
     assert result.items >= 400 and result.accuracy == 0.5
-    result = sentence_probes.probe_items(order, OfWords(), sentence_probes.make_items(task, texts, HELD_OUT))
+    result = sentence_probes.probe_texts(order, OfWords(), task, texts, HELD_OUT)
     assert result.accuracy > 0.99 and result.interval == sentence_probes.wilson(
         round(result.accuracy * result.items), result.items
     )

@@ -162,7 +162,7 @@ def test_kernels_and_their_gradients_are_the_references_in_float64(kernels, opti
     expected = case.run(reference_attention, seeded(share, ids) if share else None, torch.double, "cpu")
     for one, exact in zip(found, expected):
         assert one.shape == exact.shape and one.isfinite().all()
-        assert (one.cpu().double() - exact).norm() <= TOLERANCE[case.packed.dtype] * (exact.norm() + 0.1)
+        assert (one.cpu().double() - exact).norm() <= TOLERANCE[case.packed.dtype] * (exact.norm() + 0.5)
     if options.get("padded") and len(case.packed) > 2:
         assert not found[0][2].any() and not found[1][2].any()  # all keys hidden
 
@@ -235,7 +235,7 @@ def test_an_encoder_with_kernels_is_the_encoder_without(large_kernels, monkeypat
         gradients = torch.autograd.grad(hidden.square().sum(), list(encoder.parameters()), allow_unused=True)
         results.append([hidden, *gradients])
     for one, another in zip(*results):
-        torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one, another, rtol=1e-4, atol=5e-4)
 
 
 def training_encoder():
