@@ -1,6 +1,5 @@
 """Batches of random tokens for the core's tests, a vocabulary and checkpoints of random methods: no fairseq."""
 
-import atexit
 import gc
 import os
 import weakref
@@ -160,6 +159,10 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{name}: {meaning}; run with --{name}")
 
 
+def pytest_unconfigure(config):
+    gc.unfreeze()  # or triton's bindings report what was never freed
+
+
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
     soak, nightly = config.getoption("--soak"), config.getoption("--nightly")
@@ -174,7 +177,6 @@ def collections_visit_what_is_new():
     """And not what was imported before, transformers and all, in each epoch that a test trains."""
     gc.collect()
     gc.freeze()
-    atexit.register(gc.unfreeze)
 
 
 class Allocations(TorchDispatchMode):

@@ -35,14 +35,13 @@ def run(args: argparse.Namespace) -> None:
         similarity.read_beir(path, args.split) if path.is_dir() else similarity.read_sts(path, columns)
         for path in args.tasks
     ]
-    names, found, truncated, notes = trained.short_names(args.run), {}, {}, []
+    names, found, notes = trained.short_names(args.run), {}, []
     for path, name in zip(args.run, names):
         model = trained.load(args, path)
         with tqdm(unit="text", desc=visible(name), disable=None) as bar:
             embed = similarity.Embedder(model, args.pooling, args.layer, args.batch_tokens, bar.update)
             results = [task.judged(embed) for task in tasks]
-            found[name] = results, embed.anisotropy(tasks[0].texts)
-        truncated[name] = embed.truncated
+            found[name] = results, embed.anisotropy(tasks[0].texts), embed.truncated
         if embed.truncated:
             notes.append(f"{name} reads {model.max_tokens} tokens: {embed.truncated:,} texts lost their ends.")
     if args.json:
@@ -50,15 +49,16 @@ def run(args: argparse.Namespace) -> None:
             {"model": name, "tasks": [
                 {"task": task.name, **{metric: estimate._asdict() for metric, estimate in result.items()}}
                 for task, result in zip(tasks, results)
-            ], "anisotropy": anisotropy, "truncated": truncated[name]} for name, (results, anisotropy) in found.items()
+            ], "anisotropy": anisotropy, "truncated": truncated}
+            for name, (results, anisotropy, truncated) in found.items()
         ]
         print(json_line({"pooling": args.pooling, "layer": args.layer, "models": rows}))
         return
     rows = [["", *found]]
     for number, task in enumerate(tasks):
-        results = [of_tasks[number] for of_tasks, _ in found.values()]
+        results = [of_tasks[number] for of_tasks, *_ in found.values()]
         rows += [[f"{task.name}, {metric}", *(str(result[metric]) for result in results)] for metric in results[0]]
-    shapes = [anisotropy for _, anisotropy in found.values()]
+    shapes = [anisotropy for _, anisotropy, _ in found.values()]
     for field in shapes[0]:
         values = [anisotropy[field] for anisotropy in shapes]
         rows.append([field.replace("_", " "), *("-" if value is None else f"{value:.2f}" for value in values)])

@@ -182,8 +182,9 @@ class _Records:
         self.repaired["lone_surrogates"] += surrogates
         text = text.replace("\0", "").strip()
         kind = corpus.STARTS_DOCUMENT
-        spelled = b"" if identity is None else json.dumps(identity, default=str).encode()
-        digest = b"" if identity is None else hashlib.blake2b(spelled, digest_size=8).digest()
+        digest = b""
+        if identity is not None:
+            digest = hashlib.blake2b(json.dumps(identity, default=str).encode(), digest_size=8).digest()
         for part in [text] if len(text) <= corpus.CHUNK_BYTES else self._cut(text):
             self.texts.append(part)
             self.kinds.append(kind)

@@ -141,3 +141,26 @@ def test_scores_that_are_all_alike_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("sentence1,sentence2,score\nx,y,1\nx,z,1\n")
     with pytest.raises(ValueError, match="a.csv: all 2 scores are alike, with which nothing correlates"):
         similarity.read_sts(tmp_path / "a.csv")
+
+
+def test_pairs_are_read_as_sts_b_has_them(tmp_path):
+    path = tmp_path / "dev.tsv"
+    path.write_text('index\tsentence1\tsentence2\tscore\n0\tA "plane\tB\t5.000\n1\tC\tD\t0.5\n')
+    pairs = similarity.read_sts(path)
+    assert pairs[:3] == ("dev", ['A "plane', "C"], ["B", "D"]) and pairs.scores.tolist() == [5.0, 0.5]
+
+
+NAMES = "sentence1\tsentence2\tscore\n"
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a\tb\t1\nc\td\t2\ne\tf\t3\n", "line 2: there is no column 'sentence1', needed are sentence1, sentence2, score"),
+    (NAMES, "holds no examples: expected are columns sentence1, sentence2, score"),
+    (NAMES + "a\tb\t1\n", "all 1 scores are alike, with which nothing correlates"),
+    (NAMES + "a\tb\thigh\nc\td\t1\n", "line 2: label 'high' is no number"),
+    (NAMES + "a\nb\n", "line 2: 1 fields, but 3 columns"),
+])
+def test_other_files_of_pairs_are_refused(tmp_path, text, message):
+    (tmp_path / "pairs.tsv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        similarity.read_sts(tmp_path / "pairs.tsv")

@@ -101,7 +101,8 @@ def test_two_processes_and_micro_batches_are_one_batch(toy, checkpoint, finetune
             for metric in read_problem(folder).metrics:
                 assert row[metric] == pytest.approx(expected_row[metric], abs=1e-6)
         for key, value in expected.items():
-            torch.testing.assert_close(model[key], value, rtol=1e-3, atol=5e-4)  # by Adam, of gradients near 0
+            shift = kind == "span" and value.shape == (2,)  # which softmax ignores: Adam follows the rounding of 0
+            torch.testing.assert_close(model[key], value, rtol=1e-3, atol=5e-4 if shift else 1e-4)
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(1, marks=pytest.mark.soak)])

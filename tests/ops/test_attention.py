@@ -160,9 +160,10 @@ def test_kernels_and_their_gradients_are_the_references_in_float64(kernels, opti
     ids = [2**40 + 3, 1, 7][: len(case.packed)]
     found = case.run(relative_attention, seeded(share, ids, device=DEVICE) if share else None)
     expected = case.run(reference_attention, seeded(share, ids) if share else None, torch.double, "cpu")
+    least = 0.5 if options.get("T") == 1 else 0.1  # gradients of a softmax over one token are 0: differences of equals
     for one, exact in zip(found, expected):
         assert one.shape == exact.shape and one.isfinite().all()
-        assert (one.cpu().double() - exact).norm() <= TOLERANCE[case.packed.dtype] * (exact.norm() + 0.5)
+        assert (one.cpu().double() - exact).norm() <= TOLERANCE[case.packed.dtype] * (exact.norm() + least)
     if options.get("padded") and len(case.packed) > 2:
         assert not found[0][2].any() and not found[1][2].any()  # all keys hidden
 
@@ -225,17 +226,18 @@ def test_an_encoder_with_kernels_is_the_encoder_without(large_kernels, monkeypat
     encoder, tokens = Encoder(config).to(DEVICE).eval(), torch.randint(2, 50, (2, 20), device=DEVICE)
     padding_mask = torch.arange(20, device=DEVICE) >= torch.tensor([[15], [0]], device=DEVICE)  # the second: all of it
     at = Queries.of(torch.tensor([1, 4, 13, 22], device=DEVICE), [3, 1], 20) if queries else None
-    results = []
+    results, upstream = [], torch.randn(32, device=DEVICE)  # the sum of squares behind a LayerNorm has no gradient
     for taken in (False, True):
         monkeypatch.setattr(implementation, "_choice", "compiled" if taken else "auto")
         assert isinstance(encoder.attention_bias(padding_mask, 20), attention.RelativeBias) == taken
         if compiled and taken:
             compile_layers(encoder, backend="aot_eager", fullgraph=True)
         hidden = encoder(tokens, padding_mask, at)
-        gradients = torch.autograd.grad(hidden.square().sum(), list(encoder.parameters()), allow_unused=True)
+        loss = (hidden.square() * upstream).sum()
+        gradients = torch.autograd.grad(loss, list(encoder.parameters()), allow_unused=True)
         results.append([hidden, *gradients])
     for one, another in zip(*results):
-        torch.testing.assert_close(one, another, rtol=1e-4, atol=5e-4)
+        torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-4)
 
 
 def training_encoder():
