@@ -96,6 +96,7 @@ setup(
         "rich>=13",
         "scikit-learn>=1.2",
         "scipy>=1.10",
+        "threadpoolctl>=2.0",
     ],
     extras_require={
         "test": [

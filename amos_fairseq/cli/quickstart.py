@@ -4,13 +4,16 @@ Corpus, vocabulary and binarised data, training, figures, examples, fine-tuning,
 there already is not done again, so the same command goes on where an interrupted one stopped.
 """
 import argparse
+import ast
 import contextlib
 import importlib.util
+import math
 import os
 import re
 import resource
 import sys
 import time
+import timeit
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
@@ -30,8 +33,8 @@ if TYPE_CHECKING:
 HELP = "Pre-train a small model on the CPU and show what it learnt. The same command goes on after an interruption."
 
 FLOPS = 4e12  # of the training, matrix products alone
-MFU = 0.26  # of training so small a network, the share of what a large product reaches
-OTHER_FLOPS = 2e13  # all else takes as long as a product of so many
+MFU = 0.2  # of training so small a network, the share of what a large product reaches
+PARSES, TURN_PARSES = 4500, 3500  # of one module: all else takes as long, and each turn of fine-tuning
 SMALLEST_CORPUS = 200_000  # bytes; enough words for the vocabulary
 EXAMPLES_SHOWN = 10
 WORDS_ONLY = re.compile(r"[A-Za-z][a-z]*( [a-z]+){4,}")  # a sentence that reads as English
@@ -40,11 +43,8 @@ POLL_SECONDS = 0.5
 ALL = "all"  # --method
 CORPUS, DATA, CHECKPOINT = "corpus.txt", "data", "checkpoint_last"
 TASKS, HUGGINGFACE = "tasks", "huggingface"
-FINETUNED = {
-    "CoLA": "fine-tuned: does a sentence stand as written, or was half of it shuffled?",
-    "cloze": "fine-tuned: which of eight words was left out of a sentence?",
-}
-FROZEN = {"frozen cloze": "the same by a linear probe of the frozen encoder, of each fifth by the other four"}
+FINETUNED = {"CoLA": "fine-tuned: does a sentence stand as written, or was half of it shuffled?"}
+FROZEN = {"cloze": "which of eight words was left out of a sentence? of each fifth, a probe learns from the other four"}
 UNTRAINED = "untrained"
 
 
@@ -120,15 +120,19 @@ def recipe_updates(method: str) -> int:
 
 
 def tell_time(runs: Iterable[str], lengths: Dict[str, int]) -> None:
-    """From how fast a large product is here, before the work begins."""
+    """From how fast a large product and Python are here, before the work begins."""
     import torch
 
     from amos_fairseq.flops import peak_flops
 
-    speed = peak_flops(torch.device("cpu"))
-    wanted = sum(lengths[method] / recipe_updates(method) for method in runs) * FLOPS / MFU + OTHER_FLOPS
-    print(f"about {max(1, round(wanted / speed / 60))} minutes: {available_cores()} CPU cores multiply matrices at "
-          f"{speed / 1e9:.0f} GFLOP/s", flush=True)
+    speed, cores = peak_flops(torch.device("cpu")), available_cores()
+    module = Path(argparse.__file__).read_text("utf-8")
+    parse = min(timeit.repeat(lambda: ast.parse(module), number=1))
+    trainings = sum(lengths[method] / recipe_updates(method) for method in runs)
+    turns = math.ceil((1 + len(lengths)) / cores)  # the untrained network is fine-tuned, too
+    seconds = trainings * FLOPS / MFU / speed + parse * (PARSES + turns * TURN_PARSES)
+    print(f"about {max(1, round(seconds / 30) / 2):g} minutes: {cores} CPU cores multiply matrices at "
+          f"{speed / 1e9:.0f} GFLOP/s, and one parses {len(module) / parse / 1e6:.1f} MB/s of Python", flush=True)
 
 
 def train(method: str, updates: int, data: Path, out: Path, lock: int) -> None:
@@ -290,8 +294,8 @@ def frozen(models: Dict[str, "Pretrained"], tasks: Path) -> Dict[Tuple[str, str]
     from amos_fairseq.analysis import folds, sentence_probes
     from amos_fairseq.cli import recipe
 
-    texts = folds.read_texts(tasks / recipe.FINETUNED["cloze"], ("before", "after"), "word")
     (task,), found = FROZEN, {}
+    texts = folds.read_texts(tasks / recipe.FINETUNED[task], ("before", "after"), "word")
     for network, model in models.items():
         (result,) = folds.probe(model, texts, [-1])
         interval = result.accuracy.low, result.accuracy.high

@@ -22,6 +22,7 @@ MODEL: Dict[str, Any] = dict(
 GENERATOR_ALONE = 0.68  # share of the updates
 MASKING: Dict[str, Any] = dict(mask_prob=0.3)
 VOCAB_SIZE, TOKENS_PER_SAMPLE, BATCH_SIZE = 1024, 16, 64
+VALIDATIONS = 4
 FINETUNED = {"CoLA": "glue/CoLA/dev.tsv", "cloze": "cloze/test.tsv"}  # of `corpus --tasks`, and what each is tested on
 EXAMPLES = 8000  # of a task at most: there are 7,863 and 5,968
 
@@ -50,11 +51,11 @@ def updates_for(
 
 def training(
     data: Path, run: Path, method: str, options: Mapping[str, Any], updates: int, size: str = "tiny",
-    tokens_per_sample: int = TOKENS_PER_SAMPLE, batch_size: int = BATCH_SIZE, seed: int = 1, validations: int = 8,
-    logs: int = 160, gpu: bool = False, lr: float = 1e-3,
+    tokens_per_sample: int = TOKENS_PER_SAMPLE, batch_size: int = BATCH_SIZE, seed: int = 1, logs: int = 160,
+    gpu: bool = False, lr: float = 1e-3,
 ) -> List[Any]:
     """Arguments of `amos-fairseq`. `options`: of the model and of masking"""
-    interval = max(1, updates // validations)
+    interval = -(-updates // VALIDATIONS)  # rounded up: the last is at the end
     return [
         "train", data.resolve(), "--task", method, "--arch", f"{method}_{size}", "--criterion", method,
         "--bf16" if gpu else "--cpu", *(word for option in options.items() for word in argument(*option)),

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import gc
 import importlib.util
 import inspect
 import os
@@ -9,10 +10,10 @@ import re
 import sysconfig
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, TypeVar
 
 from tqdm import tqdm
 
@@ -24,6 +25,9 @@ LARGEST_SOURCE = 2_000_000  # larger ones are generated
 FEWEST_WORDS, LEAST_LETTERS = 5, 0.75
 PARAGRAPH = re.compile(r"\n\s*\n")
 HELD_OUT = 8  # one module of so many is kept for labelled tasks, see `documentation_tasks`
+MOST_PROCESSES = 8
+Module = TypeVar("Module")
+Read = TypeVar("Read")
 
 
 class Source(NamedTuple):
@@ -62,14 +66,21 @@ def write_documentation(out: str, megabytes: float = 12, progress: bool = False)
 def _documents() -> Iterator[str]:
     """Documents of all modules in a fixed order, each paragraph only where it comes first."""
     seen = set()
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+    for paragraphs in read_all(module_paragraphs, [source.path for source in sources() if not source.held_out]):
+        new = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen]
+        seen.update(new)
+        if new:
+            yield "\n".join(new)
+
+
+def read_all(read: Callable[[Module], Read], modules: Iterable[Module]) -> Iterator[Read]:
+    """What `read` finds in each module, in their order, by several processes.
+
+    What the caller has imported is frozen in them: else each collection of garbage would go through it.
+    """
+    with ProcessPoolExecutor(min(MOST_PROCESSES, os.cpu_count() or 1), initializer=gc.freeze) as pool:
         try:
-            paths = [source.path for source in sources() if not source.held_out]
-            for paragraphs in pool.map(module_paragraphs, paths, chunksize=16):
-                new = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen]
-                seen.update(new)
-                if new:
-                    yield "\n".join(new)
+            yield from pool.map(read, modules, chunksize=16)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -105,7 +116,8 @@ def module_paragraphs(path: str) -> list[str]:
 
 def held_out_paragraphs() -> list[str]:
     """Of the modules that are no part of the corpus."""
-    return [text for source in sources() if source.held_out for text in module_paragraphs(source.path)]
+    paths = [source.path for source in sources() if source.held_out]
+    return [text for paragraphs in read_all(module_paragraphs, paths) for text in paragraphs]
 
 
 @functools.lru_cache(1)

@@ -19,7 +19,7 @@ import zlib
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
-from amos_fairseq.demo.documentation import module_paragraphs, prose_paragraphs, sources, syntax_tree
+from amos_fairseq.demo.documentation import Source, module_paragraphs, prose_paragraphs, read_all, sources, syntax_tree
 from amos_fairseq.files import new_folder
 
 SPLITS = ("train", "dev", "test")  # of modules: half, a quarter, a quarter
@@ -84,21 +84,24 @@ def read_held_out() -> Dict[str, HeldOut]:
     """By split; all that a module says is in one."""
     held_out = {split: HeldOut([], []) for split in SPLITS}
     seen = set()
-    for source in sources():
-        if not source.held_out or source.package not in PACKAGES:
-            continue
+    chosen = [source for source in sources() if source.held_out and source.package in PACKAGES]
+    for source, (found, paragraphs) in zip(chosen, read_all(entries_and_paragraphs, chosen)):
         split = ("train", "train", "dev", "test")[zlib.crc32(b"split " + source.name.encode()) % 4]
         sentences, entries = held_out[split]
-        for entry in module_entries(source.path, source.package):
+        for entry in found:
             if entry.summary not in seen:
                 seen.add(entry.summary)
                 entries.append(entry)
-        for paragraph in module_paragraphs(source.path):
+        for paragraph in paragraphs:
             for text in split_sentences(paragraph):
                 if len(text.split()) in WORDS_OF_SENTENCE and "\t" not in text and ("s", text) not in seen:
                     seen.add(("s", text))
                     sentences.append(Sentence(source.package, text))
     return held_out
+
+
+def entries_and_paragraphs(source: Source) -> Tuple[List[Entry], List[str]]:
+    return module_entries(source.path, source.package), module_paragraphs(source.path)
 
 
 def split_sentences(paragraph: str) -> List[str]:

@@ -170,8 +170,8 @@ class Replication:
         options = {**variant.options(updates, budget.papers), **variant.masking(budget.papers)}
         self.call(run / run_log.LOG_NAME, *recipe.training(
             self.data, run, variant.method, options, updates, budget.size, budget.tokens_per_sample,
-            (variant.batch_size or budget.batch_size) // max(1, torch.cuda.device_count()), seed, validations=4,
-            logs=40, gpu=torch.cuda.is_available(), lr=budget.lr,
+            (variant.batch_size or budget.batch_size) // max(1, torch.cuda.device_count()), seed, logs=40,
+            gpu=torch.cuda.is_available(), lr=budget.lr,
         ))
 
     def probe(self, run: Path) -> Dict[str, float]:

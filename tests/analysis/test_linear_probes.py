@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from amos_fairseq.analysis import linear_probes
 from amos_fairseq.analysis.linear_probes import Encoded, Result, Word
@@ -171,6 +172,25 @@ def test_scale_and_offset_of_the_states_do_not_matter():
     scaled = [1e3 * states * np.arange(1, 9) - 50 for states in (a, b)]
     expected = linear_probes.probe(scaled[0], train, scaled[1], test)
     assert linear_probes.probe(a, train, b, test) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_probe_is_fitted_by_one_thread_and_leaves_the_others_as_they_were(monkeypatch):
+    """Threads that wait for each other made it six times as long, and its result one of the number of cores."""
+    threads = []
+    fit = linear_probes.LogisticRegression.fit
+
+    def recorded(self, *given):
+        threads.append(blas_threads())
+        return fit(self, *given)
+
+    monkeypatch.setattr(linear_probes.LogisticRegression, "fit", recorded)
+    with threadpool_limits(2, user_api="blas"):
+        linear_probes.predict(np.eye(4), np.array(["a", "b", "a", "b"]), np.eye(4))
+        assert threads == [{1}] and blas_threads() != {1}
+
+
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
 def test_the_commonest_label_is_that_of_training():

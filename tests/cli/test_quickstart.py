@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import timeit
 
 import pytest
 
-from amos_fairseq import methods, pretrained  # noqa: F401  pretrained: not first while a test has fewer methods
+from amos_fairseq import flops, methods, pretrained  # noqa: F401  pretrained: not first while a test has fewer methods
 from amos_fairseq.analysis.flops import Geometry, hardware_flops, without_memory
 from amos_fairseq.analysis.sentence_probes import Result, wilson
 from amos_fairseq.cli import main, processes, quickstart, recipe
@@ -171,6 +172,23 @@ def test_failed_training_shows_its_last_words(tmp_path, monkeypatch, capsys):
     assert "the training ended with status 3" in ended.value.code and "train.log" in ended.value.code
 
 
+@pytest.mark.parametrize(
+    "chosen, factor, told",
+    [
+        (["amos_rtd"], 1, "about 4 minutes: "),  # 4e12 / 0.2 / 2e11 = 100 s, and 8,000 parses of 0.018 s
+        (["amos_rtd"], 10, "about 19 minutes: "),
+        (methods.METHODS, 1, "about 17 minutes: "),  # of eight networks two are fine-tuned at a time
+    ],
+)
+def test_the_time_is_told_from_how_fast_products_and_parses_are(chosen, factor, told, monkeypatch, capsys):
+    monkeypatch.setattr(flops, "peak_flops", lambda device: 2e11)
+    monkeypatch.setattr(quickstart, "available_cores", lambda: 2)
+    monkeypatch.setattr(timeit, "repeat", lambda parse, number: [0.02, 0.018, 0.03] if parse() else [])
+    lengths = {method: factor * quickstart.recipe_updates(method) for method in chosen}
+    quickstart.tell_time(lengths, lengths)
+    assert capsys.readouterr().out.startswith(f"{told}2 CPU cores multiply matrices at 200 GFLOP/s, and one parses ")
+
+
 def test_finetuning_compares_with_the_untrained_network(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(quickstart, "run_logged", lambda _, calls: called.extend(list(map(str, a)) for a, _ in calls))
@@ -183,9 +201,9 @@ def test_finetuning_compares_with_the_untrained_network(tmp_path, monkeypatch):
     found = quickstart.finetuned({"a": tmp_path / "a", "b": tmp_path / "b"}, tmp_path)
     for (network, task), result in found.items():
         assert result.accuracy == scores[network] and result.items > 2000, task
-    half = 0.98 / found["a", "cloze"].items ** 0.5
-    assert found["a", "cloze"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.001)
-    assert [("--from-scratch" in arguments) for arguments in called] == 2 * [True, False, False]
+    half = 0.98 / found["a", "CoLA"].items ** 0.5
+    assert found["a", "CoLA"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.001)
+    assert [("--from-scratch" in arguments) for arguments in called] == [True, False, False]
     assert not any((tmp_path / "finetuned" / f"{task}-{name}").exists() for task in recipe.FINETUNED for name in scores)
     for arguments in called:  # every file that is named is there
         named = [path for path in arguments if "tasks" in path and os.sep in path]
@@ -200,7 +218,7 @@ def test_frozen_encoders_are_probed_on_which_word_was_left_out(tmp_path, make_me
     rows = [row.replace("beta", f"beta {number} eta") for number, row in enumerate("".join(rows).splitlines(True))]
     (tmp_path / "cloze/test.tsv").write_text("before\tafter\tword\n" + "".join(rows))
     found = quickstart.frozen({"a": Pretrained("a", "bert_mlm", method.encoder, tokenizer, method)}, tmp_path)
-    assert list(found) == [("a", "frozen cloze")]
+    assert list(found) == [("a", "cloze")]
     assert all(result.items == 60 and result.accuracy > 0.9 for result in found.values())
 
 
@@ -228,3 +246,10 @@ def test_the_recipe_of_a_method_has_what_it_knows_and_costs_what_was_asked_for()
         assert ("generator_warmup_updates" in options) == (name != "bert_mlm")
     assert recipe.argument("generator_depths", [1, 2]) == ["--generator-depths", "1,2"]
     assert recipe.argument("join_blocks", True) == ["--join-blocks"] and recipe.argument("join_blocks", False) == []
+
+
+@pytest.mark.parametrize("updates, interval", [(1, 1), (6, 2), (1300, 325), (1302, 326)])
+def test_the_recipe_validates_four_times_the_last_time_at_the_end(updates, interval, tmp_path):
+    arguments = recipe.training(tmp_path, tmp_path, "amos_rtd", {}, updates)
+    for option in ("--validate-interval-updates", "--save-interval-updates"):
+        assert arguments[arguments.index(option) + 1] == interval

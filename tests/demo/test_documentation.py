@@ -54,6 +54,10 @@ def test_corpus_has_the_size_no_repetition_and_is_deterministic(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
 
 
+def test_modules_are_read_in_their_order_whatever_process_reads_them():
+    assert list(documentation.read_all(abs, range(-100, 0))) == list(range(100, 0, -1))
+
+
 def test_a_failed_collection_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(documentation, "sources", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):

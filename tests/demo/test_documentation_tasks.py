@@ -65,7 +65,7 @@ def test_held_out_modules_are_an_eighth_and_not_in_the_corpus(tmp_path, monkeypa
 
 
 class InOneProcess:
-    def __init__(self, processes):
+    def __init__(self, processes, initializer):
         pass
 
     def __enter__(self):

@@ -20,7 +20,7 @@ from amos_fairseq.objectives import COUNTED  # noqa: E402
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_every_layer_of_every_network_is_compiled_if_asked_for(name, compiled):
-    task = SimpleNamespace(method_name=name, vocabulary=Vocabulary(40, padding=1, excluded=[0, 1, 2, 3]))
+    task = SimpleNamespace(method_name=name, vocabulary=Vocabulary(40, padding=1, excluded=[0, 1, 2, 3]), width=32)
     task.cfg = SimpleNamespace(tokens_per_sample=32, seed=1, max_update=10)
     cfg = dict(encoder_layers=4, encoder_embed_dim=16, encoder_ffn_embed_dim=16, encoder_attention_heads=2)
     cfg.update(max_positions=32, compile_layers=compiled)
