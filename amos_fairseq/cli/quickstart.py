@@ -86,7 +86,7 @@ def make(args: argparse.Namespace, settings: Dict, out: Path, lock: int) -> None
     lengths = {method: args.updates or recipe_updates(method) for method in runs}
     missing = {method: run for method, run in runs.items() if not is_trained(run, lengths[method])}
     if missing:
-        tell_time(missing, lengths)
+        tell_time(missing, lengths, args.corpus is None)
         corpus = args.corpus or out / CORPUS
         if not corpus.exists():
             command("corpus", "--out", corpus)
@@ -119,8 +119,8 @@ def recipe_updates(method: str) -> int:
     return recipe.updates_for(FLOPS, method, recipe.model_options(method, 10**6))
 
 
-def tell_time(runs: Iterable[str], lengths: Dict[str, int]) -> None:
-    """From how fast a large product and Python are here, before the work begins."""
+def tell_time(runs: Iterable[str], lengths: Dict[str, int], documentation: bool) -> None:
+    """From how fast a large product and Python are here, before the work begins. documentation: as for judge()"""
     import torch
 
     from amos_fairseq.flops import peak_flops
@@ -129,7 +129,7 @@ def tell_time(runs: Iterable[str], lengths: Dict[str, int]) -> None:
     module = Path(argparse.__file__).read_text("utf-8")
     parse = min(timeit.repeat(lambda: ast.parse(module), number=1))
     trainings = sum(lengths[method] / recipe_updates(method) for method in runs)
-    turns = math.ceil((1 + len(lengths)) / cores)  # the untrained network is fine-tuned, too
+    turns = math.ceil((1 + len(lengths)) / cores) if documentation else 0  # the untrained network is fine-tuned, too
     seconds = trainings * FLOPS / MFU / speed + parse * (PARSES + turns * TURN_PARSES)
     print(f"about {max(1, round(seconds / 30) / 2):g} minutes: {cores} CPU cores multiply matrices at "
           f"{speed / 1e9:.0f} GFLOP/s, and one parses {len(module) / parse / 1e6:.1f} MB/s of Python", flush=True)

@@ -173,19 +173,22 @@ def test_failed_training_shows_its_last_words(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "chosen, factor, told",
+    "chosen, factor, documentation, told",
     [
-        (["amos_rtd"], 1, "about 4 minutes: "),  # 4e12 / 0.2 / 2e11 = 100 s, and 8,000 parses of 0.018 s
-        (["amos_rtd"], 10, "about 19 minutes: "),
-        (methods.METHODS, 1, "about 17 minutes: "),  # of eight networks two are fine-tuned at a time
+        (["amos_rtd"], 1, True, "about 4 minutes: "),  # 4e12 / 0.2 / 2e11 = 100 s, and 8,000 parses of 0.018 s
+        (["amos_rtd"], 1, False, "about 3 minutes: "),  # 4,500 parses
+        (["amos_rtd"], 10, True, "about 19 minutes: "),
+        (methods.METHODS, 1, True, "about 17 minutes: "),  # of eight networks two are fine-tuned at a time
     ],
 )
-def test_the_time_is_told_from_how_fast_products_and_parses_are(chosen, factor, told, monkeypatch, capsys):
+def test_the_time_is_told_from_how_fast_products_and_parses_are(
+    chosen, factor, documentation, told, monkeypatch, capsys
+):
     monkeypatch.setattr(flops, "peak_flops", lambda device: 2e11)
     monkeypatch.setattr(quickstart, "available_cores", lambda: 2)
     monkeypatch.setattr(timeit, "repeat", lambda parse, number: [0.02, 0.018, 0.03] if parse() else [])
     lengths = {method: factor * quickstart.recipe_updates(method) for method in chosen}
-    quickstart.tell_time(lengths, lengths)
+    quickstart.tell_time(lengths, lengths, documentation)
     assert capsys.readouterr().out.startswith(f"{told}2 CPU cores multiply matrices at 200 GFLOP/s, and one parses ")
 
 
