@@ -79,6 +79,10 @@ def check(cfg: DictConfig) -> None:
     decay = options_of(cfg.lr_scheduler).get("decay_share")
     if warmup and total and decay and warmup > (1 - decay) * total:
         raise ValueError(f"warmup_updates {warmup} and decay_share {decay} of {total:g} overlap: lower one of them")
+    if cfg.ema.store_ema:
+        raise ValueError("store_ema does not work with these models: leave it out, and see `amos-fairseq average`")
+    if cfg.checkpoint.no_save_optimizer_state:
+        raise ValueError("no_save_optimizer_state has a run that was stopped begin again at update 0: leave it out")
     check_parallelism(cfg)
     check_paths(cfg)
 

@@ -118,6 +118,14 @@ def durably_written(path: PathLike) -> Iterator[BinaryIO]:
         raise
 
 
+def check_new(option: str, path: Path) -> None:
+    """Raises ValueError, in one line, if what a command makes cannot be a new file there."""
+    if path.exists():
+        raise ValueError(f"{option} {path} exists: name a new file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: {path.parent} is no folder")
+
+
 @contextlib.contextmanager
 def result_written(path: Path) -> Iterator[BinaryIO]:
     """What a command makes, written as `durably_written` does; what one that was killed left of it goes first."""

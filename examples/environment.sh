@@ -5,7 +5,7 @@
 #                       unless it is named here: AMOS_FAIRSEQ_VENV="$VIRTUAL_ENV"
 #   PYTHON              creates the environment; default: python3
 #   AMOS_FAIRSEQ_CPU    0 or 1: compile the ops for the CPU; default: where there is a C++ compiler
-#   AMOS_FAIRSEQ_CUDA   0 or 1: compile the ops for CUDA, by nvcc; default: where CUDA_HOME is set
+#   AMOS_FAIRSEQ_CUDA   0 or 1: compile the ops for CUDA, by nvcc; default: where CUDA_HOME has it
 #   TORCH               what pip installs if the environment has no torch; default: torch==2.13.0. For a CUDA build
 #                       install torch into the environment first, or e.g. TORCH="torch --index-url https://..."
 #   AMOS_FAIRSEQ_CONSTRAINTS   versions of everything else; default: examples/constraints.txt, /dev/null: the newest
@@ -40,7 +40,7 @@ prepare_environment() {
         echo "  fairseq and the rest (if pip has no fairseq for this Python, it is compiled: about three minutes on two cores)"
         "$python" -m pip install --quiet --quiet --constraint "$constraints" "setuptools>=64" wheel cython numpy ninja
         command -v "${CXX:-c++}" >/dev/null && cpu=1
-        [ -z "${CUDA_HOME:-}" ] || cuda=1
+        [ ! -x "${CUDA_HOME:-}/bin/nvcc" ] || cuda=1
         env -u CUDA_HOME PATH="${CUDA_HOME:+$CUDA_HOME/bin:}$PATH" \
             AMOS_FAIRSEQ_CPU="${AMOS_FAIRSEQ_CPU:-$cpu}" AMOS_FAIRSEQ_CUDA="${AMOS_FAIRSEQ_CUDA:-$cuda}" \
             "$python" -m pip install --quiet --quiet --constraint "$constraints" --no-build-isolation \

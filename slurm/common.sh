@@ -183,7 +183,7 @@ encoded_slices() {
 
 # run_until_done PROGRESS FOLDER COMMAND..: PROGRESS is one of the functions above.
 run_until_done() {
-    local progress="$1" folder="$2" before status port ports_taken=0
+    local progress="$1" folder="$2" before status port ports_taken=0 quits=""
     shift 2
     port=$((20000 + (${SLURM_JOB_ID:-$$} + ${SLURM_RESTART_COUNT:-0}) % 10000))
     if [ "${DRY_RUN:-0}" = 1 ]; then
@@ -197,6 +197,7 @@ run_until_done() {
         status=0
         launch "$@" || status=$?
         [ "$status" -ne 0 ] || exit 0
+        [ -z "$quits" ] || exit "$status"
         [[ "$FOR_THE_USER" != *" $status "* ]] || give_up "starting it again would change nothing"
         [ "$status" -ne "$DISK" ] || has_room "$folder" || give_up "there is no room in $folder"
         if [ "$("$progress" "$folder")" = "$before" ]; then
@@ -258,11 +259,12 @@ launch() {
         return
     fi
     rm -f "$marks"/*
+    # Ctrl-C is for this script alone: torchrun would give its processes 30 s to save, and then kill them.
+    [ "${launcher[0]:-}" != torchrun ] || set -- setsid "$@"
     MARKS="$marks" MASTER_PORT="$port" "$@" 2> >(keep_errors) &
     launched=$! signalled=""
     trap 'signalled=1; pass_on_stop' USR2 TERM
-    trap 'kill -TERM "$launched"; wait "$launched"; exit 130' INT
-    trap 'pass_on_stop; wait "$launched"; exit 129' HUP # the terminal is gone
+    trap 'signalled=1 quits=1; pass_on_stop' INT HUP # Ctrl-C, or the terminal is gone
     status=0
     wait "$launched" || status=$?
     while [ -n "$signalled" ]; do # a signal ends the waiting, not the command

@@ -51,7 +51,6 @@ def updates_within(method: PretrainingMethod, geometry: Geometry, flops: float, 
 def update_flops(method: PretrainingMethod, geometry: Geometry) -> Tuple[int, int]:
     """Of an update in the generator's warm-up, 0 without one, and of one after it."""
     batch = batch_without_values(geometry.sequences, geometry.length, geometry.mask_prob, method.cropping)
-    batch = batch._replace(num_masked=[round(geometry.mask_prob * batch.original_tokens.numel())])
     alone = GeneratorAlone(method).training_flops(batch) if method.generator_warmup else 0
     return alone, method.training_flops(batch)
 

@@ -44,6 +44,7 @@ class Result(NamedTuple):
 
 def read_texts(path: Path, columns: Sequence[str], label: str, folds: int = FOLDS) -> Labelled:
     """Raises ValueError, in one line, for what tells nothing."""
+    check_folds(folds)
     if len(columns) > 2:
         raise ValueError(f"a probe reads one text or a pair, got the columns {', '.join(columns)}")
     table = tables.read(path, columns, label)
@@ -56,6 +57,7 @@ def read_texts(path: Path, columns: Sequence[str], label: str, folds: int = FOLD
 
 def read_words(path: Path, folds: int = FOLDS) -> Labelled:
     """Tagged sentences, as `finetune tokens` reads them, or a word, a tab and its label a line."""
+    check_folds(folds)
     table = tagged.read(path, *tagged.columns_of(path, None, None))
     sentences = [
         [linear_probes.Word(word.strip(), tag.strip(), line) for word, tag in zip(words, tags)]
@@ -65,13 +67,18 @@ def read_words(path: Path, folds: int = FOLDS) -> Labelled:
         (word.label, number, tables.hash_of(" ".join(word.text for word in sentence)) % folds)
         for number, sentence in enumerate(sentences) for word in sentence if word.label != linear_probes.UNLABELLED
     ]
+    if not rows:
+        raise ValueError(f"{path} has no labelled word: all are {linear_probes.UNLABELLED}, which is read, not probed")
     return checked(Labelled(path, sentences, *map(np.array, zip(*rows))), folds)
+
+
+def check_folds(folds: int) -> None:
+    if folds < 2:
+        raise ValueError(f"{folds} folds leave nothing to learn from: take at least 2")
 
 
 def checked(found: Labelled, folds: int) -> Labelled:
     path = found.path
-    if folds < 2:
-        raise ValueError(f"{folds} folds leave nothing to learn from: take at least 2")
     if len(set(found.folds.tolist())) < folds:
         raise ValueError(f"{path} holds too few different texts for {folds} folds: give more of them, or take fewer")
     for number in range(folds):

@@ -4,6 +4,7 @@ Sequences are held-out blocks of the run's data, cut to SEQUENCE_TOKENS. Similar
 or of a file of scored pairs (STS-B's, for example) those of the highest score.
 """
 
+import logging
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amos_fairseq.analysis.checkpoint import held_out_blocks
-from amos_fairseq.analysis.similarity import Sts
+from amos_fairseq.analysis.similarity import Embedder, Sts
 from amos_fairseq.data.masking import MaskedBlockDataset, MaskingOptions
 from amos_fairseq.methods.base import PretrainingMethod
 from amos_fairseq.methods.batch import PretrainingBatch
@@ -22,6 +23,7 @@ from amos_fairseq.pretrained.model import Pretrained
 from amos_fairseq.pretrained.scoring import Sequences, masked_scores, one_pass_scores
 from amos_fairseq.run_log import Run
 
+logger = logging.getLogger(__name__)
 SEQUENCES = 200
 SEQUENCE_TOKENS = 64
 KEPT_BY_CROPS = 0.9
@@ -70,7 +72,10 @@ def probe(run: Run, pairs: Optional[Sts] = None) -> Probe:
         first, second = embeddings(model, originals), embeddings(model, crops)
         similar = np.arange(len(items))
     else:
-        first, second = (embeddings(model, [model.encode(text) for text in texts]) for texts in pairs[1:3])
+        reading = Embedder(model)
+        first, second = (embeddings(model, reading.sequences(texts)) for texts in pairs[1:3])
+        if reading.truncated:
+            logger.warning("%s: %d texts lost their ends in %s", pairs.name, reading.truncated, run.name)
         similar = np.flatnonzero(pairs.scores == pairs.scores.max())
     cosines = normalized(first[:CROSSED]) @ normalized(second[:CROSSED]).T
     return Probe(

@@ -98,7 +98,7 @@ def read(paths: Sequence[Path], by: Optional[str] = None) -> List[Pair]:
 
 
 def files_of(path: Path) -> List[Path]:
-    return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
 
 
 def pairs_of(path: Path, by: Optional[str]) -> Iterator[Pair]:

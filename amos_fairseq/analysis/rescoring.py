@@ -60,6 +60,9 @@ class Rescoring:
         absent = [group for group in groups if group not in references]
         if absent:
             raise ValueError(f"there is no reference for {absent[0]!r}: lines are id<TAB>sentence")
+        without = [group for group in references if group not in groups]
+        if without:
+            raise ValueError(f"{len(without)} references have no hypothesis, first {without[0]!r}: leave them out")
         self.words = sum(len(references[group].split()) for group in groups)
         if not self.words:
             raise ValueError("the references hold no word")

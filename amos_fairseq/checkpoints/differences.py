@@ -9,7 +9,7 @@ from amos_fairseq.options import options_of
 # Options of fairseq's, as a task or model has them, too: places, the run's length, and what is compared by itself.
 FREE = {"_name", "arch", "data", "seed", "save_dir", "restore_file", "max_update", "max_tokens"}
 PRECISIONS = ("fp16", "bf16", "amp")
-PRECISION_OPTIONS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16_no_flatten_grads", "fp16_adam_stats")
+PRECISION_OPTIONS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16_no_flatten_grads")
 NO_SCHEDULE = {"_name", "update_freq"}  # compared as the optimizer's name and the batch
 DIGITS = 12  # of a SHA-256
 

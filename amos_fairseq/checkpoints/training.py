@@ -1,5 +1,6 @@
 """fairseq's trainer and the checkpoints: what is saved, which is loaded, and what ends the run instead."""
 
+import ast
 import copy
 import logging
 import os
@@ -155,8 +156,11 @@ def load(original: Callable, cfg, trainer, **passthrough):
     cfg = copy.deepcopy(cfg)
     for name, value in overrides.items():
         setattr(cfg, name, value)
+    if overrides.get("restore_file"):  # its moments, but decay and such as this command has them
+        own = {name: value for name, value in trainer.optimizer.optimizer_config.items() if name != "lr"}
+        cfg.optimizer_overrides = repr({**own, **ast.literal_eval(cfg.optimizer_overrides)})
     extra_state, epoch_itr = original(cfg, trainer, **passthrough)
-    if extra_state is not None and not cfg.reset_optimizer:
+    if extra_state is not None and overrides.get("restore_file") and not cfg.reset_optimizer:
         set_scaler_state(trainer.optimizer, extra_state.get("scaler", {}))
         states = extra_state.get("random_states", [])
         if trainer.data_parallel_rank < len(states):

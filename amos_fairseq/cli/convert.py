@@ -8,6 +8,9 @@ HELP = (
     "Write an amos_rtd or coco_lm run, or a checkpoint of Microsoft's releases, in one of the two layouts of these. "
     "What is written is read again and compared bit by bit."
 )
+OF_A_RELEASE = (
+    "method", "sentencepiece", "dictionary", "max_distance", "generator_depths", "allow_missing", "allow_unexpected"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +37,14 @@ def run(args: argparse.Namespace) -> None:
     from amos_fairseq import from_pretrained
     from amos_fairseq.pretrained import released
 
-    if released.is_released(args.checkpoint):
+    if args.encoder_only and args.to != "fairseq":
+        raise ValueError("--encoder-only goes with --to fairseq: that of huggingface holds the encoder alone")
+    is_released = released.is_released(args.checkpoint)
+    for name in ["data"] if is_released else OF_A_RELEASE:
+        if getattr(args, name):
+            option, whose = name.replace("_", "-"), "run" if is_released else "release"
+            raise ValueError(f"--{option} goes with a {whose}, which {args.checkpoint} is not: leave it out")
+    if is_released:
         pretrained = released.load(
             args.checkpoint, args.sentencepiece, args.dictionary, name=args.method, max_distance=args.max_distance,
             generator_depths=args.generator_depths, allow_missing=args.allow_missing,

@@ -2,7 +2,9 @@
 
 import argparse
 import time
+from pathlib import Path
 
+from amos_fairseq.files import check_new
 from amos_fairseq.terminal import visible
 
 HELP = "collect a small English text corpus from the documentation on this machine"
@@ -21,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if not (args.out or args.tasks):
         raise ValueError("there is nothing to write: give --out, --tasks, or both")
+    if args.out:
+        check_new("--out", Path(args.out))
     if args.examples < 16:
         raise ValueError(f"--examples {args.examples} are too few: give at least 16")
     if args.tasks:

@@ -156,8 +156,11 @@ def run_of(cfg, task, missing: str) -> Run:
     limits = [cfg.dataset.batch_size, most and most // length]
     batch, update_freq = max(1, min(filter(None, limits))), cfg.optimization.update_freq[0]
     scheduled = int(float(options_of(cfg.lr_scheduler).get("total_num_update") or 0))
-    updates = cfg.optimization.max_update or scheduled or math.ceil(blocks / (devices * batch * update_freq))
-    return Run(length, blocks, tokens, max(1, len(train)), devices, batch, update_freq, max(1, updates))
+    shards, optimization = max(1, len(train)), cfg.optimization
+    epoch = math.ceil(blocks / (shards * devices * batch * update_freq))  # fairseq's: of one shard
+    limits = [optimization.max_update, (optimization.max_epoch or 0) * epoch]
+    updates = min(filter(None, limits), default=scheduled or shards * epoch)
+    return Run(length, blocks, tokens, shards, devices, batch, update_freq, max(1, updates))
 
 
 def costs(cfg, model, run: Run) -> Iterator[Tuple[str, str]]:

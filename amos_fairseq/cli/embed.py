@@ -3,6 +3,7 @@ import argparse
 from pathlib import Path
 
 from amos_fairseq.cli import trained
+from amos_fairseq.files import check_new
 from amos_fairseq.terminal import visible
 
 HELP = "Write the encoder's features of every line of a text as a NumPy array (lines, width), by a run of any method."
@@ -18,10 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.out.exists():
-        raise ValueError(f"--out {args.out} exists: name a new file")
-    if not args.out.parent.is_dir():
-        raise ValueError(f"--out {args.out}: {args.out.parent} is no folder")
+    check_new("--out", args.out)
     lines = trained.read(args.file).removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import List, Optional
 
 from amos_fairseq.cli.trained import add_text, lines_of
-from amos_fairseq.files import result_written
-from amos_fairseq.terminal import json_line, shows_colour, visible
+from amos_fairseq.files import check_new, result_written
+from amos_fairseq.terminal import json_line, show_log, shows_colour, visible
 
 HELP = (
     "Follow text through a trained model: what is masked, what each generator would put there and what is drawn, the "
@@ -62,8 +62,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--count must be at least 1, got {args.count}")
     if args.seed < 0:
         raise ValueError(f"--seed must be 0 or more, got {args.seed}")
-    if args.html and args.html.exists():
-        raise ValueError(f"--html {args.html} exists: name a new file")
+    if args.html:
+        check_new("--html", args.html)
+    show_log()
     lines = [] if args.text is None and args.file is None else lines_of(args)
 
     from rich.console import Console

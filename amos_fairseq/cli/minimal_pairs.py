@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from amos_fairseq.cli import trained
+from amos_fairseq.files import check_new, result_written
 from amos_fairseq.terminal import filled, json_line, table, visible
 
 HELP = (
@@ -30,13 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.out is not None and args.out.exists():
-        raise ValueError(f"--out {args.out} exists: name a new file")
+    if args.out is not None:
+        check_new("--out", args.out)
 
     from tqdm import tqdm
 
     from amos_fairseq.analysis import minimal_pairs
-    from amos_fairseq.files import result_written
     from amos_fairseq.pretrained.scoring import SCORINGS, WITHIN_WORD
 
     asked = SCORINGS if args.scores is None else args.scores.split(",")

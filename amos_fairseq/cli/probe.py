@@ -1,10 +1,10 @@
 """`amos-fairseq probe`: what frozen layers know, of labelled words or of the order of words."""
 import argparse
 from pathlib import Path
-from typing import Iterable, List, Optional
+from typing import Iterable, List, Union
 
 from amos_fairseq.cli import trained
-from amos_fairseq.files import result_written
+from amos_fairseq.files import check_new, result_written
 from amos_fairseq.terminal import filled, json_line, show_log, table
 
 HELP = (
@@ -15,6 +15,7 @@ HELP = (
     "stand as they were written, on documentation of this machine or any text. It takes seconds and no seed. "
     "--labelled probes runs, k-fold, on any one file of labelled words or texts."
 )
+ALL = "all"  # layers
 FILES, ORDER, FOLDS = "with --train and --test", "without --train, --test and --labelled", "with --labelled"  # modes
 OPTIONS = {
     FILES: ("train", "test", "layers", "network", "png"), ORDER: ("tasks", "text", "part", "items"),
@@ -49,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        "many to learn from")
 
 
-def layers(text: str) -> Optional[List[int]]:
-    """Increasing layer numbers, or None for `all`."""
+def layers(text: str) -> Union[str, List[int]]:
+    """Increasing layer numbers, or ALL."""
     try:
-        return None if text == "all" else sorted({int(part) for part in text.split(",")})
+        return ALL if text == ALL else sorted({int(part) for part in text.split(",")})
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text} is neither `all` nor layer numbers: for example 0,4,8") from None
 
@@ -149,8 +150,9 @@ def probe_folds(args: argparse.Namespace) -> None:
     models = with_untrained(args, trained.short_names(args.run))
 
     def layers_of(model) -> List[int]:
-        chosen = [-1] if args.layers is None else args.layers
-        return list(map(model.layer_number, chosen))
+        if args.layers == ALL:
+            return [*range(1 + model.encoder.config.layers)]
+        return list(map(model.layer_number, args.layers or [-1]))
 
     rows = []
     with tqdm(total=sum(len(layers_of(model)) for _, model in models), unit="layer", desc="probe", disable=None) as bar:
@@ -173,8 +175,8 @@ def probe_folds(args: argparse.Namespace) -> None:
 
 
 def probe_words(args: argparse.Namespace) -> None:
-    if args.png and args.png.exists():
-        raise ValueError(f"--png {args.png} exists: name a new file")
+    if args.png:
+        check_new("--png", args.png)
 
     from tqdm import tqdm
 
@@ -193,10 +195,10 @@ def probe_words(args: argparse.Namespace) -> None:
         for of_file, path in zip(sentences, (args.train, args.test))
     ]
     train_words, test_words = (len(of_file.labels) for of_file in encoded)
-    results = []
+    results, layers = [], None if args.layers == ALL else args.layers
     for name in tqdm(chosen, unit="network", desc="probe", disable=None):
         twin = untrained(networks[name])
-        results += linear_probes.probe_network(name, networks[name], twin, *encoded, args.layers)
+        results += linear_probes.probe_network(name, networks[name], twin, *encoded, layers)
     label, share = linear_probes.majority(*(of_file.labels for of_file in encoded))
 
     depths = {name: model.method.marked_layers(name) for name in chosen}

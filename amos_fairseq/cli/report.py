@@ -35,11 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    show_log()
+
     from tqdm import tqdm
 
     from amos_fairseq.analysis import held_out_figures, report, similarity
 
-    show_log()
+    if args.logs_only and args.pairs:
+        raise ValueError("--pairs is read by a checkpoint, of which --logs-only reads none: leave one out")
     if args.out is None and (len(args.runs) > 1 or not args.runs[0].is_dir()):
         raise ValueError("--out FOLDER says where a report of several runs, or of a log, is written")
     out, pairs = args.out or args.runs[0] / "report", args.pairs

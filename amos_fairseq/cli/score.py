@@ -85,7 +85,12 @@ def check(args: argparse.Namespace) -> None:
 def references_of(path: Path) -> Dict[str, str]:
     from amos_fairseq.analysis import rescoring
 
-    return {item.group: item.sentence for item in rescoring.parse(trained.read(path), str(path))}
+    found: Dict[str, str] = {}
+    for item in rescoring.parse(trained.read(path), str(path)):
+        if item.group in found:
+            raise ValueError(f"{path}, line {item.line}: a second reference for {item.group!r}: leave one")
+        found[item.group] = item.sentence
+    return found
 
 
 def score(model, hypotheses: List, args: argparse.Namespace, path: str) -> List:

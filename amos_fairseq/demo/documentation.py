@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib.util
 import inspect
+import math
 import os
 import re
 import sysconfig
@@ -48,9 +49,9 @@ def write_documentation(out: str, megabytes: float = 12, progress: bool = False)
 
     A document's paragraphs are lines, a blank line ends it. The same installation gives the same file.
     """
+    if not 1e-6 <= megabytes < math.inf:
+        raise ValueError(f"--megabytes {megabytes} is no size: give a number above 0, such as 12")
     limit = int(megabytes * 1e6)
-    if limit < 1:
-        raise ValueError(f"--megabytes {megabytes} is too small")
     with result_written(Path(out)) as stream, tqdm(
         total=limit, unit="B", unit_scale=True, desc="collect", disable=None if progress else True
     ) as bar:

@@ -22,11 +22,11 @@ PIPELINES = {
 }
 # Of a run's configuration.
 OPTIONS = {
-    "task": ("tokens_per_sample", "mask_prob", "mask_token_prob", "keep_prob", "random_prob", "seed"),
+    "task": ("tokens_per_sample", "mask_prob", "mask_token_prob", "keep_prob", "random_prob", "seed", "layer_decay"),
     "dataset": ("batch_size", "max_tokens"),
     "distributed_training": ("distributed_world_size",),
     "optimization": ("update_freq", "max_update", "lr", "clip_norm"),
-    "optimizer": ("_name", "adam_betas", "adam_eps", "weight_decay", "layer_decay"),
+    "optimizer": ("_name", "adam_betas", "adam_eps", "weight_decay"),
     "lr_scheduler": ("_name", "warmup_updates", "total_num_update", "power"),
     "common": ("fp16", "bf16"),
 }

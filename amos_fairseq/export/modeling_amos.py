@@ -211,7 +211,7 @@ class AmosForMaskedLM(AmosWithHead):
 
 
 class AmosForSequenceClassification(AmosWithHead):
-    """num_labels 1: regression"""
+    """num_labels 1: regression, unless problem_type is `multi_label_classification`, whose labels are (B, L), 0 or 1"""
 
     output_class = modeling_outputs.SequenceClassifierOutput
 
@@ -222,6 +222,8 @@ class AmosForSequenceClassification(AmosWithHead):
         return self.classifier(hidden)
 
     def loss(self, logits, labels):
+        if self.config.problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         if self.num_labels > 1:
             return super().loss(logits, labels)
         return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(-1))

@@ -11,7 +11,7 @@ def accuracy(predicted: np.ndarray, targets: np.ndarray) -> float:
 
 
 def f1(predicted: np.ndarray, targets: np.ndarray) -> float:
-    """Of two classes, 2 PR / (P + R) of the second: of GLUE's, `is a paraphrase`. 0 where P and R are."""
+    """Of classes 0 and 1, 2 PR / (P + R) of the second: of GLUE's, `is a paraphrase`. 0 where P and R are."""
     from sklearn import metrics as sklearn_metrics  # which takes a second, and pre-training does without
 
     return float(sklearn_metrics.f1_score(targets, predicted, labels=[1], average="macro", zero_division=0))
@@ -19,6 +19,8 @@ def f1(predicted: np.ndarray, targets: np.ndarray) -> float:
 
 def macro_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
     """Mean of the F1 of every class that is predicted or a target; of sets (N, L), of every label."""
+    if targets.ndim == 2:  # one label alone scikit-learn would take for two classes
+        return float(np.mean([f1(*of_label) for of_label in zip(predicted.T, targets.T)]))
     from sklearn import metrics as sklearn_metrics
 
     return float(sklearn_metrics.f1_score(targets, predicted, average="macro", zero_division=0))

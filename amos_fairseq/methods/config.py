@@ -18,7 +18,13 @@ ENCODER_SIZES = {
     "base": dict(encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072, encoder_attention_heads=12),
     "large": dict(encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16),
 }
+HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 LR_FACTOR = "_lr_factor"  # ends the options that multiply the learning rate of a group
+
+
+def heads_of_generator(width: int, encoder_heads: int) -> int:
+    """Attention heads of a generator of a width of its own, or of the encoder's if that is 0."""
+    return max(1, width // HEAD_WIDTH) if width else encoder_heads
 
 
 class Vocabulary(NamedTuple):

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from amos_fairseq.methods.base import PretrainingMethod
-from amos_fairseq.methods.config import PretrainingConfig
+from amos_fairseq.methods.config import PretrainingConfig, heads_of_generator
 from amos_fairseq.options import declared
 
 logger = logging.getLogger(__name__)
 
 GENERATOR = re.compile(r"^(generators\.\d+|generator)\.")  # how the methods call their generators
 MODULES_OF_GENERATOR = ("generators", "generator", "mlm_head")
+HEADS, WIDTH = "encoder_attention_heads", "generator_embed_dim"
 TABLES, WEIGHT, DELTA = ("token_embeddings", "positions"), ".weight", ".delta"  # of ordinary and disentangled tables
 DISENTANGLED = tuple(f"{table}{DELTA}" for table in TABLES)
 
@@ -43,15 +44,17 @@ def start_from(method: PretrainingMethod, run: EarlierRun) -> None:
     names the first difference, and changes nothing. Whether the ids mean the same words is the caller's to know.
     """
     wanted = method.state_dict()
-    state, followed = with_tables_of(wanted, named_alike(run.state, wanted))
+    heads, heads_there = generator_heads(method.config, run)
+    same = heads == heads_there
+    state, followed = with_tables_of(wanted, named_alike(run.state, wanted), same)
     encoder, generator = part(state, ["encoder"]), part(state, MODULES_OF_GENERATOR)
     check_same_options(method.config, run)
     check_same_shapes(
         "encoder", part(wanted, ["encoder"]), encoder, run.source, "the encoder's options and the vocabulary"
     )
-    if fits(method, wanted, state):
+    if same and fits(method, wanted, state):
         taken = state
-    elif fits(method, part(wanted, ["encoder", *MODULES_OF_GENERATOR]), {**encoder, **generator}):
+    elif same and fits(method, part(wanted, ["encoder", *MODULES_OF_GENERATOR]), {**encoder, **generator}):
         taken = {**encoder, **generator}
     else:
         taken = encoder
@@ -67,7 +70,7 @@ def load_generator(method: PretrainingMethod, run: EarlierRun) -> None:
     """
     wanted = method.state_dict()
     taken = part(named_alike(run.state, wanted), MODULES_OF_GENERATOR)
-    check_same_options(method.config, run)
+    check_same_options(method.config, run, generator_heads(method.config, run))
     check_same_shapes(
         "generator", part(wanted, MODULES_OF_GENERATOR), taken, run.source,
         "generator_layers, generator_embed_dim and the encoder's options",
@@ -83,12 +86,18 @@ def named_alike(state: Mapping[str, Tensor], wanted: Iterable[str]) -> Dict[str,
     return {GENERATOR.sub(lambda match: f"{names.get(match[1], match[1])}.", key): state[key] for key in state}
 
 
-def with_tables_of(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], ...]:
-    """`state` with the encoder's tables as `wanted` has them, and the generator's that these are differences to."""
+def with_tables_of(
+    wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], same_heads: bool = True
+) -> Tuple[Dict[str, Tensor], ...]:
+    """`state` with the encoder's tables as `wanted` has them, and the generator's that these are differences to.
+
+    same_heads: of both generators
+    """
     followed: Dict[str, Tensor] = {}
     state = dict(state)
     there, here = ([key for key in keys if key.endswith(DISENTANGLED)] for keys in (state, wanted))
-    same_generator = not first_difference(part(wanted, MODULES_OF_GENERATOR), part(state, MODULES_OF_GENERATOR))
+    alike = not first_difference(part(wanted, MODULES_OF_GENERATOR), part(state, MODULES_OF_GENERATOR))
+    same_generator = alike and same_heads
     if there == here and same_generator:
         return state, followed
     for key in there:
@@ -151,8 +160,19 @@ def check_same_shapes(
         )
 
 
-def check_same_options(config: PretrainingConfig, run: EarlierRun) -> None:
-    for name in (option.name for option in declared(type(config)) if option.unseen):
-        here, there = getattr(config, name), run.options.get(name, getattr(config, name))
-        if here != there and (config.rel_pos_buckets or not name.startswith("rel_pos")):
-            raise ValueError(f"{run.source} was trained with {name} {there}, not {here}: set it as in that run")
+def generator_heads(config: PretrainingConfig, run: EarlierRun) -> Tuple[int, int]:
+    """Of the generators here and there."""
+    width, heads = getattr(config, WIDTH, 0), config.encoder_attention_heads
+    width_there = run.options.get(WIDTH, 0) if run.options else width  # not every method's has a width of its own
+    return heads_of_generator(width, heads), heads_of_generator(width_there, run.options.get(HEADS, heads))
+
+
+def check_same_options(config: PretrainingConfig, run: EarlierRun, heads: Optional[Tuple[int, int]] = None) -> None:
+    """heads: of the network here and of the one there, where they are not both the encoder"""
+    here = {option.name: getattr(config, option.name) for option in declared(type(config)) if option.unseen}
+    there = {name: run.options.get(name, value) for name, value in here.items()}
+    if heads is not None:
+        here[HEADS], there[HEADS] = heads
+    for name, value in here.items():
+        if value != there[name] and (config.rel_pos_buckets or not name.startswith("rel_pos")):
+            raise ValueError(f"{run.source} was trained with {name} {there[name]}, not {value}: set it as in that run")

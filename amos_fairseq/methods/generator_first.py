@@ -9,14 +9,20 @@ from torch import Tensor
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
 from amos_fairseq.methods.base import PretrainingMethod, Start
 from amos_fairseq.methods.batch import PretrainingBatch
-from amos_fairseq.methods.continuation import DELTA, EarlierRun, check_same_options, check_same_shapes, generators
+from amos_fairseq.methods.continuation import (
+    DELTA,
+    EarlierRun,
+    check_same_options,
+    check_same_shapes,
+    generator_heads,
+    generators,
+)
 from amos_fairseq.modules.encoder import EncoderConfig
 from amos_fairseq.objectives import LossTerm, Mean, mlm_loss
 from amos_fairseq.ops import MaskedLMReading
 
 logger = logging.getLogger(__name__)
 
-HEAD_WIDTH = 64  # width of an attention head of a generator of its own width, as in ELECTRA
 SHAPE = {"dim": "embed_dim", "heads": "attention_heads", "ffn_dim": "ffn_embed_dim"}  # in the words of the options
 
 
@@ -124,18 +130,12 @@ def start_from_generator(method: PretrainingMethod, run: EarlierRun) -> None:
     check_same_shapes(
         "generator", wanted, found, run.source, "the encoder's options (generator_embed_dim 0 there) and the vocabulary"
     )
-    if run.options.get("generator_embed_dim"):
-        run = run._replace(options={**run.options, "encoder_attention_heads": heads_of(method.encoder.config.dim)})
-    check_same_options(method.config, run)
+    _, heads = generator_heads(method.config, run)
+    check_same_options(method.config, run, (method.config.encoder_attention_heads, heads))
     start = start_of(method.encoder, tower)
     for parameter, value in start.copies:
         parameter.copy_(value)
     logger.info("%s: generator -> encoder: %s", run.source, start.words)
-
-
-def heads_of(dim: int) -> int:
-    """Attention heads of a generator of its own width."""
-    return max(1, dim // HEAD_WIDTH)
 
 
 def depth(names: Iterable[str]) -> int:

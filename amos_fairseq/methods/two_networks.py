@@ -11,9 +11,9 @@ from amos_fairseq import reference_flops as reference
 from amos_fairseq.flops import BACKWARD_AND_FORWARD
 from amos_fairseq.methods.base import Config, Look, Output, PretrainingMethod, Start
 from amos_fairseq.methods.batch import PretrainingBatch
-from amos_fairseq.methods.config import JudgingConfig, PretrainingConfig, Vocabulary
+from amos_fairseq.methods.config import JudgingConfig, PretrainingConfig, Vocabulary, heads_of_generator
 from amos_fairseq.methods.continuation import MODULES_OF_GENERATOR
-from amos_fairseq.methods.generator_first import check_same_width, heads_of, start_of
+from amos_fairseq.methods.generator_first import check_same_width, start_of
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import MaskedLMHead
 from amos_fairseq.modules.token_table import DisentangledTable, folded
@@ -230,11 +230,11 @@ class GeneratorMethod(TwoNetworksMethod[Config, Output]):
         config, token_embeddings = cast(GeneratorConfig, self.config), self.table_of_generator()
         dropout = 0.0 if self.frozen_generator else config.generator_dropout
         dim = config.generator_embed_dim or config.encoder_embed_dim
-        if config.generator_embed_dim and dim % (heads := heads_of(dim)):
+        heads = heads_of_generator(config.generator_embed_dim, config.encoder_attention_heads)
+        if config.generator_embed_dim and dim % heads:
             raise ValueError(f"generator_embed_dim {dim} cannot be divided by its {heads} heads: take a multiple of 64")
         generator_config = config.encoder_config(
-            vocabulary, layers=config.generator_layers or config.encoder_layers, dim=dim,
-            heads=heads_of(dim) if config.generator_embed_dim else config.encoder_attention_heads,
+            vocabulary, layers=config.generator_layers or config.encoder_layers, dim=dim, heads=heads,
             ffn_dim=4 * dim if config.generator_embed_dim else config.encoder_ffn_embed_dim, dropout=dropout,
             attention_dropout=dropout, activation_dropout=0.0,
         )

@@ -190,7 +190,7 @@ class Pretrained:
         tokens = self._checked(self.tokenizer.sequence(ids), whole)
         counted = [span.begin >= start for span in spans]
         words = word_numbers(whole, spans)
-        return tokens, torch.tensor([special_tokens, *counted, special_tokens]), torch.tensor([-1, *words, -1])
+        return tokens, torch.tensor([special_tokens, *counted, special_tokens]), torch.tensor([-1, *words, -2])
 
     def method_with(self, part: str) -> PretrainingMethod:
         """Raises ValueError, in one line, if there is only the encoder, and not `part`."""

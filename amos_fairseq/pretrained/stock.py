@@ -20,9 +20,8 @@ from amos_fairseq.data.fast_tokenizer import read_fast
 from amos_fairseq.data.tokenizer import Tokenizer
 from amos_fairseq.data.vocabulary_files import load_tokenizer, vocabulary_file
 from amos_fairseq.methods import build
-from amos_fairseq.methods.config import Vocabulary
+from amos_fairseq.methods.config import Vocabulary, heads_of_generator
 from amos_fairseq.methods.continuation import EarlierRun, part
-from amos_fairseq.methods.generator_first import heads_of
 from amos_fairseq.modules.encoder import Encoder
 from amos_fairseq.modules.heads import DetectionHead, MaskedLMHead
 from amos_fairseq.pretrained import layouts
@@ -83,21 +82,22 @@ def earlier_run(path, source: str) -> EarlierRun:
     """What a new run takes of the folder, and of `generator/` in it, by the names that methods have."""
     main = load(path)
     state, config = main.state, main.encoder.config
-    place = Path(path) / "generator"
-    if is_stock(place):
-        generator = load(place)
-        shape = generator.encoder.config
-        same_heads = shape.heads == heads_of(shape.dim) and (shape.dim != config.dim or shape.heads == config.heads)
-        if same_heads and shape.layer_norm_eps == config.layer_norm_eps:
-            renamed = {f"generator.{name.removeprefix('encoder.')}": tensor
-                       for name, tensor in part(generator.state, ["encoder"]).items()}
-            state = {**state, **renamed, **part(generator.state, ["mlm_head"])}
-        else:
-            logger.warning("%s: heads or layer_norm_eps are no generator's here: not taken", place)
     options = {
         "encoder_attention_heads": config.heads, "layer_norm_eps": config.layer_norm_eps,
         "rel_pos_max_distance": config.rel_pos_max_distance, "rel_pos_bucketing": config.rel_pos_bucketing,
     }
+    place = Path(path) / "generator"
+    if is_stock(place):
+        generator = load(place)
+        shape = generator.encoder.config
+        width = 0 if (shape.dim, shape.heads) == (config.dim, config.heads) else shape.dim
+        if shape.heads == heads_of_generator(width, config.heads) and shape.layer_norm_eps == config.layer_norm_eps:
+            renamed = {f"generator.{name.removeprefix('encoder.')}": tensor
+                       for name, tensor in part(generator.state, ["encoder"]).items()}
+            state = {**state, **renamed, **part(generator.state, ["mlm_head"])}
+            options["generator_embed_dim"] = width
+        else:
+            logger.warning("%s: heads or layer_norm_eps are no generator's here: not taken", place)
     return EarlierRun(source, state, options)
 
 

@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 
 from fairseq.dataclass import FairseqDataclass
+from omegaconf import II
 
 from amos_fairseq.options import NOT_NEGATIVE, option
 
@@ -13,6 +14,8 @@ limit = functools.partial(option, range=NOT_NEGATIVE, free=True)
 
 @dataclass
 class SupervisionConfig(FairseqDataclass):
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
     stop_after_minutes: float = limit(0.0, "after so long save and end with status 75, as upon SIGTERM; 0: never")
     startup_timeout: float = limit(1800.0, "seconds until the first update starts, else the run ends; 0: no limit")
     update_timeout: float = limit(600.0, "seconds without a micro-batch done, else the run ends; 0: no limit")

@@ -9,6 +9,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -19,13 +20,14 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
+from fairseq.tasks import TASK_REGISTRY
 
 from amos_fairseq import fairseq_options, json_files
 from amos_fairseq.checkpoints import Damaged, store, verify
 from amos_fairseq.checkpoints.training import Place, as_file, decided_by_first, scaler_state, set_scaler_state
 from amos_fairseq.supervision import display, faults, history, lock, options, watch
 from amos_fairseq.supervision.faults import UpdateSkipped
-from amos_fairseq.user_errors import one_line, stop, told_in_one_line
+from amos_fairseq.user_errors import one_line, stop, suggestion, told_in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ STOPPED, FAULTS = os.EX_TEMPFAIL, os.EX_PROTOCOL  # 75, 76
 FOR_ONE_SEQUENCE = "take shorter --tokens-per-sample, --bf16, or a smaller model"
 FOR_THE_BATCH = "give a smaller --batch-size and a larger --update-freq"
 FOR_THE_STEP = "the optimizer's state does not fit: take a smaller model, or --memory-efficient-bf16"
+NUMBER = re.compile(r"_\d+$")  # of a layer, as in mlm_4
 PHASES = ("startup", "update", "validation", "save")
 _current: Optional["Supervisor"] = None
 
@@ -57,6 +60,10 @@ def check_options(cfg) -> None:
     """Raises ValueError, in one line, whatever machine this is."""
     fairseq_options.check(cfg)
     options.check(cfg.task, cfg.checkpoint.no_save)
+    metric, logged = cfg.checkpoint.best_checkpoint_metric, TASK_REGISTRY[cfg.task._name].logged(cfg.task)
+    if logged is not None and not {metric, NUMBER.sub("", metric)} & {*logged}:
+        likely = suggestion(metric, logged) or f": choose from {', '.join(logged)}"
+        raise ValueError(f"best_checkpoint_metric {metric} is nothing that validation logs{likely}")
 
 
 def begin(cfg) -> Optional["Supervisor"]:

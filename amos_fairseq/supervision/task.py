@@ -1,7 +1,7 @@
 """What a task is to supervision; one that derives from this, with a config derived from SupervisionConfig, has it."""
 
 import logging
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Collection, Dict, List, Optional, Sequence
 
 from fairseq.tasks import FairseqTask
 
@@ -27,6 +27,11 @@ class SupervisedTask(FairseqTask):
     def setup_task(cls, cfg, **kwargs):
         with told_with_recipe_named():
             return cls(cfg)
+
+    @classmethod
+    def logged(cls, cfg) -> Optional[Collection[str]]:
+        """What validation logs, less numbers at the end, by which the best checkpoint can be told; None: not known."""
+        return None
 
     def split_batch(self, sample: Dict[str, Any], parts: int) -> List[Dict[str, Any]]:
         """The batch in `parts` of equally many sequences, the last of fewer, or one of each sequence; an empty one, or

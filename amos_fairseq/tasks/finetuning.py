@@ -131,6 +131,10 @@ class FinetuningTask(SupervisedTask):
         self.answers: Dict[str, Dict[int, np.ndarray]] = {}  # of a validation, by split and example
         self.results: Dict[str, Dict[str, float]] = {}
 
+    @classmethod
+    def logged(cls, cfg):
+        return ["loss", *read_problem(Path(cfg.data)).metrics]
+
     # Networks
 
     def build_model(self, cfg, from_checkpoint=False):

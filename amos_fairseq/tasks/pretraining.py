@@ -35,6 +35,7 @@ from amos_fairseq.options import COUNT, Range, free_names, option
 from amos_fairseq.pooled import mean_cosine
 from amos_fairseq.pretrained import stock
 from amos_fairseq.pretrained.loading import VOCABULARY, parameters_of
+from amos_fairseq.quantities import HIDDEN_STATES
 from amos_fairseq.supervision import SupervisedTask, SupervisionConfig
 from amos_fairseq.user_errors import Damaged, stop
 
@@ -83,6 +84,10 @@ class PretrainingTask(SupervisedTask):
         self.has_collapsed = False  # as far as validation has seen
         self.iterators = {}  # by split, the current one
         self.open_data()
+
+    @classmethod
+    def logged(cls, cfg):
+        return ["loss", *METHODS[cls.method_name].quantities, *HIDDEN_STATES]
 
     def open_data(self) -> None:
         cfg = self.cfg

@@ -17,7 +17,8 @@ python3 -m pip wheel --quiet --no-deps --wheel-dir "$folder/wheels" antlr4-pytho
 git -C "$root" archive HEAD amos_fairseq examples setup.py pyproject.toml README.md | tar -x -C "$folder/repository"
 if [ ! -f "$folder/data/manifest.json" ]; then
     export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-    python3 -m amos_fairseq.cli.main corpus --out "$folder/text.txt" --megabytes 13
+    # a text that is there is whole, and what an interrupted `prepare` knows it by is when it was written
+    [ -f "$folder/text.txt" ] || python3 -m amos_fairseq.cli.main corpus --out "$folder/text.txt" --megabytes 13
     python3 -m amos_fairseq.cli.main prepare "$folder/text.txt" --out "$folder/data" --vocab-size 32768 \
         --tokens-per-sample 512
     rm "$folder/text.txt"

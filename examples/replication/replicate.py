@@ -13,6 +13,7 @@ prepare` wrote it).
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -359,6 +360,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="prepared data of your own; node needs them")
     parser.add_argument("--dry-run", action="store_true", help="what it costs; nothing is run")
     args = parser.parse_args()
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq's imports have it at DEBUG, for all libraries
     budget = BUDGETS[args.budget]
     if args.data is not None:
         budget = on_data(budget, args.data)

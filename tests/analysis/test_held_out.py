@@ -74,6 +74,14 @@ def test_scored_pairs_take_the_place_of_crops(make_run):
     assert len(probe.random_cosines) == 6 and probe.replaced_losses == {}
 
 
+def test_a_pair_longer_than_the_model_reads_loses_its_end_which_is_told(make_run, caplog):
+    long = " ".join(60 * ["beta"])
+    pairs = Sts("pairs", ["alpha", long], ["alpha", f"{long} gamma"], np.array([1.0, 5.0]))
+    probe = held_out.probe(make_run("bert_mlm"), pairs)
+    assert probe.similar_cosines.tolist() == pytest.approx([1.0])
+    assert "pairs: 2 texts lost their ends in bert_mlm" in caplog.text
+
+
 def test_each_depth_of_amos_replaces_alone(make_run):
     run = make_run("amos_rtd", gain=20.0)  # at which the depths disagree
     model = from_pretrained(run.folder)

@@ -43,7 +43,7 @@ def test_a_line_of_ewok_is_two_pairs_of_one_target_after_both_contexts(tmp_path)
 
 
 def test_pairs_of_ones_own_are_tsv_and_a_file_without_phenomena_is_one(tmp_path):
-    (tmp_path / "verbs.tsv").write_text("good\tbad\nit is\tit are\n")
+    (tmp_path / "verbs.TSV").write_text("good\tbad\nit is\tit are\n")
     (tmp_path / "x.csv").write_text('phenomenon,good,bad\ncommas,"a, b","b ,a"\n')
     (tmp_path / "README.txt").write_text("not read of a folder")
     pairs = minimal_pairs.read([tmp_path])

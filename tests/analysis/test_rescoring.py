@@ -32,6 +32,12 @@ def test_the_weight_is_the_middle_of_those_with_the_fewest_errors():
     assert rescoring.combined(hypotheses, PLLS, 0.25)[:2] == [-3.0, -3.0]
 
 
+def test_references_without_hypotheses_would_not_count_and_are_refused():
+    hypotheses, references = rescoring.parse(LIST, "x", first_pass=True), {**REFERENCES, "u3": "a", "u4": "b"}
+    with pytest.raises(ValueError, match="2 references have no hypothesis, first 'u3': leave them out"):
+        rescoring.Rescoring(hypotheses, PLLS, TOKENS, references)
+
+
 def test_references_are_needed_for_every_id():
     with pytest.raises(ValueError, match="there is no reference for 'u2': lines are id<TAB>sentence"):
         rescoring.Rescoring(rescoring.parse(LIST, "x", first_pass=True), PLLS, TOKENS, {"u1": "a"})

@@ -61,6 +61,14 @@ def test_a_command_is_planned_on_its_data_with_the_checkpoints_it_leaves(launch,
     assert len(store.listed(folder)) < int(most.split(":")[0]) == 6
 
 
+@pytest.mark.parametrize("limits", [{}, dict(max_update=10**6), dict(total_num_update=1)])
+def test_epochs_limit_a_run_as_updates_do(launch, arguments, tmp_path, limits):
+    """Of 33 blocks, 8 an update: five updates each."""
+    options = {"max_epoch": 3, "max_update": 0, "warmup_updates": 0, "save_dir": "run", **limits}
+    rows = told(launch(AMOS_FAIRSEQ, ["train", "--dry-run", *arguments(NAME, **options)], folder=tmp_path))
+    assert rows["passes"][0].endswith(" over the data, 120 sequences") and " in 15 updates" in rows["FLOPs"][0]
+
+
 def test_hours_follow_from_flops_devices_and_peaks():
     flops, devices = 1.29e20, 8
     assert [duration(flops / (peak * 0.35 * devices)) for peak in (312e12, 989e12)] == ["41.0 h", "12.9 h"]

@@ -88,6 +88,7 @@ def test_frequencies_are_those_of_prepared_data_if_they_are_named(command, token
         (["FOLDER/run", "--pairs", "FOLDER/none.tsv"], "none.tsv does not exist"),
         (["FOLDER/run", "--pairs", "FOLDER/pairs.tsv", "--by", "UID"], "pairs.tsv, line 2: there is no column 'UID'"),
         (["FOLDER/run", "--pairs", "FOLDER/pairs.tsv", "--out", "FOLDER/pairs.tsv"], "--out pairs.tsv exists: name"),
+        (["FOLDER/run", "--pairs", "FOLDER/pairs.tsv", "--out", "no/x.jsonl"], "--out no/x.jsonl: no is no folder"),
     ],
 )
 def test_mistakes_are_told_in_one_line(command, arguments, message):

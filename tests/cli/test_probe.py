@@ -133,6 +133,8 @@ def test_a_labelled_file_is_probed_fold_by_fold(order, tmp_path, columns):
     names = [name for name in ("run", "copy", "run, untrained") for _ in range(2)]
     assert [row[:2] for row in rows[1:]] == [[name, layer] for name, layer in zip(names, ["0", "2"] * 3)]
     assert rows[1][1:] == rows[3][1:] and f"128 {'texts' if columns else 'words'}" in notes
+    every = json.loads(order(*arguments[:-1], "all", "--json")[1])["probes"]
+    assert [probe["layer"] for probe in every] == 3 * [0, 1, 2]
     probes = json.loads(order(*arguments, "--json")[1])["probes"]
     assert f"{100 * probes[1]['accuracy']['value']:.1f} (" in rows[2][2]
 
@@ -152,12 +154,16 @@ def test_a_labelled_file_is_probed_fold_by_fold(order, tmp_path, columns):
         (["--labelled", "FOLDER/train", "--png", "FOLDER/x"], "--png goes with --train and --test"),
         (["--folds", "3"], "--folds goes with --labelled"),
         (["--labelled", "FOLDER/train", "--label", "x"], "--label goes with --columns, which names the"),
+        (["--labelled", "FOLDER/many", "--folds", "0"], "0 folds leave nothing to learn from: take at least 2"),
+        (["--labelled", "FOLDER/unlabelled"], "FOLDER/unlabelled has no labelled word: all are _, which is read, not"),
+        (["--layers", "all"], "--layers goes with --train and --test"),
         (["--labelled", "FOLDER/many", "--layers", "9"], "layer 9 must lie between -3 and 2, the encoder's last layer"),
     ],
 )
 def test_mistakes_about_the_order_of_words_are_told_in_one_line(order, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr(documentation, "held_out_paragraphs", lambda: ["alpha beta"])
     (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "unlabelled").write_text("alpha\t_\nbeta\t_\n")
     status, out, err = order(*(argument.replace("FOLDER", str(tmp_path)) for argument in arguments))
     assert status == 64 and out == "" and err.count("\n") == 1
     assert err.startswith(f"amos-fairseq probe: error: {message.replace('FOLDER/', '')}")

@@ -110,6 +110,10 @@ def test_a_first_pass_is_weighted_and_word_errors_are_told(score, tmp_path):
     rate = 0.0 if rows[0]["best"] else 200 / 3
     expected = f"{rate:.2f} % word errors; first in the first pass 66.67, the best that there are 0.00"
     assert err.endswith(f"/text: {expected}\n")
+    (tmp_path / "twice").write_text("a\tmufe bada\nb\tbada\na\tkolu\n")
+    assert score(text, *FIRST, "0.25", "--references", str(tmp_path / "twice"))[2].endswith(
+        "/twice, line 3: a second reference for 'a': leave one\n"
+    )
     _, out, err = score(text, *FIRST[:2], "--tune", str(tmp_path / "held_out"), str(tmp_path / "references"))
     assert out[0] == "id\tbest\tscore\tfirst_pass\tpll\ttokens\tsentence"
     assert err.startswith("weight 0.") or err.startswith("weight 1.")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from amos_fairseq.cli.main import main
 from amos_fairseq.demo import documentation
 
 SOURCE = '''
@@ -52,6 +53,19 @@ def test_corpus_has_the_size_no_repetition_and_is_deterministic(tmp_path):
     paragraphs = [line for line in text.split("\n") if line]
     assert len(paragraphs) == len(set(paragraphs)) > 500
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("megabytes", [0, -1, float("inf"), float("nan")])
+def test_what_is_no_size_is_refused(tmp_path, megabytes):
+    with pytest.raises(ValueError, match=f"--megabytes {megabytes} is no size: give a number above 0, such as 12"):
+        documentation.write_documentation(str(tmp_path / "a.txt"), megabytes)
+
+
+def test_a_file_that_is_there_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["corpus", "--out", str(tmp_path / "notes.txt"), "--tasks", str(tmp_path / "tasks")]) == 64
+    assert capsys.readouterr().err.endswith("/notes.txt exists: name a new file\n")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_modules_are_read_in_their_order_whatever_process_reads_them():

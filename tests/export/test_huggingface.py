@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from amos_fairseq.checkpoints import storage
 from amos_fairseq.cli import main
@@ -178,6 +179,7 @@ def save_finetuned(run, name, method, tokenizer, kind):
         ("span", ABSOLUTE | NARROW, "ElectraForQuestionAnswering"),
         ("span", WIDE, "AmosForQuestionAnswering"),
         ("multi_label", MPNET, "MPNetForSequenceClassification"),
+        ("multi_label", WIDE, "AmosForSequenceClassification"),
         ("token", MPNET, "MPNetForTokenClassification"),
         ("token", ABSOLUTE, "BertForTokenClassification"),
         ("token", ABSOLUTE | NARROW, "ElectraForTokenClassification"),
@@ -234,6 +236,9 @@ def test_outputs_are_those_of_the_fine_tuned_network(
         assert namespace["output"].logits.shape == (1, 2)
     if kind == "multi_label":
         assert model.config.problem_type == "multi_label_classification"
+        labels = (ours > 0.1).float()
+        loss = model(tokens, attention_mask=(~padding_mask).long(), labels=labels).loss
+        assert loss.item() == pytest.approx(binary_cross_entropy_with_logits(ours, labels).item(), rel=1e-4)
     if kind == "prompt":
         words = "`\u2581alpha` for no, `\u2581beta` for yes"
         assert f"likeliest of these tokens at the only `<mask>`: {words}." in (folder / "README.md").read_text()

@@ -68,6 +68,9 @@ def test_scores_of_sets():
     found = compute(["micro_f1", "macro_f1", "subset_accuracy"], "multi_label", outputs, targets)
     # of the first label 2 are right of 2 and 2, of the second 1 of 1 and 3
     assert found == pytest.approx({"micro_f1": 2 * 3 / (3 + 5), "macro_f1": (1 + 0.5) / 2, "subset_accuracy": 1 / 3})
+    # of one label alone: 1 is right of 1 and 3
+    found = compute(["micro_f1", "macro_f1"], "multi_label", outputs[:, 1:], targets[:, 1:])
+    assert found == pytest.approx({"micro_f1": 0.5, "macro_f1": 0.5})
 
 
 def test_constant_predictions_are_worth_0_without_a_warning():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amos_fairseq.methods import METHODS
-from amos_fairseq.methods.continuation import EarlierRun, start_from
+from amos_fairseq.methods.continuation import EarlierRun, load_generator, start_from
 
 
 def modules(method):
@@ -154,6 +154,24 @@ def test_options_that_no_shape_shows_are_compared_where_the_run_tells_them(make_
         start_from(method, EarlierRun("old.pt", state, {option: there}))
     start_from(method, EarlierRun("old.pt", state, {option: here, "dropout": 0.5}))
     assert torch.equal(method.encoder.token_embeddings.weight, state["encoder.token_embeddings.weight"])
+
+
+@pytest.mark.parametrize("width, taken", [(16, True), (0, False)])
+def test_a_generator_with_other_heads_is_not_taken_though_its_shapes_are_the_same(make_method, width, taken):
+    """Of a width of its own, 16, it has one head; with the encoder's width, 16 as well, the encoder's two."""
+    options = dict(generator_layers=1, encoder_ffn_embed_dim=64, rel_pos_buckets=0)
+    earlier = make_method("electra_rtd", seed=5, generator_embed_dim=width, **options)
+    run = EarlierRun("old.pt", earlier.state_dict(), dict(encoder_attention_heads=2, generator_embed_dim=width))
+    method, other = (make_method("electra_rtd", generator_embed_dim=16, **options) for _ in range(2))
+    start_from(method, run)
+    key = "generator.layers.0.fc1.weight"
+    assert torch.equal(method.state_dict()[key], run.state[key]) == taken
+    assert torch.equal(method.encoder.token_embeddings.weight, run.state["encoder.token_embeddings.weight"])
+    if taken:
+        load_generator(other, run)
+    else:
+        with pytest.raises(ValueError, match="old.pt was trained with encoder_attention_heads 2, not 1: set it as in"):
+            load_generator(other, run)
 
 
 def test_distances_do_not_matter_without_relative_positions(make_method):

@@ -170,6 +170,13 @@ def test_script_scores_in_one_pass_and_others_token_by_token(model):
     assert bert.score(["alpha"]) == bert.score(["alpha"], "masked")
 
 
+def test_within_words_the_first_and_the_last_token_are_two(model):
+    """Of one word of one piece nothing else is masked."""
+    bert = model("bert_mlm")
+    within, masked = (bert.score(["alpha"], way, special_tokens=True)[0] for way in ("within-word", "masked"))
+    assert len(bert.tokenizer.encode("alpha")) == 1 and within == masked
+
+
 @pytest.mark.parametrize(
     "use, message",
     [

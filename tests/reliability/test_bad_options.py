@@ -73,6 +73,8 @@ CONFIGURATIONS = {
     "TPUs": (dict(tpu=True), "tpu is for some of fairseq's own models: leave it out"),
     "model in parts": (dict(model_parallel_size=2), "model_parallel_size is for some of fairseq's own models"),
     "averages of updates": (dict(use_bmuf=True), "use_bmuf is for some of fairseq's own models: leave it out"),
+    "no state of the optimizer": (dict(no_save_optimizer_state=True), "no_save_optimizer_state has a run that was"),
+    "averaged parameters": (dict(store_ema=True), "store_ema does not work with these models: leave it out, and see"),
     "no save_dir": (dict(save_dir=""), "save_dir is empty: name a folder for the checkpoints"),
     "missing folder of log_file": (dict(log_file="gone/log"), "log_file gone/log is in no folder that exists: make it"),
 }
@@ -128,6 +130,9 @@ STARTS = {
     "factor of nothing": (
         dict(rel_pos_lr_factor=30, rel_pos_buckets=0, optimizer="fused_adamw"), "rel_pos_lr_factor 30.0 is of no"
     ),
+    "metric that is not logged": (
+        dict(best_checkpoint_metric="rtd_auc"), "best_checkpoint_metric rtd_auc is nothing that validation logs: choose from "
+    ),
     "spikes without checkpoints": (dict(loss_spike_factor=2, no_save=True), "loss_spike_factor 2.0 needs checkpoints"),
     "missing init_checkpoint": (dict(init_checkpoint="gone"), "init_checkpoint gone does not exist"),
     "save_dir below a file": (dict(save_dir="/dev/null/run"), "save_dir /dev/null/run: /dev/null is no folder"),
@@ -173,7 +178,7 @@ def test_configuration_is_refused_with_option_value_and_range(configuration, mis
     changes, words = CONFIGURATIONS[mistake]
     cfg = configuration.copy()
     for name, value in changes.items():
-        groups = [*fairseq_options.RANGES, "task", "model"]  # fairseq's own come first
+        groups = [*fairseq_options.RANGES, "task", "model", "ema"]  # fairseq's own come first
         group = next(group for group in groups if name in cfg[group])
         cfg[group][name] = value
     with pytest.raises(ValueError) as refusal:

@@ -126,6 +126,28 @@ def test_a_run_resumed_from_any_point_ends_with_the_same_bits(train, through, tm
     assert_same_training(tmp_path / "run", folder)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "fused_adamw"])
+def test_decay_and_betas_are_those_of_the_command_that_goes_on(train, tmp_path, optimizer):
+    options = dict(optimizer=optimizer, weight_decay=0.01, adam_betas="(0.9, 0.98)")
+    train(max_update=2, **options)
+    shutil.copytree(tmp_path / "run", tmp_path / "other", symlinks=True)
+    train(max_update=4, **options)
+    changed = {**options, "weight_decay": 0.9, "adam_betas": "(0.5, 0.6)"}
+    outcome = train(max_update=4, save_dir=tmp_path / "other", **changed)
+    assert "weight_decay 0.01 -> 0.9" in outcome.out[0] + outcome.err[0]
+    same, other = last(tmp_path / "run"), last(tmp_path / "other")
+    groups = other["last_optimizer_state"]["param_groups"]
+    assert {tuple(group["betas"]) for group in groups} == {(0.5, 0.6)} and groups[0]["weight_decay"] == 0.9
+    assert same["last_optimizer_state"]["param_groups"][0]["weight_decay"] == 0.01
+    assert not all(torch.equal(same["model"][key], other["model"][key]) for key in same["model"])
+
+
+def test_another_metric_of_the_best_checkpoint_is_refused(train):
+    train(max_update=2)
+    text = error_of(train(max_update=4, fails=True, best_checkpoint_metric="mlm"))
+    assert "best_checkpoint_metric  loss  mlm" in text and "--allow-change best_checkpoint_metric" in text
+
+
 def test_fp16_resumes_with_its_window_of_the_loss_scale(train, through, tmp_path):
     """Which grows every 3 updates, not 3 after the start."""
     options = dict(fp16=True, fp16_no_flatten_grads=True, fp16_scale_window=3, save_interval_updates=4)

@@ -56,6 +56,7 @@ def stop(*_):
     save(number)
     sys.exit(75)
 signal.signal(signal.SIGUSR2, stop)
+signal.signal(signal.SIGHUP, stop)  # as the trainer does
 note = {"arguments": sys.argv[1:], **{name: os.environ.get(name) for name in names}}
 (fake / "note").mkdir(exist_ok=True)
 partial = fake / f"partial-{os.getpid()}"

@@ -277,6 +277,22 @@ def test_torchrun_passes_signals_on_and_starts_again_until_done(cluster):
     assert cluster.run("pretrain_base.sh", *arguments).returncode == 3  # torchrun's word for any failure is 1
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_on_a_plain_machine_ends_a_run_that_has_saved(cluster, processes, number):
+    """The terminal signals all of its group at once, of which torchrun, impatient, is none."""
+    cluster.behaves("train 100")
+    words = ["common.cpu=true", f"distributed_training.distributed_world_size={processes}"]
+    process = cluster.start("pretrain_base.sh", *words)
+    while len(cluster.calls()) < processes:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    process.communicate(timeout=900)
+    saved = cluster.folder / "runs/amos_rtd-base/checkpoint_1_100"
+    assert (process.returncode, len(cluster.calls()), saved.is_dir()) == (75, processes, True)
+
+
 def test_one_process_without_slurm_is_started_again_until_done(cluster):
     cluster.behaves("train 100")
     process = cluster.start("pretrain_base.sh", "common.cpu=true")
