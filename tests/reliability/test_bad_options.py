@@ -131,7 +131,7 @@ STARTS = {
         dict(rel_pos_lr_factor=30, rel_pos_buckets=0, optimizer="fused_adamw"), "rel_pos_lr_factor 30.0 is of no"
     ),
     "metric that is not logged": (
-        dict(best_checkpoint_metric="rtd_auc"), "best_checkpoint_metric rtd_auc is nothing that validation logs: choose from "
+        dict(best_checkpoint_metric="rtd_auc"), "best_checkpoint_metric rtd_auc is nothing that validation logs: choose"
     ),
     "spikes without checkpoints": (dict(loss_spike_factor=2, no_save=True), "loss_spike_factor 2.0 needs checkpoints"),
     "missing init_checkpoint": (dict(init_checkpoint="gone"), "init_checkpoint gone does not exist"),
