@@ -72,6 +72,12 @@ time.sleep(900)
 """
 
 
+def heeding() -> None:
+    """What nohup, or a shell in the background, has the tests ignore, the script under test does not."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Cluster:
     def __init__(self, folder: Path):
         self.folder, self.fake = folder / "submitted from", folder / "fake"
@@ -101,7 +107,7 @@ class Cluster:
             path = self.folder / "slurm" / script
         return subprocess.Popen(
             ["bash", path, *arguments], cwd=self.folder, env={**self.environment, **environment},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeding,
         )
 
     def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
