@@ -53,10 +53,13 @@ def save(updates):
     (path / f"checkpoint_1_{updates}").mkdir(parents=True, exist_ok=True)
     (path / f"checkpoint_9_{updates}999.tmp").mkdir(exist_ok=True)
 def stop(*_):
+    for other in stops:  # one more, as Python ends, would be its death
+        signal.signal(other, signal.SIG_IGN)
     save(number)
     sys.exit(75)
-signal.signal(signal.SIGUSR2, stop)
-signal.signal(signal.SIGHUP, stop)  # as the trainer does
+stops = (signal.SIGUSR2, signal.SIGHUP)
+for each in stops:
+    signal.signal(each, stop)
 note = {"arguments": sys.argv[1:], **{name: os.environ.get(name) for name in names}}
 (fake / "note").mkdir(exist_ok=True)
 partial = fake / f"partial-{os.getpid()}"
