@@ -158,8 +158,8 @@ def run_of(cfg, task, missing: str) -> Run:
     scheduled = int(float(options_of(cfg.lr_scheduler).get("total_num_update") or 0))
     shards, optimization = max(1, len(train)), cfg.optimization
     epoch = math.ceil(blocks / (shards * devices * batch * update_freq))  # fairseq's: of one shard
-    limits = [optimization.max_update, (optimization.max_epoch or 0) * epoch]
-    updates = min(filter(None, limits), default=scheduled or shards * epoch)
+    ends = optimization.max_update, (optimization.max_epoch or 0) * epoch
+    updates = min(filter(None, ends), default=scheduled or shards * epoch)
     return Run(length, blocks, tokens, shards, devices, batch, update_freq, max(1, updates))
 
 

@@ -195,10 +195,10 @@ def probe_words(args: argparse.Namespace) -> None:
         for of_file, path in zip(sentences, (args.train, args.test))
     ]
     train_words, test_words = (len(of_file.labels) for of_file in encoded)
-    results, layers = [], None if args.layers == ALL else args.layers
+    results, numbers = [], None if args.layers == ALL else args.layers
     for name in tqdm(chosen, unit="network", desc="probe", disable=None):
         twin = untrained(networks[name])
-        results += linear_probes.probe_network(name, networks[name], twin, *encoded, layers)
+        results += linear_probes.probe_network(name, networks[name], twin, *encoded, numbers)
     label, share = linear_probes.majority(*(of_file.labels for of_file in encoded))
 
     depths = {name: model.method.marked_layers(name) for name in chosen}

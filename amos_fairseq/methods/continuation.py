@@ -45,16 +45,16 @@ def start_from(method: PretrainingMethod, run: EarlierRun) -> None:
     """
     wanted = method.state_dict()
     heads, heads_there = generator_heads(method.config, run)
-    same = heads == heads_there
-    state, followed = with_tables_of(wanted, named_alike(run.state, wanted), same)
+    same_heads = heads == heads_there
+    state, followed = with_tables_of(wanted, named_alike(run.state, wanted), same_heads)
     encoder, generator = part(state, ["encoder"]), part(state, MODULES_OF_GENERATOR)
     check_same_options(method.config, run)
     check_same_shapes(
         "encoder", part(wanted, ["encoder"]), encoder, run.source, "the encoder's options and the vocabulary"
     )
-    if same and fits(method, wanted, state):
+    if same_heads and fits(method, wanted, state):
         taken = state
-    elif same and fits(method, part(wanted, ["encoder", *MODULES_OF_GENERATOR]), {**encoder, **generator}):
+    elif same_heads and fits(method, part(wanted, ["encoder", *MODULES_OF_GENERATOR]), {**encoder, **generator}):
         taken = {**encoder, **generator}
     else:
         taken = encoder
@@ -87,7 +87,7 @@ def named_alike(state: Mapping[str, Tensor], wanted: Iterable[str]) -> Dict[str,
 
 
 def with_tables_of(
-    wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], same_heads: bool = True
+    wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], same_heads: bool
 ) -> Tuple[Dict[str, Tensor], ...]:
     """`state` with the encoder's tables as `wanted` has them, and the generator's that these are differences to.
 
@@ -96,8 +96,8 @@ def with_tables_of(
     followed: Dict[str, Tensor] = {}
     state = dict(state)
     there, here = ([key for key in keys if key.endswith(DISENTANGLED)] for keys in (state, wanted))
-    alike = not first_difference(part(wanted, MODULES_OF_GENERATOR), part(state, MODULES_OF_GENERATOR))
-    same_generator = alike and same_heads
+    of_generators = (part(keys, MODULES_OF_GENERATOR) for keys in (wanted, state))
+    same_generator = same_heads and not first_difference(*of_generators)
     if there == here and same_generator:
         return state, followed
     for key in there:
